@@ -1,0 +1,30 @@
+"""Hold the demo's figures against the bounds that the README states for every seed."""
+
+import json
+import sys
+from pathlib import Path
+
+PLAIN_AT_MOST = 0.45
+WORST_GROUP_AT_LEAST = 0.82
+AVERAGE_AT_LEAST = 0.89
+MASK_IOU_AT_LEAST = 0.65
+
+
+def failures(run: dict) -> list[str]:
+    """Every bound that a run breaks, as a sentence."""
+    plain, ifam = run["plain_vit"], run["ifam"]
+    checks = [
+        (plain["worst_group"] <= PLAIN_AT_MOST, f"plain ViT worst group {plain['worst_group']:.3f}"),
+        (ifam["worst_group"] >= WORST_GROUP_AT_LEAST, f"iFAM worst group {ifam['worst_group']:.3f}"),
+        (ifam["average"] >= AVERAGE_AT_LEAST, f"iFAM average {ifam['average']:.3f}"),
+        (ifam["mask_iou"] >= MASK_IOU_AT_LEAST, f"mask IoU {ifam['mask_iou']:.3f}"),
+        (run["hidden_influence"] == 0.0, f"hidden influence {run['hidden_influence']}"),
+    ]
+    return [f"seed {run['seed']}: {what} is out of bounds" for held, what in checks if not held]
+
+
+if __name__ == "__main__":
+    runs = json.loads(Path(sys.argv[1]).read_text())["runs"]
+    broken = [sentence for run in runs for sentence in failures(run)]
+    print("\n".join(broken) if broken else f"The demo holds its bounds ({len(runs)} run).")
+    sys.exit(1 if broken else 0)

@@ -1,0 +1,138 @@
+"""Every setting, documented one by one. No torch here: reading a configuration is instant."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+MaskGradient = Literal["full", "visible", "none"]
+Tuning = Literal["tokens", "none", "all"]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The two-stage model (arXiv 2506.08915, section 3).
+
+    Attributes:
+        backbone: Name of a timm vision transformer, or `ifam_tiny` (embedded, needs no network).
+        image_size: Side of the square input in pixels; the backbone's own where it is None.
+        num_parts: Foreground parts K; the background comes on top.
+        num_classes: Classes C.
+        predictor_backbone: Backbone of the predictor; the selector's where it is None.
+        backbone_kwargs: Handed to `timm.create_model` for both backbones.
+        temperature: Softmax temperature tau of the part maps.
+        gumbel_noise: Gumbel(0, 1) noise on part maps and mask, in training only.
+        part_dropout: Probability that the selector's classifier misses a whole part, in training.
+        mask_part_dropout: Probability that a whole part is hidden from the predictor, in training.
+        mask_gradient: How the predictor's loss reaches the selector: "full" (exact, every patch), "visible"
+            (exact for visible patches, nothing for hidden ones) or "none".
+        class_names: Names of the classes, in order of their index.
+        mean: Channel means of the input normalisation; the backbone's own where it is None.
+        std: Channel standard deviations; the backbone's own where it is None.
+    """
+
+    backbone: str = "vit_base_patch14_reg4_dinov2.lvd142m"
+    image_size: int | None = None
+    num_parts: int = 4
+    num_classes: int = 2
+    predictor_backbone: str | None = None
+    backbone_kwargs: dict[str, Any] = field(default_factory=dict)
+    temperature: float = 1.0
+    gumbel_noise: bool = True
+    part_dropout: float = 0.3
+    mask_part_dropout: float = 0.3
+    mask_gradient: MaskGradient = "visible"
+    class_names: tuple[str, ...] = ()
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weight of each term of the training objective (arXiv 2506.08915, section 3.3).
+
+    Attributes:
+        classification: Cross-entropy of the predictor.
+        selector_classification: Cross-entropy of the selector's own classifier.
+        presence: Every part appears somewhere in the batch.
+        enforced_presence: Background appears near the border of every image.
+        total_variation: Part maps are piecewise constant.
+        entropy: Each patch belongs to one part.
+        orthogonality: Features of different parts differ.
+        equivariance: Part maps move with the image.
+        concentration: Each part stays in one place.
+    """
+
+    classification: float = 1.0
+    selector_classification: float = 1.0
+    presence: float = 1.0
+    enforced_presence: float = 2.0
+    total_variation: float = 1.0
+    entropy: float = 1.0
+    orthogonality: float = 1.0
+    equivariance: float = 1.0
+    concentration: float = 0.0
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train (arXiv 2506.08915, section 4.2).
+
+    Attributes:
+        epochs: Passes over the training images.
+        batch_size: Images in a step, on each device.
+        base_lr: Learning rate at batch 16; the real one is `base_lr * sqrt(batch / 16)`, batch being the images
+            of all devices and accumulated steps.
+        selector_lr_factor: Multiplies the learning rate of the selector's transformer, weights and tokens.
+        predictor_lr_factor: Multiplies the learning rate of the predictor's transformer, weights and tokens.
+        prototype_lr_factor: Multiplies the learning rate of the part prototypes.
+        modulation_lr_factor: Multiplies the learning rate of the modulation of the part features.
+        head_lr_factor: Multiplies the learning rate of every fresh norm and classifier.
+        schedule: How the learning rate falls, epoch by epoch: "cosine", "linear" or "step".
+        warmup_epochs: Epochs in which it first rises from `warmup_factor`.
+        warmup_factor: Share of the learning rate at the start of the warm-up.
+        min_factor: Share of the learning rate at the end of a cosine.
+        weight_decay: Normalised decay; AdamW gets `weight_decay * sqrt(1 / (steps per epoch * epochs))`.
+        clip_norm: Largest norm of the gradient.
+        selector_tuning: What is trained in the selector's backbone: its class, register and position "tokens",
+            "none" or "all".
+        predictor_tuning: The same for the predictor's backbone.
+        ema_decay: Decay of an exponential moving average of the weights, which is then what is
+            validated and saved; None for none.
+        accumulate: Steps whose gradients are added up before an update.
+        precision: Lightning's name of the precision, "32-true", "bf16-mixed" or "16-mixed".
+        monitor: What chooses the checkpoint, on validation data: "worst_group" or "accuracy".
+        augment: Random horizontal flips, and random crops resized to at least this share of the area; 1 for none.
+        workers: Processes that load images.
+        seed: Seed of everything random.
+        devices: Devices on each machine, or "auto".
+        num_nodes: Machines.
+        accelerator: Lightning's name of the accelerator, or "auto".
+        strategy: Lightning's name of the strategy ("auto", "ddp", "fsdp").
+    """
+
+    epochs: int = 90
+    batch_size: int = 16
+    base_lr: float = 1e-6
+    selector_lr_factor: float = 1.0
+    predictor_lr_factor: float = 1.0
+    prototype_lr_factor: float = 1e3
+    modulation_lr_factor: float = 1e4
+    head_lr_factor: float = 1e4
+    schedule: Literal["cosine", "linear", "step"] = "cosine"
+    warmup_epochs: int = 0
+    warmup_factor: float = 0.0
+    min_factor: float = 0.0
+    weight_decay: float = 0.05
+    clip_norm: float = 2.0
+    selector_tuning: Tuning = "tokens"
+    predictor_tuning: Tuning = "all"
+    ema_decay: float | None = None
+    accumulate: int = 1
+    precision: str = "32-true"
+    monitor: Literal["worst_group", "accuracy"] = "worst_group"
+    augment: float = 1.0
+    workers: int = 0
+    seed: int = 0
+    devices: int | str = "auto"
+    num_nodes: int = 1
+    accelerator: str = "auto"
+    strategy: str = "auto"

@@ -1,0 +1,109 @@
+"""What flows between the stages: `images -> Selection -> Mask -> Output`.
+
+Letters used in every shape of this package: `B` images, `K` foreground parts, `K1 = K + 1` parts with the
+background, which is always the last, `C` classes, `D` width of the tokens, `H W` the grid of patches,
+`P = H * W` patches in row-major order, `S` the side of an image in pixels.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from ifam._typing import Bool, Float, Int, Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch of examples.
+
+    Attributes:
+        images: Normalised images.
+        labels: Class of each image.
+        groups: Group of each image (class x background, say); what the worst group is taken over.
+        masks: True where the object is, in pixels, for data sets that know it.
+    """
+
+    images: Float[Tensor, "B 3 S1 S2"]
+    labels: Int[Tensor, " B"]
+    groups: Int[Tensor, " B"] | None = None
+    masks: Bool[Tensor, "B S1 S2"] | None = None
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch on another device."""
+        groups = None if self.groups is None else self.groups.to(device)
+        masks = None if self.masks is None else self.masks.to(device)
+        return Batch(self.images.to(device), self.labels.to(device), groups, masks)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What the selector found: which patch belongs to which part.
+
+    Attributes:
+        assignment_logits: `-||x_p - a_k||^2` up to a constant of each patch, without noise.
+        part_maps: Probability of each part at each patch; sums to 1 over parts. Carries Gumbel noise
+            in training.
+        similarity: Dot product of each patch token with each prototype.
+        part_features: One vector a part, after the joint LayerNorm.
+        part_scores: Class scores of each foreground part.
+        selector_logits: The selector's own classification, the mean of `part_scores` over parts.
+    """
+
+    assignment_logits: Float[Tensor, "B K1 H W"]
+    part_maps: Float[Tensor, "B K1 H W"]
+    similarity: Float[Tensor, "B K1 H W"]
+    part_features: Float[Tensor, "B K1 D"]
+    part_scores: Float[Tensor, "B K C"]
+    selector_logits: Float[Tensor, "B C"]
+
+    @property
+    def winners(self) -> Int[Tensor, "B H W"]:
+        """Index of the most probable part of each patch, `K` for background."""
+        # A tie between a part and the background is visible: argmax takes the first, background is last.
+        return self.assignment_logits.argmax(dim=1)
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Which patches the predictor sees.
+
+    Attributes:
+        visible: True where a patch is shown to the predictor.
+        gate: The same as 0.0 and 1.0, with the gradient of the foreground's probability (straight-through).
+    """
+
+    visible: Bool[Tensor, "B H W"]
+    gate: Float[Tensor, "B H W"]
+
+
+@dataclass(frozen=True)
+class Output:
+    """Everything the model says about a batch.
+
+    Attributes:
+        logits: The answer: the predictor's class logits.
+        mask: True where the predictor saw a patch; the answer depends on nothing else.
+        part_maps: Probability of each part at each patch, background last.
+        selector_logits: The selector's own classification, which has seen the whole image.
+        part_scores: Class scores of each foreground part, from the selector.
+        part_features: One vector a part, background last.
+        similarity: Dot product of each patch token with each prototype.
+    """
+
+    logits: Float[Tensor, "B C"]
+    mask: Bool[Tensor, "B H W"]
+    part_maps: Float[Tensor, "B K1 H W"]
+    selector_logits: Float[Tensor, "B C"]
+    part_scores: Float[Tensor, "B K C"]
+    part_features: Float[Tensor, "B K1 D"]
+    similarity: Float[Tensor, "B K1 H W"]
+
+    @property
+    def empty(self) -> Bool[Tensor, " B"]:
+        """True for images of which nothing is visible: their answer is the predictor's prior."""
+        return ~self.mask.flatten(1).any(dim=1)
+
+    @property
+    def visible_fraction(self) -> Float[Tensor, " B"]:
+        """Share of the patches that the predictor saw."""
+        return self.mask.flatten(1).float().mean(dim=1)
