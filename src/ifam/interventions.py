@@ -1,0 +1,149 @@
+"""What a user may change between selector and predictor: `Selection -> Selection`, the input left as it was."""
+
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from ifam._typing import Bool, Float, Tensor
+from ifam.errors import IfamError
+from ifam.types import Selection
+
+# Anything that turns a selection into another one.
+Intervention = Callable[[Selection], Selection]
+
+
+@dataclass(frozen=True)
+class DropParts:
+    """Hide the patches that the given parts have won; they become background.
+
+    Args:
+        parts: Indices of foreground parts, from 0 to K - 1.
+    """
+
+    parts: Sequence[int]
+
+    def __call__(self, selection: Selection) -> Selection:
+        """A copy of the selection without these parts."""
+        dropped = _part_flags(self.parts, selection)
+        winners = selection.winners
+        hidden = dropped[winners]
+        allowed = ~dropped[None, :, None, None].expand_as(selection.assignment_logits).clone()
+        allowed[:, :-1] &= ~hidden[:, None]
+        return _restrict(selection, allowed)
+
+
+@dataclass(frozen=True)
+class KeepParts:
+    """Hide the patches of every other foreground part.
+
+    Args:
+        parts: Indices of the foreground parts to keep, from 0 to K - 1.
+    """
+
+    parts: Sequence[int]
+
+    def __call__(self, selection: Selection) -> Selection:
+        """A copy of the selection with only these parts."""
+        kept = _part_flags(self.parts, selection)
+        return DropParts([k for k in range(len(kept) - 1) if not kept[k]])(selection)
+
+
+@dataclass(frozen=True)
+class DropUnsure:
+    """Hide the patches whose similarity to the part that won them is below that part's threshold.
+
+    Args:
+        thresholds: One threshold [K] for each foreground part, in units of `Output.similarity`.
+    """
+
+    thresholds: Float[Tensor, " K"] | Sequence[float]
+
+    def __call__(self, selection: Selection) -> Selection:
+        """A copy of the selection without unsure patches."""
+        similarity = selection.similarity
+        thresholds = torch.as_tensor(self.thresholds, dtype=similarity.dtype, device=similarity.device)
+        num_parts = similarity.shape[1] - 1
+        if tuple(thresholds.shape) != (num_parts,):
+            raise IfamError(
+                f"DropUnsure got thresholds of shape {list(thresholds.shape)}, but the model has {num_parts} parts; "
+                f"give one threshold for each."
+            )
+        winners = selection.winners[:, None]
+        # The background (-inf) is never unsure.
+        limits = torch.cat([thresholds, thresholds.new_tensor([-torch.inf])])
+        unsure = similarity.gather(1, winners)[:, 0] < limits[winners[:, 0]]
+        allowed = torch.ones_like(similarity, dtype=torch.bool)
+        allowed[:, :-1] &= ~unsure[:, None]
+        return _restrict(selection, allowed)
+
+
+@dataclass(frozen=True)
+class UseMask:
+    """Show exactly the patches of a given mask, whatever the selector found.
+
+    Args:
+        mask: True for visible patches, bool [B, H, W] or [B, P]; [H, W] serves for every image.
+    """
+
+    mask: Tensor
+
+    def __call__(self, selection: Selection) -> Selection:
+        """A copy of the selection that yields this mask."""
+        batch, _, rows, columns = selection.assignment_logits.shape
+        mask = self.mask.to(selection.assignment_logits.device)
+        if tuple(mask.shape) == (rows, columns):
+            mask = mask.expand(batch, -1, -1)
+        if tuple(mask.shape) not in {(batch, rows, columns), (batch, rows * columns)}:
+            raise IfamError(
+                f"UseMask got a mask of shape {list(mask.shape)}, but [{batch}, {rows}, {columns}] is expected: "
+                f"one value a patch, for every image."
+            )
+        if mask.dtype != torch.bool:
+            raise IfamError(
+                f"UseMask got a mask of {mask.dtype}, but torch.bool is expected: compare it (`mask > 0.5`)."
+            )
+        visible = mask.reshape(batch, 1, rows, columns)
+        allowed = visible.expand_as(selection.assignment_logits).clone()
+        allowed[:, -1] = ~visible[:, 0]
+        return _restrict(selection, allowed)
+
+
+def _part_flags(parts: Sequence[Any], selection: Selection) -> Bool[Tensor, " K1"]:
+    """True at the given parts, after a check of their range."""
+    num_parts = selection.assignment_logits.shape[1] - 1
+    indices = []
+    for part in parts:
+        try:
+            indices.append(operator.index(part))
+        except TypeError:
+            raise IfamError(f"{part!r} is no part; parts are whole numbers from 0 to {num_parts - 1}.") from None
+        if not 0 <= part < num_parts:
+            raise IfamError(
+                f"There is no part {part}: this model has parts 0 to {num_parts - 1} "
+                f"(the background, {num_parts}, can be neither dropped nor kept)."
+            )
+    flags = torch.zeros(num_parts + 1, dtype=torch.bool, device=selection.assignment_logits.device)
+    flags[indices] = True
+    return flags
+
+
+def _restrict(selection: Selection, allowed: Bool[Tensor, "B K1 H W"]) -> Selection:
+    """A copy of the selection in which each patch can belong to the allowed parts only."""
+    # Where nothing that is allowed has a say (a NaN, or ruled out by an earlier intervention), the background
+    # takes the patch if it may, and the parts share it otherwise.
+    logits = torch.nan_to_num(selection.assignment_logits, nan=-torch.inf, neginf=-torch.inf)
+    logits = logits.masked_fill(~allowed, -torch.inf)
+    heirs = allowed.clone()
+    heirs[:, :-1] &= ~allowed[:, -1:]
+    undecided = logits.amax(dim=1, keepdim=True) == -torch.inf
+    maps = torch.where(allowed, torch.nan_to_num(selection.part_maps, nan=0.0), 0.0)
+    total = maps.sum(dim=1, keepdim=True)
+    even = heirs / heirs.sum(dim=1, keepdim=True)
+    return replace(
+        selection,
+        assignment_logits=logits.masked_fill(undecided & heirs, 0.0),
+        part_maps=torch.where(total > 0, maps / total.clamp_min(torch.finfo(maps.dtype).tiny), even),
+    )

@@ -1,0 +1,63 @@
+"""From a selection to the mask: sampled in training, the plain winner at inference."""
+
+import torch
+from torch.nn import functional as F
+
+from ifam.selector import gumbel_like
+from ifam.types import Mask, Selection
+
+
+def make_mask(
+    selection: Selection,
+    *,
+    training: bool = False,
+    temperature: float = 1.0,
+    gumbel_noise: bool = True,
+    part_dropout: float = 0.0,
+) -> Mask:
+    """Hide what belongs to the background (arXiv 2506.08915, section 3.2).
+
+    A patch is visible when its most probable part is at least as probable as the background. In training, the
+    probabilities are a second Gumbel sample, independent of the part maps, and whole parts are dropped from it.
+
+    Args:
+        selection: Parts of each image.
+        training: Sample, and drop parts. Without it there is no noise at all.
+        temperature: Softmax temperature of the sample.
+        gumbel_noise: Whether training samples.
+        part_dropout: Probability that a part is hidden, in training.
+
+    Returns:
+        The binary mask, and a gate of the same value whose gradient is that of the foreground's probability.
+    """
+    logits = selection.assignment_logits
+    if training and gumbel_noise:
+        logits = logits + gumbel_like(logits)
+    probabilities = (logits / temperature).softmax(dim=1)
+    parts, background = logits[:, :-1], logits[:, -1]
+    if training and part_dropout > 0:
+        kept = torch.rand(parts.shape[:2], device=parts.device)[:, :, None, None] >= part_dropout
+        parts = parts.masked_fill(~kept, -torch.inf)
+        foreground = (probabilities[:, :-1] * kept).sum(dim=1)
+    else:
+        foreground = probabilities[:, :-1].sum(dim=1)
+    # Compared as logits: two probabilities may both round to zero, two logits do not.
+    visible = parts.amax(dim=1) >= background
+    # The difference is exactly 0, so the gate stays exactly 0 or 1.
+    gate = visible.to(foreground.dtype) + (foreground - foreground.detach())
+    return Mask(visible, gate)
+
+
+def patch_mask(mask: torch.Tensor, grid: tuple[int, int], threshold: float = 0.5) -> torch.Tensor:
+    """A mask of pixels as a mask of patches.
+
+    Args:
+        mask: Pixels [B, S1, S2], True on the object.
+        grid: Rows and columns of patches.
+        threshold: Share of a patch that must be object for it to count.
+
+    Returns:
+        Mask of patches [B, H, W].
+    """
+    share = F.adaptive_avg_pool2d(mask.float()[:, None], grid)[:, 0]
+    return share >= threshold

@@ -1,0 +1,82 @@
+"""Stage 2: sees the visible patches, and nothing else, from its first layer on."""
+
+import torch
+from torch import nn
+
+from ifam._typing import Float, Tensor
+from ifam.backbone import Backbone
+from ifam.config import MaskGradient
+from ifam.errors import IfamError
+
+
+class Predictor(nn.Module):
+    """Classification of the visible patches (arXiv 2506.08915, section 3.2).
+
+    Args:
+        backbone: A transformer of its own.
+        num_classes: Classes C.
+        mask_gradient: How the gate of the mask receives gradient (see `ifam.ModelConfig`).
+    """
+
+    def __init__(self, backbone: Backbone, num_classes: int, mask_gradient: MaskGradient = "visible") -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.mask_gradient = mask_gradient
+        self.norm = nn.LayerNorm(backbone.width)
+        self.head = nn.Linear(backbone.width, num_classes, bias=False)
+
+    def forward(
+        self,
+        images: Tensor,
+        mask: Tensor,
+        gate: Tensor | None = None,
+    ) -> Float[Tensor, "B C"]:
+        """Class logits from the visible patches.
+
+        Args:
+            images: Normalised images [B, 3, S, S]. Pixels of hidden patches may hold anything, NaN included.
+            mask: True for visible patches, bool [B, H, W] or [B, P].
+            gate: The mask as numbers with gradient, of the same shape; without it the mask receives none.
+
+        Returns:
+            Class logits. An image of which nothing is visible gets the answer to an empty image, the same for all.
+
+        Raises:
+            IfamError: The mask is not binary or has another shape than the grid of patches.
+        """
+        self.backbone.check_images(images)
+        self._check(images, mask, gate)
+        visible = mask.flatten(1)
+        wants_gradient = gate is not None and gate.requires_grad and torch.is_grad_enabled()
+        tokens, real = self.backbone.tokens(
+            images,
+            visible,
+            gate.flatten(1) if gate is not None and wants_gradient else None,
+            self.mask_gradient,
+        )
+        logits: Tensor = self.head(self.norm(self._pool(tokens, real)))
+        return logits
+
+    def _pool(self, tokens: Tensor, real: Tensor) -> Tensor:
+        """The class token, or the mean of the visible patches where the backbone has none."""
+        if self.backbone.has_class_token:
+            return tokens[:, 0]
+        patches = real[:, self.backbone.num_prefix_tokens :, None]
+        total = torch.where(patches, tokens[:, self.backbone.num_prefix_tokens :], 0.0).sum(dim=1)
+        return total / patches.sum(dim=1).clamp_min(1)
+
+    def _check(self, images: Tensor, mask: Tensor, gate: Tensor | None) -> None:
+        rows, columns = self.backbone.grid
+        batch = len(images)
+        if tuple(mask.shape) not in {(batch, rows, columns), (batch, rows * columns)}:
+            raise IfamError(
+                f"The mask has shape {list(mask.shape)}, but [{batch}, {rows}, {columns}] or "
+                f"[{batch}, {rows * columns}] is expected: one value a patch, for every image."
+            )
+        if mask.dtype != torch.bool:
+            raise IfamError(
+                f"The mask is {mask.dtype}, but torch.bool is expected: a patch is visible or it is not; "
+                f"compare it, as in `mask > 0.5`."
+            )
+        if gate is not None and gate.flatten(1).shape != mask.flatten(1).shape:
+            raise IfamError(f"The gate has shape {list(gate.shape)}, but the mask has {list(mask.shape)}.")

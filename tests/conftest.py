@@ -1,0 +1,157 @@
+"""Shapes are checked in every test: jaxtyping's import hook wraps the package before its first import."""
+
+from jaxtyping import install_import_hook
+
+install_import_hook("ifam", "beartype.beartype")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+# Four ways in which vision transformers lay out prefix tokens and positions: name, image size.
+LAYOUTS = {
+    "class token in the table": ("vit_tiny_patch16_224", 64),
+    "class and registers out of the table": ("vit_small_patch14_reg4_dinov2", 56),
+    "no class token": ("vit_base_patch16_siglip_224", 64),
+    "norm before the blocks": ("vit_base_patch16_clip_224", 64),
+}
+TINY_VIT = {"depth": 2, "embed_dim": 48, "num_heads": 3}
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    """Every test starts from the same random state."""
+    torch.manual_seed(0)
+
+
+def wake(module):
+    """Random values in every weight, so that no layer scale, bias or token near zero hides an error."""
+    with torch.no_grad():
+        for name, weight in module.named_parameters():
+            if name.endswith("prototypes"):
+                weight.normal_(std=0.4)
+            elif weight.ndim == 1 and not name.endswith("bias"):
+                weight.uniform_(0.5, 1.5)
+            else:
+                weight.normal_(std=0.3 if weight.ndim == 1 or "embed" in name or "token" in name else 0.15)
+    return module
+
+
+@pytest.fixture(params=LAYOUTS.values(), ids=LAYOUTS)
+def layout(request):
+    """(name, image size) of a backbone of each layout."""
+    return request.param
+
+
+@pytest.fixture
+def make_backbone():
+    """A tiny backbone with random weights, of any name."""
+    from ifam.backbone import Backbone
+
+    def make(name="vit_tiny_patch16_224", image_size=64, **kwargs):
+        return wake(Backbone(name, image_size=image_size, pretrained=False, **{**TINY_VIT, **kwargs})).eval()
+
+    return make
+
+
+@pytest.fixture
+def make_model():
+    """A tiny model with random weights: 4 x 4 patches, 3 parts, 5 classes."""
+    from ifam.config import ModelConfig
+    from ifam.model import IFAM
+
+    def make(backbone="vit_tiny_patch16_224", image_size=64, backbone_kwargs=None, **fields):
+        config = ModelConfig(
+            backbone=backbone,
+            image_size=image_size,
+            backbone_kwargs={**TINY_VIT, **(backbone_kwargs or {})},
+            **{"num_parts": 3, "num_classes": 5, **fields},
+        )
+        torch.manual_seed(0)
+        return wake(IFAM(config, pretrained=False)).eval()
+
+    return make
+
+
+@pytest.fixture
+def tiny_model(make_model):
+    """A tiny model in evaluation mode: 64 px, 4 x 4 patches, 3 parts, 5 classes."""
+    return make_model()
+
+
+@pytest.fixture
+def images():
+    """Four normalised images of 64 x 64 pixels."""
+    return torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def mask():
+    """Masks of 4 x 4 patches for four images: a few visible, all hidden, all visible, half visible."""
+    flat = torch.zeros(4, 16, dtype=torch.bool)
+    flat[0, [2, 7, 13]] = True
+    flat[2] = True
+    flat[3, ::2] = True
+    return flat.view(4, 4, 4)
+
+
+@pytest.fixture
+def make_selection():
+    """A selection with the given logits [B, K1, H, W], and everything else consistent with it."""
+    from ifam.types import Selection
+
+    def make(logits, classes=5, width=6):
+        batch, parts = logits.shape[:2]
+        scores = torch.randn(batch, parts - 1, classes, dtype=logits.dtype)
+        return Selection(
+            assignment_logits=logits,
+            part_maps=logits.softmax(dim=1),
+            similarity=torch.randn(logits.shape, dtype=logits.dtype),
+            part_features=torch.randn(batch, parts, width, dtype=logits.dtype),
+            part_scores=scores,
+            selector_logits=scores.mean(dim=1),
+        )
+
+    return make
+
+
+@pytest.fixture
+def gated_tokens():
+    """The oracle: a vision transformer written out, whose attention multiplies each key by a gate.
+
+    All patches are queries and keys; the gates may be any number, so they can be differentiated by autograd
+    and by finite differences. Only pre-norm blocks, as all layouts here have.
+    """
+
+    def attention(attn, x, gates):
+        batch, count, _ = x.shape
+        qkv = attn.qkv(x).view(batch, count, 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4)
+        query, key, value = attn.q_norm(qkv[0]), attn.k_norm(qkv[1]), qkv[2]
+        weights = gates[:, None, None, :] * (query @ key.mT * attn.head_dim**-0.5).exp()
+        mixed = (weights / weights.sum(dim=-1, keepdim=True)) @ value
+        return attn.proj(mixed.transpose(1, 2).flatten(2))
+
+    def tokens(vit, images, gate):
+        x = vit.norm_pre(vit._pos_embed(vit.patch_embed(images)))
+        gates = torch.cat([gate.new_ones(len(gate), vit.num_prefix_tokens), gate], dim=1)
+        for block in vit.blocks:
+            x = x + block.ls1(attention(block.attn, block.norm1(x), gates))
+            x = x + block.ls2(block.mlp(block.norm2(x)))
+        return vit.norm(x)
+
+    return tokens
+
+
+@pytest.fixture
+def gated_logits(gated_tokens):
+    """The oracle's class logits of a predictor, as a function of the gate [B, P] of each patch."""
+
+    def logits(predictor, images, gate, mask):
+        tokens = gated_tokens(predictor.backbone.vit, images, gate)
+        if predictor.backbone.has_class_token:
+            pooled = tokens[:, 0]
+        else:
+            weights = mask.flatten(1).to(tokens)
+            pooled = (tokens * weights[:, :, None]).sum(dim=1) / weights.sum(dim=1, keepdim=True)
+        return predictor.head(predictor.norm(pooled))
+
+    return logits
