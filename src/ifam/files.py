@@ -1,0 +1,82 @@
+"""Files that others have written: settings and weights, never code."""
+
+import json
+import pickle
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from ifam._typing import Tensor
+from ifam.errors import IfamError
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The settings in a JSON file; None where there is no such file."""
+    if not path.exists():
+        return None
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise IfamError(f"{path} cannot be read as JSON ({error}); restore the one saved with the weights.") from error
+    if not isinstance(settings, dict):
+        raise IfamError(f"{path} holds a {type(settings).__name__}, but an object of settings is expected.")
+    return settings
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors in a safetensors file, which can hold nothing else."""
+    if not path.is_file():
+        raise IfamError(f"{path.parent} has no {path.name}; give a folder that holds the weights.")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise IfamError(
+            f"{path} is no safetensors file, or a damaged one ({first_line(error)}); fetch it again."
+        ) from error
+
+
+def read_pickle(path: Path) -> Any:
+    """What `torch.save` wrote, if it is made of tensors and plain Python values; no code in it is run."""
+    try:
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_numpy_scalars()):
+            # torch warns of files that it did not write; those are refused below anyway.
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        code = re.search(r"GLOBAL (\S+)", str(error))
+        if code is None:
+            raise _no_checkpoint(path, error) from error
+        raise IfamError(
+            f"{path} carries code ({code[1]}), which is not run; only tensors and plain values are read. "
+            f"Where you trust the file, load its `model_state` with torch yourself and save it with "
+            f"safetensors."
+        ) from error
+    # A file of any other kind makes the reader stumble in any way.
+    except Exception as error:
+        raise _no_checkpoint(path, error) from error
+
+
+def _no_checkpoint(path: Path, error: Exception) -> IfamError:
+    return IfamError(
+        f"{path} is no checkpoint, or a damaged one ({first_line(error)}); a file that torch.save or "
+        f"safetensors wrote is expected."
+    )
+
+
+def _numpy_scalars() -> list[Any]:
+    """What a number of numpy is pickled as; trainers keep them beside the weights, and they are no code."""
+    scalar = np.float64(0).__reduce__()[0]
+    # numpy 1 and 2 have two names for the same function.
+    names = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+    return [np.dtype, *{type(np.dtype(code)) for code in "?bBhHiIlLqQefd"}, *names]
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error that says something."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,0 +1,77 @@
+"""Accuracy over groups, exact over any number of devices and any batch size."""
+
+from collections.abc import Sequence
+
+import torch
+from torchmetrics import Metric
+
+from ifam._typing import Float, Int, Tensor
+
+
+class GroupAccuracy(Metric):
+    """Accuracy of each group, from which average and worst group follow.
+
+    The worst group is the lowest of all groups that have an image.
+
+    Args:
+        num_groups: Groups G; examples are counted under their index.
+    """
+
+    full_state_update = False
+    correct: Tensor
+    count: Tensor
+
+    def __init__(self, num_groups: int) -> None:
+        super().__init__()
+        self.num_groups = num_groups
+        self.add_state("correct", torch.zeros(num_groups, dtype=torch.long), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros(num_groups, dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, logits: Float[Tensor, "B C"], labels: Int[Tensor, " B"], groups: Int[Tensor, " B"]) -> None:
+        """Count a batch."""
+        right = logits.argmax(dim=1) == labels
+        self.count += torch.bincount(groups, minlength=self.num_groups)
+        self.correct += torch.bincount(groups[right], minlength=self.num_groups)
+
+    def compute(self) -> Float[Tensor, " G"]:
+        """Accuracy of each group, NaN for groups without an image."""
+        return self.correct / self.count
+
+    def average(self) -> float:
+        """Share of all images that are right."""
+        return float(self.correct.sum() / self.count.sum())
+
+    def worst(self) -> float:
+        """Accuracy of the worst group."""
+        accuracy = self.correct[self.count > 0] / self.count[self.count > 0]
+        return float(accuracy.min())
+
+    def by_name(self, names: Sequence[str]) -> dict[str, dict[str, float | int]]:
+        """Accuracy and number of images of each group that has any."""
+        return {
+            name: {"accuracy": float(correct / count), "count": int(count)}
+            for name, correct, count in zip(names, self.correct, self.count, strict=True)
+            if count > 0
+        }
+
+
+class MaskIoU(Metric):
+    """Intersection over union of predicted and true masks of patches, pooled over all images."""
+
+    full_state_update = False
+    intersection: Tensor
+    union: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("intersection", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+        self.add_state("union", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, mask: Tensor, truth: Tensor) -> None:
+        """Count a batch of boolean masks of the same shape."""
+        self.intersection += (mask & truth).sum()
+        self.union += (mask | truth).sum()
+
+    def compute(self) -> Tensor:
+        """IoU; 1 where both masks are empty everywhere."""
+        return torch.where(self.union > 0, self.intersection / self.union.clamp_min(1), 1.0)

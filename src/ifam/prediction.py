@@ -1,0 +1,282 @@
+"""From files to answers: any images in, one row each out, with a picture of what the answer rests on."""
+
+import csv
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
+from torchvision.transforms import v2
+
+from ifam._typing import Float, Tensor
+from ifam.data.base import FitAndCrop
+from ifam.data.images import EXTENSIONS, load_image
+from ifam.errors import IfamError
+from ifam.interventions import Intervention
+from ifam.model import IFAM
+from ifam.report.overlays import triptych
+from ifam.types import Output
+
+_TOP = 5
+# Photographs are drawn at this many pixels at most: enough to look at, and what the paper's models see.
+_DISPLAY = 518
+_QUIET_UP_TO = 20
+# Longer strips are cut to this shape before they are resized: they lose nothing of the centre, but would
+# fill the memory.
+_MAX_ASPECT = 8
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model says about one file.
+
+    Attributes:
+        path: The file.
+        label: Index of the most probable class.
+        class_name: Its name.
+        probability: Its probability.
+        top: Names and probabilities of the most probable classes, at most five, best first.
+        visible_fraction: Share of the patches that the predictor saw.
+        empty: True where it saw none: the answer is its prior then.
+        overlay: The picture of input, parts and what the predictor saw, where one was asked for.
+    """
+
+    path: Path
+    label: int
+    class_name: str
+    probability: float
+    top: tuple[tuple[str, float], ...]
+    visible_fraction: float
+    empty: bool
+    overlay: Path | None
+
+
+@dataclass(frozen=True)
+class _Item:
+    """A file that was read: what the model sees of it, and the same crop in a resolution to look at."""
+
+    path: Path
+    name: str
+    pixels: Tensor
+    display: Image.Image
+
+
+def predict(
+    model: IFAM,
+    paths: str | Path | Sequence[str | Path],
+    *,
+    batch_size: int = 16,
+    out: str | Path | None = None,
+    skip_bad: bool = False,
+    interventions: Sequence[Intervention] = (),
+) -> list[Prediction]:
+    """Classify image files.
+
+    Args:
+        model: The model; it runs in evaluation mode and keeps its own mode.
+        paths: Files, or folders that are searched with all that is in them.
+        batch_size: Images that are classified at once.
+        out: Folder for a picture of each image and for `predictions.csv` and `predictions.json`; made where
+            it is missing.
+        skip_bad: Leave out files that are no images, and say so, instead of stopping.
+        interventions: Changes to the selection of every image, see `ifam.interventions`.
+
+    Returns:
+        One row for each image, in the order of the paths; the files of a folder are sorted by name.
+
+    Raises:
+        IfamError: A path is missing, a file is no image, or there is no image at all.
+    """
+    if batch_size < 1:
+        raise IfamError(f"batch_size is {batch_size}, but at least 1 is needed.")
+    folder = None if out is None else Path(out)
+    files = _find([paths] if isinstance(paths, str | Path) else paths, folder)
+    if folder:
+        folder.mkdir(parents=True, exist_ok=True)
+    rows: list[Prediction] = []
+    skipped: list[tuple[Path, str]] = []
+    was_training = model.training
+    model.eval()
+    try:
+        items = _read(files, model, skipped if skip_bad else None)
+        while batch := list(islice(items, batch_size)):
+            rows += _classify(batch, model, folder, interventions)
+    finally:
+        model.train(was_training)
+        # Written after a failure too: what was classified before it is not lost.
+        if folder and rows:
+            _write(rows, skipped, folder)
+    if skipped:
+        _report(skipped)
+    if not rows:
+        raise IfamError(
+            f"None of the {len(files)} files is an image that can be read, {next(iter(files))} for one; "
+            f"check the paths."
+        )
+    return rows
+
+
+def preprocess(image: Image.Image, model: IFAM) -> Float[Tensor, "3 S1 S2"]:
+    """What the model is given of an image: the shorter side resized, the centre cut out, normalised.
+
+    Args:
+        image: An image of any size and mode.
+        model: The model, which knows its image size and normalisation.
+
+    Returns:
+        Normalised pixels.
+    """
+    mean, std = model.normalisation
+    pixels = _centre(v2.functional.to_image(image.convert("RGB")), model.image_size)
+    pixels = v2.functional.to_dtype(pixels, torch.float32, scale=True)
+    return torch.as_tensor(v2.functional.normalize(pixels, list(mean), list(std)))
+
+
+def display_crop(image: Image.Image, model: IFAM) -> Image.Image:
+    """The crop that the model is given, in the resolution of the original up to 518 pixels.
+
+    Args:
+        image: An image of any size and mode.
+        model: The model, which knows its image size.
+
+    Returns:
+        An RGB image, at least as large as the model's input, with whole pixels for each patch.
+    """
+    rows, columns = model.selector.backbone.grid
+    height, width = model.image_size
+    scale = max(1.0, min(_DISPLAY / min(height, width), image.height / height, image.width / width))
+    # Rounded down to patches, so that each is drawn equally large.
+    size = rows * int(scale * height / rows), columns * int(scale * width / columns)
+    cropped: Image.Image = _centre(image.convert("RGB"), size)
+    return cropped
+
+
+def _centre(image: Any, size: tuple[int, int]) -> Any:
+    """The largest centred part of a picture that has this shape, in this size, as in evaluation."""
+    height, width = v2.functional.get_size(image)
+    longest = _MAX_ASPECT * min(height, width)
+    if max(height, width) > longest:
+        image = v2.functional.center_crop(image, [min(height, longest), min(width, longest)])
+    return FitAndCrop(size)(image)
+
+
+def _find(paths: Iterable[str | Path], out: Path | None) -> dict[Path, str]:
+    """The image files, each with a name of its own for its picture."""
+    files: dict[Path, str] = {}
+    for given in map(Path, paths):
+        if not given.exists():
+            raise IfamError(f"{given} does not exist; give image files or folders that hold some.")
+        found = [given] if given.is_file() else sorted(_images_in(given, out))
+        if not found:
+            raise IfamError(f"The folder {given} holds no image ({', '.join(sorted(EXTENSIONS))}); give one that does.")
+        for file in found:
+            inside = file.name if file == given else str(file.relative_to(given))
+            files.setdefault(file, Path(inside).with_suffix("").as_posix().replace("/", "_"))
+    if not files:
+        raise IfamError("No path was given; give image files or folders that hold some.")
+    taken: set[str] = set()
+    for file, name in files.items():
+        # Long paths are cut at the front: file systems allow 255 bytes.
+        files[file] = _unused(name[-60:], taken)
+    return files
+
+
+def _images_in(folder: Path, out: Path | None) -> Iterator[Path]:
+    """Image files anywhere below a folder, without hidden ones and without our own pictures in `out`."""
+    own = None if out is None else out.resolve()
+    for file in folder.rglob("*"):
+        hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+        ours = own is not None and own != folder.resolve() and file.resolve().is_relative_to(own)
+        if file.suffix.lower() in EXTENSIONS and file.is_file() and not hidden and not ours:
+            yield file
+
+
+def _unused(name: str, taken: set[str]) -> str:
+    """The name, with a number where another file has it already (`a.png` and `a.jpg`)."""
+    number, unique = 1, name
+    # Some file systems are blind to case.
+    while unique.lower() in taken:
+        number += 1
+        unique = f"{name}-{number}"
+    taken.add(unique.lower())
+    return unique
+
+
+def _read(files: dict[Path, str], model: IFAM, skipped: list[tuple[Path, str]] | None) -> Iterator[_Item]:
+    """Read the files one by one; bad ones are added to `skipped`, or raise where it is None."""
+    console = Console(stderr=True)
+    shown = len(files) > _QUIET_UP_TO
+    for path, name in track(files.items(), "Predicting", console=console, disable=not shown):
+        try:
+            image = load_image(path)
+        except IfamError as error:
+            if skipped is None:
+                raise
+            skipped.append((path, str(error.__cause__)))
+            continue
+        yield _Item(path, name, preprocess(image, model), display_crop(image, model))
+
+
+@torch.inference_mode()
+def _classify(
+    batch: Sequence[_Item], model: IFAM, folder: Path | None, interventions: Sequence[Intervention]
+) -> list[Prediction]:
+    """Rows for a batch of images, their pictures written to the folder."""
+    device = next(model.parameters()).device
+    output = model(torch.stack([item.pixels for item in batch]).to(device), interventions)
+    probabilities = output.logits.float().softmax(dim=1).cpu()
+    classes = model.config.class_names or tuple(f"class {c}" for c in range(model.config.num_classes))
+    visible, empty = output.visible_fraction.tolist(), output.empty.tolist()
+    rows = []
+    for i, item in enumerate(batch):
+        best = probabilities[i].topk(min(_TOP, len(classes)))
+        top = [(classes[c], p) for p, c in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
+        row = Prediction(item.path, int(best.indices[0]), *top[0], tuple(top), visible[i], empty[i], None)
+        rows.append(row if folder is None else _draw(row, item, output, i, folder))
+    return rows
+
+
+def _draw(row: Prediction, item: _Item, output: Output, i: int, folder: Path) -> Prediction:
+    """The row with its picture, which is written to the folder."""
+    seen = (
+        "nothing visible: the answer is the predictor's prior"
+        if row.empty
+        else (f"{row.visible_fraction:.0%} of the patches visible")
+    )
+    picture = triptych(
+        item.display,
+        output.part_maps[i],
+        output.mask[i],
+        title=f"{row.class_name} · {row.probability:.1%}",
+        caption=f"{row.path.name} · {seen}",
+    )
+    path = folder / f"{item.name}.png"
+    picture.save(path)
+    return Prediction(**{**vars(row), "overlay": path})
+
+
+def _write(rows: Sequence[Prediction], skipped: Sequence[tuple[Path, str]], folder: Path) -> None:
+    """Write `predictions.csv` and `predictions.json`; pictures are named relative to the folder."""
+    table = [{**vars(row), "path": str(row.path), "overlay": row.overlay.name if row.overlay else None} for row in rows]
+    left_out = [{"path": str(path), "reason": reason} for path, reason in skipped]
+    text = json.dumps({"predictions": table, "skipped": left_out}, indent=2, ensure_ascii=False)
+    (folder / "predictions.json").write_text(text + "\n", encoding="utf-8")
+    with (folder / "predictions.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(table[0]))
+        writer.writeheader()
+        for row, line in zip(rows, table, strict=True):
+            writer.writerow({**line, "top": "; ".join(f"{name} {p:.4f}" for name, p in row.top)})
+
+
+def _report(skipped: Sequence[tuple[Path, str]]) -> None:
+    """Say on stderr which files were left out."""
+    console = Console(stderr=True, highlight=False)
+    what = "1 file that is" if len(skipped) == 1 else f"{len(skipped)} files that are"
+    names = ", ".join(str(path) for path, _ in skipped[:5]) + (", ..." if len(skipped) > 5 else "")
+    console.print(f"Skipped {what} no readable image: {names}", markup=False)

@@ -1,0 +1,77 @@
+"""Settings that belong together, and where a model comes from when its pretrained weights cannot be had."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ifam.backbone import TINY, WeightsUnavailable
+from ifam.config import ModelConfig, TrainConfig
+from ifam.data import Benchmark
+from ifam.model import IFAM
+
+# What `ifam demo` and recipes/pondbirds.yaml use (chosen on validation images of other seeds, docs/pondbirds.md).
+TINY_MODEL = ModelConfig(backbone=TINY, image_size=80, num_parts=4, mask_gradient="visible")
+TINY_TRAIN = TrainConfig(
+    epochs=4,
+    batch_size=64,
+    base_lr=5e-4,
+    prototype_lr_factor=40.0,
+    modulation_lr_factor=20.0,
+    head_lr_factor=2.0,
+    selector_tuning="none",
+    monitor="accuracy",
+    accelerator="cpu",
+)
+# The plain ViT of the demo: the same backbone, images and epochs, its learning rate tuned in the same way.
+TINY_PLAIN = TINY_TRAIN
+
+
+def build(config: ModelConfig, train: TrainConfig, images: Benchmark) -> tuple[IFAM, ModelConfig, TrainConfig]:
+    """The model of a configuration, from pretrained weights.
+
+    Where the default backbone's weights cannot be had, say without a network, the embedded backbone and its training
+    settings take its place, with a warning: a weaker model that works beats none. A backbone that was asked for is
+    never replaced.
+
+    Returns:
+        The model, and the configurations that were used.
+
+    Raises:
+        WeightsUnavailable: The weights of a backbone that was asked for cannot be had.
+    """
+    try:
+        return IFAM(config), config, train
+    except WeightsUnavailable as error:
+        if config.backbone != ModelConfig().backbone:
+            raise
+        print(
+            f"Warning: {error}\nTraining goes on with the small embedded backbone {TINY!r}, which knows far less than "
+            f"{config.backbone}; connect to the network once for a much better model."
+        )
+    config = replace(
+        TINY_MODEL, num_parts=config.num_parts, num_classes=config.num_classes, class_names=config.class_names
+    )
+    return IFAM(config), config, small_data(TINY_TRAIN, len(images.split("train")), seed=train.seed)
+
+
+def small_data(train: TrainConfig, num_images: int, seed: int, steps: int = 250) -> TrainConfig:
+    """Settings for a folder of unknown size: batches that it can fill, and epochs enough for so many steps."""
+    batch_size = max(1, min(train.batch_size, num_images // 4))
+    epochs = max(train.epochs, math.ceil(steps * batch_size / num_images))
+    return replace(train, batch_size=batch_size, epochs=epochs, seed=seed)
+
+
+def save_settings(settings: Mapping[str, Any], folder: Path) -> None:
+    """Write the settings of a run so that `ifam train --config` repeats it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    plain = {**settings, "model": _plain(settings["model"])}
+    (folder / "train.yaml").write_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Tuples as lists, which YAML knows."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}

@@ -1,0 +1,1 @@
+"""Pictures and pages that show what a model did: `overlays` draws, `page` writes self-contained HTML."""

@@ -1,0 +1,246 @@
+"""Pictures of one answer: the parts, and exactly what the predictor saw.
+
+Pure functions from an image and the maps of a model to a new image. The maps are laid over the image patch
+by patch, so an image may have any size; it must show the same crop that the model was given.
+"""
+
+import colorsys
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from ifam._typing import Bool, Float, Tensor
+from ifam.errors import IfamError
+
+Colour = tuple[int, int, int]
+
+# Okabe and Ito's colours without black, then Tol's wine and indigo: apart for every kind of colour vision.
+_PALETTE: tuple[Colour, ...] = (
+    (230, 159, 0),
+    (86, 180, 233),
+    (0, 158, 115),
+    (240, 228, 66),
+    (0, 114, 178),
+    (213, 94, 0),
+    (204, 121, 167),
+    (136, 34, 85),
+    (51, 34, 136),
+)
+# Two greys in squares: what image editors show where there is no picture.
+HIDDEN_COLOURS: tuple[Colour, Colour] = ((236, 236, 236), (216, 216, 216))
+_INK, _QUIET, _PAPER = (28, 32, 36), (88, 94, 100), (255, 255, 255)
+_PANELS = ("input", "parts", "what the predictor saw")
+
+
+def part_colours(num_parts: int) -> list[Colour]:
+    """Colour of each part; the same index has the same colour in every picture, however many parts there are.
+
+    Args:
+        num_parts: Foreground parts K. Up to nine stay apart for colour-blind readers; nobody tells more
+            apart, so further ones are merely different.
+
+    Returns:
+        K colours, red, green and blue from 0 to 255.
+    """
+    return [_PALETTE[k] if k < len(_PALETTE) else _further_colour(k) for k in range(num_parts)]
+
+
+def _further_colour(k: int) -> Colour:
+    """A colour for a part beyond the palette: golden steps round the wheel never meet again."""
+    red, green, blue = colorsys.hsv_to_rgb(k * 0.618034 % 1, 0.5 + 0.1 * (k % 4), 0.95 - 0.15 * (k % 3))
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def enlarge(image: Image.Image, side: int = 320) -> Image.Image:
+    """A small image in whole multiples, each pixel a sharp square; an image that is large enough as it is.
+
+    Args:
+        image: An image of any size.
+        side: Least length of the shorter side in pixels.
+
+    Returns:
+        An RGB image.
+    """
+    factor = -(-side // min(image.size))
+    image = image.convert("RGB")
+    if factor <= 1:
+        return image
+    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+
+
+def part_overlay(image: Image.Image, part_maps: Float[Tensor, "K1 H W"]) -> Image.Image:
+    """The parts in their colours over the image, the background paled.
+
+    Args:
+        image: The image that the model was given, in any resolution.
+        part_maps: Probability of each part at each patch, background last.
+
+    Returns:
+        An RGB image of the same size.
+    """
+    num_parts = len(part_maps) - 1
+    pixels = _pixels(image)
+    # Maps on a GPU or in half precision are as good as any: only the winner counts.
+    winners = _over_pixels(part_maps.argmax(dim=0), image)
+    colours = np.array([*part_colours(num_parts), _PAPER], dtype=np.float32)[winners]
+    foreground = winners < num_parts
+    grey = pixels.mean(axis=2, keepdims=True)
+    paled = 0.45 * (0.5 * pixels + 0.5 * grey) + 0.55 * 255
+    # Over grey: tinted colours of the image would not match those of the legend.
+    tinted = 0.35 * grey + 0.65 * colours
+    line = foreground & _near_edge(winners, max(1, round(min(image.size) / 160)))
+    drawn = np.where(foreground[..., None], tinted, paled)
+    return _image(np.where(line[..., None], colours, drawn))
+
+
+def predictor_view(image: Image.Image, mask: Bool[Tensor, "H W"]) -> Image.Image:
+    """Exactly what the predictor saw: hidden patches are gone, a grey checker in their place.
+
+    Args:
+        image: The image that the model was given, in any resolution.
+        mask: True for the patches that the predictor saw.
+
+    Returns:
+        An RGB image of the same size; where a patch is hidden it holds nothing of the input.
+    """
+    visible = _over_pixels(mask, image)
+    # The same fineness whatever the resolution, so that every picture of a page has the same ground.
+    square = max(1, round(min(image.size) / 40))
+    rows, columns = np.indices(visible.shape) // square
+    checker = np.array(HIDDEN_COLOURS, dtype=np.float32)[(rows + columns) % 2]
+    return _image(np.where(visible[..., None], _pixels(image), checker))
+
+
+def triptych(
+    image: Image.Image,
+    part_maps: Float[Tensor, "K1 H W"],
+    mask: Bool[Tensor, "H W"],
+    *,
+    title: str = "",
+    caption: str = "",
+    part_names: Sequence[str] = (),
+) -> Image.Image:
+    """Input, parts with their legend, and what the predictor saw, side by side under a title.
+
+    Args:
+        image: The image that the model was given, in any resolution; a small one is enlarged.
+        part_maps: Probability of each part at each patch, background last.
+        mask: True for the patches that the predictor saw.
+        title: First line, the answer say; left out where empty.
+        caption: Second line, smaller; left out where empty.
+        part_names: Names for the legend; the indices of the parts where empty.
+
+    Returns:
+        An RGB image.
+
+    Raises:
+        IfamError: There are names, but not one for each part.
+    """
+    num_parts = len(part_maps) - 1
+    if part_names and len(part_names) != num_parts:
+        raise IfamError(f"part_names has {len(part_names)} names for {num_parts} parts; give one for each.")
+    image = enlarge(image)
+    unit = min(image.size) / 320
+    large, small = _font(round(20 * unit), bold=True), _font(round(13 * unit))
+    gap, margin = round(14 * unit), round(20 * unit)
+    width = 2 * margin + 3 * image.width + 2 * gap
+    present = [k for k in part_maps.argmax(dim=0).unique().tolist() if k < num_parts]
+    legend = [(k, part_names[k] if part_names else str(k)) for k in present]
+    lines = [(text, font) for text, font in ((title, large), (caption, small)) if text]
+    top = margin + sum(round(1.5 * font.size) for _, font in lines)
+    bottom = _draw_legend(None, legend, small, (margin, 0), image.width)
+    canvas = Image.new("RGB", (width, top + image.height + bottom + margin), _PAPER)
+    draw = ImageDraw.Draw(canvas)
+    y = round(0.7 * margin)
+    for text, font in lines:
+        colour = _INK if font is large else _QUIET
+        draw.text((margin, y), _fitting(text, font, width - 2 * margin), fill=colour, font=font)
+        y += round(1.5 * font.size)
+    panels = (image, part_overlay(image, part_maps), predictor_view(image, mask))
+    for i, (panel, name) in enumerate(zip(panels, _PANELS, strict=True)):
+        x = margin + i * (image.width + gap)
+        canvas.paste(panel, (x, top))
+        if i == 1:
+            _draw_legend(draw, legend, small, (x, top + image.height), image.width)
+        else:
+            draw.text((x, top + image.height + small.size // 2), name, fill=_QUIET, font=small)
+    return canvas
+
+
+def _draw_legend(
+    draw: ImageDraw.ImageDraw | None,
+    legend: Sequence[tuple[int, str]],
+    font: ImageFont.FreeTypeFont,
+    corner: tuple[int, int],
+    width: int,
+) -> int:
+    """Draw the panel's name and a swatch a part, wrapped, and say how high that is; None only measures."""
+    size, (left, y) = round(font.size), corner
+    step = round(1.5 * size)
+    y += size // 2
+    if draw:
+        draw.text((left, y), _PANELS[1], fill=_QUIET, font=font)
+    x = left + round(font.getlength(_PANELS[1]) + size)
+    for k, name in legend:
+        name = _fitting(name, font, width - 3 * size)
+        length = round(2.2 * size + font.getlength(name))
+        if x + length - size // 2 > left + width:
+            x, y = left, y + step
+        if draw:
+            box = (x, y + size // 6, x + size, y + size // 6 + size)
+            draw.rectangle(box, fill=part_colours(k + 1)[k])
+            draw.text((x + round(1.4 * size), y), name, fill=_INK, font=font)
+        x += length
+    return y + step - corner[1]
+
+
+def _fitting(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    """The text on one line, cut with an ellipsis where it is too long."""
+    text = " ".join(text.split())
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "…") > width:
+        text = text[:-1]
+    return text + "…"
+
+
+@cache
+def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
+    """The face that matplotlib brings along: no system has to have it, and it knows most alphabets."""
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", name), size)
+
+
+def _pixels(image: Image.Image) -> NDArray[np.float32]:
+    """Colours [h, w, 3] from 0 to 255."""
+    return np.asarray(image.convert("RGB"), dtype=np.float32)
+
+
+def _image(pixels: NDArray[np.float32]) -> Image.Image:
+    """The image of colours [h, w, 3] from 0 to 255."""
+    return Image.fromarray(pixels.round().clip(0, 255).astype(np.uint8))
+
+
+def _over_pixels(grid: Tensor, image: Image.Image) -> NDArray[np.int64]:
+    """The value of each pixel's patch [h, w], from values of patches [H, W]."""
+    values = grid.detach().to("cpu", torch.int64).numpy()
+    rows = np.arange(image.height) * values.shape[0] // image.height
+    columns = np.arange(image.width) * values.shape[1] // image.width
+    spread: NDArray[np.int64] = values[np.ix_(rows, columns)]
+    return spread
+
+
+def _near_edge(labels: NDArray[np.int64], width: int) -> NDArray[np.bool_]:
+    """True for pixels with another label `width` pixels above, below, left or right of them."""
+    padded = np.pad(labels, width, mode="edge")
+    height, length = labels.shape
+    near = np.zeros(labels.shape, dtype=np.bool_)
+    for down, right in ((0, width), (2 * width, width), (width, 0), (width, 2 * width)):
+        near |= padded[down : down + height, right : right + length] != labels
+    return near

@@ -1,0 +1,364 @@
+"""Joint training of selector and predictor: one LightningModule for every model of this package."""
+
+import logging
+import math
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning_utilities.core.imports import RequirementCache
+from torch import nn
+from torch.utils.data import DataLoader
+
+from ifam._typing import Tensor
+from ifam.baselines import PlainViT
+from ifam.config import LossConfig, TrainConfig, Tuning
+from ifam.data import Benchmark, Prepared, collate
+from ifam.errors import IfamError
+from ifam.geometry import sample_affine, transform
+from ifam.losses import all_terms, classification, weighted_sum
+from ifam.masking import patch_mask
+from ifam.metrics import GroupAccuracy, MaskIoU
+from ifam.model import IFAM
+from ifam.progress import Progress
+from ifam.types import Batch, Output
+
+TOKENS = ("cls_token", "reg_token", "pos_embed")
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters that are trained alike.
+
+    Attributes:
+        name: What they are.
+        factor: Multiplies the base learning rate.
+        decays: Whether weight decay applies.
+        trained: Whether they are trained at all.
+        parameters: By name.
+    """
+
+    name: str
+    factor: float
+    decays: bool
+    trained: bool
+    parameters: dict[str, nn.Parameter]
+
+
+def parameter_groups(model: nn.Module, config: TrainConfig) -> list[ParameterGroup]:
+    """Every parameter of a model, sorted by how it is trained (arXiv 2506.08915, section 4.2).
+
+    Weight decay is for matrices only: none on 1-D tensors, tokens, prototypes and the modulation.
+    """
+    found: dict[str, ParameterGroup] = {}
+    for name, parameter in model.named_parameters():
+        role, factor, trained = _role(name, config)
+        token = name.rsplit(".", 1)[-1] in TOKENS
+        decays = parameter.ndim > 1 and not token and role not in ("prototypes", "modulation")
+        key = f"{role}{' tokens' if token else '' if decays else ' without decay'}"
+        group = found.setdefault(key, ParameterGroup(key, factor, decays, trained, {}))
+        group.parameters[name] = parameter
+    return list(found.values())
+
+
+def _role(name: str, config: TrainConfig) -> tuple[str, float, bool]:
+    """What a parameter is, its learning rate factor, and whether it is trained."""
+    token = name.rsplit(".", 1)[-1] in TOKENS
+
+    def tuned(tuning: Tuning) -> bool:
+        return tuning == "all" or (tuning == "tokens" and token)
+
+    if name.startswith("selector.backbone."):
+        return "selector backbone", config.selector_lr_factor, tuned(config.selector_tuning)
+    if name.startswith("predictor.backbone."):
+        return "predictor backbone", config.predictor_lr_factor, tuned(config.predictor_tuning)
+    if name.startswith("selector.prototypes"):
+        return "prototypes", config.prototype_lr_factor, True
+    if name.startswith("selector.modulation"):
+        return "modulation", config.modulation_lr_factor, True
+    return f"{name.split('.')[0]} head", config.head_lr_factor, True
+
+
+def normalised_weight_decay(weight_decay: float, num_images: int, batch_size: int, epochs: int) -> float:
+    """`weight_decay * sqrt(1 / (steps per epoch * epochs))` (arXiv 1711.05101, appendix B.1)."""
+    return weight_decay * math.sqrt(batch_size / (num_images * epochs))
+
+
+def learning_rate_factor(epoch: int, config: TrainConfig) -> float:
+    """Share of the learning rate in an epoch (counted from 0)."""
+    warmup, total = config.warmup_epochs, config.epochs
+    if epoch < warmup:
+        return config.warmup_factor + (1 - config.warmup_factor) * epoch / warmup
+    if config.schedule == "step":
+        return 0.1 ** (epoch // max(1, total // 3 + (total % 3 > 0)))
+    if config.schedule == "linear":
+        return 1 - (1 - 0.01) * (epoch - warmup) / max(1, total - warmup)
+    return config.min_factor + (1 - config.min_factor) * (1 + math.cos(math.pi * epoch / total)) / 2
+
+
+class Training(L.LightningModule):
+    """One step of training, for a two-stage model or a baseline.
+
+    Args:
+        model: What is trained.
+        config: How.
+        losses: Weight of each loss term.
+        benchmark: Names of classes and groups, for the validation metrics.
+        num_images: Training images, for the normalised weight decay.
+    """
+
+    def __init__(
+        self, model: nn.Module, config: TrainConfig, losses: LossConfig, benchmark: Benchmark, num_images: int
+    ) -> None:
+        super().__init__()
+        self.model, self.config, self.losses, self.num_images = model, config, losses, num_images
+        self.groups = parameter_groups(model, config)
+        for group in self.groups:
+            for parameter in group.parameters.values():
+                parameter.requires_grad_(group.trained)
+        self.accuracy = GroupAccuracy(len(benchmark.group_names))
+        self.mask_iou = MaskIoU()
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        """The weighted sum of all loss terms, each logged by name."""
+        terms = self.terms(batch)
+        weights = asdict(self.losses)
+        total = weighted_sum(terms, {name: weights[name] for name in terms})
+        for name, value in {**terms, "total": total}.items():
+            self.log(f"train/{name}", value.detach(), on_step=False, on_epoch=True, batch_size=len(batch.images))
+        return total
+
+    def terms(self, batch: Batch) -> dict[str, Tensor]:
+        """Each loss term of a batch, unweighted."""
+        if not isinstance(self.model, IFAM):
+            return {"classification": classification(self.model(batch.images), batch.labels)}
+        model, images = self.model, batch.images
+        selection = model.selector(images)
+        mask = model.mask(selection)
+        logits = model.predictor(images, mask.visible, mask.gate)
+        moved: dict[str, Any] = {}
+        if self.losses.equivariance != 0:
+            size = model.image_size
+            affine = sample_affine(size)
+            # Only the selector is equivariant, so only the selector sees the transformed images.
+            maps = model.selector(transform(images, affine)).part_maps
+            moved = {"equivariant_maps": maps, "affine": affine, "image_size": size}
+        return all_terms(
+            selection.part_maps,
+            selection.part_features,
+            logits,
+            selection.selector_logits,
+            batch.labels,
+            **moved,
+        )
+
+    def validation_step(self, batch: Batch, batch_index: int) -> None:
+        """Count a batch of validation images."""
+        out = self.model(batch.images)
+        logits = out.logits if isinstance(out, Output) else out
+        assert batch.groups is not None
+        self.accuracy.update(logits.float(), batch.labels, batch.groups)
+        size = len(batch.images)
+        self.log("val/loss", classification(logits, batch.labels), batch_size=size)
+        if isinstance(out, Output):
+            self.log("val/visible_fraction", out.visible_fraction.mean(), batch_size=size)
+            if batch.masks is not None:
+                truth = patch_mask(batch.masks, (out.mask.shape[1], out.mask.shape[2]))
+                self.mask_iou.update(out.mask, truth)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log accuracy, worst group and mask IoU."""
+        self.accuracy.compute()
+        self.log("val/accuracy", self.accuracy.average())
+        self.log("val/worst_group", self.accuracy.worst())
+        if int(self.mask_iou.union) > 0:
+            self.log("val/mask_iou", self.mask_iou.compute())
+        self.accuracy.reset()
+        self.mask_iou.reset()
+
+    def configure_optimizers(self) -> Any:
+        """AdamW over the named groups, its learning rate falling epoch by epoch."""
+        config = self.config
+        batch = config.batch_size * config.accumulate * self.trainer.world_size
+        rate = config.base_lr * math.sqrt(batch / 16)
+        decay = normalised_weight_decay(config.weight_decay, self.num_images, batch, config.epochs)
+        groups = [
+            {
+                "name": group.name,
+                "params": list(group.parameters.values()),
+                "lr": rate * group.factor,
+                "weight_decay": decay if group.decays else 0.0,
+            }
+            for group in self.groups
+            if group.trained
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=rate, weight_decay=decay)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: learning_rate_factor(epoch, config))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What training leaves behind.
+
+    Attributes:
+        history: For each epoch, every logged value by name.
+        seconds: How long it took.
+        best_epoch: Epoch (counted from 1) whose weights were kept, chosen on validation data.
+    """
+
+    history: list[dict[str, float]]
+    seconds: float
+    best_epoch: int
+
+
+class _History(L.Callback):
+    """Keeps every epoch's logged values."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, float]] = []
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.rows.append({name: float(value) for name, value in trainer.callback_metrics.items()})
+
+
+def fit(
+    model: nn.Module,
+    benchmark: Benchmark,
+    config: TrainConfig,
+    losses: LossConfig | None = None,
+    folder: str | Path | None = None,
+    *,
+    label: str = "training",
+) -> FitResult:
+    """Train a model on a benchmark's training images; it is left with the best weights by validation.
+
+    Args:
+        model: An `IFAM` or a baseline; changed in place.
+        benchmark: Images.
+        config: How to train.
+        losses: Weight of each loss term, for an `IFAM`.
+        folder: Where checkpoints and logs go; a temporary folder where None.
+        label: What the progress bar says.
+
+    Returns:
+        The training curves.
+
+    Raises:
+        IfamError: There are fewer images than a batch has, or the loss is no longer finite.
+    """
+    seed_everything(config.seed)
+    loaders = _loaders(model, benchmark, config)
+    module = Training(model, config, losses or LossConfig(), benchmark, len(benchmark.split("train")))
+    with _quiet(), _run_folder(folder) as path:
+        history = _History()
+        best = ModelCheckpoint(
+            path / "checkpoints", filename="best", monitor=f"val/{config.monitor}", mode="max", save_last=True
+        )
+        best.CHECKPOINT_NAME_LAST = "last"
+        callbacks: list[L.Callback] = [best, history, Progress(label)]
+        if config.ema_decay is not None:
+            callbacks.append(EMAWeightAveraging(decay=config.ema_decay))
+        trainer = L.Trainer(
+            accelerator=config.accelerator,
+            devices=config.devices,
+            num_nodes=config.num_nodes,
+            strategy=config.strategy,
+            precision=config.precision,  # type: ignore[arg-type]
+            max_epochs=config.epochs,
+            gradient_clip_val=config.clip_norm or None,
+            accumulate_grad_batches=config.accumulate,
+            callbacks=callbacks,
+            logger=_loggers(path),
+            log_every_n_steps=1,
+            num_sanity_val_steps=0,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        started = time.perf_counter()
+        trainer.fit(module, *loaders)
+        seconds = time.perf_counter() - started
+        checkpoint = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
+        weights = {k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items() if k.startswith("model.")}
+        model.load_state_dict(weights)
+    model.eval()
+    return FitResult(history.rows, seconds, int(checkpoint["epoch"]) + 1)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and PyTorch, loader workers included."""
+    L.seed_everything(seed, workers=True, verbose=False)
+
+
+def _loaders(model: nn.Module, benchmark: Benchmark, config: TrainConfig) -> tuple[DataLoader[Any], DataLoader[Any]]:
+    """Batches of training and validation images."""
+    assert isinstance(model, IFAM | PlainViT)
+    train, val = benchmark.split("train"), benchmark.split("val")
+    if len(train) < config.batch_size:
+        raise IfamError(
+            f"{benchmark.name} has {len(train)} training images, fewer than a batch of {config.batch_size}; "
+            f"add images or use --train.batch_size {max(1, len(train))} or less."
+        )
+    shared: dict[str, Any] = {
+        "batch_size": config.batch_size,
+        "num_workers": config.workers,
+        "persistent_workers": config.workers > 0,
+        "pin_memory": torch.cuda.is_available(),
+        "collate_fn": collate,
+    }
+    prepared = [
+        Prepared(train, model.image_size, model.normalisation, augment=config.augment),
+        Prepared(val, model.image_size, model.normalisation),
+    ]
+    # A last batch of one or two images would make the batch-wide presence loss meaningless.
+    return (
+        DataLoader(prepared[0], shuffle=True, drop_last=True, **shared),
+        DataLoader(prepared[1], shuffle=False, **shared),
+    )
+
+
+def _loggers(folder: Path) -> list[Logger]:
+    """CSV always, TensorBoard where it is installed (`pip install 'ifam[tensorboard]'`)."""
+    loggers: list[Logger] = [CSVLogger(folder, name="logs", version="")]
+    if RequirementCache("tensorboard"):
+        loggers.append(TensorBoardLogger(folder, name="logs", version=""))
+    return loggers
+
+
+@contextmanager
+def _run_folder(folder: str | Path | None) -> Iterator[Path]:
+    """The folder given, or one that goes away."""
+    if folder is not None:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        yield Path(folder)
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        yield Path(temporary)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Lightning's advice on workers and hardware is not about the user's work."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        for pattern in (
+            ".*does not have many workers.*",
+            ".*GPU available but not used.*",
+            ".*num_workers.*",
+        ):
+            warnings.filterwarnings("ignore", pattern)
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)

@@ -1,0 +1,386 @@
+"""Whole models against numbers of the authors' public code (../shared/parity, made with all noise off).
+
+Losses, the affine transform and metrics by themselves are in tests/parity/.
+"""
+
+import copy
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.testing import assert_close
+
+from ifam import hub, losses
+from ifam.config import LossConfig, ModelConfig
+from ifam.geometry import Affine, transform
+from ifam.interventions import DropParts, DropUnsure
+from ifam.model import IFAM
+from ifam.official import to_official
+from ifam.soft_mask import FadeParts, SoftMaskIFAM
+
+PARITY = Path(__file__).parents[1].parent / "shared" / "parity"
+needs_fixtures = pytest.mark.skipif(not PARITY.is_dir(), reason=f"no parity fixtures at {PARITY}")
+
+TOLERANCE = {"atol": 1e-4, "rtol": 1e-4}
+TIMM = ("tiny_reg4", "tiny_noreg")
+ALL = (*TIMM, "tiny_hf")
+REMOVALS = {"eval_remove1": [1], "eval_remove02": [0, 2], "eval_remove_all": [0, 1, 2]}
+PRESCRIBED = ("all", "none", "random_varied_counts", "one_sample_empty")
+# Tensors of a scenario that no intervention and no kind of mask changes.
+SELECTOR_OUTPUTS = ("features_mod", "part_logits", "stage1_scores")
+
+
+class Case:
+    """One fixture: its numbers, and models with its weights."""
+
+    def __init__(self, name):
+        self.folder = PARITY / name
+        self.layout = "transformers" if name == "tiny_hf" else "timm"
+        self.data = load_file(self.folder / "data.safetensors")
+        self.manifest = json.loads((self.folder / "manifest.json").read_text())
+        self.images = self.data["input"]
+        self.model = hub.load_official(self.folder / "state_dict.safetensors", num_heads=2)
+
+    def build(self, kind=IFAM, **fields):
+        """A model with these weights and other settings, in evaluation mode."""
+        model = kind(replace(self.model.config, **fields), pretrained=False)
+        model.load_state_dict(self.model.state_dict())
+        return model.eval()
+
+    def noiseless(self, kind=IFAM):
+        """A model to train as the fixtures were made: no noise, no dropout, no gradient through the mask."""
+        off = {"gumbel_noise": False, "part_dropout": 0.0, "mask_part_dropout": 0.0, "mask_gradient": "none"}
+        return self.build(kind, **off).train()
+
+    def winners(self):
+        """Index of the most probable part, from the reference's own maps."""
+        return self.data["eval.part_maps"].argmax(dim=1)
+
+    def check_selection(self, out, scenario):
+        """Everything the selector says, in the scenario's names and axes."""
+        found = {
+            "part_maps": out.part_maps,
+            "features_mod": out.part_features.mT,
+            "stage1_scores": out.part_scores.permute(0, 2, 1),
+            "part_logits": out.similarity,
+        }
+        with_maps = "remove" not in scenario and "threshold" not in scenario
+        for name in (*SELECTOR_OUTPUTS, *(["part_maps"] if with_maps else [])):
+            assert_close(found[name], self.data[f"{scenario}.{name}"], **TOLERANCE)
+        assert_close(out.selector_logits, self.data[f"{scenario}.stage1_scores"].mean(dim=2), **TOLERANCE)
+
+    def check_mask(self, mask, scenario):
+        """Exactly the scenario's hard mask, of foreground and of background."""
+        hard = self.data[f"{scenario}.mask_hard"] > 0.5
+        assert torch.equal(mask, hard[:, 0])
+        assert torch.equal(~mask, hard[:, 1])
+
+
+@pytest.fixture(scope="module", params=ALL)
+def case(request):
+    return Case(request.param)
+
+
+@pytest.fixture(scope="module", params=TIMM)
+def timm_case(request):
+    return Case(request.param)
+
+
+@pytest.fixture(autouse=True)
+def _no_gradients(request):
+    with torch.set_grad_enabled("training" in request.node.name):
+        yield
+
+
+@needs_fixtures
+def test_every_scenario_of_the_fixtures_has_a_test(case):
+    tested = {"input", "eval", "eval_single", "eval_soft", "eval_soft_remove1", "eval_temp0p5", "stage2_only"}
+    tested |= {
+        *REMOVALS,
+        "eval_threshold",
+        "eval_threshold_remove1",
+        "stage2_only_softmask",
+        "train",
+        "train_soft",
+    }
+    assert {name.split(".")[0] for name in case.data} <= tested
+    prescribed = {name.split(".")[1] for name in case.data if name.startswith("stage2_only.")}
+    assert prescribed <= {*PRESCRIBED, "without_part1"}
+
+
+@needs_fixtures
+def test_plain_inference(case):
+    out = case.model(case.images)
+    case.check_selection(out, "eval")
+    case.check_mask(out.mask, "eval")
+    assert_close(out.logits, case.data["eval.stage2_logits"], **TOLERANCE)
+    soft = case.data["eval.mask_soft"]
+    assert_close(out.part_maps[:, :-1].amax(dim=1), soft[:, 0], **TOLERANCE)
+    assert_close(out.part_maps[:, -1], soft[:, 1], **TOLERANCE)
+
+
+@needs_fixtures
+def test_intermediate_tokens(case):
+    """Tight enough to tell the epsilon of the norms."""
+    tight = {"atol": 1.5e-5, "rtol": 0}
+    tokens = case.model.selector.backbone(case.images)
+    assert_close(tokens, case.data["eval.stage1_tokens_after_norm"], **tight)
+    visible = case.model(case.images).mask.flatten(1)
+    tokens, _ = case.model.predictor.backbone.tokens(case.images, visible)
+    assert_close(tokens[:, 0], case.data["eval.stage2_cls_after_norm"], **tight)
+    assert_close(case.model(case.images).logits, case.data["eval.stage2_logits"], **tight)
+
+
+@needs_fixtures
+def test_epsilon_of_every_norm(case):
+    for name, module in case.model.named_modules():
+        if isinstance(module, torch.nn.LayerNorm):
+            assert module.eps == (1e-6 if ".vit." in name else 1e-5), name
+
+
+@needs_fixtures
+def test_one_image_alone(timm_case):
+    out = timm_case.model(timm_case.images[1:2])
+    assert_close(out.logits, timm_case.data["eval_single.stage2_logits"], **TOLERANCE)
+
+
+@needs_fixtures
+@pytest.mark.parametrize("scenario", REMOVALS)
+def test_removal_of_parts(timm_case, scenario):
+    out = timm_case.model(timm_case.images, [DropParts(REMOVALS[scenario])])
+    timm_case.check_selection(out, scenario)
+    timm_case.check_mask(out.mask, scenario)
+    assert_close(out.logits, timm_case.data[f"{scenario}.stage2_logits"], **TOLERANCE)
+
+
+@needs_fixtures
+def test_removal_of_a_part_in_the_transformers_variant():
+    case = Case("tiny_hf")
+    out = case.model(case.images, [DropParts([1])])
+    assert torch.equal(out.mask.flatten(1), case.data["stage2_only.without_part1.mask"] > 0.5)
+    assert_close(out.logits, case.data["stage2_only.without_part1.logits"], **TOLERANCE)
+
+
+@needs_fixtures
+@pytest.mark.parametrize("name", PRESCRIBED)
+def test_prescribed_masks(case, name):
+    mask = case.data[f"stage2_only.{name}.mask"] > 0.5
+    logits = case.model.predictor(case.images, mask)
+    assert_close(logits, case.data[f"stage2_only.{name}.logits"], **TOLERANCE)
+
+
+@needs_fixtures
+def test_temperature(timm_case):
+    out = timm_case.build(temperature=0.5)(timm_case.images)
+    timm_case.check_selection(out, "eval_temp0p5")
+    timm_case.check_mask(out.mask, "eval_temp0p5")
+    assert_close(out.logits, timm_case.data["eval_temp0p5.stage2_logits"], **TOLERANCE)
+
+
+@needs_fixtures
+def test_soft_mask(timm_case):
+    model = timm_case.build(SoftMaskIFAM)
+    out = model(timm_case.images)
+    timm_case.check_selection(out, "eval_soft")
+    timm_case.check_mask(out.mask, "eval_soft")
+    assert_close(out.logits, timm_case.data["eval_soft.stage2_logits"], **TOLERANCE)
+    foreground = model.foreground(model.selector(timm_case.images))
+    assert_close(foreground, timm_case.data["eval_soft.mask_soft"][:, 0], **TOLERANCE)
+
+
+@needs_fixtures
+def test_soft_mask_with_a_part_removed(timm_case):
+    model = timm_case.build(SoftMaskIFAM)
+    out = model(timm_case.images, [FadeParts([1])])
+    timm_case.check_selection(out, "eval_soft_remove1")
+    assert_close(out.logits, timm_case.data["eval_soft_remove1.stage2_logits"], **TOLERANCE)
+    foreground = model.foreground(FadeParts([1])(model.selector(timm_case.images)))
+    assert_close(foreground, timm_case.data["eval_soft_remove1.mask_soft"][:, 0], **TOLERANCE)
+    # The hard mask of this scenario is that of a hard removal.
+    timm_case.check_mask(model(timm_case.images, [DropParts([1])]).mask, "eval_soft_remove1")
+
+
+@needs_fixtures
+def test_soft_prescribed_masks(timm_case):
+    logits = timm_case.build(SoftMaskIFAM).classify(timm_case.images, timm_case.data["stage2_only_softmask.mask"])
+    assert_close(logits, timm_case.data["stage2_only_softmask.logits"], **TOLERANCE)
+
+
+@needs_fixtures
+@pytest.mark.parametrize("removed", [[], [1]])
+def test_thresholds_by_our_definition_and_by_theirs(timm_case, removed):
+    """Ours hides what is below its winner's threshold; theirs also takes dot products for distances."""
+    scenario = "eval_threshold_remove1" if removed else "eval_threshold"
+    thresholds = timm_case.data["eval_threshold.thresholds"]
+    out = timm_case.model(timm_case.images, [DropUnsure(thresholds), DropParts(removed)])
+    similarity, winners = timm_case.data["eval.part_logits"], timm_case.winners()
+
+    ours = torch.zeros_like(out.mask)
+    for b, row, column in torch.cartesian_prod(*map(torch.arange, ours.shape)):
+        part = winners[b, row, column]
+        if part < len(thresholds) and part not in removed:
+            ours[b, row, column] = similarity[b, part, row, column] >= thresholds[part]
+    assert torch.equal(out.mask, ours)
+    assert_close(out.logits, timm_case.model.predictor(timm_case.images, ours))
+
+    certain = similarity[:, :-1].masked_fill(similarity[:, :-1] < thresholds[:, None, None], -torch.inf)
+    maps = torch.cat([certain, similarity[:, -1:]], dim=1).softmax(dim=1)
+    best = maps.argmax(dim=1)
+    theirs = (best < len(thresholds)) & ~torch.isin(best, torch.tensor(removed))
+    timm_case.check_mask(theirs, scenario)
+    if not removed:
+        assert_close(maps, timm_case.data[f"{scenario}.part_maps"], **TOLERANCE)
+    assert (out.part_maps - maps).abs().max() > 0.1
+    if timm_case.folder.name == "tiny_reg4" or removed:
+        assert not torch.equal(ours, theirs)
+
+
+# --- training --------------------------------------------------------------------------------------------
+
+LOSS_NAMES = {
+    "classification_stage2": "classification",
+    "classification_stage1": "selector_classification",
+    "presence": "presence",
+    "enforced_presence": "enforced_presence",
+    "total_variation": "total_variation",
+    "pixel_wise_entropy": "entropy",
+    "equivariance": "equivariance",
+    "concentration": "concentration",
+}
+
+
+def objective(case, model, orthogonality):
+    """The terms and their sum, with one of the two definitions of orthogonality."""
+    settings = case.manifest["affine"]
+    x, y = settings["translate_pixels"]
+    affine = Affine(settings["angle"], (float(x), float(y)), settings["scale"])
+    out = model(case.images)
+    moved = model.selector(transform(case.images, affine)).part_maps
+    terms = losses.all_terms(
+        out.part_maps,
+        out.part_features,
+        out.logits,
+        out.selector_logits,
+        case.data["train.labels"],
+        equivariant_maps=moved,
+        affine=affine,
+        image_size=model.image_size,
+        variants={"orthogonality": {"axis": orthogonality}},
+    )
+    return out, moved, terms, losses.weighted_sum(terms, asdict(LossConfig()))
+
+
+def official_gradients(model):
+    """Gradient of every parameter, under the authors' names; zero where there is none."""
+    copied = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter, original in zip(copied.parameters(), model.parameters(), strict=True):
+            parameter.copy_(torch.zeros_like(original) if original.grad is None else original.grad)
+    return to_official(copied)
+
+
+@needs_fixtures
+@pytest.mark.parametrize(("scenario", "kind"), [("train", IFAM), ("train_soft", SoftMaskIFAM)])
+def test_training_objective(timm_case, scenario, kind):
+    data = timm_case.data
+    model = timm_case.noiseless(kind)
+    out, moved, terms, total = objective(timm_case, model, "features")
+    timm_case.check_selection(out, scenario)
+    timm_case.check_mask(out.mask, scenario)
+    assert_close(out.logits, data[f"{scenario}.stage2_logits"], **TOLERANCE)
+    assert_close(out.selector_logits, data[f"{scenario}.stage1_logits_mean"], **TOLERANCE)
+    assert_close(moved, data[f"{scenario}.equiv_part_maps"], **TOLERANCE)
+    for theirs, ours in LOSS_NAMES.items():
+        assert_close(terms[ours], data[f"{scenario}.loss.{theirs}"], **TOLERANCE)
+    assert_close(terms["orthogonality"], data[f"{scenario}.loss.orthogonality_as_in_reference_training"], **TOLERANCE)
+    assert_close(total, data[f"{scenario}.total"], **TOLERANCE)
+
+    _, _, terms, total = objective(timm_case, model, "parts")
+    assert_close(terms["orthogonality"], data[f"{scenario}.loss.orthogonality_between_parts"], **TOLERANCE)
+    assert_close(total, data[f"{scenario}.total_with_orthogonality_between_parts"], **TOLERANCE)
+
+
+@needs_fixtures
+@pytest.mark.parametrize(("scenario", "kind"), [("train", IFAM), ("train_soft", SoftMaskIFAM)])
+@pytest.mark.parametrize("name", ["total", "total_with_orthogonality_between_parts", "classification_stage2"])
+def test_training_gradients_of_every_parameter(timm_case, scenario, kind, name):
+    data = timm_case.data
+    model = timm_case.noiseless(kind)
+    orthogonality = "parts" if name.endswith("between_parts") else "features"
+    _, _, terms, total = objective(timm_case, model, orthogonality)
+    (terms["classification"] if name == "classification_stage2" else total).backward()
+    gradients = official_gradients(model)
+
+    order = timm_case.manifest["train"][scenario]["grad_norms_parameter_order"]
+    assert {*order, "stage_2.prefix_attn_mask"} == set(gradients)
+    norms = torch.stack([gradients[parameter].norm() for parameter in order])
+    assert_close(norms, data[f"{scenario}.grad_norms.{name}"], **TOLERANCE)
+    assert_close(norms.norm(), data[f"{scenario}.grad_total_norm.{name}"], **TOLERANCE)
+    full = {key: value for key, value in data.items() if key.startswith(f"{scenario}.grad.{name}.")}
+    assert full or name.endswith("between_parts")
+    for key, value in full.items():
+        assert_close(gradients[key.removeprefix(f"{scenario}.grad.{name}.")], value, **TOLERANCE)
+
+
+@needs_fixtures
+def test_training_without_mask_gradient_leaves_the_selector_alone_and_with_it_does_not(timm_case):
+    """The authors' code cuts the gradient at the mask; here that is one of three settings."""
+    without = timm_case.manifest["train"]["train"]["parameters_without_gradient_from_stage2_classification"]
+    for mode in ("none", "visible", "full"):
+        model = timm_case.noiseless()
+        model.predictor.mask_gradient = mode
+        objective(timm_case, model, "features")[2]["classification"].backward()
+        gradients = official_gradients(model)
+        silent = {name for name in without if not gradients[name].any()}
+        reached = {"stage_1.fc_landmarks.weight", "stage_1.cls_token", "stage_1.norm.weight"}
+        assert silent == set(without) if mode == "none" else not reached & silent
+
+
+# --- checkpoints -----------------------------------------------------------------------------------------
+
+
+@needs_fixtures
+def test_the_way_back_gives_the_very_file(case):
+    expected = load_file(case.folder / "state_dict.safetensors")
+    found = to_official(case.model, case.layout)
+    assert set(found) == set(expected)
+    for name, tensor in expected.items():
+        assert found[name].shape == tensor.shape
+        assert torch.equal(found[name], tensor)
+
+
+@needs_fixtures
+def test_there_and_back_keeps_every_bit_of_the_logits(case, tmp_path):
+    expected = case.model(case.images).logits
+
+    def logits(model):
+        return model(case.images).logits
+
+    hub.save(case.model, tmp_path / "saved")
+    assert torch.equal(logits(hub.load(tmp_path / "saved")), expected)
+    hub.convert(tmp_path / "saved", tmp_path / "theirs", to="official", layout=case.layout)
+    assert torch.equal(logits(hub.load_official(tmp_path / "theirs")), expected)
+    hub.convert(tmp_path / "theirs", tmp_path / "ours")
+    assert torch.equal(logits(IFAM.from_pretrained(tmp_path / "ours")), expected)
+    hub.convert(case.folder / "state_dict.safetensors", tmp_path / "direct", num_heads=2)
+    assert torch.equal(logits(IFAM.from_pretrained(tmp_path / "direct")), expected)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "size", "parts", "layout", "values"),
+    [
+        ("vit_base_patch14_reg4_dinov2.lvd142m", 224, 2, "timm", 171_465_989),
+        ("vit_base_patch14_reg4_dinov2.lvd142m", 224, 1, "timm", 171_463_685),
+        # The shape of RAD-DINO.
+        ("vit_base_patch14_dinov2.lvd142m", 518, 8, "transformers", 173_184_769),
+    ],
+)
+def test_size_of_the_published_models(backbone, size, parts, layout, values):
+    config = ModelConfig(backbone=backbone, image_size=size, num_parts=parts, num_classes=2)
+    with torch.device("meta"):
+        official = to_official(IFAM(config, pretrained=False), layout)
+    assert sum(tensor.numel() for tensor in official.values()) == values
+    assert len(official) == (452 if layout == "transformers" else 358)
