@@ -32,7 +32,7 @@ def _refill(images, mask, filling):
 @pytest.mark.parametrize("filling", FILLINGS)
 @pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
 def test_hidden_pixels_have_no_influence_on_the_predictor(make_model, layout, mask, filling, training):
-    """Whatever hidden pixels hold, the predictor's logits keep every bit, however many patches each row shows."""
+    """Whatever hidden pixels hold, the predictor's logits keep every bit, however many patches are shown."""
     predictor = make_model(*layout).predictor.train(training)
     images = torch.randn(4, 3, *predictor.backbone.image_size)
     changed, _ = _refill(images, mask, filling)
@@ -105,7 +105,7 @@ def test_gradient_of_hidden_pixels_is_exactly_zero(make_model, layout, mask, mod
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("shown", ["some", "all", "nothing"])
 def test_gradient_through_the_mask_is_the_formula(make_model, layout, mask, mode, shown, gated_logits):
-    """The gate's gradient is the derivative of attention with gated keys: of all, of visible ones, or none."""
+    """The gate's gradient is the derivative of attention with gated keys: of all, of visible, or none."""
     predictor = make_model(*layout).predictor.double()
     predictor.mask_gradient = mode
     if shown != "some":

@@ -116,5 +116,5 @@ def test_patch_mask_counts_the_share_of_object_in_each_patch():
     pixels = torch.zeros(1, 8, 8, dtype=torch.bool)
     pixels[0, :2, :2] = True  # 4 of 16 pixels of the first patch
     pixels[0, 4, 4:7] = True  # 3 of 16 pixels of the last
-    assert patch_mask(pixels, (2, 2)).flatten().tolist() == [True, False, False, False]
+    assert patch_mask(pixels, (2, 2), threshold=0.25).flatten().tolist() == [True, False, False, False]
     assert patch_mask(pixels, (2, 2), threshold=0.15).flatten().tolist() == [True, False, False, True]

@@ -172,16 +172,23 @@ def test_a_gated_mlp_as_in_the_giant(make_model):
     assert same_answers(loaded, model)
 
 
-@pytest.mark.parametrize("size", ["small", "base", "large"])
-@pytest.mark.parametrize("registers", ["", "reg4_"])
-def test_published_architectures_are_named(size, registers):
-    name = f"vit_{size}_patch14_{registers}dinov2.lvd142m"
+@pytest.mark.parametrize("which", ["small_patch14_reg4", "base_patch14", "base_patch14_reg4", "large_patch14"])
+def test_published_architectures_are_named(which):
+    name = f"vit_{which}_dinov2.lvd142m"
     with torch.device("meta"):
         state = to_official(IFAM(ModelConfig(backbone=name, image_size=224, num_parts=8), pretrained=False))
     config = from_official(state).config
     assert (config.backbone, config.backbone_kwargs, config.image_size) == (name, {}, 224)
+
+
+def test_where_the_heads_come_from():
+    """The argument first, then the architecture that is named, then the number that is stated, then width / 64."""
+    name = "vit_small_patch14_dinov2.lvd142m"
+    with torch.device("meta"):
+        state = to_official(IFAM(ModelConfig(backbone=name, image_size=56), pretrained=False))
     assert from_official(state, num_heads=4).config.backbone_kwargs == {"num_heads": 4}
     assert from_official(state, {"num_heads": 4}).config.backbone_kwargs == {"num_heads": 4}
+    assert from_official(state, {"num_heads": 2}, num_heads=4).config.backbone_kwargs == {"num_heads": 4}
     named = from_official(state, {"model_arch": name, "num_heads": 4}).config
     assert (named.backbone, named.backbone_kwargs) == (name, {})
 

@@ -200,12 +200,15 @@ def test_soft_mask_with_a_part_removed(timm_case):
     foreground = model.foreground(FadeParts([1])(model.selector(timm_case.images)))
     assert_close(foreground, timm_case.data["eval_soft_remove1.mask_soft"][:, 0], **TOLERANCE)
     # The hard mask of this scenario is that of a hard removal.
-    timm_case.check_mask(model(timm_case.images, [DropParts([1])]).mask, "eval_soft_remove1")
+    dropped = model(timm_case.images, [DropParts([1])])
+    timm_case.check_mask(dropped.mask, "eval_soft_remove1")
+    assert (dropped.logits - out.logits).abs().max() > 0.5
 
 
 @needs_fixtures
 def test_soft_prescribed_masks(timm_case):
-    logits = timm_case.build(SoftMaskIFAM).classify(timm_case.images, timm_case.data["stage2_only_softmask.mask"])
+    weights = timm_case.data["stage2_only_softmask.mask"]
+    logits = timm_case.build(SoftMaskIFAM).predictor(timm_case.images, weights > 0.5, weights)
     assert_close(logits, timm_case.data["stage2_only_softmask.logits"], **TOLERANCE)
 
 

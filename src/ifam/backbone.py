@@ -161,7 +161,7 @@ class Backbone(nn.Module):
 
         Args:
             images: Normalised images.
-            key_bias: Added to the attention logits of each patch as a key, in every block; 0 for prefix tokens.
+            key_bias: Added to the attention logits of each patch as a key; prefix tokens have none.
 
         Returns:
             Prefix tokens first, then all patches.

@@ -13,6 +13,8 @@ What it is not: DINOv2. It has never seen a photograph, it knows no category, an
 by construction that a compact pasted thing differs from its surroundings: the separation of foreground and
 background that DINOv2 shows without being asked is *asked for* here. No image or label of any benchmark goes
 into it: the generator cannot draw one, and this module does not import them.
+
+The file in the package is `pretrain_tiny(out, steps=1800, threads=1)`; its .json holds seed and versions.
 """
 
 import hashlib

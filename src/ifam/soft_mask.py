@@ -8,12 +8,14 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ifam._typing import Float, Tensor
+from ifam._typing import Bool, Float, Tensor
+from ifam.config import ModelConfig
 from ifam.errors import IfamError
-from ifam.interventions import Intervention
-from ifam.model import IFAM, output
+from ifam.masking import make_mask
+from ifam.model import IFAM
+from ifam.predictor import Predictor
 from ifam.selector import gumbel_like
-from ifam.types import Output, Selection
+from ifam.types import Mask, Selection
 
 # Keeps the logarithm of a foreground of zero finite: such a patch is hidden but for one part in 10^10.
 EPSILON = 1e-10
@@ -22,31 +24,26 @@ EPSILON = 1e-10
 class SoftMaskIFAM(IFAM):
     """The two stages of `IFAM`, with probabilities in the place of the mask.
 
-    Patch p is attended to with `log(max over parts k < K of maps_kp + 1e-10)` added to its logits, as a key
-    and in every block. Gradient reaches the selector through these probabilities, not by `mask_gradient`.
+    `Output.mask` is what a reader of the maps would take for seen, the patches won by a part; the predictor saw
+    the others too. Gradient reaches the selector through the probabilities; `mask_gradient` has no effect.
+
+    Args:
+        config: The model's settings.
+        pretrained: Start both stages from pretrained backbones.
     """
 
-    def forward(self, images: Float[Tensor, "B 3 S1 S2"], interventions: Sequence[Intervention] = ()) -> Output:
-        """Classify images by all patches, weighted by how probably they belong to a part.
+    def __init__(self, config: ModelConfig, pretrained: bool = True) -> None:
+        super().__init__(config, pretrained)
+        self.predictor = SoftPredictor(self.predictor.backbone, config.num_classes)
 
-        Args:
-            images: Normalised images.
-            interventions: Changes to the selection, applied in order before the weights are made.
-
-        Returns:
-            The answer. Its `mask` is what a reader of the maps would take for seen, the patches won by a
-            part; the predictor saw the others too.
-        """
-        selection = self.selector(images)
-        for intervention in interventions:
-            selection = intervention(selection)
-        logits = self.classify(images, self.foreground(selection).flatten(1))
-        return output(logits, self.mask(selection), selection)
+    def mask(self, selection: Selection) -> Mask:
+        """The patches won by a part; the gate is the probability of each patch's best part."""
+        visible = make_mask(selection).visible
+        return Mask(visible, self.foreground(selection))
 
     def foreground(self, selection: Selection) -> Float[Tensor, "B H W"]:
         """Probability of the best foreground part of each patch; a second Gumbel sample in training."""
-        maps = selection.part_maps
-        config = self.config
+        maps, config = selection.part_maps, self.config
         if self.training and config.gumbel_noise:
             logits = selection.assignment_logits
             maps = ((logits + gumbel_like(logits)) / config.temperature).softmax(dim=1)
@@ -56,21 +53,30 @@ class SoftMaskIFAM(IFAM):
             parts = parts * kept[:, :, None, None]
         return parts.amax(dim=1)
 
-    def classify(self, images: Float[Tensor, "B 3 S1 S2"], weights: Float[Tensor, "B P"]) -> Float[Tensor, "B C"]:
+
+class SoftPredictor(Predictor):
+    """A predictor that attends to patch p with `log(weight_p + 1e-10)` added to its logits, in every block."""
+
+    def forward(
+        self,
+        images: Float[Tensor, "B 3 S1 S2"],
+        mask: Bool[Tensor, "B ..."],
+        gate: Float[Tensor, "B ..."] | None = None,
+    ) -> Float[Tensor, "B C"]:
         """Class logits from all patches.
 
         Args:
             images: Normalised images.
-            weights: How much of each patch to see, from 0 to 1.
+            mask: Weights of 0 and 1 where there is no gate; without effect otherwise.
+            gate: How much of each patch to see, from 0 to 1, [B, H, W] or [B, P].
 
         Returns:
             Class logits.
         """
-        backbone = self.predictor.backbone
-        tokens = backbone.biased_tokens(images, (weights + EPSILON).log())
-        patches = tokens[:, backbone.num_prefix_tokens :]
-        pooled = tokens[:, 0] if backbone.has_class_token else patches.mean(dim=1)
-        logits: Tensor = self.predictor.head(self.predictor.norm(pooled))
+        weights = (mask.to(images.dtype) if gate is None else gate).flatten(1)
+        tokens = self.backbone.biased_tokens(images, (weights + EPSILON).log())
+        real = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+        logits: Tensor = self.head(self.norm(self._pool(tokens, real)))
         return logits
 
 

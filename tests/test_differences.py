@@ -1,0 +1,103 @@
+"""docs/differences.md: its tests exist, and those differences that no other test shows are shown here."""
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from ifam import training
+from ifam.config import ModelConfig, TrainConfig
+from ifam.errors import IfamError
+from ifam.metrics import GroupAccuracy
+from ifam.soft_mask import FadeParts, SoftMaskIFAM
+
+ROOT = Path(__file__).parents[1]
+ROWS = [
+    line
+    for line in (ROOT / "docs" / "differences.md").read_text(encoding="utf-8").splitlines()
+    if re.match(r"\| \d+ ", line)
+]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.split("|")[1].strip())
+def test_every_row_names_tests_that_exist(row):
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", row)
+    assert named
+    for path, test in named:
+        assert f"def {test}(" in (ROOT / path).read_text(encoding="utf-8")
+
+
+def test_no_row_is_left_out():
+    assert [int(row.split("|")[1]) for row in ROWS] == list(range(1, len(ROWS) + 1))
+    assert len(ROWS) >= 10
+
+
+def test_the_worst_group_is_the_lowest_of_all_groups():
+    """Of any number of groups, whatever their order; a group without images is none."""
+    accuracy = GroupAccuracy(6)
+    labels = torch.tensor([0, 0, 1, 1, 0, 1, 0, 1])
+    groups = torch.tensor([0, 0, 1, 1, 2, 3, 4, 4])
+    right = torch.tensor([1, 1, 1, 0, 1, 1, 0, 0], dtype=torch.bool)
+    answers = torch.where(right, labels, 1 - labels)
+    accuracy.update(torch.nn.functional.one_hot(answers, 2).float(), labels, groups)
+    assert accuracy.worst() == 0.0
+    assert accuracy.average() == pytest.approx(5 / 8)
+
+
+def test_counts_of_several_devices_add_up_exactly():
+    """Shares of any size: numbers of images are summed, accuracies are never averaged."""
+    logits, labels, groups = torch.randn(37, 3), torch.randint(3, (37,)), torch.randint(4, (37,))
+    whole, shares = GroupAccuracy(4), [GroupAccuracy(4) for _ in range(3)]
+    whole.update(logits, labels, groups)
+    for share, part in zip(shares, torch.arange(37).split([30, 6, 1]), strict=True):
+        share.update(logits[part], labels[part], groups[part])
+    for name in ("correct", "count"):
+        assert torch.equal(sum(getattr(share, name) for share in shares), getattr(whole, name))
+        assert whole._reductions[name].__name__ == "dim_zero_sum"
+
+
+def test_the_checkpoint_is_chosen_on_validation_data():
+    """Whatever is monitored comes from the validation loader, and no loader of training reads the test images."""
+    assert 'monitor=f"val/{config.monitor}"' in inspect.getsource(training.fit)
+    assert TrainConfig().monitor in {"worst_group", "accuracy"}
+    source = inspect.getsource(training._loaders) + inspect.getsource(training.fit)
+    assert set(re.findall(r'split\("(\w+)"\)', source)) <= {"train", "val"}
+    assert '"test"' not in source
+
+
+@pytest.fixture
+def soft_model():
+    torch.manual_seed(0)
+    kwargs = {"depth": 2, "embed_dim": 48, "num_heads": 3}
+    config = ModelConfig(
+        backbone="vit_tiny_patch16_224", image_size=64, num_parts=3, num_classes=5, backbone_kwargs=kwargs
+    )
+    return SoftMaskIFAM(config, pretrained=False).eval()
+
+
+def test_a_soft_mask_hides_nothing(soft_model, images):
+    """Its answer changes with what its map says is hidden; a hard mask's does not (test_claims.py)."""
+    out = soft_model(images)
+    hidden = ~out.mask.repeat_interleave(16, dim=1).repeat_interleave(16, dim=2)[:, None]
+    selection = soft_model.selector(images)
+    mask = soft_model.mask(selection)
+    changed = soft_model.predictor(torch.where(hidden, -images, images), mask.visible, mask.gate)
+    assert hidden.any()
+    assert (changed - out.logits).abs().max() > 1e-4
+
+
+def test_a_soft_mask_samples_in_training_and_has_gradient(soft_model, images):
+    soft_model.train()
+    first, second = soft_model(images), soft_model(images)
+    assert not torch.equal(first.logits, second.logits)
+    first.logits.sum().backward()
+    assert soft_model.selector.prototypes.grad.abs().sum() > 0
+    assert soft_model.state_dict().keys() == type(soft_model).__mro__[1](soft_model.config, False).state_dict().keys()
+
+
+@pytest.mark.parametrize("part", [3, -1])
+def test_fading_a_part_out_of_range(soft_model, images, part):
+    with pytest.raises(IfamError, match=rf"no part {part}: this model has parts 0 to 2"):
+        soft_model(images, [FadeParts([part])])
