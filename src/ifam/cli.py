@@ -55,7 +55,8 @@ def train(
     }
     recipes.save_settings(settings, out)
     result = fit(net, images, train, loss, out, label=f"training on {images.name}")
-    net.save_pretrained(out, {"benchmark": benchmark, "data": data or {}, "best_epoch": result.best_epoch})
+    remembered = {name: settings[name] for name in ("benchmark", "root", "data")}
+    net.save_pretrained(out, {**remembered, "best_epoch": result.best_epoch})
     split = "test" if "test" in images.splits else "val"
     found = evaluate(net, images, split)
     write_results(found, out / "results.json", {**settings, "split": split, "note": images.note})
@@ -64,7 +65,7 @@ def train(
 
 
 def evaluate(
-    model: str,
+    model: str = "runs/ifam",
     benchmark: str | None = None,
     root: Path | None = None,
     split: str | None = None,
@@ -115,8 +116,8 @@ def evaluate(
 
 
 def predict(
-    model: str,
-    images: list[Path],
+    images: list[str],
+    model: str = "runs/ifam",
     out: Path = Path("predictions"),
     batch_size: int = 16,
     skip_bad: bool = False,
@@ -126,8 +127,8 @@ def predict(
     """Classify image files, and draw what each answer rests on.
 
     Args:
-        model: Folder or hub id of the model.
         images: Files, or folders of files.
+        model: Folder or hub id of the model.
         out: Folder for the pictures and `predictions.csv`.
         batch_size: Images at a time.
         skip_bad: Leave out files that are no images, instead of stopping.
@@ -215,7 +216,24 @@ VERBS: dict[str, Any] = {
 
 def main(args: list[str] | None = None) -> None:
     """Run a verb; errors of the input are one sentence on standard error, and exit status 2."""
-    from jsonargparse import ArgumentParser, auto_cli
+    try:
+        parser = build_parser()
+        settings = parser.instantiate_classes(parser.parse_args(args))
+        chosen = settings[settings.verb].as_dict()
+        for name in ("config", "print_config"):
+            chosen.pop(name, None)
+        VERBS[settings.verb](**chosen)
+    except IfamError as error:
+        print(f"ifam: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("ifam: stopped.", file=sys.stderr)
+        sys.exit(130)
+
+
+def build_parser() -> Any:
+    """The parser of all verbs: options are the functions' arguments, help is their docstrings."""
+    from jsonargparse import ArgumentParser
 
     class Parser(ArgumentParser):
         """A parser whose errors are one sentence: pages of usage would bury it."""
@@ -224,14 +242,21 @@ def main(args: list[str] | None = None) -> None:
             print(f"ifam: {_sentence(message)}", file=sys.stderr)
             sys.exit(2)
 
-    try:
-        auto_cli(VERBS, args=args, prog="ifam", as_positional=True, version=_version(), parser_class=Parser)
-    except IfamError as error:
-        print(f"ifam: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("ifam: stopped.", file=sys.stderr)
-        sys.exit(130)
+    parser = Parser(
+        prog="ifam", version=_version(), description="Image classifiers whose mask is the answer's only input."
+    )
+    verbs = parser.add_subcommands(dest="verb")
+    for verb, function in VERBS.items():
+        summary = (function.__doc__ or "").splitlines()[0]
+        one = Parser(description=summary)
+        one.add_argument("--config", action="config", help="A YAML file with any of these settings.")
+        if verb == "predict":
+            # Several files after one another, as a shell expands them.
+            one.add_argument("images", nargs="+", type=str, help="Files, or folders of files.")
+        # Groups of their own would clash: `train` is a verb and one of its arguments.
+        one.add_function_arguments(function, as_group=False, as_positional=verb == "convert", skip={"images"})
+        verbs.add_subcommand(verb, one, help=summary)
+    return parser
 
 
 def _sentence(message: str) -> str:

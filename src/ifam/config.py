@@ -89,7 +89,9 @@ class TrainConfig:
         schedule: How the learning rate falls, epoch by epoch: "cosine", "linear" or "step".
         warmup_epochs: Epochs in which it first rises from `warmup_factor`.
         warmup_factor: Share of the learning rate at the start of the warm-up.
-        min_factor: Share of the learning rate at the end of a cosine.
+        min_factor: Share of the learning rate at the end of a cosine or of a line.
+        step_epochs: Epochs from one step of "step" to the next; a third of all, rounded up, where it is None.
+        step_factor: Multiplies the learning rate at each step of "step".
         weight_decay: Normalised decay; AdamW gets `weight_decay * sqrt(1 / (steps per epoch * epochs))`.
         clip_norm: Largest norm of the gradient.
         selector_tuning: What is trained in the selector's backbone: its class, register and position "tokens",
@@ -121,6 +123,8 @@ class TrainConfig:
     warmup_epochs: int = 0
     warmup_factor: float = 0.0
     min_factor: float = 0.0
+    step_epochs: int | None = None
+    step_factor: float = 0.1
     weight_decay: float = 0.05
     clip_norm: float = 2.0
     selector_tuning: Tuning = "tokens"

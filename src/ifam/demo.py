@@ -13,24 +13,26 @@ from typing import Any
 import lightning
 import timm
 import torch
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from torchvision.transforms.v2.functional import to_pil_image
 
 from ifam.baselines import PlainViT
 from ifam.config import TrainConfig
-from ifam.data import Benchmark, Prepared, collate, load_benchmark
+from ifam.data import Benchmark, PondbirdsConfig, Prepared, collate, load_benchmark
 from ifam.errors import IfamError
 from ifam.evaluation.groups import Accuracy, evaluate, hidden_influence
 from ifam.evaluation.tables import provenance
 from ifam.model import IFAM
-from ifam.recipes import TINY_MODEL, TINY_PLAIN, TINY_TRAIN
-from ifam.report.overlays import enlarge, part_overlay, predictor_view
+from ifam.recipes import TINY_LOSS, TINY_MODEL, TINY_PLAIN, TINY_TRAIN
+from ifam.report.overlays import contact_sheet, enlarge, part_overlay, predictor_view
 from ifam.report.page import DemoReport, PictureRow, write_demo_report
 from ifam.training import FitResult, fit, seed_everything
 
 ABOUT = (
-    "Drawn birds: swimmers and perchers, on water or in a forest. In 95 % of the training and validation images the "
+    "Drawn birds: swimmers and perchers, on water or in a forest. "
+    f"In {PondbirdsConfig().correlation:.0%} of the training and validation images the "
     "background agrees with the bird; in the test set it says nothing, so half of the test images contradict what "
     "the training images suggest."
 )
@@ -78,11 +80,13 @@ def run_demo(
         # After every seed, so that a run that is stopped has not been for nothing.
         (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     assert first is not None
+    pictures = _pictures(first)
+    _sheet(pictures).save(out / "pictures.png")
     report = DemoReport(
         title="Pondbirds: what a classifier looks at",
         conditions={"seeds": ", ".join(str(r["seed"]) for r in runs), **_conditions(quick)},
         runs=runs,
-        pictures=_pictures(first),
+        pictures=pictures,
         curves=_curves(first.fits),
         about=ABOUT,
         num_parts=first.ifam.config.num_parts,
@@ -114,7 +118,7 @@ def _train(seed: int, quick: bool) -> _Trained:
     fits = {"plain_vit": fit(plain, benchmark, _settings(TINY_PLAIN, seed, quick), label=f"seed {seed}: plain ViT")}
     seed_everything(seed)
     ifam = IFAM(config)
-    fits["ifam"] = fit(ifam, benchmark, _settings(TINY_TRAIN, seed, quick), label=f"seed {seed}: iFAM     ")
+    fits["ifam"] = fit(ifam, benchmark, _settings(TINY_TRAIN, seed, quick), TINY_LOSS, label=f"seed {seed}: iFAM     ")
     return _Trained(plain, ifam, fits, benchmark)
 
 
@@ -214,6 +218,15 @@ def _pictures(trained: _Trained) -> list[tuple[str, list[PictureRow]]]:
             )
         rows.append((name, pictures))
     return rows
+
+
+def _sheet(pictures: Sequence[tuple[str, Sequence[PictureRow]]]) -> Image.Image:
+    """The first image of each group: input, parts, what the predictor saw, and both answers."""
+    firsts = [(group, rows[0]) for group, rows in pictures if rows]
+    return contact_sheet(
+        [(row.image, row.parts_overlay, row.predictor_view) for _, row in firsts],
+        [f"{group}.  plain ViT: {row.plain_answer};  iFAM: {row.ifam_answer}" for group, row in firsts],
+    )
 
 
 def _curves(fits: Mapping[str, FitResult]) -> dict[str, dict[str, list[tuple[int, float]]]]:

@@ -39,20 +39,23 @@ class GroupAccuracy(Metric):
 
     def average(self) -> float:
         """Share of all images that are right."""
-        return float(self.correct.sum() / self.count.sum())
+        with self.sync_context():
+            return float(self.correct.sum() / self.count.sum())
 
     def worst(self) -> float:
         """Accuracy of the worst group."""
-        accuracy = self.correct[self.count > 0] / self.count[self.count > 0]
-        return float(accuracy.min())
+        with self.sync_context():
+            accuracy = self.correct[self.count > 0] / self.count[self.count > 0]
+            return float(accuracy.min())
 
     def by_name(self, names: Sequence[str]) -> dict[str, dict[str, float | int]]:
         """Accuracy and number of images of each group that has any."""
-        return {
-            name: {"accuracy": float(correct / count), "count": int(count)}
-            for name, correct, count in zip(names, self.correct, self.count, strict=True)
-            if count > 0
-        }
+        with self.sync_context():
+            return {
+                name: {"accuracy": float(correct / count), "count": int(count)}
+                for name, correct, count in zip(names, self.correct, self.count, strict=True)
+                if count > 0
+            }
 
 
 class MaskIoU(Metric):

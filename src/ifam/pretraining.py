@@ -35,23 +35,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from ifam._typing import Bool, Float, Int, Tensor
+from ifam.backbone import TINY_ARCH
 from ifam.data.textures import Scenes, draw_scenes, hsv_to_rgb, patch_coverage
 from ifam.errors import IfamError
-
-TINY_ARCH: dict[str, Any] = {
-    "img_size": 80,
-    "patch_size": 8,
-    "embed_dim": 128,
-    "depth": 4,
-    "num_heads": 4,
-    "mlp_ratio": 4,
-    "reg_tokens": 2,
-    "class_token": True,
-    "no_embed_class": True,
-    "num_classes": 0,
-    "init_values": 0.1,
-}
-"""Arguments of `timm.models.vision_transformer.VisionTransformer` that make the tiny backbone."""
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _HUES = 12

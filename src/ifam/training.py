@@ -89,8 +89,11 @@ def _role(name: str, config: TrainConfig) -> tuple[str, float, bool]:
 
 
 def normalised_weight_decay(weight_decay: float, num_images: int, batch_size: int, epochs: int) -> float:
-    """`weight_decay * sqrt(1 / (steps per epoch * epochs))` (arXiv 1711.05101, appendix B.1)."""
-    return weight_decay * math.sqrt(batch_size / (num_images * epochs))
+    """`weight_decay * sqrt(1 / (steps per epoch * epochs))` (arXiv 1711.05101, appendix B.1).
+
+    A step is a whole batch: what is left over at the end of an epoch is not trained on.
+    """
+    return weight_decay / math.sqrt(max(1, num_images // batch_size) * epochs)
 
 
 def learning_rate_factor(epoch: int, config: TrainConfig) -> float:
@@ -99,9 +102,9 @@ def learning_rate_factor(epoch: int, config: TrainConfig) -> float:
     if epoch < warmup:
         return config.warmup_factor + (1 - config.warmup_factor) * epoch / warmup
     if config.schedule == "step":
-        return 0.1 ** (epoch // max(1, total // 3 + (total % 3 > 0)))
+        return config.step_factor ** (epoch // (config.step_epochs or math.ceil(total / 3)))
     if config.schedule == "linear":
-        return 1 - (1 - 0.01) * (epoch - warmup) / max(1, total - warmup)
+        return 1 - (1 - config.min_factor) * (epoch - warmup) / max(1, total - warmup)
     return config.min_factor + (1 - config.min_factor) * (1 + math.cos(math.pi * epoch / total)) / 2
 
 
@@ -133,6 +136,12 @@ class Training(L.LightningModule):
         terms = self.terms(batch)
         weights = asdict(self.losses)
         total = weighted_sum(terms, {name: weights[name] for name in terms})
+        if not bool(total.isfinite()):
+            wrong = ", ".join(name for name, value in terms.items() if not bool(value.isfinite()))
+            raise IfamError(
+                f"The loss is no longer finite in epoch {self.current_epoch + 1} ({wrong}); lower --train.base_lr or "
+                f"a --train.*_lr_factor."
+            )
         for name, value in {**terms, "total": total}.items():
             self.log(f"train/{name}", value.detach(), on_step=False, on_epoch=True, batch_size=len(batch.images))
         return total
@@ -178,8 +187,11 @@ class Training(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log accuracy, worst group and mask IoU."""
         self.accuracy.compute()
-        self.log("val/accuracy", self.accuracy.average())
-        self.log("val/worst_group", self.accuracy.worst())
+        found = {"accuracy": self.accuracy.average(), "worst_group": self.accuracy.worst()}
+        for name, value in found.items():
+            self.log(f"val/{name}", value)
+        # Small validation groups tie often; a tie goes to the later epoch, which has learned longer.
+        self.log("val/choice", found[self.config.monitor] + 1e-6 * self.current_epoch)
         if int(self.mask_iou.union) > 0:
             self.log("val/mask_iou", self.mask_iou.compute())
         self.accuracy.reset()
@@ -256,16 +268,21 @@ def fit(
     Raises:
         IfamError: There are fewer images than a batch has, or the loss is no longer finite.
     """
+    _check(config)
     seed_everything(config.seed)
     loaders = _loaders(model, benchmark, config)
     module = Training(model, config, losses or LossConfig(), benchmark, len(benchmark.split("train")))
     with _quiet(), _run_folder(folder) as path:
         history = _History()
         best = ModelCheckpoint(
-            path / "checkpoints", filename="best", monitor=f"val/{config.monitor}", mode="max", save_last=True
+            path / "checkpoints",
+            filename="best",
+            monitor="val/choice",
+            mode="max",
+            enable_version_counter=False,
         )
-        best.CHECKPOINT_NAME_LAST = "last"
-        callbacks: list[L.Callback] = [best, history, Progress(label)]
+        last = ModelCheckpoint(path / "checkpoints", filename="last", enable_version_counter=False)
+        callbacks: list[L.Callback] = [best, last, history, Progress(label)]
         if config.ema_decay is not None:
             callbacks.append(EMAWeightAveraging(decay=config.ema_decay))
         trainer = L.Trainer(
@@ -284,6 +301,8 @@ def fit(
             enable_progress_bar=False,
             enable_model_summary=False,
         )
+        # Lightning keeps the mode it finds, and a model that was loaded or trained before is in evaluation mode.
+        module.train()
         started = time.perf_counter()
         trainer.fit(module, *loaders)
         seconds = time.perf_counter() - started
@@ -297,6 +316,17 @@ def fit(
 def seed_everything(seed: int) -> None:
     """Seed Python, NumPy and PyTorch, loader workers included."""
     L.seed_everything(seed, workers=True, verbose=False)
+
+
+def _check(config: TrainConfig) -> None:
+    """Refuse settings with which nothing can be trained."""
+    for name in ("epochs", "batch_size", "accumulate"):
+        if getattr(config, name) < 1:
+            raise IfamError(f"train.{name} is {getattr(config, name)}, but at least 1 is needed.")
+    if not 0 < config.augment <= 1:
+        raise IfamError(f"train.augment is {config.augment}, but a share of the area above 0, up to 1, is expected.")
+    if config.ema_decay is not None and not 0 <= config.ema_decay < 1:
+        raise IfamError(f"train.ema_decay is {config.ema_decay}, but a number from 0 to below 1 is expected.")
 
 
 def _loaders(model: nn.Module, benchmark: Benchmark, config: TrainConfig) -> tuple[DataLoader[Any], DataLoader[Any]]:
@@ -355,10 +385,16 @@ def _quiet() -> Iterator[None]:
             ".*does not have many workers.*",
             ".*GPU available but not used.*",
             ".*num_workers.*",
+            # Lightning's own use of a name that PyTorch has renamed.
+            ".*isinstance.treespec, LeafSpec.*",
+            # A run in the folder of an earlier one takes its place.
+            ".*directory .* exists and is not empty.*",
         ):
             warnings.filterwarnings("ignore", pattern)
         for logger in loggers:
             logger.setLevel(logging.ERROR)
-        yield
-    for logger, level in zip(loggers, levels, strict=True):
-        logger.setLevel(level)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

@@ -1,12 +1,12 @@
 """A user's own images: `root/class/image`, or the same below `root/train`, `root/val` and `root/test`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
-from sklearn.model_selection import train_test_split
 
 from ifam.data.base import Benchmark, Examples
 from ifam.data.images import EXTENSIONS, UNREADABLE, load_image
@@ -27,6 +27,15 @@ class FolderConfig:
     val_fraction: float = 0.2
     seed: int = 0
     skip_bad: bool = False
+
+    def __post_init__(self) -> None:
+        share, seed = self.val_fraction, self.seed
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < 1:
+            raise IfamError(f"folder: val_fraction={share!r} is not possible; give a share between 0 and 1.")
+        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+            raise IfamError(f"folder: seed={seed!r} is not possible; give a whole number, zero or more.")
+        if not isinstance(self.skip_bad, bool):
+            raise IfamError(f"folder: skip_bad={self.skip_bad!r} is not possible; give true or false.")
 
 
 class ImageFiles:
@@ -72,13 +81,13 @@ def load_folder(root: Path | None, config: FolderConfig) -> Benchmark:
     if not sorted_by_split:
         splits["train"] = _read(root, classes, config)
     if "val" not in splits:
-        splits["train"], splits["val"] = _cut(splits["train"], config)
+        splits["train"], splits["val"] = _cut(splits["train"], classes, config)
         note = f"validation: {config.val_fraction:.0%} of the training images, by class, seed {config.seed}"
     return Benchmark("folder", splits, classes, classes, note)
 
 
 def _class_names(root: Path) -> tuple[str, ...]:
-    classes = tuple(sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")))
+    classes = tuple(sorted(p.name for p in root.iterdir() if p.is_dir() and not _is_litter(p)))
     if len(classes) < 2:
         raise IfamError(
             f"{root} has {len(classes)} sub-folder{'s' if len(classes) != 1 else ''}, but one for each of at least "
@@ -89,8 +98,7 @@ def _class_names(root: Path) -> tuple[str, ...]:
 
 def _read(root: Path, classes: tuple[str, ...], config: FolderConfig) -> ImageFiles:
     """Every image of every class, each checked to be one (its header, which is quick)."""
-    unknown = sorted(p.name for p in root.iterdir() if p.is_dir() and p.name not in {*classes, "__MACOSX"})
-    unknown = [name for name in unknown if not name.startswith(".")]
+    unknown = sorted(p.name for p in root.iterdir() if p.is_dir() and p.name not in classes and not _is_litter(p))
     if unknown:
         raise IfamError(f"{root} has a class {unknown[0]!r} that the training images lack; move or remove it.")
     paths: list[Path] = []
@@ -111,10 +119,16 @@ def _read(root: Path, classes: tuple[str, ...], config: FolderConfig) -> ImageFi
     return ImageFiles(paths, labels)
 
 
+def _is_litter(folder: Path) -> bool:
+    """Whether a folder is what programs leave behind, and no class."""
+    return folder.name.startswith(".") or folder.name == "__MACOSX"
+
+
 def _is_image(path: Path, config: FolderConfig) -> bool:
     try:
         with Image.open(path) as image:
-            image.verify()
+            # Only decoding finds a file that was cut off; it takes time, so only those pay who ask for it.
+            image.load() if config.skip_bad else image.verify()
     except UNREADABLE as error:
         if config.skip_bad:
             print(f"Left out {path}: it is no image that can be read.")
@@ -126,22 +140,23 @@ def _is_image(path: Path, config: FolderConfig) -> bool:
     return True
 
 
-def _cut(examples: Examples, config: FolderConfig) -> tuple[ImageFiles, ImageFiles]:
-    """Training and validation images, the same share of each class in both."""
+def _cut(examples: Examples, classes: tuple[str, ...], config: FolderConfig) -> tuple[ImageFiles, ImageFiles]:
+    """Training and validation images: of each class the same share, and at least one image on each side."""
     assert isinstance(examples, ImageFiles)
-    counts = [examples.labels.count(label) for label in set(examples.labels)]
-    if min(counts) < 2:
-        raise IfamError(
-            "A class has a single image, but at least two are needed: one to train on and one to validate with."
-        )
-    # Every class needs an image on each side, however small the share.
-    num_val = min(max(round(len(examples) * config.val_fraction), len(counts)), len(examples) - len(counts))
-    train, val = train_test_split(
-        range(len(examples)), test_size=num_val, stratify=examples.labels, random_state=config.seed
-    )
+    labels = np.asarray(examples.labels)
+    chance = np.random.default_rng(config.seed)
+    chosen: set[int] = set()
+    for label, name in enumerate(classes):
+        members = chance.permutation(np.flatnonzero(labels == label))
+        if len(members) < 2:
+            raise IfamError(
+                f"The class {name} has a single image, but at least two are needed: one to train on and one to "
+                f"validate with."
+            )
+        number = min(max(round(len(members) * config.val_fraction), 1), len(members) - 1)
+        chosen.update(members[:number].tolist())
 
-    def pick(indices: Sequence[int]) -> ImageFiles:
-        chosen = sorted(indices)
-        return ImageFiles([examples.paths[i] for i in chosen], [examples.labels[i] for i in chosen])
+    def pick(indices: Iterable[int]) -> ImageFiles:
+        return ImageFiles(*zip(*((examples.paths[i], examples.labels[i]) for i in indices), strict=True))
 
-    return pick(train), pick(val)
+    return pick(i for i in range(len(labels)) if i not in chosen), pick(sorted(chosen))

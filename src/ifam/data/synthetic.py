@@ -6,11 +6,11 @@ class nearly always; in the test set it says nothing. A model that reads the bac
 average in training and badly on the birds that are elsewhere.
 
     >>> from ifam.data.synthetic import Pondbirds, PondbirdsConfig
-    >>> birds = Pondbirds("val", PondbirdsConfig(num_val=40))
+    >>> birds = Pondbirds("val", PondbirdsConfig(num_val=100))
     >>> birds[0]["image"].shape, birds.class_names
     (torch.Size([3, 80, 80]), ('swimmer', 'percher'))
     >>> birds.groups.bincount().tolist()  # swimmer on water, swimmer on forest, percher on water, ...
-    [19, 1, 1, 19]
+    [49, 1, 1, 49]
 """
 
 import math
@@ -71,11 +71,11 @@ class PondbirdsConfig:
     num_classes: int = 2
     """Number of classes, two to six. Hues are spread evenly over the wheel, starting at 0.05; even classes
     belong on water, odd ones in the forest."""
-    correlation: float = 0.95
+    correlation: float = 0.98
     """Share of each class's training and validation images that show the class's own background."""
     test_correlation: float = 0.5
     """The same share for the test images."""
-    hue_spread: float = 0.18
+    hue_spread: float = 0.12
     """Standard deviation of a bird's hue around that of its class, in turns of the colour wheel."""
     hue_swap: float = 0.02
     """Probability that a bird's hue is drawn around that of another class."""

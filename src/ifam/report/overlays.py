@@ -173,6 +173,33 @@ def triptych(
     return canvas
 
 
+def contact_sheet(rows: Sequence[Sequence[Image.Image]], captions: Sequence[str], columns: int = 2) -> Image.Image:
+    """Rows of panels under their captions, several rows side by side.
+
+    Args:
+        rows: Panels of each row, all of one size.
+        captions: A line above each row.
+        columns: Rows that stand beside one another.
+
+    Returns:
+        An RGB image.
+    """
+    width, height = rows[0][0].size
+    unit = min(width, height) / 320
+    font, gap = _font(round(20 * unit), bold=True), round(14 * unit)
+    across = len(rows[0]) * (width + gap)
+    down = height + 2 * gap + round(1.5 * font.size)
+    lines = -(-len(rows) // columns)
+    canvas = Image.new("RGB", (columns * (across + gap) + gap, lines * down + gap), _PAPER)
+    draw = ImageDraw.Draw(canvas)
+    for i, (panels, caption) in enumerate(zip(rows, captions, strict=True)):
+        x, y = 2 * gap + (i % columns) * (across + gap), gap + (i // columns) * down
+        draw.text((x, y), _fitting(caption, font, across - gap), fill=_INK, font=font)
+        for j, panel in enumerate(panels):
+            canvas.paste(panel, (x + j * (width + gap), y + round(1.5 * font.size)))
+    return canvas
+
+
 def _draw_legend(
     draw: ImageDraw.ImageDraw | None,
     legend: Sequence[tuple[int, str]],

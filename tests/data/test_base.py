@@ -1,0 +1,190 @@
+"""From examples to batches: sizes, crops, flips, and masks that follow their images."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import tv_tensors
+
+from ifam.data import Benchmark, Examples, Pondbirds, PondbirdsConfig, Prepared, collate, denormalise
+from ifam.data.base import FitAndCrop
+from ifam.errors import IfamError
+from ifam.prediction import preprocess
+
+PLAIN = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+SHAPES = [(1, 1), (1, 300), (300, 1), (7, 1000), (999, 1000), (1000, 999), (81, 80), (79, 80), (640, 427), (427, 641)]
+
+
+class One:
+    """One example, again and again."""
+
+    def __init__(self, **example):
+        self.example = {"label": 1, **example}
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        return self.example
+
+
+def half_and_half(height, width, left=(255, 0, 0), right=(0, 0, 255)):
+    """A picture whose left half is red and whose right half is blue, and the mask of the red."""
+    pixels = np.zeros((height, width, 3), np.uint8)
+    pixels[:, : width // 2], pixels[:, width // 2 :] = left, right
+    return Image.fromarray(pixels), torch.from_numpy(pixels[..., 0] > 127)
+
+
+# --- sizes -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("size", [(80, 80), (80, 112), (56, 24)])
+def test_any_shape_becomes_exactly_the_size(shape, size):
+    image = torch.randint(0, 256, (3, *shape), dtype=torch.uint8)
+    assert FitAndCrop(size)(tv_tensors.Image(image)).shape == (3, *size)
+    assert FitAndCrop(size)(Image.fromarray(image.permute(1, 2, 0).numpy())).size == (size[1], size[0])
+    assert FitAndCrop(size)(tv_tensors.Mask(image[0] > 127)).shape == size
+
+
+def test_an_image_of_the_right_size_is_not_touched():
+    image = tv_tensors.Image(torch.rand(3, 80, 80))
+    assert FitAndCrop((80, 80))(image) is image
+
+
+@pytest.mark.parametrize("scale", [1, 2, 5])
+def test_the_centre_is_kept_whole_in_the_shorter_direction(scale):
+    """A wide image loses its left and right ends, a tall one its top and bottom, nothing else."""
+    stripes = torch.arange(3).repeat_interleave(10 * scale).float().expand(3, 10 * scale, -1)  # 3 squares in a row
+    wide = FitAndCrop((10, 10))(tv_tensors.Image(stripes))
+    tall = FitAndCrop((10, 10))(tv_tensors.Image(stripes.mT))
+    # The middle square alone, but for antialiasing at its border.
+    torch.testing.assert_close(wide[:, :, 1:-1], torch.ones(3, 10, 8))
+    torch.testing.assert_close(tall[:, 1:-1], torch.ones(3, 8, 10))
+    torch.testing.assert_close(wide, tall.mT)
+
+
+def test_training_and_prediction_see_the_same(make_model):
+    """What evaluation crops from a photograph is what `ifam predict` crops."""
+    model = make_model()
+    for shape in [(200, 300), (97, 64), (64, 64), (30, 41)]:
+        image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8))
+        evaluated = Prepared(One(image=image), model.image_size, model.normalisation)[0]["image"]
+        torch.testing.assert_close(evaluated, preprocess(image, model), rtol=0, atol=1e-6)
+
+
+# --- values ----------------------------------------------------------------------------------------------
+
+
+def test_pixels_are_scaled_and_normalised():
+    mean, std = (0.5, 0.25, 0.125), (0.5, 2.0, 4.0)
+    expected = [(1.0 - 0.5) / 0.5, (51 / 255 - 0.25) / 2, (0 - 0.125) / 4]
+    pixels = Image.new("RGB", (20, 20), (255, 51, 0))
+    tensor = torch.tensor([1.0, 0.2, 0.0])[:, None, None].expand(3, 20, 20)
+    for image in (pixels, tensor):
+        found = Prepared(One(image=image), (16, 16), (mean, std))[0]
+        assert found["image"].dtype == torch.float32
+        torch.testing.assert_close(found["image"], torch.tensor(expected)[:, None, None].expand(3, 16, 16))
+        back = denormalise(found["image"], (mean, std))
+        torch.testing.assert_close(back, torch.tensor([1.0, 0.2, 0.0])[:, None, None].expand(3, 16, 16))
+
+
+def test_colours_outside_of_what_can_be_shown_are_cut():
+    assert denormalise(torch.tensor([-9.0, 0.5, 9.0])[:, None, None], PLAIN).flatten().tolist() == [0, 0.5, 1]
+
+
+def test_labels_groups_and_masks():
+    image, mask = half_and_half(20, 20)
+    found = Prepared(One(image=image, group=3, mask=mask), (16, 16), PLAIN)[0]
+    assert (found["label"], found["group"]) == (1, 3)
+    bare = Prepared(One(image=image), (16, 16), PLAIN)[0]
+    assert (bare["label"], bare["group"], bare["mask"]) == (1, 1, None)
+
+
+# --- masks follow their images ---------------------------------------------------------------------------
+
+
+def agreement(example):
+    """Share of pixels that are red exactly where the mask is."""
+    return float(((example["image"][0] > 0.5) == example["mask"].bool()).float().mean())
+
+
+@pytest.mark.parametrize("augment", [None, 1.0, 0.5, 0.1])
+@pytest.mark.parametrize("shape", [(80, 80), (50, 200), (200, 90), (31, 33)])
+def test_masks_follow_their_images(augment, shape):
+    image, mask = half_and_half(*shape)
+    prepared = Prepared(One(image=image, mask=mask), (64, 64), PLAIN, augment=augment)
+    for _ in range(12):
+        example = prepared[0]
+        assert example["mask"].shape == (64, 64)
+        assert agreement(example) > 0.97
+    # An image and the mask of another would not pass.
+    assert agreement({**example, "mask": ~example["mask"].bool()}) < 0.1
+
+
+def test_without_augmentation_nothing_is_random():
+    image, mask = half_and_half(50, 70)
+    prepared = Prepared(One(image=image, mask=mask), (64, 64), PLAIN)
+    state = torch.get_rng_state()
+    first, second = prepared[0], prepared[1]
+    assert torch.equal(first["image"], second["image"])
+    assert torch.equal(state, torch.get_rng_state())
+    assert first["image"][0, :, 0].mean() > 0.9  # red on the left: not flipped
+
+
+def test_augmentation_flips_half_of_the_images_and_crops_no_more_than_it_may():
+    image, mask = half_and_half(80, 80)
+    flips = Prepared(One(image=image, mask=mask), (80, 80), PLAIN, augment=1.0)
+    found = [float(flips[0]["image"][0, 0, 0]) for _ in range(200)]
+    assert set(found) == {0.0, 1.0}
+    assert 0.35 < sum(found) / 200 < 0.65
+    assert {float(flips[0]["mask"].float().mean()) for _ in range(10)} == {0.5}  # flipped, and not cropped
+    ramp = torch.arange(80.0).expand(3, 80, 80) / 80
+    crops = Prepared(One(image=ramp), (80, 80), PLAIN, augment=0.6)
+    spans = [float(x.max() - x.min()) for x in (crops[0]["image"] for _ in range(50))]
+    # A crop of 60 % of the area and an aspect of 3/4 spans at least sqrt(0.6 * 3/4) of the width.
+    assert min(spans) > 0.64
+    assert max(spans) - min(spans) > 0.05
+
+
+# --- batches ---------------------------------------------------------------------------------------------
+
+
+def test_collate():
+    image, mask = half_and_half(20, 20)
+    prepared = Prepared(One(image=image, mask=mask, group=2), (16, 24), PLAIN)
+    batch = collate([prepared[i] for i in range(3)])
+    assert batch.images.shape == (3, 3, 16, 24)
+    assert batch.labels.tolist() == [1, 1, 1]
+    assert batch.groups.tolist() == [2, 2, 2]
+    assert batch.masks.shape == (3, 16, 24)
+    assert batch.masks.dtype == torch.bool
+    assert type(batch.images) is type(batch.masks) is torch.Tensor
+    moved = batch.to("cpu")
+    assert torch.equal(moved.masks, batch.masks)
+
+
+def test_masks_are_all_there_or_not_at_all():
+    image, mask = half_and_half(16, 16)
+    with_mask = Prepared(One(image=image, mask=mask), (16, 16), PLAIN)[0]
+    without = Prepared(One(image=image), (16, 16), PLAIN)[0]
+    assert collate([with_mask, without]).masks is None
+
+
+def test_pondbirds_are_examples():
+    birds = Pondbirds("val", PondbirdsConfig(num_train=2, num_val=4, num_test=2))
+    assert isinstance(birds, Examples)
+    prepared = Prepared(birds, (80, 80), PLAIN)
+    assert len(prepared) == 4
+    batch = collate([prepared[i] for i in range(4)])
+    assert torch.equal(batch.images, birds.images)
+    assert torch.equal(batch.masks, birds.masks)
+    assert torch.equal(batch.groups, birds.groups)
+    assert torch.equal(batch.labels, birds.labels)
+
+
+def test_an_unknown_split_lists_what_there_is():
+    benchmark = Benchmark("mine", {"train": One(), "val": One()}, ("a", "b"), ("a", "b"))
+    assert len(benchmark.split("val")) == 3
+    with pytest.raises(IfamError, match="mine has no split 'test'; it has train, val"):
+        benchmark.split("test")
