@@ -37,7 +37,7 @@ def train(
     from ifam.data import load_benchmark
     from ifam.evaluation.groups import evaluate
     from ifam.evaluation.tables import print_evaluation, write_results
-    from ifam.training import fit, seed_everything
+    from ifam.training import check, fit, seed_everything
 
     if (out / "config.json").exists() and not overwrite:
         raise IfamError(f"{out} already holds a model; choose another --out, or replace it with --overwrite true.")
@@ -45,6 +45,7 @@ def train(
     config = replace(model, num_classes=len(images.class_names), class_names=images.class_names)
     seed_everything(train.seed)
     net, config, train = recipes.build(config, train, images)
+    check(images, train)
     settings = {
         "benchmark": benchmark,
         "root": None if root is None else str(root),
@@ -98,6 +99,11 @@ def evaluate(
         raise IfamError(
             f"{name} has {len(images.class_names)} classes, but the model knows {net.config.num_classes}; "
             f"give the data that it was trained for."
+        )
+    if net.config.class_names and net.config.class_names != images.class_names:
+        raise IfamError(
+            f"{name} has the classes {', '.join(images.class_names)}, but the model knows "
+            f"{', '.join(net.config.class_names)}; give the data that it was trained for."
         )
     split = split or ("test" if "test" in images.splits else "val")
     found = evaluate(net, images, split, batch_size=batch_size)
@@ -217,8 +223,10 @@ VERBS: dict[str, Any] = {
 def main(args: list[str] | None = None) -> None:
     """Run a verb; errors of the input are one sentence on standard error, and exit status 2."""
     try:
-        parser = build_parser()
-        settings = parser.instantiate_classes(parser.parse_args(args))
+        parser = build_parser(args)
+        # jsonargparse 4.49 has a shorter name for it, and warns of the old one.
+        instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
+        settings = instantiate(parser.parse_args(args))
         chosen = settings[settings.verb].as_dict()
         for name in ("config", "print_config"):
             chosen.pop(name, None)
@@ -231,15 +239,21 @@ def main(args: list[str] | None = None) -> None:
         sys.exit(130)
 
 
-def build_parser() -> Any:
-    """The parser of all verbs: options are the functions' arguments, help is their docstrings."""
+def build_parser(args: list[str] | None = None) -> Any:
+    """The parser of all verbs: options are the functions' arguments, help is their docstrings.
+
+    Args:
+        args: What will be parsed, for error messages that name the right help; the command line where None.
+    """
     from jsonargparse import ArgumentParser
+
+    words = sys.argv[1:] if args is None else args
 
     class Parser(ArgumentParser):
         """A parser whose errors are one sentence: pages of usage would bury it."""
 
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-            print(f"ifam: {_sentence(message)}", file=sys.stderr)
+            print(f"ifam: {_sentence(message, words)}", file=sys.stderr)
             sys.exit(2)
 
     parser = Parser(
@@ -259,10 +273,10 @@ def build_parser() -> Any:
     return parser
 
 
-def _sentence(message: str) -> str:
+def _sentence(message: str, words: list[str]) -> str:
     """The parser's message, and where the answer is."""
-    verb = next((word for word in sys.argv[1:2] if word in VERBS), "")
-    return f"{' '.join(message.split())}; `ifam {verb + ' ' if verb else ''}--help` lists what there is."
+    verb = next((word for word in words[:1] if word in VERBS), "")
+    return f"{' '.join(message.split()).rstrip('.')}; `ifam {verb + ' ' if verb else ''}--help` lists what there is."
 
 
 def _version() -> str:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,8 @@ def build(config: ModelConfig, train: TrainConfig, images: Benchmark) -> tuple[I
     """The model of a configuration, from pretrained weights.
 
     Where the default backbone's weights cannot be had, say without a network, the embedded backbone and its training
-    settings take its place, with a warning: a weaker model that works beats none. A backbone that was asked for is
-    never replaced.
+    settings take its place, with a warning: a weaker model that works beats none. Training settings that are not the
+    defaults are kept, and a backbone that was asked for is never replaced.
 
     Returns:
         The model, and the configurations that were used.
@@ -57,7 +57,11 @@ def build(config: ModelConfig, train: TrainConfig, images: Benchmark) -> tuple[I
     config = replace(
         TINY_MODEL, num_parts=config.num_parts, num_classes=config.num_classes, class_names=config.class_names
     )
-    return IFAM(config), config, small_data(TINY_TRAIN, len(images.split("train")), seed=train.seed)
+    # What was asked for by name holds for any backbone.
+    default = asdict(TrainConfig())
+    asked = {name: value for name, value in asdict(train).items() if value != default[name]}
+    small = small_data(replace(TINY_TRAIN, **asked), len(images.split("train")), seed=train.seed)
+    return IFAM(config), config, replace(small, **asked)
 
 
 def small_data(train: TrainConfig, num_images: int, seed: int, steps: int = 250) -> TrainConfig:

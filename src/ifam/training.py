@@ -13,6 +13,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning_utilities.core.imports import RequirementCache
@@ -268,7 +269,7 @@ def fit(
     Raises:
         IfamError: There are fewer images than a batch has, or the loss is no longer finite.
     """
-    _check(config)
+    check(benchmark, config)
     seed_everything(config.seed)
     loaders = _loaders(model, benchmark, config)
     module = Training(model, config, losses or LossConfig(), benchmark, len(benchmark.split("train")))
@@ -285,22 +286,28 @@ def fit(
         callbacks: list[L.Callback] = [best, last, history, Progress(label)]
         if config.ema_decay is not None:
             callbacks.append(EMAWeightAveraging(decay=config.ema_decay))
-        trainer = L.Trainer(
-            accelerator=config.accelerator,
-            devices=config.devices,
-            num_nodes=config.num_nodes,
-            strategy=config.strategy,
-            precision=config.precision,  # type: ignore[arg-type]
-            max_epochs=config.epochs,
-            gradient_clip_val=config.clip_norm or None,
-            accumulate_grad_batches=config.accumulate,
-            callbacks=callbacks,
-            logger=_loggers(path),
-            log_every_n_steps=1,
-            num_sanity_val_steps=0,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
+        try:
+            trainer = L.Trainer(
+                accelerator=config.accelerator,
+                devices=config.devices,
+                num_nodes=config.num_nodes,
+                strategy=config.strategy,
+                precision=config.precision,  # type: ignore[arg-type]
+                max_epochs=config.epochs,
+                gradient_clip_val=config.clip_norm or None,
+                accumulate_grad_batches=config.accumulate,
+                callbacks=callbacks,
+                logger=_loggers(path),
+                log_every_n_steps=1,
+                num_sanity_val_steps=0,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+            )
+        except (ValueError, MisconfigurationException) as error:
+            raise IfamError(
+                f"Lightning cannot train so ({' '.join(str(error).split()).rstrip('.')}); change --train.precision, "
+                f"--train.accelerator, --train.devices or --train.strategy."
+            ) from error
         # Lightning keeps the mode it finds, and a model that was loaded or trained before is in evaluation mode.
         module.train()
         started = time.perf_counter()
@@ -318,8 +325,12 @@ def seed_everything(seed: int) -> None:
     L.seed_everything(seed, workers=True, verbose=False)
 
 
-def _check(config: TrainConfig) -> None:
-    """Refuse settings with which nothing can be trained."""
+def check(benchmark: Benchmark, config: TrainConfig) -> None:
+    """Refuse settings with which nothing can be trained.
+
+    Raises:
+        IfamError: A setting is impossible, or there are fewer images than a batch has.
+    """
     for name in ("epochs", "batch_size", "accumulate"):
         if getattr(config, name) < 1:
             raise IfamError(f"train.{name} is {getattr(config, name)}, but at least 1 is needed.")
@@ -327,17 +338,18 @@ def _check(config: TrainConfig) -> None:
         raise IfamError(f"train.augment is {config.augment}, but a share of the area above 0, up to 1, is expected.")
     if config.ema_decay is not None and not 0 <= config.ema_decay < 1:
         raise IfamError(f"train.ema_decay is {config.ema_decay}, but a number from 0 to below 1 is expected.")
+    count = len(benchmark.split("train"))
+    if count < config.batch_size:
+        raise IfamError(
+            f"{benchmark.name} has {count} training images, fewer than a batch of {config.batch_size}; "
+            f"add images or use --train.batch_size {max(1, count)} or less."
+        )
 
 
 def _loaders(model: nn.Module, benchmark: Benchmark, config: TrainConfig) -> tuple[DataLoader[Any], DataLoader[Any]]:
     """Batches of training and validation images."""
     assert isinstance(model, IFAM | PlainViT)
     train, val = benchmark.split("train"), benchmark.split("val")
-    if len(train) < config.batch_size:
-        raise IfamError(
-            f"{benchmark.name} has {len(train)} training images, fewer than a batch of {config.batch_size}; "
-            f"add images or use --train.batch_size {max(1, len(train))} or less."
-        )
     shared: dict[str, Any] = {
         "batch_size": config.batch_size,
         "num_workers": config.workers,

@@ -87,8 +87,8 @@ def test_splits_and_seeds_share_no_image(birds):
 @pytest.mark.parametrize(
     ("split", "config", "sizes"),
     [
-        ("train", PondbirdsConfig(num_train=400), [190, 10, 10, 190]),
-        ("val", PondbirdsConfig(num_val=100), [47, 3, 3, 47]),  # 2.5 is rounded up
+        ("train", PondbirdsConfig(num_train=400), [196, 4, 4, 196]),
+        ("val", PondbirdsConfig(num_val=100, correlation=0.95), [47, 3, 3, 47]),  # 2.5 is rounded up
         ("test", PondbirdsConfig(num_test=40), [10, 10, 10, 10]),
         ("test", PondbirdsConfig(num_test=41), [10, 11, 10, 10]),
         ("train", PondbirdsConfig(num_train=100, correlation=0.98), [49, 1, 1, 49]),

@@ -1,0 +1,383 @@
+"""The command line, from a folder of pictures to predictions; and every mistake one can make on it."""
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+from skimage import data
+
+from ifam.cli import VERBS, main
+
+TINY_DATA = ["--data.num_train", "32", "--data.num_val", "8", "--data.num_test", "8"]
+TINY = ["--model.backbone", "ifam_tiny", "--model.image_size", "80", "--train.accelerator", "cpu"]
+QUICK = [*TINY, "--train.epochs", "1", "--train.batch_size", "4", "--train.base_lr", "1e-4"]
+OFFLINE = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+
+
+def ifam(*words, cwd):
+    """Run the installed program."""
+    return subprocess.run(
+        [sys.executable, "-m", "ifam.cli", *map(str, words)], capture_output=True, text=True, cwd=cwd, env=OFFLINE
+    )
+
+
+def fails(capsys, *words):
+    """What a command that must be refused says: status 2, and one line on standard error."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        main([str(word) for word in words])
+    assert caught.value.code == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("ifam: ")
+    assert said.err.count("\n") == 1
+    assert said.err.endswith("\n")
+    assert "Traceback" not in said.out + said.err
+    return said.err
+
+
+def contents(folder):
+    """Every file below a folder with its hash."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Two classes of six small pictures, in JPEG and PNG."""
+    root = tmp_path_factory.mktemp("pictures")
+    chance = np.random.default_rng(0)
+    for name, colour in (("brick", (180, 60, 40)), ("grass", (40, 160, 60))):
+        (root / name).mkdir()
+        for i in range(6):
+            pixels = np.array(colour) + chance.integers(-30, 30, (60 + 10 * i, 90, 3))
+            Image.fromarray(pixels.astype(np.uint8)).save(root / name / f"{i}.{'png' if i % 2 else 'jpg'}")
+    return root
+
+
+@pytest.fixture(scope="module")
+def trained(pictures, tmp_path_factory):
+    """A model trained on them by the command line."""
+    out = tmp_path_factory.mktemp("runs") / "model"
+    main(["train", "--benchmark", "folder", "--root", str(pictures), "--out", str(out), *QUICK])
+    return out
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    """Real photographs of three shapes."""
+    folder = tmp_path_factory.mktemp("photographs")
+    Image.fromarray(data.astronaut()).save(folder / "astronaut.png")
+    Image.fromarray(data.chelsea()).save(folder / "cat.jpg")
+    Image.fromarray(data.coffee()).save(folder / "coffee.jpeg")
+    return folder
+
+
+# --- help ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help_for_every_option(verb, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main([verb, "--help"])
+    assert caught.value.code == 0
+    shown = capsys.readouterr().out
+    assert f"ifam {verb}" in shown or verb in shown
+    # Each option line is followed by a sentence.
+    options = re.findall(r"^  (?:--)?(\S+)(?: [^\n]*)?\n? +(.*)", shown, re.MULTILINE)
+    assert len(options) >= 2
+    parameters = {name for name in VERBS[verb].__annotations__ if name != "return"}
+    for name in parameters - {"model", "train", "loss"}:
+        assert re.search(rf"\b{name}\b", shown), name
+    # Sections of the docstring are no part of a sentence.
+    assert "Args:" not in shown
+    assert "Attributes:" not in shown
+
+
+def test_help_of_the_program_lists_the_verbs(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["--help"])
+    assert caught.value.code == 0
+    shown = capsys.readouterr().out
+    assert all(verb in shown for verb in VERBS)
+
+
+def test_the_version(capsys):
+    from ifam import __version__
+
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0
+    assert __version__ in capsys.readouterr().out
+
+
+# --- from a folder to predictions ------------------------------------------------------------------------
+
+
+def test_what_training_leaves(trained, pictures):
+    assert {path.name for path in trained.iterdir()} == {
+        "model.safetensors",
+        "config.json",
+        "train.yaml",
+        "results.json",
+        "checkpoints",
+        "logs",
+    }
+    config = json.loads((trained / "config.json").read_text())
+    assert config["class_names"] == ["brick", "grass"]
+    assert config["extra"]["benchmark"] == "folder"
+    results = json.loads((trained / "results.json").read_text())
+    assert results["conditions"]["split"] == "val"
+    assert results["count"] == 2
+    assert set(results["predictor"]["classes"]) == {"brick", "grass"}
+    resolved = yaml.safe_load((trained / "train.yaml").read_text())
+    assert resolved["root"] == str(pictures)
+    assert resolved["train"]["epochs"] == 1
+    assert resolved["train"]["clip_norm"] == 2.0  # defaults are written down too
+    assert resolved["model"]["num_classes"] == 2
+
+
+def test_the_resolved_configuration_gives_the_same_weights_again(trained, tmp_path):
+    done = ifam("train", "--config", trained / "train.yaml", "--out", tmp_path / "again", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    first, again = (load_file(folder / "model.safetensors") for folder in (trained, tmp_path / "again"))
+    assert first.keys() == again.keys()
+    assert all(first[name].equal(again[name]) for name in first)
+    assert yaml.safe_load((tmp_path / "again" / "train.yaml").read_text()) == yaml.safe_load(
+        (trained / "train.yaml").read_text()
+    )
+    # A user reads no warnings that are none of his business.
+    assert "Warning" not in done.stderr
+    assert "brick" in done.stdout
+    assert "worst group" in done.stdout
+
+
+def test_evaluate_knows_what_the_model_was_trained_on(trained, capsys, tmp_path):
+    main(["evaluate", "--model", str(trained), "--out", str(tmp_path / "found.json")])
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["predictor"] == json.loads((trained / "results.json").read_text())["predictor"]
+    assert "brick" in capsys.readouterr().out
+
+
+def test_evaluate_writes_beside_the_model(trained, pictures):
+    words = ["evaluate", "--model", trained, "--benchmark", "folder", "--root", pictures, "--split", "train"]
+    try:
+        main([str(word) for word in words])
+        found = json.loads((trained / "results-folder-train.json").read_text())
+        assert found["count"] == 10
+    finally:
+        (trained / "results-folder-train.json").unlink()
+
+
+def test_predict_on_photographs(trained, photographs, tmp_path):
+    files = [photographs / "astronaut.png", photographs / "cat.jpg", photographs / "coffee.jpeg"]
+    done = ifam("predict", *files, "--model", trained, "--out", tmp_path / "out", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "astronaut.png",
+        "cat.png",
+        "coffee.png",
+        "predictions.csv",
+        "predictions.json",
+    }
+    rows = json.loads((tmp_path / "out" / "predictions.json").read_text())["predictions"]
+    assert [Path(row["path"]).name for row in rows] == ["astronaut.png", "cat.jpg", "coffee.jpeg"]
+    for row in rows:
+        assert row["class_name"] in ("brick", "grass")
+        assert 0.5 <= row["probability"] <= 1
+        with Image.open(tmp_path / "out" / row["overlay"]) as picture:
+            # Three views side by side.
+            assert picture.width > 2 * picture.height
+    assert all(word in done.stdout for word in ("class", "probability", "visible", "astronaut"))
+
+
+def test_predict_on_a_folder_with_parts_dropped(trained, photographs, tmp_path, capsys):
+    main(["predict", str(photographs), "--model", str(trained), "--out", str(tmp_path), "--drop_parts", "[0,1,2,3]"])
+    rows = json.loads((tmp_path / "predictions.json").read_text())["predictions"]
+    assert [row["visible_fraction"] for row in rows] == [0, 0, 0]
+    assert "nothing" in capsys.readouterr().out
+
+
+def test_training_on_pondbirds_judges_the_test_set(tmp_path):
+    main(["train", *QUICK, *TINY_DATA, "--train.batch_size", "16", "--out", str(tmp_path / "run")])
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["conditions"]["split"] == "test"
+    assert results["count"] == 8
+    assert results["mask_iou"] is not None
+    assert set(results["predictor"]["groups"]) == {
+        f"{bird} on {place}" for bird in ("swimmer", "percher") for place in ("water", "forest")
+    }
+    main(["evaluate", "--model", str(tmp_path / "run")])
+    found = json.loads((tmp_path / "run" / "results-pondbirds-test.json").read_text())
+    # The settings of the data travel with the model.
+    assert found["predictor"] == results["predictor"]
+
+
+# --- what is there stays ---------------------------------------------------------------------------------
+
+
+def test_a_model_is_not_overwritten_unasked(trained, pictures, capsys):
+    before = contents(trained)
+    said = fails(capsys, "train", "--benchmark", "folder", "--root", pictures, "--out", trained, *QUICK)
+    assert str(trained) in said
+    assert "--overwrite" in said
+    assert contents(trained) == before
+
+
+def test_a_model_is_overwritten_when_asked(pictures, trained, tmp_path):
+    import shutil
+
+    shutil.copytree(trained, tmp_path / "copy")
+    words = ["train", "--benchmark", "folder", "--root", pictures, "--out", tmp_path / "copy", *QUICK]
+    main([str(word) for word in [*words, "--overwrite", "true", "--train.seed", "1"]])
+    before, after = contents(trained), contents(tmp_path / "copy")
+    assert before["model.safetensors"] != after["model.safetensors"]
+    assert yaml.safe_load((tmp_path / "copy" / "train.yaml").read_text())["train"]["seed"] == 1
+    assert {path.name for path in (tmp_path / "copy" / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+
+
+# --- bad input -------------------------------------------------------------------------------------------
+
+BAD = {
+    "no verb": ([], "verb"),
+    "unknown verb": (["trian"], "'trian'"),
+    "unknown field": (["train", "--train.epoks", "3"], "--train.epoks"),
+    "unknown option": (["evaluate", "--modle", "x"], "--modle"),
+    "a word for a number": (["train", "--train.epochs", "many"], "many"),
+    "unknown choice": (["train", "--train.monitor", "loss"], "worst_group"),
+    "unknown mask gradient": (["train", "--model.mask_gradient", "half"], "half"),
+    "unknown benchmark": (["train", "--benchmark", "waterbirds"], "pondbirds, folder"),
+    "unknown setting of a benchmark": (["train", "--data.colour", "red"], "hue_spread"),
+    "setting of the wrong kind": (["train", "--data.hue_spread", "wide"], "hue_spread='wide'"),
+    "no root": (["train", "--benchmark", "folder"], "--root DIR"),
+    "missing root": (["train", "--benchmark", "folder", "--root", "nowhere"], "nowhere"),
+    "unknown backbone": (["train", "--model.backbone", "vit_tini", *TINY_DATA], "'vit_tini'"),
+    "size that the patches do not divide": (["train", *TINY, "--model.image_size", "81", *TINY_DATA], "80 or 88"),
+    "no parts": (["train", *TINY, "--model.num_parts", "0", *TINY_DATA], "num_parts is 0"),
+    "batch larger than the data": (["train", *TINY, *TINY_DATA, "--train.batch_size", "33"], "batch of 33"),
+    "no epochs": (["train", *QUICK, *TINY_DATA, "--train.epochs", "0"], "epochs is 0"),
+    "missing configuration": (["train", "--config", "no.yaml"], "no.yaml"),
+    "evaluating no model": (["evaluate", "--model", "nowhere"], "nowhere"),
+    "predicting without a model": (["predict", "x.png", "--model", "nowhere"], "nowhere"),
+    "predicting nothing": (["predict", "--model", "nowhere"], "images"),
+    "converting nothing": (["convert", "nowhere.pt", "out"], "nowhere.pt"),
+    "no seed at all": (["demo", "--seeds", "0"], "seeds is 0"),
+}
+
+
+@pytest.mark.parametrize(("words", "named"), BAD.values(), ids=BAD)
+def test_bad_input_is_one_sentence_and_leaves_nothing(words, named, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    out = ["--out", "new"] if words[:1] == ["train"] else []
+    assert named in fails(capsys, *words, *out)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("option", ["--train.precision", "--train.accelerator", "--train.strategy"])
+def test_what_lightning_refuses_is_a_sentence_too(option, capsys, tmp_path):
+    said = fails(capsys, "train", *QUICK, *TINY_DATA, option, "bogus", "--out", tmp_path / "new")
+    assert "bogus" in said
+    assert option in said
+    assert not (tmp_path / "new" / "config.json").exists()
+
+
+def test_the_field_of_a_configuration_file_that_is_unknown_is_named(capsys, tmp_path):
+    (tmp_path / "mine.yaml").write_text("train:\n  epoks: 3\n")
+    assert "epoks" in fails(capsys, "train", "--config", tmp_path / "mine.yaml", "--out", tmp_path / "new")
+    (tmp_path / "mine.yaml").write_text("train: [unclosed\n")
+    assert "mine.yaml" in fails(capsys, "train", "--config", tmp_path / "mine.yaml", "--out", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_class_folder_without_an_image(pictures, capsys, tmp_path):
+    import shutil
+
+    shutil.copytree(pictures, tmp_path / "copy")
+    (tmp_path / "copy" / "hollow").mkdir()
+    words = ["train", "--benchmark", "folder", "--root", tmp_path / "copy", "--out", tmp_path / "new", *QUICK]
+    assert "hollow" in fails(capsys, *words)
+    (tmp_path / "copy" / "hollow" / "x.jpg").write_text("hello")
+    assert "x.jpg" in fails(capsys, *words)
+    assert not (tmp_path / "new").exists()
+
+
+def test_predict_refuses_what_it_cannot_read(trained, photographs, capsys, tmp_path):
+    text = tmp_path / "notes.txt"
+    text.write_text("no image")
+    (tmp_path / "empty").mkdir()
+    words = ["predict", "--model", trained, "--out", tmp_path / "out"]
+    for given, named in ((tmp_path / "gone.png", "gone.png"), (text, "notes.txt"), (tmp_path / "empty", "empty")):
+        assert named in fails(capsys, *words, given)
+        assert not (tmp_path / "out" / "predictions.csv").exists()
+    main([str(word) for word in [*words, text, photographs / "cat.jpg", "--skip_bad", "true"]])
+    said = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert [Path(row["path"]).name for row in said["predictions"]] == ["cat.jpg"]
+    assert [Path(row["path"]).name for row in said["skipped"]] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("option", ["--drop_parts", "--keep_parts"])
+def test_a_part_that_is_not_there_names_the_range(option, trained, photographs, capsys, tmp_path):
+    words = ["predict", photographs / "cat.jpg", "--model", trained, "--out", tmp_path / "out", option, "[7]"]
+    said = fails(capsys, *words)
+    assert "7" in said
+    assert re.search(r"0 (to|\.\.) 3", said)
+
+
+def test_evaluate_refuses_other_classes(trained, pictures, capsys, tmp_path):
+    for names in (("brick", "grass", "water"), ("brick", "water")):
+        root = tmp_path / "-".join(names)
+        for name in names:
+            (root / name).mkdir(parents=True)
+            for i in range(2):
+                Image.new("RGB", (20, 20)).save(root / name / f"{i}.png")
+        said = fails(capsys, "evaluate", "--model", trained, "--benchmark", "folder", "--root", root)
+        assert "the data that it was trained for" in said
+    said = fails(capsys, "evaluate", "--model", trained, "--root", pictures, "--split", "test")
+    assert "no split 'test'" in said
+
+
+def test_the_program_itself_prints_one_line_and_no_traceback(tmp_path):
+    done = ifam("train", "--train.epoks", "3", "--out", "new", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("ifam: ")
+    assert "`ifam train --help`" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+# --- without a network -----------------------------------------------------------------------------------
+
+
+def test_without_a_network_the_embedded_backbone_takes_the_defaults_place(pictures, tmp_path):
+    env = {**OFFLINE, "HF_HOME": str(tmp_path / "hf")}
+    words = ["--benchmark", "folder", "--root", str(pictures), "--out", "new", "--train.epochs", "1"]
+    command = [sys.executable, "-m", "ifam.cli", "train", *words]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env)
+    assert done.returncode == 0, done.stderr
+    assert "Warning: The pretrained weights of vit_base_patch14_reg4_dinov2.lvd142m cannot be had" in done.stdout
+    assert "ifam_tiny" in done.stdout
+    resolved = yaml.safe_load((tmp_path / "new" / "train.yaml").read_text())
+    assert resolved["model"]["backbone"] == "ifam_tiny"
+    assert resolved["model"]["image_size"] == 80
+    assert resolved["train"]["epochs"] == 1  # what was asked for holds
+    assert resolved["train"]["batch_size"] == 2
+    assert resolved["train"]["selector_tuning"] == "none"
+    # Another backbone that was asked for is not replaced.
+    command += ["--model.backbone", "vit_small_patch14_dinov2.lvd142m", "--out", "other"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "vit_small_patch14_dinov2.lvd142m" in done.stderr
+    assert not (tmp_path / "other").exists()
