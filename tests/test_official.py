@@ -4,6 +4,7 @@ import json
 import pickle
 import zipfile
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -443,3 +444,21 @@ def test_models_of_our_own_are_pointed_to_their_loader(tiny_model, tmp_path):
 def test_a_folder_without_weights(tmp_path):
     with pytest.raises(IfamError, match=r"has no model\.safetensors"):
         load_official(tmp_path)
+
+
+def test_a_plain_pickle_with_code_is_refused_and_not_run(tmp_path):
+    """Written by `pickle`, not by torch: other opcodes, the same answer, and no advice to run it."""
+    marker = tmp_path / "ran"
+
+    class Trap:
+        def __reduce__(self):
+            return Path.touch, (marker,)
+
+    for protocol in (2, 4, 5):
+        path = tmp_path / f"trap{protocol}.pt"
+        path.write_bytes(pickle.dumps({"model_state": Trap()}, protocol=protocol))
+        with pytest.raises(IfamError, match="code") as caught:
+            load_official(path)
+        assert "weights_only" not in str(caught.value)
+        assert str(caught.value).count("\n") == 0
+    assert not marker.exists()

@@ -51,7 +51,11 @@ def read_pickle(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         code = re.search(r"GLOBAL (\S+)", str(error))
         if code is None:
-            raise _no_checkpoint(path, error) from error
+            # Not torch's own text, which recommends to run the file's code.
+            raise IfamError(
+                f"{path} is no checkpoint that torch.save wrote: it is damaged, or a pickle that may carry code, and "
+                f"is not run; a file that torch.save or safetensors wrote is expected."
+            ) from error
         raise IfamError(
             f"{path} carries code ({code[1]}), which is not run; only tensors and plain values are read. "
             f"Where you trust the file, load its `model_state` with torch yourself and save it with "
