@@ -11,7 +11,7 @@ demo: $(READY)  ## train a plain ViT and iFAM on drawn birds, judge both, write 
 	$(BIN)/ifam demo
 
 test: $(READY)  ## all tests
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto
 
 check: $(READY)  ## lint, formatting, types
 	$(BIN)/ruff check .

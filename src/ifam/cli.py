@@ -44,22 +44,22 @@ def train(
     images = load_benchmark(benchmark, root, data)
     config = replace(model, num_classes=len(images.class_names), class_names=images.class_names)
     seed_everything(train.seed)
-    net, config, train = recipes.build(config, train, images)
-    check(images, train)
+    plan = recipes.build(config, train, loss, images)
+    check(images, plan.train)
     settings = {
         "benchmark": benchmark,
         "root": None if root is None else str(root),
         "data": data or {},
-        "model": asdict(config),
-        "train": asdict(train),
-        "loss": asdict(loss),
+        "model": asdict(plan.config),
+        "train": asdict(plan.train),
+        "loss": asdict(plan.losses),
     }
     recipes.save_settings(settings, out)
-    result = fit(net, images, train, loss, out, label=f"training on {images.name}")
+    result = fit(plan.model, images, plan.train, plan.losses, out, label=f"training on {images.name}")
     remembered = {name: settings[name] for name in ("benchmark", "root", "data")}
-    net.save_pretrained(out, {**remembered, "best_epoch": result.best_epoch})
+    plan.model.save_pretrained(out, {**remembered, "best_epoch": result.best_epoch})
     split = "test" if "test" in images.splits else "val"
-    found = evaluate(net, images, split)
+    found = evaluate(plan.model, images, split)
     write_results(found, out / "results.json", {**settings, "split": split, "note": images.note})
     print_evaluation(found, f"{images.name}, {split}")
     print(f"The model is in {out}: try `ifam predict --model {out} IMAGES`.")

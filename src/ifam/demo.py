@@ -36,7 +36,7 @@ ABOUT = (
     "background agrees with the bird; in the test set it says nothing, so half of the test images contradict what "
     "the training images suggest."
 )
-PICTURES_PER_GROUP = 4
+PICTURES_PER_GROUP = 3
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,21 +32,38 @@ TINY_LOSS = LossConfig(total_variation=0.3)
 TINY_PLAIN = TINY_TRAIN
 
 
-def build(config: ModelConfig, train: TrainConfig, images: Benchmark) -> tuple[IFAM, ModelConfig, TrainConfig]:
+@dataclass(frozen=True)
+class Plan:
+    """A model with the settings to train it by.
+
+    Attributes:
+        model: The model, with pretrained backbones.
+        config: What it was made from.
+        train: How to train it.
+        losses: Weight of each loss term.
+    """
+
+    model: IFAM
+    config: ModelConfig
+    train: TrainConfig
+    losses: LossConfig
+
+
+def build(config: ModelConfig, train: TrainConfig, losses: LossConfig, images: Benchmark) -> Plan:
     """The model of a configuration, from pretrained weights.
 
     Where the default backbone's weights cannot be had, say without a network, the embedded backbone and its training
-    settings take its place, with a warning: a weaker model that works beats none. Training settings that are not the
+    settings take its place, with a warning: a weaker model that works beats none. Settings that are not the
     defaults are kept, and a backbone that was asked for is never replaced.
 
     Returns:
-        The model, and the configurations that were used.
+        The model, and the settings that hold in the end.
 
     Raises:
         WeightsUnavailable: The weights of a backbone that was asked for cannot be had.
     """
     try:
-        return IFAM(config), config, train
+        return Plan(IFAM(config), config, train, losses)
     except WeightsUnavailable as error:
         if config.backbone != ModelConfig().backbone:
             raise
@@ -54,14 +71,17 @@ def build(config: ModelConfig, train: TrainConfig, images: Benchmark) -> tuple[I
             f"Warning: {error}\nTraining goes on with the small embedded backbone {TINY!r}, which knows far less than "
             f"{config.backbone}; connect to the network once for a much better model."
         )
-    config = replace(
-        TINY_MODEL, num_parts=config.num_parts, num_classes=config.num_classes, class_names=config.class_names
-    )
     # What was asked for by name holds for any backbone.
-    default = asdict(TrainConfig())
-    asked = {name: value for name, value in asdict(train).items() if value != default[name]}
+    config = replace(TINY_MODEL, **_asked(config, ModelConfig()))
+    asked = _asked(train, TrainConfig())
     small = small_data(replace(TINY_TRAIN, **asked), len(images.split("train")), seed=train.seed)
-    return IFAM(config), config, replace(small, **asked)
+    return Plan(IFAM(config), config, replace(small, **asked), replace(TINY_LOSS, **_asked(losses, LossConfig())))
+
+
+def _asked(given: Any, default: Any) -> dict[str, Any]:
+    """The fields in which a configuration differs from the default one."""
+    known = asdict(default)
+    return {name: value for name, value in asdict(given).items() if value != known[name]}
 
 
 def small_data(train: TrainConfig, num_images: int, seed: int, steps: int = 250) -> TrainConfig:
