@@ -287,12 +287,9 @@ def _version() -> str:
 
 def _load(model: str) -> tuple[Any, Mapping[str, Any]]:
     """A model, and what it remembers of its training."""
-    from ifam.model import IFAM
+    from ifam import hub
 
-    net = IFAM.from_pretrained(model).eval()
-    path = Path(model) / "config.json"
-    trained = json.loads(path.read_text()).get("extra", {}) if path.is_file() else {}
-    return net, trained
+    return hub.load(model), hub.read_config(model)[1]
 
 
 if __name__ == "__main__":
