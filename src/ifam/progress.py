@@ -7,7 +7,6 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     ProgressColumn,
-    SpinnerColumn,
     Task,
     TextColumn,
     TimeElapsedColumn,
@@ -29,21 +28,20 @@ class RateColumn(ProgressColumn):
 def progress_bar(**kwargs: Any) -> RichProgress:
     """A bar with count, rate, time gone and time left."""
     return RichProgress(
-        SpinnerColumn(),
         TextColumn("{task.description}"),
-        BarColumn(),
+        # Narrow enough that rate and time left still fit into 80 columns.
+        BarColumn(bar_width=16),
         MofNCompleteColumn(),
         RateColumn(),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
         **kwargs,
     )
 
 
 class Progress(L.Callback):
-    """One bar for all epochs; its note holds the newest validation figures.
+    """One bar for all epochs, and above it a line for each with the validation figures.
 
     Args:
         label: What is under way.
@@ -58,9 +56,7 @@ class Progress(L.Callback):
         if not trainer.is_global_zero:
             return
         self.bar = progress_bar()
-        self.task = self.bar.add_task(
-            self.label, total=int(trainer.num_training_batches) * (trainer.max_epochs or 1), note=""
-        )
+        self.task = self.bar.add_task(self.label, total=int(trainer.num_training_batches) * (trainer.max_epochs or 1))
         self.bar.start()
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
@@ -77,7 +73,9 @@ class Progress(L.Callback):
                 for key, name in (("val/accuracy", "val accuracy"), ("val/worst_group", "worst group"))
                 if key in metrics
             )
-            self.bar.update(self.task, note=f"epoch {trainer.current_epoch + 1}: {note}")
+            self.bar.console.print(
+                f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}: {note}", highlight=False
+            )
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Close the bar."""

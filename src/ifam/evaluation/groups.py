@@ -140,7 +140,7 @@ def evaluate(
 
 def _tracked(loader: Iterable[Batch], bar: Any, label: str, total: int) -> Iterable[Batch]:
     """The batches, with a bar that counts images."""
-    task = bar.add_task(label, total=total, note="")
+    task = bar.add_task(label, total=total)
     for batch in loader:
         yield batch
         bar.advance(task, len(batch.images))

@@ -281,7 +281,8 @@ def _on_faithfulness(runs: Sequence[Mapping[str, Any]]) -> str:
         )
     if selector:
         gains = [run["ifam"]["worst_group"] - run["selector"]["worst_group"] for run in runs]
-        gained = ": finding the parts is not by itself what helps" if min(gains) > _CLEAR else ""
+        points = f"{100 * sum(gains) / len(gains):.0f}\u00a0points"
+        gained = f"; the predictor, from which the rest is hidden, does {points} better" if min(gains) > _CLEAR else ""
         text += (
             f"The selector’s own answer, which it gives with the whole image in view, is right on "
             f"{percent(selector.mean)} of its worst group{gained}."
