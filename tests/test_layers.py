@@ -23,7 +23,7 @@ LAYERS = [
     ["losses", "geometry", "metrics"],
     ["architecture", "files", "hub", "official"],
     ["data"],
-    ["recipes"],
+    ["recipes", "optimization"],
     ["training"],
     ["evaluation"],
     ["report"],

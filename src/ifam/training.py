@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 
 from ifam._typing import Tensor
 from ifam.baselines import PlainViT
-from ifam.config import LossConfig, TrainConfig, Tuning
+from ifam.config import LossConfig, TrainConfig
 from ifam.data import Benchmark, Prepared, collate
 from ifam.errors import IfamError
 from ifam.geometry import sample_affine, transform
@@ -30,83 +30,9 @@ from ifam.losses import all_terms, classification, weighted_sum
 from ifam.masking import patch_mask
 from ifam.metrics import GroupAccuracy, MaskIoU
 from ifam.model import IFAM
+from ifam.optimization import learning_rate_factor, normalised_weight_decay, parameter_groups
 from ifam.progress import Progress
 from ifam.types import Batch, Output
-
-TOKENS = ("cls_token", "reg_token", "pos_embed")
-
-
-@dataclass(frozen=True)
-class ParameterGroup:
-    """Parameters that are trained alike.
-
-    Attributes:
-        name: What they are.
-        factor: Multiplies the base learning rate.
-        decays: Whether weight decay applies.
-        trained: Whether they are trained at all.
-        parameters: By name.
-    """
-
-    name: str
-    factor: float
-    decays: bool
-    trained: bool
-    parameters: dict[str, nn.Parameter]
-
-
-def parameter_groups(model: nn.Module, config: TrainConfig) -> list[ParameterGroup]:
-    """Every parameter of a model, sorted by how it is trained (arXiv 2506.08915, section 4.2).
-
-    Weight decay is for matrices only: none on 1-D tensors, tokens, prototypes and the modulation.
-    """
-    found: dict[str, ParameterGroup] = {}
-    for name, parameter in model.named_parameters():
-        role, factor, trained = _role(name, config)
-        token = name.rsplit(".", 1)[-1] in TOKENS
-        decays = parameter.ndim > 1 and not token and role not in ("prototypes", "modulation")
-        key = f"{role}{' tokens' if token else '' if decays else ' without decay'}"
-        group = found.setdefault(key, ParameterGroup(key, factor, decays, trained, {}))
-        group.parameters[name] = parameter
-    return list(found.values())
-
-
-def _role(name: str, config: TrainConfig) -> tuple[str, float, bool]:
-    """What a parameter is, its learning rate factor, and whether it is trained."""
-    token = name.rsplit(".", 1)[-1] in TOKENS
-
-    def tuned(tuning: Tuning) -> bool:
-        return tuning == "all" or (tuning == "tokens" and token)
-
-    if name.startswith("selector.backbone."):
-        return "selector backbone", config.selector_lr_factor, tuned(config.selector_tuning)
-    if name.startswith("predictor.backbone."):
-        return "predictor backbone", config.predictor_lr_factor, tuned(config.predictor_tuning)
-    if name.startswith("selector.prototypes"):
-        return "prototypes", config.prototype_lr_factor, True
-    if name.startswith("selector.modulation"):
-        return "modulation", config.modulation_lr_factor, True
-    return f"{name.split('.')[0]} head", config.head_lr_factor, True
-
-
-def normalised_weight_decay(weight_decay: float, num_images: int, batch_size: int, epochs: int) -> float:
-    """`weight_decay * sqrt(1 / (steps per epoch * epochs))` (arXiv 1711.05101, appendix B.1).
-
-    A step is a whole batch: what is left over at the end of an epoch is not trained on.
-    """
-    return weight_decay / math.sqrt(max(1, num_images // batch_size) * epochs)
-
-
-def learning_rate_factor(epoch: int, config: TrainConfig) -> float:
-    """Share of the learning rate in an epoch (counted from 0)."""
-    warmup, total = config.warmup_epochs, config.epochs
-    if epoch < warmup:
-        return config.warmup_factor + (1 - config.warmup_factor) * epoch / warmup
-    if config.schedule == "step":
-        return config.step_factor ** (epoch // (config.step_epochs or math.ceil(total / 3)))
-    if config.schedule == "linear":
-        return 1 - (1 - config.min_factor) * (epoch - warmup) / max(1, total - warmup)
-    return config.min_factor + (1 - config.min_factor) * (1 + math.cos(math.pi * epoch / total)) / 2
 
 
 class Training(L.LightningModule):
@@ -286,28 +212,7 @@ def fit(
         callbacks: list[L.Callback] = [best, last, history, Progress(label)]
         if config.ema_decay is not None:
             callbacks.append(EMAWeightAveraging(decay=config.ema_decay))
-        try:
-            trainer = L.Trainer(
-                accelerator=config.accelerator,
-                devices=config.devices,
-                num_nodes=config.num_nodes,
-                strategy=config.strategy,
-                precision=config.precision,  # type: ignore[arg-type]
-                max_epochs=config.epochs,
-                gradient_clip_val=config.clip_norm or None,
-                accumulate_grad_batches=config.accumulate,
-                callbacks=callbacks,
-                logger=_loggers(path),
-                log_every_n_steps=1,
-                num_sanity_val_steps=0,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-            )
-        except (ValueError, MisconfigurationException) as error:
-            raise IfamError(
-                f"Lightning cannot train so ({' '.join(str(error).split()).rstrip('.')}); change --train.precision, "
-                f"--train.accelerator, --train.devices or --train.strategy."
-            ) from error
+        trainer = _trainer(config, callbacks, path)
         # Lightning keeps the mode it finds, and a model that was loaded or trained before is in evaluation mode.
         module.train()
         started = time.perf_counter()
@@ -318,6 +223,32 @@ def fit(
         model.load_state_dict(weights)
     model.eval()
     return FitResult(history.rows, seconds, int(checkpoint["epoch"]) + 1)
+
+
+def _trainer(config: TrainConfig, callbacks: list[L.Callback], folder: Path) -> L.Trainer:
+    """Lightning's trainer for these settings."""
+    try:
+        return L.Trainer(
+            accelerator=config.accelerator,
+            devices=config.devices,
+            num_nodes=config.num_nodes,
+            strategy=config.strategy,
+            precision=config.precision,  # type: ignore[arg-type]
+            max_epochs=config.epochs,
+            gradient_clip_val=config.clip_norm or None,
+            accumulate_grad_batches=config.accumulate,
+            callbacks=callbacks,
+            logger=_loggers(folder),
+            log_every_n_steps=1,
+            num_sanity_val_steps=0,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+    except (ValueError, MisconfigurationException) as error:
+        raise IfamError(
+            f"Lightning cannot train so ({' '.join(str(error).split()).rstrip('.')}); change --train.precision, "
+            f"--train.accelerator, --train.devices or --train.strategy."
+        ) from error
 
 
 def seed_everything(seed: int) -> None:

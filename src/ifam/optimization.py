@@ -1,0 +1,83 @@
+"""How each parameter is trained: groups by name, weight decay, and the learning rate over the epochs."""
+
+import math
+from dataclasses import dataclass
+
+from torch import nn
+
+from ifam.config import TrainConfig, Tuning
+
+TOKENS = ("cls_token", "reg_token", "pos_embed")
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters that are trained alike.
+
+    Attributes:
+        name: What they are.
+        factor: Multiplies the base learning rate.
+        decays: Whether weight decay applies.
+        trained: Whether they are trained at all.
+        parameters: By name.
+    """
+
+    name: str
+    factor: float
+    decays: bool
+    trained: bool
+    parameters: dict[str, nn.Parameter]
+
+
+def parameter_groups(model: nn.Module, config: TrainConfig) -> list[ParameterGroup]:
+    """Every parameter of a model, sorted by how it is trained (arXiv 2506.08915, section 4.2).
+
+    Weight decay is for matrices only: none on 1-D tensors, tokens, prototypes and the modulation.
+    """
+    found: dict[str, ParameterGroup] = {}
+    for name, parameter in model.named_parameters():
+        role, factor, trained = _role(name, config)
+        token = name.rsplit(".", 1)[-1] in TOKENS
+        decays = parameter.ndim > 1 and not token and role not in ("prototypes", "modulation")
+        key = f"{role}{' tokens' if token else '' if decays else ' without decay'}"
+        group = found.setdefault(key, ParameterGroup(key, factor, decays, trained, {}))
+        group.parameters[name] = parameter
+    return list(found.values())
+
+
+def _role(name: str, config: TrainConfig) -> tuple[str, float, bool]:
+    """What a parameter is, its learning rate factor, and whether it is trained."""
+    token = name.rsplit(".", 1)[-1] in TOKENS
+
+    def tuned(tuning: Tuning) -> bool:
+        return tuning == "all" or (tuning == "tokens" and token)
+
+    if name.startswith("selector.backbone."):
+        return "selector backbone", config.selector_lr_factor, tuned(config.selector_tuning)
+    if name.startswith("predictor.backbone."):
+        return "predictor backbone", config.predictor_lr_factor, tuned(config.predictor_tuning)
+    if name.startswith("selector.prototypes"):
+        return "prototypes", config.prototype_lr_factor, True
+    if name.startswith("selector.modulation"):
+        return "modulation", config.modulation_lr_factor, True
+    return f"{name.split('.')[0]} head", config.head_lr_factor, True
+
+
+def normalised_weight_decay(weight_decay: float, num_images: int, batch_size: int, epochs: int) -> float:
+    """`weight_decay * sqrt(1 / (steps per epoch * epochs))` (arXiv 1711.05101, appendix B.1).
+
+    A step is a whole batch: what is left over at the end of an epoch is not trained on.
+    """
+    return weight_decay / math.sqrt(max(1, num_images // batch_size) * epochs)
+
+
+def learning_rate_factor(epoch: int, config: TrainConfig) -> float:
+    """Share of the learning rate in an epoch (counted from 0)."""
+    warmup, total = config.warmup_epochs, config.epochs
+    if epoch < warmup:
+        return config.warmup_factor + (1 - config.warmup_factor) * epoch / warmup
+    if config.schedule == "step":
+        return config.step_factor ** (epoch // (config.step_epochs or math.ceil(total / 3)))
+    if config.schedule == "linear":
+        return 1 - (1 - config.min_factor) * (epoch - warmup) / max(1, total - warmup)
+    return config.min_factor + (1 - config.min_factor) * (1 + math.cos(math.pi * epoch / total)) / 2
