@@ -1,6 +1,7 @@
 """The method's promises, one test each."""
 
 from dataclasses import fields
+from itertools import product
 
 import pytest
 import timm
@@ -10,6 +11,7 @@ from ifam.interventions import DropParts, DropUnsure, KeepParts, UseMask
 from ifam.masking import make_mask
 
 MODES = ["full", "visible", "none"]
+EXECUTIONS = ["padded", "packed", "dense"]
 FILLINGS = ["nan", "inf", "-inf", "1e30", "noise", "another image", "mixed"]
 
 
@@ -38,8 +40,8 @@ def test_hidden_pixels_have_no_influence_on_the_predictor(make_model, layout, ma
     changed, _ = _refill(images, mask, filling)
     for visible in (mask, mask.flip(0), torch.zeros_like(mask)):
         changed, _ = _refill(images, visible, filling)
-        for mode in MODES:
-            predictor.mask_gradient = mode
+        for execution, mode in product(EXECUTIONS, MODES):
+            predictor.execution, predictor.mask_gradient = execution, mode
             for gate in (None, visible.float().requires_grad_()):
                 expected = predictor(images, visible, gate)
                 assert expected.isfinite().all()
@@ -50,8 +52,9 @@ def test_hidden_pixels_have_no_influence_on_the_predictor(make_model, layout, ma
 @pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
 def test_hidden_pixels_have_no_influence_on_the_model(make_model, images, mask, filling, training):
     """With a given mask the whole model's answer keeps every bit, even where the selector says NaN."""
-    for mode in MODES:
-        model = make_model(mask_gradient=mode, backbone_kwargs={"drop_path_rate": 0.2}).train(training)
+    for execution, mode in product(EXECUTIONS, MODES):
+        kwargs = {} if execution == "packed" else {"drop_path_rate": 0.2}
+        model = make_model(mask_gradient=mode, execution=execution, backbone_kwargs=kwargs).train(training)
         changed, _ = _refill(images, mask, filling)
         torch.manual_seed(3)
         expected = model(images, [UseMask(mask)])
@@ -66,10 +69,11 @@ def test_hidden_pixels_have_no_influence_on_the_model(make_model, images, mask, 
 
 @pytest.mark.parametrize("filling", FILLINGS)
 @pytest.mark.parametrize("mode", MODES)
-def test_hidden_pixels_have_no_influence_on_the_predictors_gradients(make_model, layout, mask, filling, mode):
+@pytest.mark.parametrize("execution", EXECUTIONS)
+def test_hidden_pixels_have_no_influence_on_gradients(make_model, layout, mask, execution, filling, mode):
     """The gradients of the predictor's weights, and of the gates of visible patches, keep every bit."""
     predictor = make_model(*layout).predictor.train()
-    predictor.mask_gradient = mode
+    predictor.execution, predictor.mask_gradient = execution, mode
     images = torch.randn(4, 3, *predictor.backbone.image_size)
     changed, _ = _refill(images, mask, filling)
     gradients = []
@@ -91,10 +95,11 @@ def test_hidden_pixels_have_no_influence_on_the_predictors_gradients(make_model,
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("filling", ["noise", "nan", "inf"])
-def test_gradient_of_hidden_pixels_is_exactly_zero(make_model, layout, mask, mode, filling):
+@pytest.mark.parametrize("execution", EXECUTIONS)
+def test_gradient_of_hidden_pixels_is_exactly_zero(make_model, layout, mask, execution, mode, filling):
     """No hidden pixel receives any gradient from the predictor, and visible ones do."""
     predictor = make_model(*layout).predictor
-    predictor.mask_gradient = mode
+    predictor.execution, predictor.mask_gradient = execution, mode
     images, hidden = _refill(torch.randn(4, 3, *predictor.backbone.image_size), mask, filling)
     images.requires_grad_()
     predictor(images, mask, mask.float().requires_grad_()).square().sum().backward()
@@ -104,10 +109,11 @@ def test_gradient_of_hidden_pixels_is_exactly_zero(make_model, layout, mask, mod
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("shown", ["some", "all", "nothing"])
-def test_gradient_through_the_mask_is_the_formula(make_model, layout, mask, mode, shown, gated_logits):
+@pytest.mark.parametrize("execution", EXECUTIONS)
+def test_gradient_through_the_mask_is_the_formula(make_model, layout, mask, execution, mode, shown, gated_logits):
     """The gate's gradient is the derivative of attention with gated keys: of all, of visible, or none."""
     predictor = make_model(*layout).predictor.double()
-    predictor.mask_gradient = mode
+    predictor.execution, predictor.mask_gradient = execution, mode
     if shown != "some":
         mask = torch.full_like(mask, shown == "all")
     if not predictor.backbone.has_class_token:

@@ -13,6 +13,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "ifam"
 LAYERS = [
     ["_typing", "types", "errors", "config", "progress"],
     ["attention"],
+    ["layout"],
     ["backbone"],
     ["selector"],
     ["interventions"],
@@ -86,7 +87,7 @@ GRAPH = {name: set(_own(tree)) for name, tree in _modules()}
 
 
 def test_the_graph_is_read_at_all():
-    assert {"attention", "config", "errors", "_typing"} <= GRAPH["backbone"]
+    assert {"attention", "layout", "config", "errors", "_typing"} <= GRAPH["backbone"]
     assert {"selector", "predictor", "masking", "hub"} <= GRAPH["model"] | {"hub"}
     assert all(_exists(target) for targets in GRAPH.values() for target in targets - {"__init__", "hub"})
 

@@ -1,11 +1,15 @@
 """Stage 2: class logits from the visible patches."""
 
+from itertools import product
+
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from ifam.errors import IfamError
 
 MODES = ["full", "visible", "none"]
+EXECUTIONS = ["auto", "padded", "packed", "dense"]
 
 
 @pytest.fixture
@@ -20,7 +24,9 @@ def test_logits_equal_the_oracle(layout_predictor, mask, gated_logits):
     rows = slice(None) if predictor.backbone.has_class_token else [0, 2, 3]  # nothing to attend to in row 1
     images, mask = images[rows], mask[rows]
     expected = gated_logits(predictor, images, mask.flatten(1).double(), mask)
-    torch.testing.assert_close(predictor(images, mask), expected, rtol=0, atol=1e-10)
+    for execution in EXECUTIONS:
+        predictor.execution = execution
+        torch.testing.assert_close(predictor(images, mask), expected, rtol=0, atol=1e-10)
 
 
 def test_everything_visible_is_the_plain_transformer(layout_predictor):
@@ -42,10 +48,11 @@ def test_value_is_the_same_in_every_mode_and_with_or_without_gate(layout_predict
         assert torch.equal(predictor(images, mask, mask.double().requires_grad_()), plain)
 
 
+@pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("mode", MODES)
-def test_parameter_gradients_equal_the_oracle(layout_predictor, mask, gated_logits, mode):
+def test_parameter_gradients_equal_the_oracle(layout_predictor, mask, gated_logits, mode, execution):
     predictor, images = layout_predictor
-    predictor.mask_gradient = mode
+    predictor.mask_gradient, predictor.execution = mode, execution
     rows = slice(None) if predictor.backbone.has_class_token else [0, 2, 3]
     images, mask = images[rows], mask[rows]
     parameters = dict(predictor.named_parameters())
@@ -63,10 +70,11 @@ def test_parameter_gradients_equal_the_oracle(layout_predictor, mask, gated_logi
             torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}")
 
 
+@pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("mode", MODES)
-def test_rows_with_nothing_visible_are_finite_in_value_and_gradient(make_model, layout, mask, mode):
+def test_rows_with_nothing_visible_are_finite_in_value_and_gradient(make_model, layout, mask, mode, execution):
     predictor = make_model(*layout).predictor
-    predictor.mask_gradient = mode
+    predictor.mask_gradient, predictor.execution = mode, execution
     images = torch.randn(4, 3, *predictor.backbone.image_size)
     for chosen in (mask, torch.zeros_like(mask)):
         gate = chosen.float().requires_grad_()
@@ -91,18 +99,19 @@ def test_mask_and_gate_as_grid_or_as_row(tiny_model, images, mask):
 
 def test_a_batch_of_one_and_of_none(tiny_model, images, mask):
     predictor = tiny_model.predictor
-    for mode in MODES:
-        predictor.mask_gradient = mode
+    for execution, mode in product(EXECUTIONS, MODES):
+        predictor.execution, predictor.mask_gradient = execution, mode
         single = predictor(images[:1], mask[:1], mask[:1].float().requires_grad_())
         torch.testing.assert_close(single, predictor(images, mask)[:1], rtol=0, atol=1e-5)
         assert predictor(images[:0], mask[:0], mask[:0].float().requires_grad_()).shape == (0, 5)
 
 
+@pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_autocast(tiny_model, images, mask, mode, dtype):
+def test_autocast(tiny_model, images, mask, mode, dtype, execution):
     predictor = tiny_model.predictor.train()
-    predictor.mask_gradient = mode
+    predictor.mask_gradient, predictor.execution = mode, execution
     gate = mask.float().requires_grad_()
     exact = predictor(images, mask)
     with torch.autocast("cpu", dtype=dtype):
@@ -137,6 +146,35 @@ def test_stochastic_depth(make_model, images, mask, mode):
     assert not torch.allclose(logits, exact)
     logits.sum().backward()
     assert all(p.grad.isfinite().all() for p in predictor.parameters() if p.grad is not None)
+
+
+def test_stochastic_depth_cannot_be_packed(make_model, images, mask):
+    """Packed images share a row, and stochastic depth drops rows."""
+    predictor = make_model(backbone_kwargs={"drop_path_rate": 0.5}, execution="packed").predictor
+    assert predictor(images, mask).isfinite().all()
+    with pytest.raises(IfamError, match="execution='packed' has all images in one row"):
+        predictor.train()(images, mask)
+
+
+@pytest.mark.parametrize("execution", EXECUTIONS)
+def test_the_last_block_computes_what_is_read_and_the_same_as_if_it_computed_all(tiny_model, images, mask, execution):
+    """One query an image in the last block; all, and the same answer, where a hook wants the whole block."""
+    predictor = tiny_model.predictor
+    predictor.execution = execution
+    last = predictor.backbone.vit.blocks[-1]
+    asked = []
+    projection = last.attn.proj.register_forward_pre_hook(lambda _, args: asked.append(args[0].shape[:2].numel()))
+    listened = predictor(images, mask)
+    assert asked[0] > 4
+    projection.remove()
+    with FlopCounterMode(display=False) as counter:
+        found = predictor(images, mask)
+    torch.testing.assert_close(found, listened, rtol=0, atol=1e-5)
+    handle = last.register_forward_hook(lambda *_: None)
+    with FlopCounterMode(display=False) as whole:
+        predictor(images, mask)
+    handle.remove()
+    assert counter.get_total_flops() < 0.8 * whole.get_total_flops()  # of two blocks and the patch embedding
 
 
 def test_inference_mode(tiny_model, images, mask):

@@ -219,21 +219,23 @@ def test_every_term_is_logged_by_name_and_they_add_up(birds):
     assert {"val/loss", "val/accuracy", "val/worst_group", "val/mask_iou", "val/visible_fraction"} <= set(row)
 
 
-def test_without_equivariance_the_selector_runs_once(birds):
+def test_nothing_runs_twice(birds):
+    """One pass of the selector's trunk over images and transformed images, one of the predictor over images alone."""
     model = make()
     module = Training(model, TRAIN, LossConfig(equivariance=0.0), birds, 32)
     batch = collate([Prepared(birds.split("train"), model.image_size, model.normalisation)[i] for i in range(4)])
     passes = []
-    model.selector.register_forward_hook(lambda *_: passes.append("selector"))
-    model.predictor.register_forward_hook(lambda *_: passes.append("predictor"))
+    first = model.selector.backbone.vit.blocks[0]
+    first.register_forward_hook(lambda _, args, __: passes.append(("selector", len(args[0]))))
+    model.predictor.register_forward_hook(lambda _, args, __: passes.append(("predictor", len(args[0]))))
     terms = module.terms(batch)
-    assert passes == ["selector", "predictor"]
+    assert passes == [("selector", 4), ("predictor", 4)]
     assert "equivariance" not in terms
     passes.clear()
     module.losses = LossConfig()
     assert "equivariance" in module.terms(batch)
     # The transformed images meet the selector, and never the predictor.
-    assert sorted(passes) == ["predictor", "selector", "selector"]
+    assert passes == [("selector", 8), ("predictor", 4)]
 
 
 def test_the_loss_falls_when_few_images_are_learnt_by_heart(birds):

@@ -7,8 +7,14 @@ with respect to the gate, with `lse` taken over the visible keys, is
 
 and it is finite for a hidden key (`m_j = 0`) too: it prices what showing that patch would have done.
 
-timm's blocks call `scaled_dot_product_attention`; the modes below stand in for that one function while a block
-runs, so that no block is rewritten and no class is swapped.
+- A visible key: d log(m) = dm at m = 1, so its gate acts like a bias on the key, which is 0. The bias rides as one more
+  dimension of the head, a constant in the query and the bias in the key: fused kernels then give its gradient, and
+  no attention mask is built (`biased_attention`).
+- A hidden key: computed in the backward pass, from keys and values that the forward pass never mixes in (`Priced`).
+
+timm's blocks call `scaled_dot_product_attention`; `Attend` stands in for that one function while a block runs, so
+no block is rewritten and no class is swapped. How the visible tokens lie in memory is the business of the layouts in
+`layout.py`.
 """
 
 from collections.abc import Callable, Iterable
@@ -18,33 +24,24 @@ import torch
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from ifam._typing import Bool, Float, Int, Tensor
+from ifam._typing import Bool, Float, Tensor
+
+# Fused kernels of GPUs take heads whose size is a multiple of this.
+_GPU_HEAD = 8
+# So many queries at a time when hidden keys are priced: the weights of all would be a matrix of tokens by tokens.
+_PRICED_AT_ONCE = 256
 
 
-def gather_index(chosen: Bool[Tensor, "B P"]) -> tuple[Int[Tensor, "B N"], Bool[Tensor, "B N"]]:
-    """Where the chosen patches of each image are, padded to the longest of the batch.
+class Attend(TorchFunctionMode):
+    """While active, `scaled_dot_product_attention(query, key, value)` is the function given.
 
     Args:
-        chosen: True for the patches wanted.
-
-    Returns:
-        Index of each chosen patch, in row-major order, and True where a slot holds one (False is padding).
+        attend: From queries [B, h, N, d], keys and values [B, h, M, d] to [B, h, N, d].
     """
-    counts = chosen.sum(dim=1)
-    longest = int(counts.max()) if len(counts) else 0
-    # A stable sort of False before True keeps the patches in order.
-    index = torch.argsort(~chosen, dim=1, stable=True)[:, :longest]
-    present = torch.arange(longest, device=chosen.device) < counts[:, None]
-    return index, present
 
-
-def take(values: Float[Tensor, "B P *D"], index: Int[Tensor, "B N"]) -> Float[Tensor, "B N *D"]:
-    """`values[b, index[b, n]]` for every image and slot."""
-    return values[torch.arange(len(values), device=values.device)[:, None], index]
-
-
-class _SDPAMode(TorchFunctionMode):
-    """While active, `scaled_dot_product_attention` is `self.attend`."""
+    def __init__(self, attend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.attend = attend
 
     def __torch_function__(
         self,
@@ -55,100 +52,120 @@ class _SDPAMode(TorchFunctionMode):
     ) -> Any:
         if func is F.scaled_dot_product_attention:
             query, key, value = args
-            mask = (kwargs or {}).get("attn_mask")
-            return self.attend(query, key, value, mask)
+            return self.attend(query, key, value)
         return func(*args, **(kwargs or {}))
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        raise NotImplementedError
 
-
-class FirstKeys(_SDPAMode):
-    """Every query attends to the first `count` keys only; keys and values of the rest are kept for later.
-
-    The keys left out never enter the kernel, so a NaN in them cannot either.
-    """
-
-    def __init__(self, count: int) -> None:
-        super().__init__()
-        self.count = count
-        self.rest: tuple[Tensor, Tensor]
-
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        """Attention to the first keys."""
-        n = self.count
-        self.rest = key[:, :, n:], value[:, :, n:]
-        return F.scaled_dot_product_attention(query, key[:, :, :n], value[:, :, :n], attn_mask=mask)
-
-
-class GatedKeys(_SDPAMode):
-    """Attention over visible keys whose backward pass also prices the gates of visible and hidden keys.
+def attention(
+    query: Float[Tensor, "B h N d"],
+    key: Float[Tensor, "B h M d"],
+    value: Float[Tensor, "B h M d"],
+    real: Bool[Tensor, "B M"] | None = None,
+    bias: Float[Tensor, "B M"] | None = None,
+) -> Float[Tensor, "B h N d"]:
+    """Attention to the real keys, each with a bias on its logits.
 
     Args:
-        gate: Gate of each visible key, all ones; receives gradient.
-        hidden_gate: Gate of each hidden key, all zeros; receives gradient.
-        hidden: Keys and values of the hidden patches, which take no part in the value.
+        query: Queries.
+        key: Keys.
+        value: Values.
+        real: False for keys that nothing may attend to; all are real where it is None.
+        bias: Added to the attention logits of each key; may need a gradient.
     """
-
-    def __init__(
-        self, gate: Float[Tensor, "B N"], hidden_gate: Float[Tensor, "B M"], hidden: tuple[Tensor, Tensor]
-    ) -> None:
-        super().__init__()
-        self.gate, self.hidden_gate, self.hidden = gate, hidden_gate, hidden
-
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        """Attention to the visible keys."""
-        out: Tensor = _Gated.apply(query, key, value, mask, self.gate, self.hidden_gate, *self.hidden)
-        return out
+    if bias is None:
+        mask = None if real is None else real[:, None, None]
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    if real is not None:
+        bias = bias.masked_fill(~real, -never(key.dtype))
+    size = key.shape[-1]
+    query, key, value = with_bias(query, key, value, bias)
+    return F.scaled_dot_product_attention(query, key, value, scale=size**-0.5)[..., :size]
 
 
-class _Gated(torch.autograd.Function):
-    """`scaled_dot_product_attention` with the gate's derivative (the formula at the head of this file)."""
+def with_bias(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The bias of each key [B, M] as one more dimension of heads [B, h, M, d], to be scaled by d ** -0.5."""
+    size = key.shape[-1]
+    # The value needs the same size as the key, or the fused kernel does not take it.
+    extra = 1 if key.device.type == "cpu" else _GPU_HEAD - size % _GPU_HEAD
+    scaled = (bias.to(key.dtype) * size**0.5)[:, None, :, None].expand(*key.shape[:3], 1)
+    ones = query.new_ones(1).expand(*query.shape[:3], 1)
+    return (
+        F.pad(torch.cat([query, ones], dim=-1), (0, extra - 1)),
+        F.pad(torch.cat([key, scaled], dim=-1), (0, extra - 1)),
+        F.pad(value, (0, extra)),
+    )
+
+
+def never(dtype: torch.dtype) -> float:
+    """So large a number that a logit lowered by it has weight 0, yet its products with 0 are 0 and not NaN."""
+    return 1e3 if dtype == torch.float16 else 1e30
+
+
+class Priced(torch.autograd.Function):
+    """The output of attention as it is, whose backward pass also prices the gates of hidden keys.
+
+    The price is asked for in the backward pass, when the keys and values of the hidden patches, which run after the
+    visible ones in each block, are known.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        gate: Tensor,
-        hidden_gate: Tensor,
-        hidden_key: Tensor,
-        hidden_value: Tensor,
+        ctx: Any, out: Tensor, query: Tensor, key: Tensor, hidden_gate: Tensor, price: Callable[..., Tensor]
     ) -> Tensor:
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        ctx.save_for_backward(query, key, value, mask, out, hidden_key, hidden_value)
-        return out
+        """Pass the output on.
+
+        Args:
+            ctx: PyTorch's.
+            out: Output of attention [B, h, N, d].
+            query: Queries that it came from.
+            key: Visible keys that it came from.
+            hidden_gate: Gates of the hidden keys, all 0; receive gradient.
+            price: From query, key, out and the gradient of out to the gradient of the hidden gates.
+        """
+        ctx.save_for_backward(query, key, out)
+        ctx.price = price
+        return out.view_as(out)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, mask, out, hidden_key, hidden_value = ctx.saved_tensors
-        dtype = query.dtype if query.dtype == torch.float64 else torch.float32
-        q, k, v, o, grad = (t.to(dtype) for t in (query, key, value, out, grads[0]))
-        scale = q.shape[-1] ** -0.5
+        """The gradient of the output as it is, and that of the hidden gates."""
+        query, key, out = ctx.saved_tensors
+        return grads[0], None, None, ctx.price(query, key, out, grads[0]), None
 
-        scores = (q @ k.mT) * scale
-        if mask is not None:
-            scores = scores.masked_fill(~mask, -torch.inf)
+
+def price_hidden(
+    query: Float[Tensor, "B h N d"],
+    key: Float[Tensor, "B h M d"],
+    out: Float[Tensor, "B h N d"],
+    grad: Float[Tensor, "B h N d"],
+    hidden_key: Float[Tensor, "B h L d"],
+    hidden_value: Float[Tensor, "B h L d"],
+    real: Bool[Tensor, "B M"] | None = None,
+) -> Float[Tensor, "B L"]:
+    """The derivative with respect to the gates of hidden keys (the formula at the head of this file).
+
+    Args:
+        query: Queries.
+        key: Visible keys, which `lse` is over.
+        out: Output of attention to the visible keys.
+        grad: Gradient of that output.
+        hidden_key: Keys of the hidden patches.
+        hidden_value: Values of the hidden patches.
+        real: False for keys that only pad the row.
+    """
+    dtype = query.dtype if query.dtype == torch.float64 else torch.float32
+    q, k, o, g, hk, hv = (t.to(dtype) for t in (query, key, out, grad, hidden_key, hidden_value))
+    q = q * q.shape[-1] ** -0.5
+    price = hk.new_zeros(hk.shape[0], hk.shape[2])
+    for rows in zip(*(t.split(_PRICED_AT_ONCE, dim=2) for t in (q, o, g)), strict=True):
+        qi, oi, gi = rows
+        scores = qi @ k.mT
+        if real is not None:
+            scores = scores.masked_fill(~real[:, None, None], -torch.inf)
         lse = scores.logsumexp(dim=-1, keepdim=True)
         # A query that sees no key at all has no weights, and no gradient either.
         lse = lse.masked_fill(lse == -torch.inf, torch.inf)
-        weights = (scores - lse).exp()
-        mean = (grad * o).sum(dim=-1, keepdim=True)
-        score_grad = weights * (grad @ v.mT - mean)
-
-        hidden_weights = ((q @ hidden_key.to(dtype).mT) * scale - lse).exp()
-        price = hidden_weights * (grad @ hidden_value.to(dtype).mT - mean)
-        # A hidden patch whose pixels are not finite has no price; zero leaves the selector alone.
-        hidden_grad = torch.nan_to_num(price.sum(dim=(1, 2)), nan=0.0, posinf=0.0, neginf=0.0)
-        return (
-            (score_grad @ k * scale).to(query.dtype),
-            (score_grad.mT @ q * scale).to(key.dtype),
-            (weights.mT @ grad).to(value.dtype),
-            None,
-            score_grad.sum(dim=(1, 2)),
-            hidden_grad,
-            None,
-            None,
-        )
+        weights = (qi @ hk.mT - lse).exp()
+        price += (weights * (gi @ hv.mT - (gi * oi).sum(dim=-1, keepdim=True))).sum(dim=(1, 2))
+    # A hidden patch whose pixels are not finite has no price; zero leaves the selector alone.
+    return torch.nan_to_num(price, nan=0.0, posinf=0.0, neginf=0.0)

@@ -2,22 +2,29 @@
 
 import difflib
 import re
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from importlib import resources
 from typing import Any
 
 import timm
 import torch
 from safetensors.torch import load_file
+from timm.layers.attention import Attention
+from timm.layers.drop import DropPath
 from timm.layers.patch_embed import PatchEmbed
 from timm.layers.pos_embed import resample_abs_pos_embed
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from ifam._typing import Bool, Float, Tensor
-from ifam.attention import FirstKeys, GatedKeys, gather_index, take
-from ifam.config import MaskGradient
+from ifam.attention import Attend, Priced, attention
+from ifam.config import Execution, MaskGradient
 from ifam.errors import IfamError
+from ifam.layout import Layout, Packed, Padded
 
 # The embedded backbone: small enough to ship, shaped like DINOv2 with registers (docs/pondbirds.md).
 TINY = "ifam_tiny"
@@ -34,6 +41,10 @@ TINY_ARCH: dict[str, Any] = {
     "init_values": 0.1,
     "num_classes": 0,
 }
+
+
+# Compiled code is made for lengths in steps of this many tokens.
+_BUCKET = 32
 
 
 class WeightsUnavailable(IfamError):
@@ -56,6 +67,7 @@ class Backbone(nn.Module):
     def __init__(self, name: str, *, image_size: int | None = None, pretrained: bool = True, **kwargs: Any) -> None:
         super().__init__()
         self.vit = _create(name, image_size, pretrained, kwargs)
+        self.compiled = False
         # The modes of `attention.py` stand in for the fused kernel, so every block must call it.
         for module in self.vit.modules():
             if hasattr(module, "fused_attn"):
@@ -116,12 +128,23 @@ class Backbone(nn.Module):
         tokens: Tensor = self.vit.forward_features(images)
         return tokens
 
+    def patches(self, images: Tensor) -> Float[Tensor, "B P D"]:
+        """Patch tokens of whole images [B, 3, S, S] after the final norm."""
+        self.check_images(images)
+        x = self.vit.norm_pre(self.vit._pos_embed(self.vit.patch_embed(images)))
+        *body, last = self.vit.blocks
+        for block in body:
+            x = self._through(block, x)
+        x = self._through(last, x, read=lambda tokens: tokens[:, self.num_prefix_tokens :])
+        return self._norm(x)
+
     def tokens(
         self,
         images: Tensor,
         visible: Bool[Tensor, "B P"],
         gate: Float[Tensor, "B P"] | None = None,
         mask_gradient: MaskGradient = "none",
+        execution: Execution = "auto",
     ) -> tuple[Float[Tensor, "B N D"], Bool[Tensor, "B N"]]:
         """Tokens after the final norm when only the visible patches exist, from the first block on.
 
@@ -133,26 +156,39 @@ class Backbone(nn.Module):
             visible: True for the patches to show.
             gate: The same as numbers with gradient; needed unless `mask_gradient` is "none".
             mask_gradient: For which patches the gate receives gradient.
+            execution: How the visible tokens are computed (see `ifam.ModelConfig`).
 
         Returns:
             Prefix and visible tokens, padded to the longest of the batch, and True where a token is real.
         """
-        self.check_images(images)
-        index, present = gather_index(visible)
-        x, real = self._embed(images, index, present)
-        if gate is None or mask_gradient == "none":
-            mask = None if bool(real.all()) else real[:, None, None]
-            for block in self.vit.blocks:
-                x = block(x, attn_mask=mask)
-        elif mask_gradient == "visible":
-            # d log(m) = dm at m = 1, so the gate's gradient is that of a bias on the key, which is 0 here.
-            bias = self._with_prefix(take(gate, index), 1.0)
-            bias = (bias - bias.detach()).masked_fill(~real, -torch.inf)[:, None, None]
-            for block in self.vit.blocks:
-                x = block(x, attn_mask=bias.expand(-1, -1, x.shape[1], -1).to(x.dtype))
-        else:
-            x = self._priced(images, visible, gate, x, real, index)
-        return self.vit.norm(x), real
+        layout = self._layout(visible, execution)
+        return layout.rows(self._norm(self._run(images, visible, gate, mask_gradient, layout)))
+
+    def summary(
+        self,
+        images: Tensor,
+        visible: Bool[Tensor, "B P"],
+        gate: Float[Tensor, "B P"] | None = None,
+        mask_gradient: MaskGradient = "none",
+        execution: Execution = "auto",
+    ) -> Float[Tensor, "B D"]:
+        """One vector an image: its class token, or the mean of its visible patches where there is no class token.
+
+        The arguments are those of `tokens`. The last block computes what is read here, and no more.
+        """
+        layout = self._layout(visible, execution)
+        if self.has_class_token:
+            x = self._run(images, visible, gate, mask_gradient, layout, read=layout.first)
+            return self._norm(x).reshape(len(images), self.width)
+        return self.pool(*layout.rows(self._norm(self._run(images, visible, gate, mask_gradient, layout))))
+
+    def pool(self, tokens: Float[Tensor, "B N D"], real: Bool[Tensor, "B N"]) -> Float[Tensor, "B D"]:
+        """The class token of each image, or the mean of its real patches where there is no class token."""
+        if self.has_class_token:
+            return tokens[:, 0]
+        patches = real[:, self.num_prefix_tokens :, None]
+        total = torch.where(patches, tokens[:, self.num_prefix_tokens :], 0.0).sum(dim=1)
+        return total / patches.sum(dim=1).clamp_min(1)
 
     def biased_tokens(
         self, images: Float[Tensor, "B 3 S1 S2"], key_bias: Float[Tensor, "B P"]
@@ -168,51 +204,162 @@ class Backbone(nn.Module):
         """
         self.check_images(images)
         x = self.vit.norm_pre(self.vit._pos_embed(self.vit.patch_embed(images)))
-        bias = self._with_prefix(key_bias, 0.0)[:, None, None].expand(-1, -1, x.shape[1], -1).to(x.dtype)
+        bias = F.pad(key_bias, (self.num_prefix_tokens, 0))
         for block in self.vit.blocks:
-            x = block(x, attn_mask=bias)
+            x = self._through(block, x, partial(attention, bias=bias))
+        return self._norm(x)
+
+    def _layout(self, visible: Tensor, execution: Execution) -> Layout:
+        """The layout that an execution means here."""
+        drops_paths = self.training and any(isinstance(m, DropPath) and m.drop_prob for m in self.vit.modules())
+        if execution == "packed" and drops_paths:
+            raise IfamError(
+                "execution='packed' has all images in one row, of which drop_path_rate cannot drop a single image; "
+                "use execution='auto' or 'padded', or leave drop_path_rate at 0."
+            )
+        if execution == "packed" or (execution == "auto" and not drops_paths and not self.compiled):
+            return Packed(visible, self.num_prefix_tokens)
+        bucket = _BUCKET if self.compiled else 1
+        return Padded(visible, self.num_prefix_tokens, dense=execution == "dense", bucket=bucket)
+
+    def _run(
+        self,
+        images: Tensor,
+        visible: Tensor,
+        gate: Tensor | None,
+        mask_gradient: MaskGradient,
+        layout: Layout,
+        read: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        """The tokens of a layout after all blocks, or those that are read after the last one."""
+        self.check_images(images)
+        x, bias, hidden = self._embed(images, layout), None, None
+        if gate is not None and mask_gradient != "none":
+            # d log(m) = dm at m = 1: the gate of a visible key acts like a bias, which is 0.
+            shown = layout.gather(gate)
+            bias = layout.with_prefix(shown - shown.detach(), 0.0)
+            if mask_gradient == "full":
+                beside = Packed(~visible, 0) if isinstance(layout, Packed) else Padded(~visible, 0)
+                with torch.no_grad():
+                    x_beside = self._embed(images, beside)
+                hidden = Hidden(x_beside, beside, beside.gather(gate))
+        last = self.vit.blocks[-1]
+        for block in self.vit.blocks:
+            attend = partial(layout.attend, bias=bias) if hidden is None else hidden.priced(layout, bias)
+            x = self._through(block, x, attend, read if block is last else None)
+            if hidden is not None:
+                with torch.no_grad():
+                    nothing = (lambda tokens: tokens[:, :0]) if block is last else None
+                    hidden.x = self._through(block, hidden.x, hidden.ask, nothing)
+        return x
+
+    def _norm(self, x: Tensor) -> Tensor:
         tokens: Tensor = self.vit.norm(x)
         return tokens
 
-    def _priced(self, images: Tensor, visible: Tensor, gate: Tensor, x: Tensor, real: Tensor, index: Tensor) -> Tensor:
-        """The blocks, with the exact gradient for the gates of visible and hidden patches."""
-        hidden_index, hidden_present = gather_index(~visible)
-        prefix = self.num_prefix_tokens
-        with torch.no_grad():
-            hidden = self._embed(images, hidden_index, hidden_present)[0][:, prefix:]
-        shown = self._with_prefix(take(gate, index), 1.0)
-        unshown = take(gate, hidden_index).masked_fill(~hidden_present, 0.0)
-        mask, n = real[:, None, None], x.shape[1]
-        for block in self.vit.blocks:
-            with torch.no_grad(), FirstKeys(n) as seen:
-                hidden = block(torch.cat([x, hidden], dim=1), attn_mask=mask)[:, n:]
-            with GatedKeys(shown, unshown, seen.rest):
-                x = block(x, attn_mask=mask)
-        return x
+    def _through(
+        self,
+        block: nn.Module,
+        x: Tensor,
+        attend: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
+        read: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        """Tokens after one block, with attention of one's own, or only those tokens that are read."""
 
-    def _embed(self, images: Tensor, index: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
-        """Prefix tokens and the embedded patches at `index`, positions added; True where a token is real."""
+        def run(x: Tensor) -> Tensor:
+            with nullcontext() if attend is None else Attend(attend):
+                if read is not None and can_read(block):
+                    return reading_block(block, x, read)
+                tokens: Tensor = block(x)
+            return tokens if read is None else read(tokens)
+
+        if self.vit.grad_checkpointing and torch.is_grad_enabled():
+            again: Tensor = checkpoint(run, x, use_reentrant=False)
+            return again
+        return run(x)
+
+    def _embed(self, images: Tensor, layout: Layout) -> Tensor:
+        """The embedded patches of a layout with their positions, after its prefix tokens."""
         rows, columns = self.grid
         height, width = self.patch_size
-        batch = len(images)
-        patches = images.reshape(batch, 3, rows, height, columns, width).permute(0, 2, 4, 1, 3, 5).flatten(3)
-        chosen = take(patches.flatten(1, 2), index)
-        # Padding slots point at hidden patches, whose pixels may be anything: they are replaced, not weighted.
-        chosen = torch.where(present[:, :, None], chosen, torch.zeros_like(chosen))
+        patches = images.reshape(-1, 3, rows, height, columns, width).permute(0, 2, 4, 1, 3, 5).flatten(3)
         projection = self.vit.patch_embed.proj
+        chosen = layout.gather(patches.flatten(1, 2))
         embedded = self.vit.patch_embed.norm(F.linear(chosen, projection.weight.flatten(1), projection.bias))
         # timm's own assembly of prefix tokens and positions, on blank patches: every layout of its tables is right.
         blank = embedded.new_zeros(1, rows * columns, self.width)
         if self.vit.dynamic_img_size:
             blank = blank.unflatten(1, self.grid)
-        table = self.vit._pos_embed(blank).expand(batch, -1, -1)
+        table = self.vit._pos_embed(blank)
         prefix = self.num_prefix_tokens
-        x = torch.cat([table[:, :prefix], embedded + take(table[:, prefix:], index)], dim=1)
-        return self.vit.norm_pre(x), self._with_prefix(present, True)
+        x = layout.assemble(table[:, : layout.prefix], embedded + layout.gather(table[:, prefix:]))
+        tokens: Tensor = self.vit.norm_pre(x)
+        return tokens
 
-    def _with_prefix(self, values: Tensor, fill: float | bool) -> Tensor:
-        """The values of patches, with those of the prefix tokens before them."""
-        return F.pad(values, (self.num_prefix_tokens, 0), value=fill)
+
+class Hidden:
+    """The hidden patches, which run beside the visible ones in "full": as queries that nothing sees.
+
+    Args:
+        x: Their tokens.
+        layout: How they lie in memory.
+        gate: Their gates, all 0; receive gradient.
+    """
+
+    def __init__(self, x: Tensor, layout: Layout, gate: Tensor) -> None:
+        self.x, self.layout, self.gate = x, layout, gate
+
+    def priced(self, layout: Layout, bias: Tensor | None) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        """Attention of the visible tokens, whose backward pass prices the hidden keys of the same block."""
+        # Filled by `ask`, when the hidden patches run through the block, before any backward pass.
+        own: list[tuple[Tensor, Tensor]] = []
+        self.own = own
+
+        def price(query: Tensor, key: Tensor, out: Tensor, grad: Tensor) -> Tensor:
+            return layout.price((query, key, out, grad), own[0], self.layout.counts)
+
+        def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            self.ask_visible = partial(layout.attend, key=key.detach(), value=value.detach())
+            out = layout.attend(query, key, value, bias)
+            priced: Tensor = Priced.apply(out, query, key, self.gate, price)
+            return priced
+
+        return attend
+
+    def ask(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Attention of the hidden tokens to the visible ones; their own keys are kept for the price."""
+        self.own.append((key, value))
+        # After the last block nobody reads the hidden tokens, so they ask nothing.
+        return self.ask_visible(query, asking=self.layout.counts) if query.shape[2] else query
+
+
+def can_read(block: nn.Module) -> bool:
+    """Whether `reading_block` knows this block, and nobody listens for all that it computes."""
+    listened = any(m._forward_hooks or m._forward_pre_hooks for m in block.modules())
+    known = type(block) is Block and type(block.attn) is Attention and type(block.attn.qkv) is nn.Linear
+    return known and not listened and getattr(block.attn, "gate", None) is None
+
+
+def reading_block(block: Any, x: Float[Tensor, "B N D"], read: Callable[[Tensor], Tensor]) -> Float[Tensor, "B M D"]:
+    """A block of timm for the tokens that are read alone; every token is still a key.
+
+    Args:
+        block: A block that `can_read` knows.
+        x: All tokens.
+        read: Picks tokens.
+    """
+    attn, normed = block.attn, block.norm1(x)
+    width, bias = attn.num_heads * attn.head_dim, attn.qkv.bias
+    heads = (attn.num_heads, attn.head_dim)
+    asking = F.linear(read(normed), attn.qkv.weight[:width], None if bias is None else bias[:width])
+    asked = F.linear(normed, attn.qkv.weight[width:], None if bias is None else bias[width:])
+    query = asking.unflatten(2, heads).transpose(1, 2)
+    key, value = asked.unflatten(2, (2, *heads)).permute(2, 0, 3, 1, 4)
+    out = F.scaled_dot_product_attention(attn.q_norm(query), attn.k_norm(key), value)
+    out = attn.proj_drop(attn.proj(attn.norm(out.transpose(1, 2).flatten(2))))
+    y = read(x) + block.drop_path1(block.ls1(out))
+    tokens: Tensor = y + block.drop_path2(block.ls2(block.mlp(block.norm2(y))))
+    return tokens
 
 
 def _create(name: str, image_size: int | None, pretrained: bool, kwargs: dict[str, Any]) -> VisionTransformer:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 MaskGradient = Literal["full", "visible", "none"]
+Execution = Literal["auto", "padded", "packed", "dense"]
 Tuning = Literal["tokens", "none", "all"]
 
 
@@ -24,6 +25,9 @@ class ModelConfig:
         mask_part_dropout: Probability that a whole part is hidden from the predictor, in training.
         mask_gradient: How the predictor's loss reaches the selector: "full" (exact, every patch), "visible"
             (exact for visible patches, nothing for hidden ones) or "none".
+        execution: How the predictor computes the visible patches of a batch: "padded" to the longest image, "packed"
+            without padding, "dense" (every patch computed, the hidden ones blank and masked) or "auto", the fastest
+            that fits. All give the same numbers.
         class_names: Names of the classes, in order of their index.
         mean: Channel means of the input normalisation; the backbone's own where it is None.
         std: Channel standard deviations; the backbone's own where it is None.
@@ -40,6 +44,7 @@ class ModelConfig:
     part_dropout: float = 0.3
     mask_part_dropout: float = 0.3
     mask_gradient: MaskGradient = "visible"
+    execution: Execution = "auto"
     class_names: tuple[str, ...] = ()
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None

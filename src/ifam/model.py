@@ -8,7 +8,7 @@ from torch import nn
 
 from ifam._typing import Tensor
 from ifam.backbone import Backbone
-from ifam.config import MaskGradient, ModelConfig
+from ifam.config import Execution, MaskGradient, ModelConfig
 from ifam.errors import IfamError
 from ifam.interventions import Intervention
 from ifam.masking import make_mask
@@ -46,6 +46,7 @@ class IFAM(nn.Module):
             Backbone(name, image_size=size, pretrained=pretrained, **kwargs),
             config.num_classes,
             config.mask_gradient,
+            config.execution,
         )
         if self.selector.backbone.grid != self.predictor.backbone.grid:
             raise IfamError(
@@ -130,8 +131,9 @@ def _check(config: ModelConfig) -> None:
         value = getattr(config, name)
         if not 0 <= value < 1:
             raise IfamError(f"{name} is {value}, but a probability from 0 to below 1 is expected.")
-    if config.mask_gradient not in get_args(MaskGradient):
-        raise IfamError(f"mask_gradient is {config.mask_gradient!r}, but {', '.join(get_args(MaskGradient))} exist.")
+    for name, choices in (("mask_gradient", get_args(MaskGradient)), ("execution", get_args(Execution))):
+        if getattr(config, name) not in choices:
+            raise IfamError(f"{name} is {getattr(config, name)!r}, but {', '.join(choices)} exist.")
     if config.class_names and len(config.class_names) != config.num_classes:
         raise IfamError(
             f"class_names has {len(config.class_names)} names for {config.num_classes} classes; give one for each."

@@ -5,7 +5,7 @@ from torch import nn
 
 from ifam._typing import Float, Tensor
 from ifam.backbone import Backbone
-from ifam.config import MaskGradient
+from ifam.config import Execution, MaskGradient
 from ifam.errors import IfamError
 
 
@@ -16,12 +16,20 @@ class Predictor(nn.Module):
         backbone: A transformer of its own.
         num_classes: Classes C.
         mask_gradient: How the gate of the mask receives gradient (see `ifam.ModelConfig`).
+        execution: How the visible patches are computed (see `ifam.ModelConfig`).
     """
 
-    def __init__(self, backbone: Backbone, num_classes: int, mask_gradient: MaskGradient = "visible") -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        num_classes: int,
+        mask_gradient: MaskGradient = "visible",
+        execution: Execution = "auto",
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.mask_gradient = mask_gradient
+        self.execution = execution
         self.norm = nn.LayerNorm(backbone.width)
         self.head = nn.Linear(backbone.width, num_classes, bias=False)
 
@@ -46,24 +54,16 @@ class Predictor(nn.Module):
         """
         self.backbone.check_images(images)
         self._check(images, mask, gate)
-        visible = mask.flatten(1)
         wants_gradient = gate is not None and gate.requires_grad and torch.is_grad_enabled()
-        tokens, real = self.backbone.tokens(
+        summary = self.backbone.summary(
             images,
-            visible,
+            mask.flatten(1),
             gate.flatten(1) if gate is not None and wants_gradient else None,
             self.mask_gradient,
+            self.execution,
         )
-        logits: Tensor = self.head(self.norm(self._pool(tokens, real)))
+        logits: Tensor = self.head(self.norm(summary))
         return logits
-
-    def _pool(self, tokens: Tensor, real: Tensor) -> Tensor:
-        """The class token, or the mean of the visible patches where the backbone has none."""
-        if self.backbone.has_class_token:
-            return tokens[:, 0]
-        patches = real[:, self.backbone.num_prefix_tokens :, None]
-        total = torch.where(patches, tokens[:, self.backbone.num_prefix_tokens :], 0.0).sum(dim=1)
-        return total / patches.sum(dim=1).clamp_min(1)
 
     def _check(self, images: Tensor, mask: Tensor, gate: Tensor | None) -> None:
         rows, columns = self.backbone.grid

@@ -55,19 +55,38 @@ class Selector(nn.Module):
         Returns:
             The parts, and the selector's own classification.
         """
-        patches = self.backbone(images)[:, self.backbone.num_prefix_tokens :]
-        return self.select(patches.to(self.prototypes.dtype))
+        return self.select(self.patches(images))
+
+    def patches(self, images: Tensor) -> Float[Tensor, "B P D"]:
+        """Patch tokens of images [B, 3, S, S], in the precision of the prototypes."""
+        return self.backbone.patches(images).to(self.prototypes.dtype)
+
+    def part_maps(self, patches: Float[Tensor, "B P D"]) -> Float[Tensor, "B K1 H W"]:
+        """Part maps from patch tokens, and nothing else: what the equivariance loss reads."""
+        with torch.autocast(patches.device.type, enabled=False):
+            return self._maps(self._logits(self._similarity(patches)))
 
     def select(self, patches: Float[Tensor, "B P D"]) -> Selection:
         """Parts from patch tokens, in float32 whatever the precision of the backbone."""
         with torch.autocast(patches.device.type, enabled=False):
-            grid = self.backbone.grid
-            similarity = (patches @ self.prototypes.mT).mT.unflatten(2, grid)
-            # ||x_p||^2 is the same for every part and cancels in the softmax.
-            logits = 2 * similarity - self.prototypes.square().sum(dim=1)[:, None, None]
-            noise = gumbel_like(logits) if self.training and self.gumbel_noise else 0.0
-            maps = ((logits + noise) / self.temperature).softmax(dim=1)
+            similarity = self._similarity(patches)
+            logits = self._logits(similarity)
+            maps = self._maps(logits)
             pooled = torch.einsum("bkp,bpd->bkd", maps.flatten(2), patches) / patches.shape[1]
             features = self.modulation(pooled.mT).mT
             scores = self.classifier(self.part_dropout(features[:, :-1]))
         return Selection(logits, maps, similarity, features, scores, scores.mean(dim=1))
+
+    def _similarity(self, patches: Tensor) -> Tensor:
+        """Dot product of every patch token with every prototype."""
+        similarity: Tensor = (patches @ self.prototypes.mT).mT.unflatten(2, self.backbone.grid)
+        return similarity
+
+    def _logits(self, similarity: Tensor) -> Tensor:
+        """`-||x_p - a_k||^2` without ||x_p||^2, which is the same for every part and cancels in the softmax."""
+        return 2 * similarity - self.prototypes.square().sum(dim=1)[:, None, None]
+
+    def _maps(self, logits: Tensor) -> Tensor:
+        """Probability of each part at each patch, sampled in training."""
+        noise = gumbel_like(logits) if self.training and self.gumbel_noise else 0.0
+        return torch.softmax((logits + noise) / self.temperature, dim=1)

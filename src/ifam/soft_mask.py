@@ -76,7 +76,7 @@ class SoftPredictor(Predictor):
         weights = (mask.to(images.dtype) if gate is None else gate).flatten(1)
         tokens = self.backbone.biased_tokens(images, (weights + EPSILON).log())
         real = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
-        logits: Tensor = self.head(self.norm(self._pool(tokens, real)))
+        logits: Tensor = self.head(self.norm(self.backbone.pool(tokens, real)))
         return logits
 
 

@@ -77,17 +77,19 @@ class Training(L.LightningModule):
         """Each loss term of a batch, unweighted."""
         if not isinstance(self.model, IFAM):
             return {"classification": classification(self.model(batch.images), batch.labels)}
-        model, images = self.model, batch.images
-        selection = model.selector(images)
-        mask = model.mask(selection)
-        logits = model.predictor(images, mask.visible, mask.gate)
+        model, images, size = self.model, batch.images, self.model.image_size
         moved: dict[str, Any] = {}
         if self.losses.equivariance != 0:
-            size = model.image_size
+            # Only the selector is equivariant, so only the selector sees the transformed images: beside the others,
+            # in one pass through its trunk, and no further than to the part maps.
             affine = sample_affine(size)
-            # Only the selector is equivariant, so only the selector sees the transformed images.
-            maps = model.selector(transform(images, affine)).part_maps
-            moved = {"equivariant_maps": maps, "affine": affine, "image_size": size}
+            patches, others = model.selector.patches(torch.cat([images, transform(images, affine)])).chunk(2)
+            moved = {"equivariant_maps": model.selector.part_maps(others), "affine": affine, "image_size": size}
+        else:
+            patches = model.selector.patches(images)
+        selection = model.selector.select(patches)
+        mask = model.mask(selection)
+        logits = model.predictor(images, mask.visible, mask.gate)
         return all_terms(
             selection.part_maps,
             selection.part_features,
