@@ -44,6 +44,8 @@ def test_while_attend_is_active_blocks_call_it_and_afterwards_the_kernel():
     with Attend(lambda q, k, v: q + 1):
         assert torch.equal(F.scaled_dot_product_attention(q, k, v), q + 1)
         assert torch.equal(q + k, torch.add(q, k))  # nothing else is touched
+        # Its own calls of the kernel are left alone, wherever they are made from.
+        assert torch.equal(attention(q, k, v), F.scaled_dot_product_attention(q, k, v, scale=5**-0.5))
     assert torch.equal(F.scaled_dot_product_attention(q, k, v), attention(q, k, v))
 
 

@@ -4,8 +4,9 @@ import pytest
 import timm
 import torch
 
-from ifam.backbone import TINY, Backbone
+from ifam.backbone import Backbone
 from ifam.errors import IfamError
+from ifam.vit import TINY
 
 
 def _all(backbone, batch=2):

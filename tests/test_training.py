@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from ifam.backbone import TINY
 from ifam.baselines import PlainViT
 from ifam.config import LossConfig, ModelConfig, TrainConfig
 from ifam.data import Benchmark, Prepared, collate, load_benchmark
@@ -24,6 +23,7 @@ from ifam.training import (
     parameter_groups,
     seed_everything,
 )
+from ifam.vit import TINY
 
 MODEL = ModelConfig(backbone=TINY, image_size=80, num_parts=3)
 # Two steps of 16 images, with rates that move every weight by more than rounding.

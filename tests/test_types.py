@@ -19,6 +19,16 @@ def test_batch_moves_what_it_has():
     assert grouped.masks is None
 
 
+def test_batch_can_be_pinned(monkeypatch):
+    """PyTorch's loader pins what has this method; pinning itself needs a GPU."""
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: pinned.append(self.shape) or self)
+    batch = Batch(torch.zeros(2, 3, 4, 4), torch.tensor([0, 1]), groups=torch.tensor([0, 1]))
+    found = batch.pin_memory()
+    assert sorted(map(tuple, pinned)) == [(2,), (2,), (2, 3, 4, 4)]
+    assert found.masks is None
+
+
 def test_batch_is_frozen():
     batch = Batch(torch.zeros(1, 3, 4, 4), torch.tensor([0]))
     with pytest.raises(FrozenInstanceError):

@@ -50,7 +50,8 @@ class Attend(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        if func is F.scaled_dot_product_attention:
+        # A call that states its scale is one of `attention` below: compiled code may make it while this is active.
+        if func is F.scaled_dot_product_attention and "scale" not in (kwargs or {}):
             query, key, value = args
             return self.attend(query, key, value)
         return func(*args, **(kwargs or {}))
@@ -72,12 +73,12 @@ def attention(
         real: False for keys that nothing may attend to; all are real where it is None.
         bias: Added to the attention logits of each key; may need a gradient.
     """
+    size = key.shape[-1]
     if bias is None:
         mask = None if real is None else real[:, None, None]
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=size**-0.5)
     if real is not None:
         bias = bias.masked_fill(~real, -never(key.dtype))
-    size = key.shape[-1]
     query, key, value = with_bias(query, key, value, bias)
     return F.scaled_dot_product_attention(query, key, value, scale=size**-0.5)[..., :size]
 

@@ -1,54 +1,27 @@
-"""Any vision transformer as `tokens(images, visible, gate)`: the only file that knows timm."""
+"""Any vision transformer as `tokens(images, visible, gate)`: only this file and `vit.py` know timm."""
 
-import difflib
-import re
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
-from importlib import resources
 from typing import Any
 
-import timm
 import torch
-from safetensors.torch import load_file
 from timm.layers.attention import Attention
 from timm.layers.drop import DropPath
-from timm.layers.patch_embed import PatchEmbed
-from timm.layers.pos_embed import resample_abs_pos_embed
-from timm.models.vision_transformer import Block, VisionTransformer
+from timm.models.vision_transformer import Block
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ifam._typing import Bool, Float, Tensor
-from ifam.attention import Attend, Priced, attention
+from ifam.attention import Attend, attention
 from ifam.config import Execution, MaskGradient
 from ifam.errors import IfamError
-from ifam.layout import Layout, Packed, Padded
-
-# The embedded backbone: small enough to ship, shaped like DINOv2 with registers (docs/pondbirds.md).
-TINY = "ifam_tiny"
-TINY_ARCH: dict[str, Any] = {
-    "img_size": 80,
-    "patch_size": 8,
-    "embed_dim": 128,
-    "depth": 4,
-    "num_heads": 4,
-    "mlp_ratio": 4.0,
-    "reg_tokens": 2,
-    "class_token": True,
-    "no_embed_class": True,
-    "init_values": 0.1,
-    "num_classes": 0,
-}
-
+from ifam.layout import Hidden, Layout, Packed, Padded
+from ifam.vit import create
 
 # Compiled code is made for lengths in steps of this many tokens.
 _BUCKET = 32
-
-
-class WeightsUnavailable(IfamError):
-    """Pretrained weights could not be fetched."""
 
 
 class Backbone(nn.Module):
@@ -66,7 +39,7 @@ class Backbone(nn.Module):
 
     def __init__(self, name: str, *, image_size: int | None = None, pretrained: bool = True, **kwargs: Any) -> None:
         super().__init__()
-        self.vit = _create(name, image_size, pretrained, kwargs)
+        self.vit = create(name, image_size, pretrained, kwargs)
         self.compiled = False
         # The modes of `attention.py` stand in for the fused kernel, so every block must call it.
         for module in self.vit.modules():
@@ -190,6 +163,19 @@ class Backbone(nn.Module):
         total = torch.where(patches, tokens[:, self.num_prefix_tokens :], 0.0).sum(dim=1)
         return total / patches.sum(dim=1).clamp_min(1)
 
+    def compile_blocks(self, backend: str | Callable[..., Any] = "inductor") -> None:
+        """Compile every block in place with `torch.compile`.
+
+        All blocks of a model share their code. It is made for any number of tokens, and these come in steps of
+        `_BUCKET`, so that batches with other visible counts do not have it made anew.
+
+        Args:
+            backend: The compiler, by PyTorch's name of it or as a function.
+        """
+        self.compiled = True
+        for block in self.vit.blocks:
+            block.compile(dynamic=True, backend=backend)
+
     def biased_tokens(
         self, images: Float[Tensor, "B 3 S1 S2"], key_bias: Float[Tensor, "B P"]
     ) -> Float[Tensor, "B N D"]:
@@ -297,42 +283,6 @@ class Backbone(nn.Module):
         return tokens
 
 
-class Hidden:
-    """The hidden patches, which run beside the visible ones in "full": as queries that nothing sees.
-
-    Args:
-        x: Their tokens.
-        layout: How they lie in memory.
-        gate: Their gates, all 0; receive gradient.
-    """
-
-    def __init__(self, x: Tensor, layout: Layout, gate: Tensor) -> None:
-        self.x, self.layout, self.gate = x, layout, gate
-
-    def priced(self, layout: Layout, bias: Tensor | None) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-        """Attention of the visible tokens, whose backward pass prices the hidden keys of the same block."""
-        # Filled by `ask`, when the hidden patches run through the block, before any backward pass.
-        own: list[tuple[Tensor, Tensor]] = []
-        self.own = own
-
-        def price(query: Tensor, key: Tensor, out: Tensor, grad: Tensor) -> Tensor:
-            return layout.price((query, key, out, grad), own[0], self.layout.counts)
-
-        def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            self.ask_visible = partial(layout.attend, key=key.detach(), value=value.detach())
-            out = layout.attend(query, key, value, bias)
-            priced: Tensor = Priced.apply(out, query, key, self.gate, price)
-            return priced
-
-        return attend
-
-    def ask(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Attention of the hidden tokens to the visible ones; their own keys are kept for the price."""
-        self.own.append((key, value))
-        # After the last block nobody reads the hidden tokens, so they ask nothing.
-        return self.ask_visible(query, asking=self.layout.counts) if query.shape[2] else query
-
-
 def can_read(block: nn.Module) -> bool:
     """Whether `reading_block` knows this block, and nobody listens for all that it computes."""
     listened = any(m._forward_hooks or m._forward_pre_hooks for m in block.modules())
@@ -360,89 +310,3 @@ def reading_block(block: Any, x: Float[Tensor, "B N D"], read: Callable[[Tensor]
     y = read(x) + block.drop_path1(block.ls1(out))
     tokens: Tensor = y + block.drop_path2(block.ls2(block.mlp(block.norm2(y))))
     return tokens
-
-
-def _create(name: str, image_size: int | None, pretrained: bool, kwargs: dict[str, Any]) -> VisionTransformer:
-    """The timm model, without its head."""
-    for rate in ("patch_drop_rate", "pos_drop_rate", "attn_drop_rate"):
-        if kwargs.get(rate):
-            raise IfamError(
-                f"{rate} is {kwargs[rate]}, but tokens are hidden by the mask alone; leave it at 0 "
-                f"(mask_part_dropout, drop_path_rate and proj_drop_rate work)."
-            )
-    if name != TINY and not timm.is_model(name):
-        near = difflib.get_close_matches(name, [TINY, *timm.list_models("vit*")], n=3)
-        raise IfamError(
-            f"No backbone is named {name!r}; choose a vision transformer of timm "
-            f"(`timm.list_models('vit*')`) or {TINY!r}{', for example ' + ', '.join(near) if near else ''}."
-        )
-    patch = kwargs.get("patch_size") or (TINY_ARCH["patch_size"] if name == TINY else _patch_size(name))
-    if isinstance(patch, int):
-        _check_size(name, image_size, patch)
-    size: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
-    try:
-        if name == TINY:
-            vit = VisionTransformer(**{**TINY_ARCH, **size, **kwargs})
-        else:
-            vit = _from_timm(name, pretrained, {**size, **kwargs})
-    except (TypeError, AssertionError) as error:
-        raise IfamError(
-            f"timm cannot build the backbone {name!r} with { ({**size, **kwargs}) } ({error}); choose a vision "
-            f"transformer (`timm.list_models('vit*')`), and backbone_kwargs that its constructor takes."
-        ) from error
-    if not isinstance(vit, VisionTransformer) or type(vit.patch_embed) is not PatchEmbed:
-        kind = type(vit).__name__ + (" on a convolutional stem" if isinstance(vit, VisionTransformer) else "")
-        raise IfamError(
-            f"The backbone {name!r} is a {kind}, but a timm VisionTransformer on plain patches is expected; "
-            f"choose one of `timm.list_models('vit*')`."
-        )
-    _check_size(name, image_size, int(vit.patch_embed.patch_size[0]))
-    if name == TINY and pretrained:
-        _load_tiny(vit)
-    return vit
-
-
-def _check_size(name: str, image_size: int | None, patch: int) -> None:
-    """Refuse an image size that the patches do not divide."""
-    if image_size is None or (image_size > 0 and image_size % patch == 0):
-        return
-    lower = max(1, image_size // patch) * patch
-    raise IfamError(
-        f"The image size {image_size} is no multiple of the {patch} px patches of {name}; "
-        f"use {lower} or {lower + patch}."
-    )
-
-
-def _patch_size(name: str) -> int | None:
-    """The patch size that timm's model names carry (`..._patch14_...`)."""
-    found = re.search(r"_patch(\d+)", name)
-    return int(found.group(1)) if found else None
-
-
-def _load_tiny(vit: VisionTransformer) -> None:
-    """Fill in the weights that the package ships, resampling positions where the grid is another one."""
-    with resources.as_file(resources.files("ifam") / "assets" / "tiny_vit.safetensors") as path:
-        weights = load_file(path)
-    table = weights["pos_embed"]
-    side = round(table.shape[1] ** 0.5)
-    if (side, side) != vit.patch_embed.grid_size:
-        weights["pos_embed"] = resample_abs_pos_embed(
-            table, new_size=list(vit.patch_embed.grid_size), old_size=[side, side], num_prefix_tokens=0
-        )
-    vit.load_state_dict(weights)
-
-
-def _from_timm(name: str, pretrained: bool, kwargs: dict[str, Any]) -> Any:
-    """The model of timm, without its head."""
-    try:
-        return timm.create_model(name, pretrained=pretrained, num_classes=0, **kwargs)
-    except (OSError, RuntimeError) as error:
-        # OSErrors are the hub's where it cannot be reached, RuntimeErrors timm's where a model has no
-        # pretrained weights at all; any other RuntimeError is not about weights.
-        if not pretrained or (isinstance(error, RuntimeError) and "pretrained" not in str(error).lower()):
-            raise
-        reason = str(error).strip().splitlines()[0]
-        raise WeightsUnavailable(
-            f"The pretrained weights of {name} cannot be had ({reason}); connect to the network, or choose the "
-            f"embedded backbone {TINY!r}."
-        ) from error

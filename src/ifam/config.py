@@ -106,9 +106,13 @@ class TrainConfig:
             validated and saved; None for none.
         accumulate: Steps whose gradients are added up before an update.
         precision: Lightning's name of the precision, "32-true", "bf16-mixed" or "16-mixed".
+        compile: Compile the transformers' blocks with `torch.compile`; needs a C++ compiler, and some steps to warm up.
+        checkpointing: Keep only the tokens between blocks, and compute the rest again in the backward pass: less
+            memory, more time.
         monitor: What chooses the checkpoint, on validation data: "worst_group" or "accuracy".
         augment: Random horizontal flips, and random crops resized to at least this share of the area; 1 for none.
-        workers: Processes that load images.
+        workers: Processes that load images; where it is None, up to 8 beside a GPU, and none without one, where they
+            would compete with the model for the processor.
         seed: Seed of everything random.
         devices: Devices on each machine, or "auto".
         num_nodes: Machines.
@@ -137,9 +141,11 @@ class TrainConfig:
     ema_decay: float | None = None
     accumulate: int = 1
     precision: str = "32-true"
+    compile: bool = False
+    checkpointing: bool = False
     monitor: Literal["worst_group", "accuracy"] = "worst_group"
     augment: float = 1.0
-    workers: int = 0
+    workers: int | None = None
     seed: int = 0
     devices: int | str = "auto"
     num_nodes: int = 1

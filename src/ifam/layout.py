@@ -5,7 +5,8 @@ suits kernels and compilers that like rectangles; over every slot, visible or no
 `Packed` computes nothing that is not visible. In the shapes, B1 is the number of rows: B images, or 1.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 from torch.nn.attention.varlen import varlen_attn
 
 from ifam._typing import Bool, Float, Int, Tensor
-from ifam.attention import attention, price_hidden, with_bias
+from ifam.attention import Priced, attention, price_hidden, with_bias
 
 
 class Padded:
@@ -200,6 +201,42 @@ class Packed:
 
 
 Layout = Padded | Packed
+
+
+class Hidden:
+    """The hidden patches, which run beside the visible ones in "full": as queries that nothing sees.
+
+    Args:
+        x: Their tokens.
+        layout: How they lie in memory.
+        gate: Their gates, all 0; receive gradient.
+    """
+
+    def __init__(self, x: Tensor, layout: Layout, gate: Tensor) -> None:
+        self.x, self.layout, self.gate = x, layout, gate
+
+    def priced(self, layout: Layout, bias: Tensor | None) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        """Attention of the visible tokens, whose backward pass prices the hidden keys of the same block."""
+        # Filled by `ask`, when the hidden patches run through the block, before any backward pass.
+        own: list[tuple[Tensor, Tensor]] = []
+        self.own = own
+
+        def price(query: Tensor, key: Tensor, out: Tensor, grad: Tensor) -> Tensor:
+            return layout.price((query, key, out, grad), own[0], self.layout.counts)
+
+        def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            self.ask_visible = partial(layout.attend, key=key.detach(), value=value.detach())
+            out = layout.attend(query, key, value, bias)
+            priced: Tensor = Priced.apply(out, query, key, self.gate, price)
+            return priced
+
+        return attend
+
+    def ask(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Attention of the hidden tokens to the visible ones; their own keys are kept for the price."""
+        self.own.append((key, value))
+        # After the last block nobody reads the hidden tokens, so they ask nothing.
+        return self.ask_visible(query, asking=self.layout.counts) if query.shape[2] else query
 
 
 def _split(tokens: Tensor, counts: Sequence[int]) -> tuple[Tensor, ...]:

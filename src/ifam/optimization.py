@@ -1,8 +1,10 @@
 """How each parameter is trained: groups by name, weight decay, and the learning rate over the epochs."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from ifam.config import TrainConfig, Tuning
@@ -61,6 +63,29 @@ def _role(name: str, config: TrainConfig) -> tuple[str, float, bool]:
     if name.startswith("selector.modulation"):
         return "modulation", config.modulation_lr_factor, True
     return f"{name.split('.')[0]} head", config.head_lr_factor, True
+
+
+def adamw(groups: Sequence[ParameterGroup], config: TrainConfig, rate: float, decay: float) -> torch.optim.AdamW:
+    """AdamW over the groups that are trained, in one fused kernel.
+
+    Args:
+        groups: From `parameter_groups`.
+        config: Settings of the training.
+        rate: Learning rate, before each group's factor.
+        decay: Weight decay of the groups that have one.
+    """
+    trained = [
+        {
+            "name": group.name,
+            "params": list(group.parameters.values()),
+            "lr": rate * group.factor,
+            "weight_decay": decay if group.decays else 0.0,
+        }
+        for group in groups
+        if group.trained
+    ]
+    # With a gradient scaler, which only float16 needs, Lightning cannot clip for a fused optimizer.
+    return torch.optim.AdamW(trained, lr=rate, weight_decay=decay, fused=not config.precision.startswith("16"))
 
 
 def normalised_weight_decay(weight_decay: float, num_images: int, batch_size: int, epochs: int) -> float:

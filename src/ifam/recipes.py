@@ -8,10 +8,10 @@ from typing import Any
 
 import yaml
 
-from ifam.backbone import TINY, WeightsUnavailable
 from ifam.config import LossConfig, ModelConfig, TrainConfig
 from ifam.data import Benchmark
 from ifam.model import IFAM
+from ifam.vit import TINY, WeightsUnavailable
 
 # What `ifam demo` and recipes/pondbirds.yaml use (chosen on validation images of other seeds, docs/pondbirds.md).
 TINY_MODEL = ModelConfig(backbone=TINY, image_size=80, num_parts=4, mask_gradient="visible")

@@ -2,6 +2,8 @@
 
 import logging
 import math
+import os
+import shutil
 import tempfile
 import time
 import warnings
@@ -16,11 +18,13 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.plugins import MixedPrecision
 from lightning_utilities.core.imports import RequirementCache
 from torch import nn
 from torch.utils.data import DataLoader
 
 from ifam._typing import Tensor
+from ifam.backbone import Backbone
 from ifam.baselines import PlainViT
 from ifam.config import LossConfig, TrainConfig
 from ifam.data import Benchmark, Prepared, collate
@@ -30,7 +34,7 @@ from ifam.losses import all_terms, classification, weighted_sum
 from ifam.masking import patch_mask
 from ifam.metrics import GroupAccuracy, MaskIoU
 from ifam.model import IFAM
-from ifam.optimization import learning_rate_factor, normalised_weight_decay, parameter_groups
+from ifam.optimization import adamw, learning_rate_factor, normalised_weight_decay, parameter_groups
 from ifam.progress import Progress
 from ifam.types import Batch, Output
 
@@ -55,6 +59,10 @@ class Training(L.LightningModule):
         for group in self.groups:
             for parameter in group.parameters.values():
                 parameter.requires_grad_(group.trained)
+        for backbone in (module for module in model.modules() if isinstance(module, Backbone)):
+            backbone.vit.set_grad_checkpointing(config.checkpointing)
+            if config.compile:
+                backbone.compile_blocks()
         self.accuracy = GroupAccuracy(len(benchmark.group_names))
         self.mask_iou = MaskIoU()
 
@@ -126,23 +134,24 @@ class Training(L.LightningModule):
         self.accuracy.reset()
         self.mask_iou.reset()
 
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: int | float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clip the norm of the gradient."""
+        plugin = self.trainer.precision_plugin
+        if gradient_clip_val and isinstance(plugin, MixedPrecision) and plugin.scaler is None:
+            # Lightning's own clipping refuses fused optimizers in mixed precision, because of float16's scaler.
+            nn.utils.clip_grad_norm_(self.model.parameters(), gradient_clip_val)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
     def configure_optimizers(self) -> Any:
         """AdamW over the named groups, its learning rate falling epoch by epoch."""
         config = self.config
         batch = config.batch_size * config.accumulate * self.trainer.world_size
         rate = config.base_lr * math.sqrt(batch / 16)
         decay = normalised_weight_decay(config.weight_decay, self.num_images, batch, config.epochs)
-        groups = [
-            {
-                "name": group.name,
-                "params": list(group.parameters.values()),
-                "lr": rate * group.factor,
-                "weight_decay": decay if group.decays else 0.0,
-            }
-            for group in self.groups
-            if group.trained
-        ]
-        optimizer = torch.optim.AdamW(groups, lr=rate, weight_decay=decay)
+        optimizer = adamw(self.groups, config, rate, decay)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: learning_rate_factor(epoch, config))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
 
@@ -271,6 +280,11 @@ def check(benchmark: Benchmark, config: TrainConfig) -> None:
         raise IfamError(f"train.augment is {config.augment}, but a share of the area above 0, up to 1, is expected.")
     if config.ema_decay is not None and not 0 <= config.ema_decay < 1:
         raise IfamError(f"train.ema_decay is {config.ema_decay}, but a number from 0 to below 1 is expected.")
+    if config.compile and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
+        raise IfamError(
+            "train.compile needs a C++ compiler, and there is none on the path; install one (such as g++), name it in "
+            "the environment variable CXX, or leave compile off."
+        )
     count = len(benchmark.split("train"))
     if count < config.batch_size:
         raise IfamError(
@@ -283,11 +297,15 @@ def _loaders(model: nn.Module, benchmark: Benchmark, config: TrainConfig) -> tup
     """Batches of training and validation images."""
     assert isinstance(model, IFAM | PlainViT)
     train, val = benchmark.split("train"), benchmark.split("val")
+    gpu = torch.cuda.is_available() and config.accelerator != "cpu"
+    workers = config.workers
+    if workers is None:
+        workers = min(8, os.cpu_count() or 1) if gpu else 0
     shared: dict[str, Any] = {
         "batch_size": config.batch_size,
-        "num_workers": config.workers,
-        "persistent_workers": config.workers > 0,
-        "pin_memory": torch.cuda.is_available(),
+        "num_workers": workers,
+        "persistent_workers": workers > 0,
+        "pin_memory": gpu,
         "collate_fn": collate,
     }
     prepared = [
