@@ -6,6 +6,7 @@ import torch
 
 from ifam.backbone import Backbone
 from ifam.errors import IfamError
+from ifam.layout import Packed, Padded
 from ifam.vit import TINY
 
 
@@ -193,3 +194,23 @@ def test_images_of_another_shape(make_backbone, shape):
 def test_images_that_are_not_normalised_numbers(make_backbone):
     with pytest.raises(IfamError, match=r"images are torch.uint8"):
         make_backbone()(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize(
+    ("counts", "packs"),
+    [
+        ([5, 60, 70, 196], True),  # long and of different lengths
+        ([100, 98, 100, 99], False),  # hardly any padding
+        ([5, 60, 10, 70], False),  # short: a call of the kernel for each costs more than the padding
+        ([0, 0, 0, 0], False),
+    ],
+)
+def test_auto_packs_where_it_pays(make_model, counts, packs):
+    """On a processor; whatever is chosen, the numbers are the same (test_predictor.py)."""
+    backbone = make_model(image_size=224).predictor.backbone
+    visible = torch.arange(196) < torch.tensor(counts)[:, None]
+    assert isinstance(backbone._layout(visible, "auto"), Packed if packs else Padded)
+    assert isinstance(backbone._layout(visible, "padded"), Padded)
+    assert isinstance(backbone._layout(visible, "packed"), Packed)
+    backbone.compiled = True
+    assert isinstance(backbone._layout(visible, "auto"), Padded)  # rectangles of few sizes

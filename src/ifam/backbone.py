@@ -22,6 +22,9 @@ from ifam.vit import create
 
 # Compiled code is made for lengths in steps of this many tokens.
 _BUCKET = 32
+# On a processor, packing pays from so many tokens an image, and where padding would leave less than this share of the
+# rows real.
+_WORTH_A_CALL, _LITTLE_PADDING = 48, 0.9
 
 
 class Backbone(nn.Module):
@@ -203,10 +206,23 @@ class Backbone(nn.Module):
                 "execution='packed' has all images in one row, of which drop_path_rate cannot drop a single image; "
                 "use execution='auto' or 'padded', or leave drop_path_rate at 0."
             )
-        if execution == "packed" or (execution == "auto" and not drops_paths and not self.compiled):
+        pays = execution == "auto" and not drops_paths and not self.compiled and self._packing_pays(visible)
+        if execution == "packed" or pays:
             return Packed(visible, self.num_prefix_tokens)
         bucket = _BUCKET if self.compiled else 1
         return Padded(visible, self.num_prefix_tokens, dense=execution == "dense", bucket=bucket)
+
+    def _packing_pays(self, visible: Bool[Tensor, "B P"]) -> bool:
+        """Whether packing is faster than padding, by what was measured (docs/speed.md)."""
+        kind, dtype = visible.device.type, self.vit.patch_embed.proj.weight.dtype
+        if kind != "cpu":
+            # One kernel for sequences of different lengths exists in half precision.
+            half = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else dtype
+            return half in (torch.float16, torch.bfloat16)
+        # Image by image, attention costs a call for each; many short rows are cheaper with some padding.
+        counts = visible.sum(dim=1)
+        tokens, longest = int(counts.sum()), int(counts.max()) if len(counts) else 0
+        return tokens >= _WORTH_A_CALL * len(counts) and tokens < _LITTLE_PADDING * longest * len(counts)
 
     def _run(
         self,
