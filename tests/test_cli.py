@@ -258,7 +258,7 @@ BAD = {
     "a word for a number": (["train", "--train.epochs", "many"], "many"),
     "unknown choice": (["train", "--train.monitor", "loss"], "worst_group"),
     "unknown mask gradient": (["train", "--model.mask_gradient", "half"], "half"),
-    "unknown benchmark": (["train", "--benchmark", "waterbirds"], "pondbirds, folder"),
+    "unknown benchmark": (["train", "--benchmark", "pondbeasts"], "pondbirds, digits, folder"),
     "unknown setting of a benchmark": (["train", "--data.colour", "red"], "hue_spread"),
     "impossible setting": (["train", "--data.correlation", "1.5"], "correlation=1.5"),
     "no root": (["train", "--benchmark", "folder"], "--root DIR"),

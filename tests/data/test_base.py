@@ -5,8 +5,9 @@ import pytest
 import torch
 from PIL import Image
 from torchvision import tv_tensors
+from torchvision.transforms import v2
 
-from ifam.data import Benchmark, Examples, Pondbirds, PondbirdsConfig, Prepared, collate, denormalise
+from ifam.data import Benchmark, Examples, Pondbirds, PondbirdsConfig, Prepared, collate, denormalise, part_masks
 from ifam.data.base import FitAndCrop
 from ifam.errors import IfamError
 from ifam.prediction import preprocess
@@ -188,3 +189,141 @@ def test_an_unknown_split_lists_what_there_is():
     assert len(benchmark.split("val")) == 3
     with pytest.raises(IfamError, match="mine has no split 'test'; it has train, val"):
         benchmark.split("test")
+
+
+# --- keypoints, boxes and parts follow their images ------------------------------------------------------
+
+SPOTS = torch.tensor([[10.0, 8.0, 1.0], [50.0, 30.0, 1.0], [30.0, 20.0, 0.0]])
+
+
+def spotted(height=40, width=60):
+    """A dark picture with a bright square of five pixels around each of two keypoints, and a third that is hidden."""
+    image = torch.zeros(3, height, width)
+    labels = torch.zeros(height, width, dtype=torch.int16)
+    for part, (x, y) in enumerate(SPOTS[:2, :2].int().tolist(), 1):
+        image[:, y - 2 : y + 3, x - 2 : x + 3] = 1
+        labels[y - 2 : y + 3, x - 2 : x + 3] = part
+    return {"image": image, "keypoints": SPOTS, "box": torch.tensor([8.0, 6.0, 44.0, 26.0]), "part_labels": labels}
+
+
+@pytest.mark.parametrize("augment", [None, 1.0, 0.5])
+@pytest.mark.parametrize("size", [(40, 60), (80, 120), (64, 64), (48, 96)])
+def test_keypoints_boxes_and_parts_follow_their_images(augment, size):
+    prepared = Prepared(One(**spotted()), size, PLAIN, augment=augment)
+    seen = 0
+    for _ in range(12):
+        example = prepared[0]
+        points = example["keypoints"]
+        assert points.shape == (3, 3)
+        assert points[2, 2] == 0  # never visible
+        for part, (x, y, visible) in enumerate(points[:2].tolist(), 1):
+            row, column = round(y), round(x)
+            if not visible or not (0 <= row < size[0] and 0 <= column < size[1]):
+                continue
+            seen += 1
+            assert example["image"][0, row, column] > 0.6
+            assert example["part_labels"][row, column] == part
+        x, y, width, height = example["box"].tolist()
+        assert width > 0
+        assert height > 0
+        for px, py, visible in points[:2].tolist():
+            if visible:
+                assert x <= px <= x + width
+                assert y <= py <= y + height
+    assert seen > 8
+
+
+def test_keypoints_in_numbers():
+    """Twice as large and cut: 60 x 40 becomes 120 x 80, of which the middle 80 columns stay."""
+    example = Prepared(One(**spotted()), (80, 80), PLAIN)[0]
+    # At 2 * 10 - 20 = 0 the first is on the border; the second is at 80, on the other.
+    assert example["keypoints"].tolist() == [[0, 16, 1], [80, 60, 1], [40, 40, 0]]
+    assert example["box"].tolist() == [-4, 12, 88, 52]
+    further = {**spotted(), "keypoints": torch.tensor([[9.0, 8.0, 1.0], [51.0, 8.0, 1.0], [30.0, 41.0, 1.0]])}
+    assert Prepared(One(**further), (80, 80), PLAIN)[0]["keypoints"][:, 2].tolist() == [0, 0, 0]
+
+
+def test_annotations_that_are_not_there_are_none():
+    bare = Prepared(One(image=torch.zeros(3, 20, 20)), (16, 16), PLAIN)[0]
+    assert (bare["mask"], bare["keypoints"], bare["box"], bare["part_labels"]) == (None, None, None, None)
+    box = Prepared(One(image=torch.zeros(3, 20, 20), box=torch.tensor([1.0, 2, 3, 4])), (20, 20), PLAIN)[0]
+    assert box["keypoints"] is None
+    assert box["box"].tolist() == [1, 2, 3, 4]
+
+
+def test_keypoints_change_no_random_number():
+    """What is drawn at random for an image does not depend on what is known of it."""
+    torch.manual_seed(3)
+    with_points = Prepared(One(**spotted()), (32, 32), PLAIN, augment=0.3)[0]["image"]
+    torch.manual_seed(3)
+    without = Prepared(One(image=spotted()["image"]), (32, 32), PLAIN, augment=0.3)[0]["image"]
+    assert torch.equal(with_points, without)
+
+
+def test_annotated_examples_collate():
+    example = Prepared(One(**spotted()), (32, 32), PLAIN)[0]
+    assert collate([example, example]).images.shape == (2, 3, 32, 32)
+
+
+def test_part_masks():
+    labels = torch.tensor([[[0, 1], [2, 2]], [[0, 0], [0, 3]]])
+    masks = part_masks(labels, 3)
+    assert masks.shape == (2, 3, 2, 2)
+    assert masks.dtype == torch.bool
+    assert masks[0].int().tolist() == [[[0, 1], [0, 0]], [[0, 0], [1, 1]], [[0, 0], [0, 0]]]
+    assert masks[1].sum() == 1
+
+
+# --- strips ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(1, 20_000), (20_000, 1), (3, 30_000)])
+def test_strips_do_not_fill_the_memory(shape, monkeypatch):
+    """Covering 518 pixels with a strip of 1 x 20,000 would take an image of 518 x 10,360,000."""
+    largest = []
+    resize = v2.functional.resize
+
+    def watched(image, size, **settings):
+        largest.append(size[0] * size[1])
+        return resize(image, size, **settings)
+
+    monkeypatch.setattr(v2.functional, "resize", watched)
+    strip = tv_tensors.Image(torch.randint(0, 256, (3, *shape), dtype=torch.uint8))
+    assert FitAndCrop((518, 518))(strip).shape == (3, 518, 518)
+    assert max(largest) <= 518 * 518 * 12
+
+
+@pytest.mark.parametrize("ratio", [2, 7, 9, 40, 100])
+def test_of_a_strip_the_middle_is_kept(ratio):
+    """However long, and with its mask and points."""
+    height = 10
+    width = height * ratio
+    ramp = torch.arange(width, dtype=torch.float32).expand(3, height, width) / width
+    points = torch.tensor([[width / 2, 5.0, 1.0], [0.0, 5.0, 1.0]])
+    example = {"image": ramp, "mask": ramp[0] >= 0.5, "keypoints": points}
+    found = Prepared(One(**example), (40, 40), PLAIN)[0]
+    shown = found["image"][0, 20]
+    assert shown[20] == pytest.approx(0.5, abs=1.5 / width)
+    assert shown[-1] - shown[0] == pytest.approx(height / width, rel=0.1)
+    assert found["keypoints"][0].tolist() == pytest.approx([20, 20, 1], abs=2.1)
+    assert found["keypoints"][1, 2] == 0
+    assert found["mask"].float().mean() == pytest.approx(0.5, abs=0.06)
+
+
+# --- answers ---------------------------------------------------------------------------------------------
+
+
+def test_answers_are_the_best_logit_of_those_that_compete():
+    logits = torch.tensor([[1.0, 5.0, 2.0], [3.0, 1.0, 2.0]])
+    plain = Benchmark("mine", {}, ("a", "b", "c"), ("a", "b", "c"))
+    assert plain.answers(logits).tolist() == [1, 0]
+    assert plain.restrict(logits) is logits
+    part = Benchmark("mine", {}, ("a", "b", "c"), ("a", "b", "c"), logit_classes=(0, 2))
+    assert part.answers(logits).tolist() == [2, 0]
+    assert part.restrict(logits).tolist() == [[1, float("-inf"), 2], [3, float("-inf"), 2]]
+    assert logits[0, 1] == 5
+    coarse = Benchmark("mine", {}, ("x", "y"), ("x", "y"), class_of_logit=(1, -1, 0))
+    assert coarse.answers(logits).tolist() == [-1, 1]
+    assert coarse.answers(torch.tensor([[0.0, 1.0]])).tolist() == [1]
+    with pytest.raises(IfamError, match="mine needs a model of 3 classes, but this one has 2; give"):
+        plain.answers(logits[:, :2])

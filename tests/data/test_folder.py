@@ -253,3 +253,165 @@ def test_an_unknown_setting_lists_what_there_is(benchmark, known):
 def test_impossible_settings_are_named(field, value):
     with pytest.raises(IfamError, match=f"folder: {field}={value!r} is not possible; give"):
         replace(FolderConfig(), **{field: value})
+
+
+# --- a class that is called like a split -----------------------------------------------------------------
+
+
+def test_a_class_called_train_is_a_class(tmp_path):
+    """Cars, buses and trains: `train` holds images and not classes."""
+    found = load(tree(tmp_path, bus=5, car=5, train=10))
+    assert found.class_names == ("bus", "car", "train")
+    assert by_class(found.split("val")) == [1, 1, 2]
+
+
+def test_a_class_called_train_may_have_folders_of_its_own(tmp_path):
+    tree(tmp_path / "train", steam=2, diesel=2)
+    found = load(tree(tmp_path, bus=5, car=5, train=6))
+    assert found.class_names == ("bus", "car", "train")
+    assert sum(map(len, found.splits.values())) == 20
+
+
+def test_an_empty_train_folder_is_no_split(tmp_path):
+    (tmp_path / "train" / "notes").mkdir(parents=True)
+    with pytest.raises(IfamError, match=r"class folder .*train holds no image"):
+        load(tree(tmp_path, bus=2, car=2))
+
+
+# --- CSV files -------------------------------------------------------------------------------------------
+
+HEADER = "path,label,group,split,mask"
+
+
+@pytest.fixture
+def listed(tmp_path):
+    """Loads the images of a list; each path that ends in .png is drawn, masks included."""
+
+    def read(*lines, header=HEADER, **settings):
+        for line in lines:
+            for cell in str(line).split(","):
+                if cell.endswith(".png") and not cell.startswith("missing"):
+                    draw(tmp_path / cell, (0, 0, 0) if "mask" in cell else (9, 9, 99))
+        (tmp_path / "images.csv").write_text("\n".join([header, *map(str, lines)]) + "\n")
+        return load(tmp_path, csv="images.csv", **settings)
+
+    return read
+
+
+def test_a_list_with_everything(listed, tmp_path):
+    found = listed(
+        "a/1.png,wren,wren on land,train,mask1.png",
+        "a/2.png,duck,duck on land,train,mask2.png",
+        "b/3.png,duck,duck on sea,valid,mask3.png",
+        "b/4.png,wren,wren on land,Test,",
+    )
+    assert list(found.splits) == ["train", "val", "test"]
+    assert found.class_names == ("duck", "wren")
+    assert found.group_names == ("duck on land", "duck on sea", "wren on land")
+    assert found.split("train").paths == [tmp_path / "a/1.png", tmp_path / "a/2.png"]
+    assert (found.split("train").labels, found.split("train").groups) == ([1, 0], [2, 0])
+    assert (found.split("val").labels, found.split("val").groups) == ([0], [1])
+    assert found.split("train")[0]["mask"].shape == (30, 40)
+    assert "mask" not in found.split("test")[0]
+    assert found.note == "validation images as listed"
+
+
+def test_a_list_of_paths_and_labels_alone(listed):
+    found = listed(*(f"{i}.png,{('x', 'y')[i % 2]}" for i in range(20)), header="path,label")
+    assert {name: by_class(split) for name, split in found.splits.items()} == {"train": [8, 8], "val": [2, 2]}
+    assert found.group_names == ("x", "y")
+    assert "mask" not in found.split("train")[0]
+
+
+def test_a_list_is_cut_by_group(listed):
+    lines = [f"{i}.png,{'xy'[i % 2]},{'xy'[i % 2]}{i % 4 // 2}" for i in range(40)]
+    found = listed(*lines, header="path,label,group")
+    assert np.bincount(found.split("val").groups).tolist() == [2, 2, 2, 2]
+    assert "by class and group" in found.note
+
+
+def test_columns_can_be_named(listed):
+    settings = {
+        "path_column": "file",
+        "label_column": "kind",
+        "group_column": "g",
+        "split_column": "part",
+        "mask_column": "where",
+    }
+    found = listed(
+        "0.png,1,a,train,mask0.png",
+        "1.png,0,b,train,mask1.png",
+        "2.png,1,a,val,mask2.png",
+        header="file,kind,g,part,where",
+        **settings,
+    )
+    assert found.group_names == ("a", "b")
+    assert found.split("train").labels == [1, 0]
+    assert "mask" in found.split("val")[0]
+
+
+def test_numbered_labels_are_in_the_order_of_their_values(listed):
+    found = listed(*(f"{i}{j}.png,{i}" for i in (10, 9, 100) for j in (0, 1)), header="path,label")
+    assert found.class_names == ("9", "10", "100")
+
+
+def test_paths_may_be_absolute_and_the_list_elsewhere(tmp_path):
+    lines = [f"{draw(tmp_path / 'far' / f'{i}.png')},{'ab'[i % 2]}" for i in range(4)]
+    (tmp_path / "list.csv").write_text("path,label\n" + "\n".join(lines))
+    (tmp_path / "here").mkdir()
+    found = load(tmp_path / "here", csv=str(tmp_path / "list.csv"))
+    assert len(found.split("train")) == len(found.split("val")) == 2
+
+
+def test_a_list_without_training_images_can_be_tested_on(listed):
+    found = listed("0.png,a,test", "1.png,b,test", header="path,label,split")
+    assert list(found.splits) == ["test"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "header", "words"),
+    [
+        (["0.png,a"], "file,label", r"images\.csv has no column 'path'; it has file, label"),
+        (["0.png,a"], "path,kind", r"images\.csv has no column 'label'; it has path, kind"),
+        ([], "path,label", "lists no image"),
+        (["0.png,a", "1.png,a"], "path,label", "has a single class, a; at least two"),
+        (["0.png,a", "1.png"], "path,label", "line 3 has not as many values as the header"),
+        (["0.png,a", ",b"], "path,label", "line 3 has no path"),
+        (["0.png,a", "1.png,"], "path,label", "line 3 has no label"),
+        (["0.png,a,train", "1.png,b,training"], "path,label,split", "line 3 has the unknown split 'training'"),
+        (["0.png,a,", "1.png,b,train"], "path,label,split", "line 2 has the unknown split ''"),
+        (["0.png,a,g", "1.png,b,"], "path,label,group", "line 3 has no group, but other lines have one"),
+        (["0.png,a", "1.png,b", "missing.png,b"], "path,label", r"missing\.png does not exist .*line 4"),
+        (
+            ["0.png,a,mask.png", "1.png,b,missing.png"],
+            "path,label,mask",
+            r"mask .*missing\.png does not exist .*line 3",
+        ),
+        (["0.png,a,train", "1.png,b,train", "2.png,c,test"], "path,label,split", "line 4 has the class c, which no tr"),
+    ],
+)
+def test_the_line_that_is_wrong_is_named(listed, lines, header, words):
+    with pytest.raises(IfamError, match=words) as caught:
+        listed(*lines, header=header)
+    assert "images.csv" in str(caught.value)
+
+
+def test_a_mask_of_another_size_is_named_with_its_line(listed, tmp_path):
+    lines = ["0.png,a,", "1.png,b,mask.png"]
+    listed_lines = [*lines, "2.png,a,", "3.png,b,"]
+    draw(tmp_path / "mask.png", size=(41, 30))
+    (tmp_path / "images.csv").write_text("path,label,mask\n" + "\n".join(listed_lines))
+    for name in ("0.png", "1.png", "2.png", "3.png"):
+        draw(tmp_path / name)
+    with pytest.raises(IfamError, match=r"mask\.png is 41 x 30 pixels, but its image 1\.png is 40 x 30 .*line 3"):
+        load(tmp_path, csv="images.csv")
+
+
+def test_a_column_that_was_asked_for_must_be_there(listed):
+    with pytest.raises(IfamError, match="has no column 'place'; it has path, label"):
+        listed("0.png,a", "1.png,b", header="path,label", group_column="place")
+
+
+def test_a_missing_list_is_named(tmp_path):
+    with pytest.raises(IfamError, match=r"There is no file .*nothing\.csv; give --data\.csv"):
+        load(tree(tmp_path, a=1), csv="nothing.csv")

@@ -5,14 +5,31 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from ifam.data.base import Benchmark, Examples, Prepared, collate, denormalise
+from ifam.data.base import Benchmark, Examples, Prepared, collate, denormalise, part_masks
+from ifam.data.cub import CubConfig, load_cub
+from ifam.data.digits import Digits, DigitsConfig
+from ifam.data.flowers102 import Flowers102Config, load_flowers102
 from ifam.data.folder import FolderConfig, load_folder
+from ifam.data.imagenet import ImagenetConfig, load_imagenet
+from ifam.data.imagenet9 import Imagenet9Config, load_imagenet9
+from ifam.data.imagenet_a import ImagenetAConfig, load_imagenet_a
+from ifam.data.imagenet_r import ImagenetRConfig, load_imagenet_r
+from ifam.data.imagenet_v2 import ImagenetV2Config, load_imagenet_v2
+from ifam.data.metashift import MetashiftConfig, load_metashift
+from ifam.data.nabirds import NabirdsConfig, load_nabirds
+from ifam.data.part_imagenet import PartImagenetConfig, load_part_imagenet
+from ifam.data.siim_acr import SiimAcrConfig, load_siim_acr
+from ifam.data.siim_acr_prepare import prepare as prepare_siim_acr
 from ifam.data.synthetic import Pondbirds, PondbirdsConfig
+from ifam.data.turtles import TurtlesConfig, load_turtles
+from ifam.data.waterbirds import WaterbirdsConfig, load_waterbirds
 from ifam.errors import IfamError
 
 __all__ = [
     "BENCHMARKS",
     "Benchmark",
+    "Digits",
+    "DigitsConfig",
     "Examples",
     "FolderConfig",
     "Pondbirds",
@@ -21,8 +38,11 @@ __all__ = [
     "collate",
     "denormalise",
     "load_benchmark",
+    "load_digits",
     "load_folder",
     "load_pondbirds",
+    "part_masks",
+    "prepare_siim_acr",
 ]
 
 
@@ -39,10 +59,31 @@ def load_pondbirds(root: Path | None, config: PondbirdsConfig) -> Benchmark:
     )
 
 
+def load_digits(root: Path | None, config: DigitsConfig) -> Benchmark:
+    """Handwritten digits on the same backgrounds, drawn now; `root` is not used."""
+    splits = {name: Digits(name, config) for name in ("train", "val", "test")}
+    note = f"validation: {config.num_val} images of other digits, drawn like the training images, seed {config.seed}"
+    return Benchmark("digits", splits, Digits.class_names, Digits.group_names, note)
+
+
 # Name on the command line -> (settings, loader).
 BENCHMARKS: dict[str, tuple[type, Callable[[Path | None, Any], Benchmark]]] = {
     "pondbirds": (PondbirdsConfig, load_pondbirds),
+    "digits": (DigitsConfig, load_digits),
     "folder": (FolderConfig, load_folder),
+    "cub": (CubConfig, load_cub),
+    "nabirds": (NabirdsConfig, load_nabirds),
+    "waterbirds": (WaterbirdsConfig, load_waterbirds),
+    "metashift": (MetashiftConfig, load_metashift),
+    "siim_acr": (SiimAcrConfig, load_siim_acr),
+    "imagenet": (ImagenetConfig, load_imagenet),
+    "imagenet_a": (ImagenetAConfig, load_imagenet_a),
+    "imagenet_r": (ImagenetRConfig, load_imagenet_r),
+    "imagenet_v2": (ImagenetV2Config, load_imagenet_v2),
+    "imagenet9": (Imagenet9Config, load_imagenet9),
+    "part_imagenet": (PartImagenetConfig, load_part_imagenet),
+    "flowers102": (Flowers102Config, load_flowers102),
+    "turtles": (TurtlesConfig, load_turtles),
 }
 
 

@@ -1,5 +1,6 @@
 """What a data set is here: named splits of examples, and how examples become batches."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -9,7 +10,7 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from ifam._typing import Float, Tensor
+from ifam._typing import Bool, Float, Int, Tensor
 from ifam.errors import IfamError
 from ifam.types import Batch
 
@@ -18,8 +19,10 @@ from ifam.types import Batch
 class Examples(Protocol):
     """A sequence of examples, each a dict.
 
-    It holds `image` (PIL, or floats [3, S, S] in 0..1), `label`, and where known `group` and `mask` (True on the
-    pixels of the object).
+    It holds `image` (PIL, or floats [3, S, S] in 0..1), `label`, and where known `group`, `mask` (True on the
+    pixels of the object) and what the quality of parts is judged by: `keypoints` ([N, 3]: x, y in pixels, and 1
+    where visible), `box` ([4]: x, y, width, height of the object) and `part_labels` ([H, W]: 0 where no part is,
+    1 + its index in `Benchmark.part_names` elsewhere).
     """
 
     def __len__(self) -> int:
@@ -41,6 +44,11 @@ class Benchmark:
         class_names: Name of each class.
         group_names: Name of each group; the classes themselves where the data knows no groups.
         note: How validation data came about, for the record.
+        part_names: Names of the regions in `part_labels`.
+        keypoint_names: Names of the rows of `keypoints`.
+        logit_classes: The classes that compete for an answer, where not all do (200 of 1,000 for ImageNet-A).
+        class_of_logit: For models of another, finer set of classes: the class here of each of their logits, -1 for
+            logits that stand for none (the 1,000 logits of an ImageNet model for the nine classes of ImageNet-9).
     """
 
     name: str
@@ -48,6 +56,10 @@ class Benchmark:
     class_names: tuple[str, ...]
     group_names: tuple[str, ...]
     note: str = ""
+    part_names: tuple[str, ...] = ()
+    keypoint_names: tuple[str, ...] = ()
+    logit_classes: tuple[int, ...] | None = None
+    class_of_logit: tuple[int, ...] | None = None
 
     def split(self, name: str) -> Examples:
         """The examples of a split.
@@ -59,9 +71,34 @@ class Benchmark:
             raise IfamError(f"{self.name} has no split {name!r}; it has {', '.join(self.splits)}.")
         return self.splits[name]
 
+    def restrict(self, logits: Float[Tensor, "B L"]) -> Float[Tensor, "B L"]:
+        """The logits, with minus infinity for classes that do not compete (see `logit_classes`)."""
+        if self.logit_classes is None:
+            return logits
+        competing = torch.zeros(logits.shape[1], dtype=torch.bool, device=logits.device)
+        competing[list(self.logit_classes)] = True
+        return logits.masked_fill(~competing, -math.inf)
+
+    def answers(self, logits: Float[Tensor, "B L"]) -> Int[Tensor, " B"]:
+        """The class that a model names for each image; -1 where its answer is none of the classes.
+
+        Raises:
+            IfamError: The number of logits is not that of the classes, nor of those that can be translated.
+        """
+        count = logits.shape[1]
+        if count == len(self.class_names):
+            return self.restrict(logits).argmax(dim=1)
+        if self.class_of_logit is None or count != len(self.class_of_logit):
+            known = f" or {len(self.class_of_logit)}" if self.class_of_logit else ""
+            raise IfamError(
+                f"{self.name} needs a model of {len(self.class_names)}{known} classes, but this one has {count}; give "
+                f"a model that was trained for it."
+            )
+        return torch.tensor(self.class_of_logit, device=logits.device)[logits.argmax(dim=1)]
+
 
 class Prepared(Dataset[dict[str, Any]]):
-    """Examples resized, cropped, augmented and normalised for a model; masks follow their images.
+    """Examples resized, cropped, augmented and normalised for a model; all annotations follow their images.
 
     Args:
         examples: The examples.
@@ -95,21 +132,64 @@ class Prepared(Dataset[dict[str, Any]]):
         return len(self.examples)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        """An example as the model sees it.
+
+        Returns:
+            `image` [3, H, W], `label`, `group` (the label where no group is known), and, None where the data do not
+            know it: `mask` [H, W], `keypoints` [N, 3], `box` [4] and `part_labels` [H, W], as in `Examples` but in
+            pixels of this image. A keypoint outside of the image is not visible; a box may reach beyond it.
+        """
         example = self.examples[index]
         image = example["image"]
-        if isinstance(image, Tensor):
-            image = tv_tensors.Image(image)
-        mask = example.get("mask")
-        if mask is None:
-            image = self.transform(image)
-        else:
-            image, mask = self.transform(image, tv_tensors.Mask(mask))
+        inputs: dict[str, Any] = {"image": tv_tensors.Image(image) if isinstance(image, Tensor) else image}
+        for name in ("mask", "part_labels"):
+            if example.get(name) is not None:
+                inputs[name] = tv_tensors.Mask(example[name])
+        keypoints, box = example.get("keypoints"), example.get("box")
+        if keypoints is not None or box is not None:
+            inputs["points"] = _as_points(keypoints, box, v2.functional.get_size(image))
+        found = self.transform(inputs)
+        plain = {name: torch.as_tensor(value).as_subclass(Tensor) for name, value in found.items()}
+        height, width = plain["image"].shape[1:]
         return {
-            "image": torch.as_tensor(image),
+            "image": plain["image"],
             "label": int(example["label"]),
             "group": int(example.get("group", example["label"])),
-            "mask": None if mask is None else torch.as_tensor(mask),
+            "mask": plain.get("mask"),
+            "keypoints": None if keypoints is None else _as_keypoints(plain["points"], keypoints, height, width),
+            "box": None if box is None else _as_box(plain["points"]),
+            "part_labels": plain.get("part_labels"),
         }
+
+
+def _as_points(
+    keypoints: Float[Tensor, "N 3"] | None, box: Float[Tensor, " 4"] | None, size: Sequence[int]
+) -> tv_tensors.KeyPoints:
+    """Keypoints, and after them two corners of the box: torchvision moves one set of points with an image."""
+    points = torch.zeros(0, 2) if keypoints is None else keypoints[:, :2]
+    if box is not None:
+        points = torch.cat([points, torch.stack([box[:2], box[:2] + box[2:]])])
+    return tv_tensors.KeyPoints(points.float(), canvas_size=(size[0], size[1]))
+
+
+def _as_keypoints(
+    points: Float[Tensor, "M 2"], before: Float[Tensor, "N 3"], height: int, width: int
+) -> Float[Tensor, "N 3"]:
+    x, y = points[: len(before)].unbind(dim=1)
+    inside = (x >= 0) & (y >= 0) & (x <= width) & (y <= height)
+    return torch.stack([x, y, before[:, 2] * inside], dim=1)
+
+
+def _as_box(points: Float[Tensor, "M 2"]) -> Float[Tensor, " 4"]:
+    """The box whose opposite corners are the last two points; a flip has swapped their order."""
+    low = points[-2:].amin(dim=0)
+    return torch.cat([low, points[-2:].amax(dim=0) - low])
+
+
+def part_masks(part_labels: Int[Tensor, "*B H W"], num_parts: int) -> Bool[Tensor, "*B M H W"]:
+    """One mask for each part, from `part_labels`."""
+    parts = torch.arange(1, num_parts + 1, dtype=part_labels.dtype, device=part_labels.device)
+    return part_labels.unsqueeze(-3) == parts[:, None, None]
 
 
 class FitAndCrop(v2.Transform):
@@ -119,16 +199,27 @@ class FitAndCrop(v2.Transform):
         size: Height and width wanted, in pixels.
     """
 
+    # Of strips longer than this many times the crop, the middle is cut out before it is enlarged.
+    longest = 8
+
     def __init__(self, size: tuple[int, int]) -> None:
         super().__init__()
         self.size = size
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """Resize and crop one image or mask."""
+        """Resize and crop one image, mask or set of points."""
         height, width = v2.functional.get_size(inpt)
         if (height, width) == self.size:
             return inpt
         scale = max(self.size[0] / height, self.size[1] / width)
+        # What is cut off here would be cut off anyway; enlarged first, it could fill the memory.
+        spare = [
+            max(0, math.floor((length - self.longest * want / scale) / 2))
+            for length, want in zip((height, width), self.size, strict=True)
+        ]
+        if any(spare):
+            height, width = height - 2 * spare[0], width - 2 * spare[1]
+            inpt = v2.functional.crop(inpt, spare[0], spare[1], height, width)
         # Rounding must never leave the image a pixel short of the crop.
         fitted = [max(self.size[0], round(height * scale)), max(self.size[1], round(width * scale))]
         return v2.functional.center_crop(v2.functional.resize(inpt, fitted, antialias=True), list(self.size))

@@ -4,8 +4,10 @@ import struct
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+import torch
+from PIL import ExifTags, Image, ImageOps
 
+from ifam._typing import Bool, Tensor
 from ifam.errors import IfamError
 
 EXTENSIONS = frozenset({".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
@@ -54,3 +56,37 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     reduced = Image.fromarray(grey.round().astype(np.uint8))
     reduced.getexif().update(image.getexif())
     return reduced
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height of an opened image once it is turned as its EXIF data say."""
+    width, height = image.size
+    if image.format == "PNG" and "exif" not in image.info:
+        return width, height  # asking for more would decode the whole image
+    lies_on_its_side = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+    return (height, width) if lies_on_its_side else (width, height)
+
+
+def load_mask(path: str | Path) -> Bool[Tensor, "H W"]:
+    """Read a mask: true where any channel is above zero (for palettes, the index), or is true in a `.npy` file.
+
+    Args:
+        path: An image, or a numpy array [H, W].
+
+    Raises:
+        IfamError: The file is no mask, or is damaged.
+    """
+    try:
+        if str(path).endswith(".npy"):
+            values = np.load(path, allow_pickle=False)
+        else:
+            with Image.open(path) as image:
+                image.load()
+                # Opaque is not the same as object: the alpha channel says nothing.
+                plain = image.convert("RGB") if image.mode in ("RGBA", "CMYK", "YCbCr") else image
+                values = np.asarray(plain.convert("L") if plain.mode == "LA" else plain)
+    except UNREADABLE as error:
+        raise IfamError(
+            f"{path} is no mask that can be read ({error}); remove it, or skip such files with skip_bad."
+        ) from error
+    return torch.from_numpy((values > 0).any(axis=2) if values.ndim == 3 else values > 0)

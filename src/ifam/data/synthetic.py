@@ -14,6 +14,7 @@ average in training and badly on the birds that are elsewhere.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, TypedDict, get_args
 
@@ -51,9 +52,9 @@ _FORMS = {
     "nester": (1, 0, 1, 0),
 }
 _FIRST_HUE = 0.05
-_GREY = 0.5
+GREY = 0.5
 # Smaller batches spend their time on calls, larger ones outside the processor's cache.
-_BATCH = 100
+BATCH = 100
 
 
 @dataclass(frozen=True)
@@ -93,28 +94,35 @@ class PondbirdsConfig:
 
     def __post_init__(self) -> None:
         for name in ("num_train", "num_val", "num_test"):
-            _check(name, getattr(self, name), self.num_classes, math.inf, "one image per class or more")
-        _check("num_classes", self.num_classes, 2, len(_FORMS), f"between 2 and {len(_FORMS)}")
-        _check("image_size", self.image_size, 16, math.inf, "at least 16 pixels")
+            check_number("pondbirds", self, name, self.num_classes, math.inf, "one image per class or more")
+        check_number("pondbirds", self, "num_classes", 2, len(_FORMS), f"between 2 and {len(_FORMS)}")
+        check_number("pondbirds", self, "image_size", 16, math.inf, "at least 16 pixels")
         for name in ("correlation", "test_correlation", "hue_swap", "cue_noise"):
-            _check(name, getattr(self, name), 0, 1, "a share between 0 and 1, for example 0.95 for 95 %")
-        _check("hue_spread", self.hue_spread, 0, math.inf, "zero or more turns of the colour wheel")
-        _check("object_scale", self.object_scale, 0.1, 1.3, "between 0.1 and 1.3, so that the bird fits")
-        _check("seed", self.seed, 0, math.inf, "zero or more")
-        for name, choices in (("content", get_args(Content)), ("background", get_args(Background))):
-            if getattr(self, name) not in choices:
-                listed = ", ".join(repr(choice) for choice in choices)
-                raise IfamError(f"pondbirds: {name}={getattr(self, name)!r} is unknown; choose one of {listed}.")
+            check_number("pondbirds", self, name, 0, 1, "a share between 0 and 1, for example 0.95 for 95 %")
+        check_number("pondbirds", self, "hue_spread", 0, math.inf, "zero or more turns of the colour wheel")
+        check_number("pondbirds", self, "object_scale", 0.1, 1.3, "between 0.1 and 1.3, so that the bird fits")
+        check_number("pondbirds", self, "seed", 0, math.inf, "zero or more")
+        check_choice("pondbirds", self, "content", get_args(Content))
+        check_choice("pondbirds", self, "background", get_args(Background))
 
 
-def _check(name: str, value: Any, low: Number, high: Number, expected: str) -> None:
-    kind = next(field.type for field in fields(PondbirdsConfig) if field.name == name)
+def check_number(benchmark: str, config: Any, name: str, low: Number, high: Number, expected: str) -> None:
+    """Refuse a setting that is not a number (or whole number, by its declaration) between two others."""
+    kind = next(field.type for field in fields(config) if field.name == name)
+    value = getattr(config, name)
     whole = isinstance(value, int) and not isinstance(value, bool)
     fits = whole if kind is int else whole or isinstance(value, float)
     # A comparison with NaN is false, so NaN is refused too.
     if not (fits and low <= value <= high):
         what = "a whole number" if kind is int else "a number"
-        raise IfamError(f"pondbirds: {name}={value!r} is not possible; give {what}, {expected}.")
+        raise IfamError(f"{benchmark}: {name}={value!r} is not possible; give {what}, {expected}.")
+
+
+def check_choice(benchmark: str, config: Any, name: str, choices: Sequence[str]) -> None:
+    """Refuse a setting that is none of the choices."""
+    if getattr(config, name) not in choices:
+        listed = ", ".join(repr(choice) for choice in choices)
+        raise IfamError(f"{benchmark}: {name}={getattr(config, name)!r} is unknown; choose one of {listed}.")
 
 
 class Sample(TypedDict):
@@ -158,11 +166,13 @@ class Pondbirds(torch.utils.data.Dataset[Sample]):
         self.config = config = PondbirdsConfig() if config is None else config
         self.class_names = tuple(_FORMS)[: config.num_classes]
         self.group_names = tuple(f"{name} on {place}" for name in self.class_names for place in BACKGROUNDS)
-        self.labels, self.backgrounds = _assign(split, config)
+        number = {"train": config.num_train, "val": config.num_val, "test": config.num_test}[split]
+        correlation = config.test_correlation if split == "test" else config.correlation
+        self.labels, self.backgrounds = assign(split, config.seed, number, config.num_classes, correlation)
         if config.background == "swapped":
             self.backgrounds = 1 - self.backgrounds
         self.groups = self.labels * len(BACKGROUNDS) + self.backgrounds
-        number, size = len(self.labels), config.image_size
+        size = config.image_size
         self.images = torch.empty(number, 3, size, size)
         self.parts = torch.zeros(number, len(PARTS), size, size, dtype=torch.bool)
         self.cues = torch.empty(number, len(CUES), dtype=torch.bool)
@@ -172,20 +182,17 @@ class Pondbirds(torch.utils.data.Dataset[Sample]):
 
     def _draw(self) -> None:
         config, size = self.config, self.config.image_size
-        birds = _random(self.split, config.seed, "bird", len(self), BIRD_COLUMNS + len(CUES) + 3)
+        birds = random_table(self.split, config.seed, "bird", len(self), BIRD_COLUMNS + len(CUES) + 3)
         stream = "redrawn" if config.background == "redrawn" else "background"
-        scenes = _random(self.split, config.seed, stream, len(self), BACKGROUND_COLUMNS)
-        for start in range(0, len(self), _BATCH):
-            rows = slice(start, start + _BATCH)
+        scenes = random_table(self.split, config.seed, stream, len(self), BACKGROUND_COLUMNS)
+        for start in range(0, len(self), BATCH):
+            rows = slice(start, start + BATCH)
             draws = Draws(birds[rows])
             hue, self.cues[rows] = _character(draws, self.labels[rows], config)
             self.hues[rows] = hue[:, 0, 0]
-            images = torch.full((len(hue), 3, size, size), _GREY)
+            images = torch.full((len(hue), 3, size, size), GREY)
             if config.content != "object":
-                for kind, sketch in enumerate(_SKETCHES):
-                    chosen = self.backgrounds[rows] == kind
-                    if chosen.any():
-                        images[chosen] = sketch(Draws(scenes[rows][chosen]), size)
+                images = draw_backgrounds(scenes[rows], self.backgrounds[rows], size)
             if config.content != "background":
                 colours, self.parts[rows] = draw_birds(draws, hue, self.cues[rows], size, config.object_scale)
                 images = torch.where(self.parts[rows].any(dim=1, keepdim=True), colours, images)
@@ -215,27 +222,47 @@ class Pondbirds(torch.utils.data.Dataset[Sample]):
         }
 
 
-def _random(split: str, seed: int, stream: str, rows: int, columns: int) -> Float[Tensor, "rows columns"]:
+def random_table(split: str, seed: int, stream: str, rows: int, columns: int) -> Float[Tensor, "rows columns"]:
     """Uniform numbers; the first rows do not depend on how many follow."""
-    streams = ("assignment", "bird", "background", "redrawn")
+    streams = ("assignment", "bird", "background", "redrawn", "digit")
     source = np.random.default_rng([streams.index(stream), SPLITS.index(split), seed])
     return torch.from_numpy(source.random((rows, columns), dtype=np.float32))
 
 
-def _assign(split: str, config: PondbirdsConfig) -> tuple[Int[Tensor, " N"], Int[Tensor, " N"]]:
-    """Labels and backgrounds with exact counts, in random order."""
-    number = {"train": config.num_train, "val": config.num_val, "test": config.num_test}[split]
-    correlation = config.test_correlation if split == "test" else config.correlation
-    order = _random(split, config.seed, "assignment", number, 1)[:, 0].argsort(stable=True)
+def assign(
+    split: str, seed: int, number: int, num_classes: int, correlation: Number
+) -> tuple[Int[Tensor, " N"], Int[Tensor, " N"]]:
+    """Labels and backgrounds with exact counts, in random order.
+
+    Args:
+        split: One of `SPLITS`.
+        seed: Seed of the order.
+        number: How many images.
+        num_classes: How many classes; they differ in size by at most one image.
+        correlation: Share of each class that is on its own background: even classes on water, odd ones in the forest.
+    """
+    order = random_table(split, seed, "assignment", number, 1)[:, 0].argsort(stable=True)
     labels = torch.empty(number, dtype=torch.long)
-    labels[order] = torch.arange(number) % config.num_classes
+    labels[order] = torch.arange(number) % num_classes
     backgrounds = labels % len(BACKGROUNDS)
-    for label in range(config.num_classes):
+    for label in range(num_classes):
         members = order[labels[order] == label]
         # Rounded first, so that 0.05 of 50 is 2.5 whatever binary fractions make of it.
         minority = math.floor(round((1 - correlation) * len(members), 6) + 0.5)
         backgrounds[members[:minority]] = 1 - label % len(BACKGROUNDS)
     return labels, backgrounds
+
+
+def draw_backgrounds(
+    scenes: Float[Tensor, "B N"], backgrounds: Int[Tensor, " B"], size: int
+) -> Float[Tensor, "B 3 S S"]:
+    """A picture of water (0) or forest (1) from each row of random numbers, `BACKGROUND_COLUMNS` wide."""
+    images = torch.empty(len(backgrounds), 3, size, size)
+    for kind, sketch in enumerate(_SKETCHES):
+        chosen = backgrounds == kind
+        if chosen.any():
+            images[chosen] = sketch(Draws(scenes[chosen]), size)
+    return images
 
 
 def _character(
