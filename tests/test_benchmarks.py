@@ -1,0 +1,333 @@
+"""The benchmarks compare equals, measure what they say, and run."""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+# The benchmarks are no part of the installed package: they lie beside `src`.
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks import inference, scaling, step
+from benchmarks.measure import (
+    Contender,
+    Measurement,
+    allocated,
+    comparison,
+    matmul_rate,
+    measure,
+    profile_table,
+    storage_bytes,
+    table,
+)
+from benchmarks.plain import Forced, PlainIFAM, visible_masks
+from benchmarks.step import Setting, Workload, train_step
+
+from ifam.config import LossConfig, TrainConfig
+from ifam.data import Benchmark
+from ifam.errors import IfamError
+from ifam.training import Training
+from ifam.types import Batch
+
+TINY = Workload(
+    backbone="vit_tiny_patch16_224",
+    size=64,
+    parts=3,
+    classes=5,
+    backbone_kwargs={"depth": 2, "embed_dim": 48, "num_heads": 3},
+)
+ARGS = [
+    *("--backbone", TINY.backbone, "--backbone-kwargs", '{"depth": 2, "embed_dim": 48, "num_heads": 3}'),
+    *("--size", "64", "--parts", "3", "--classes", "5", "--threads", "1", "--repeats", "1"),
+]
+QUIET = {"gumbel_noise": False, "part_dropout": 0.0, "mask_part_dropout": 0.0}
+LAYOUTS = [("vit_tiny_patch16_224", 64), ("vit_small_patch14_reg4_dinov2", 56)]
+
+
+@pytest.fixture(params=LAYOUTS, ids=["class token in the table", "registers"])
+def pair(request, make_model):
+    """An `IFAM` without noise, and the plain model with its weights."""
+    name, size = request.param
+    model = make_model(name, size, mask_gradient="none", **QUIET)
+    plain = PlainIFAM(model.config).eval()
+    plain.load_state_dict(model.state_dict())
+    return model, plain
+
+
+def batch_for(model):
+    size = model.image_size[0]
+    return Batch(torch.randn(4, 3, size, size), torch.tensor([0, 3, 4, 1]))
+
+
+def close(a, b):
+    torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+
+
+# What is compared is the same thing.
+
+
+def test_the_plain_model_answers_the_same(pair):
+    model, plain = pair
+    images = batch_for(model).images
+    with torch.no_grad():
+        ours, theirs = model(images), plain(images)
+    counts = ours.mask.flatten(1).sum(dim=1)
+    assert counts.unique().numel() > 1, "the comparison needs masks of different sizes"
+    for name in ("logits", "mask", "part_maps", "selector_logits", "part_scores", "part_features", "similarity"):
+        close(getattr(ours, name), getattr(theirs, name))
+
+
+def test_the_plain_predictor_answers_the_same_pruned_and_dense(pair, mask):
+    model, plain = pair
+    images = batch_for(model).images
+    with torch.no_grad():
+        expected = model.predictor(images, mask)
+        close(plain.predictor(images, mask), expected)
+        close(plain.train().predictor(images, mask), expected)
+
+
+@pytest.mark.parametrize("tuning", ["tokens", "all"])
+def test_a_plain_step_has_the_same_losses_and_gradients(pair, tuning):
+    model, plain = pair
+    batch, config = batch_for(model), TrainConfig(selector_tuning=tuning)
+    training = Training(model, config, LossConfig(), Benchmark("random", {}, (), ("all",)), 100).train()
+    for name, parameter in plain.named_parameters():
+        parameter.requires_grad_(model.get_parameter(name).requires_grad)
+
+    torch.manual_seed(5)
+    ours = training.terms(batch)
+    torch.manual_seed(5)
+    theirs = plain.train().terms(batch)
+
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        close(ours[name], theirs[name])
+    for terms in (ours, theirs):
+        sum(terms.values()).backward()
+    for name, parameter in plain.named_parameters():
+        gradient = model.get_parameter(name).grad
+        assert (gradient is None) == (parameter.grad is None), name
+        if gradient is not None:
+            close(gradient, parameter.grad)
+
+
+def test_the_plain_step_has_the_costs_that_it_is_there_for():
+    made, seen = train_step(Setting(plain=True), TINY), []
+    for stage in (made.model.selector, made.model.predictor):
+        stage.backbone.vit.blocks[0].register_forward_pre_hook(lambda _, args: seen.append(tuple(args[0].shape)))
+    made()
+    # Two stages, two passes, every token: 16 patches and the class token of 4 images.
+    assert seen == [(4, 17, 48)] * 4
+
+
+def test_forced_masks_show_what_they_should_and_keep_their_gradient():
+    model = Forced(TINY.config(), pretrained=False).train()
+    model.visible = TINY.masks((4, 4))
+    found = model.mask(model.selector(TINY.data().images))
+    assert found.visible.equal(model.visible)
+    assert found.gate.equal(model.visible.float())
+    found.gate.sum().backward()
+    assert model.selector.prototypes.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("share", [0.01, 0.05, 0.25, 1 / 3, 0.5, 0.8, 0.99, 1])
+@pytest.mark.parametrize("batch", [1, 2, 4, 7, 32])
+def test_masks_show_exactly_their_share(batch, share):
+    masks = visible_masks(batch, (16, 16), share)
+    assert masks.shape == (batch, 16, 16)
+    assert int(masks.sum()) == round(share * batch * 256)
+    counts = masks.flatten(1).sum(dim=1)
+    if batch > 1 and share == 0.25:
+        assert (int(counts[0]), int(counts[-1])) == pytest.approx((32, 96), abs=1)
+
+
+# The measurement.
+
+
+def test_figures_of_a_measurement():
+    one = Measurement("a", (3.0, 1.0, 2.0, 5.0, 4.0))
+    assert one.median == 3
+    assert one.quartiles == (2, 4)
+    assert Measurement("b", (2.0,)).quartiles == (2, 2)
+    # Rounds are compared one by one: twice as fast in each, though the machine was slow in one of them.
+    assert one.faster_than(Measurement("c", (6.0, 2.0, 4.0, 10.0, 8.0))) == 2
+
+
+def test_peak_memory_is_what_is_alive_at_once():
+    def call():
+        first = torch.empty(3000, dtype=torch.uint8)
+        del first
+        second = torch.empty(1000, dtype=torch.float32)
+        third = torch.empty(500, dtype=torch.float64)
+        del second, third
+        return torch.empty(10, dtype=torch.uint8)
+
+    assert allocated(call) == 8000
+    assert allocated(call) == 8000
+    assert allocated(lambda: None) == 0
+
+
+def test_what_tensors_share_counts_once():
+    whole = torch.empty(100)
+    assert storage_bytes([whole, whole[:10], whole.view(10, 10), torch.empty(5)]) == 420
+
+
+def test_contenders_take_turns_and_absent_ones_say_why():
+    calls = []
+
+    def fail():
+        raise IfamError("no such\nkernel")
+
+    contenders = [
+        Contender("a", lambda: calls.append("a"), lambda: 100),
+        Contender("b", fail),
+        Contender("c", lambda: calls.append("c") or torch.empty(24, dtype=torch.uint8), lambda: 7),
+        Contender("d", fail, missing="not today"),
+    ]
+    a, b, c, d = measure(contenders, repeats=3)
+    # Once to warm up, once for the memory, then three rounds of which each starts with another one.
+    assert "".join(calls) == "ac" + "ac" + "ac" + "ca" + "ac"
+    assert (len(a.seconds), a.peak, len(c.seconds), c.peak) == (3, 100, 3, 31)
+    assert (b.seconds, b.missing, d.missing) == ((), "no such kernel", "not today")
+
+
+def test_tables():
+    found = [Measurement("a", (0.2, 0.4), 2**21), Measurement("b", missing="no"), Measurement("c", (0.1, 0.1), 2**20)]
+    assert comparison(found).splitlines()[2:] == [
+        "| a | 300.0 | 250.0 to 350.0 | 1.00 | 2 | 1.00 |",
+        "| b | not run: no |  |  |  |  |",
+        "| c | 100.0 | 100.0 to 100.0 | 3.00 | 1 | 0.50 |",
+    ]
+    assert table(["x", "y"], []) == "| x | y |\n| --- | ---: |"
+    profiled = profile_table("p", {"one": (0.5, 1e9), "two": (1.5, 3e9)}, 4e9).splitlines()
+    assert profiled[2] == "| one | 500.0 | 25.0% | 1.00 | 2.0 | 50% |"
+    assert profiled[4] == "| all | 2000.0 | 100.0% | 4.00 | 2.0 | 50% |"
+
+
+def test_the_machine_multiplies_matrices():
+    assert matmul_rate(torch.float32, size=64) > 0
+
+
+# A step, and its parts.
+
+
+@pytest.mark.parametrize("setting", [Setting(plain=True), Setting(), Setting(tuning="none")], ids=lambda one: one.name)
+def test_what_a_step_keeps_is_weights_and_optimizer_state(setting):
+    made = train_step(setting, TINY)
+    made()
+    count = sum(weight.numel() for weight in made.model.parameters())
+    moving = sum(weight.numel() for weight in made.trained)
+    steps = 4 * len(made.trained)
+    batch = 4 * 3 * 64 * 64 * 4 + 4 * 8 + 4 * 16
+    assert made.resident() == 4 * count + 2 * 4 * moving + steps + batch
+    assert all(weight.grad is None for weight in made.model.parameters())
+
+
+def test_settings_train_what_they_say():
+    def trained(setting):
+        return {name for name, weight in train_step(setting, TINY).model.named_parameters() if weight.requires_grad}
+
+    tokens = {f"selector.backbone.vit.{name}" for name in ("cls_token", "pos_embed")}
+    ours = trained(Setting())
+    assert {name for name in ours if name.startswith("selector.backbone")} == tokens
+    assert trained(Setting(plain=True)) == ours
+    assert trained(Setting(tuning="none")) == ours - tokens
+
+
+def test_without_bf16_instructions_the_table_says_so(capsys, monkeypatch):
+    for command in (step, inference):
+        monkeypatch.setattr(command, "bf16_missing", lambda device: "no bf16 here")
+    step.main([*ARGS, "--only", "plain,plain bf16"])
+    assert "| plain bf16 | not run: no bf16 here |" in capsys.readouterr().out
+    inference.main([*ARGS, "--batch", "1", "--visible", "0.25"])
+    assert capsys.readouterr().out.count("| not run: no bf16 here |") == 4
+
+
+def test_flops_are_those_of_the_layers():
+    parts = step.profile(train_step(Setting(plain=True), TINY), repeats=1)
+    batch, patches, tokens, width, hidden = 4, 16, 17, 48, 4 * 48
+    embedding = 2 * batch * patches * 3 * 16 * 16 * width
+    linear = 2 * batch * tokens * width * (3 * width + width + 2 * hidden)
+    attention = 2 * 2 * batch * tokens * tokens * width
+    assert parts["selector's trunk"][1] == 2 * (embedding + 2 * (linear + attention))
+    assert parts["predictor"][1] == parts["selector's trunk"][1] + 2 * 2 * batch * width * TINY.classes
+    assert parts["backward"][1] > parts["predictor"][1]
+    assert parts["clip, optimizer"][1] == 0
+
+
+# The commands.
+
+
+def test_step_prints_a_row_for_each_contender(capsys, tmp_path):
+    file = tmp_path / "new" / "step.md"
+    step.main([*ARGS, "--executions", "--markdown", str(file)])
+    printed = capsys.readouterr().out
+    assert printed == file.read_text()
+    names = [line.split("|")[1].strip() for line in printed.splitlines() if line.startswith("|")][2:]
+    assert names == [
+        *("plain", "tokens/none", "tokens/visible", "tokens/full", "none/none", "none/visible"),
+        *("none/none bf16", "none/visible bf16", "plain bf16"),
+        *("tokens/none dense", "tokens/none padded", "tokens/none packed"),
+    ]
+    assert "batch 4, K=3, 5 classes, 25% visible" in printed
+
+
+@pytest.mark.skipif("checkpointing" not in TrainConfig.__dataclass_fields__, reason="TrainConfig has no checkpointing")
+def test_a_step_recomputes_activations(capsys):
+    step.main([*ARGS, "--checkpointing", "--only", "plain, tokens/none checkpointed"])
+    assert "| tokens/none checkpointed |" in capsys.readouterr().out
+
+
+def test_step_profiles(capsys, monkeypatch):
+    monkeypatch.setattr(step, "matmul_rate", lambda dtype, device: 1e9)
+    step.main([*ARGS, "--profile", "--only", "plain, none/visible"])
+    printed = capsys.readouterr().out
+    assert "| plain | ms |" in printed
+    assert "| none/visible | ms |" in printed
+    assert printed.count("| backward |") == 2
+
+
+def test_step_knows_its_contenders():
+    with pytest.raises(SystemExit, match=r"names elephant, but there are: plain, tokens/none"):
+        step.main([*ARGS, "--only", "plain,elephant"])
+
+
+def test_in_bf16_every_contender_is_there_once():
+    args = step.parser(None).parse_args([*ARGS, "--precision", "bf16"])
+    for name in ("compile", "executions", "checkpointing"):
+        setattr(args, name, True)
+    args.only = ""
+    names = [setting.name for setting in step.settings(args)]
+    assert len(names) == len(set(names))
+    assert all("bf16" in name for name in names)
+    assert all(way.precision == "bf16" for way in inference.ways("bf16"))
+
+
+def test_inference_prints_its_tables(capsys):
+    inference.main([*ARGS, "--batch", "2", "--visible", "1.0", "0.25"])
+    printed = capsys.readouterr().out
+    assert printed.count("| plain, pruned |") == 3
+    assert printed.count("| ifam packed |") == 2
+    assert "| predictor alone | ms at 25% | ms at 100% | 25% / 100% |" in printed
+
+
+def test_inference_compares_equals():
+    work = dataclasses.replace(TINY, visible=0.4)
+    models = inference.Models(work)
+    images = work.data().images
+    models.ifam.visible = models.plain.visible = work.masks((4, 4))
+    with torch.inference_mode():
+        close(models.ifam(images).logits, models.plain(images).logits)
+
+
+@pytest.mark.parametrize("mode", ["step", "inference"])
+def test_scaling_prints_and_draws(capsys, tmp_path, mode):
+    lists = ["--fractions", "0.25", "--sizes", "32", "--batches"]
+    scaling.main([*ARGS, "--mode", mode, *lists, "--plot", str(tmp_path / "plot.png")])
+    printed = capsys.readouterr().out
+    assert "| visible patches in % | plain" in printed
+    assert "| image size in pixels | plain" in printed
+    assert "images in a batch" not in printed
+    assert (tmp_path / "plot.png").stat().st_size > 10_000
