@@ -214,3 +214,11 @@ def test_auto_packs_where_it_pays(make_model, counts, packs):
     assert isinstance(backbone._layout(visible, "packed"), Packed)
     backbone.compiled = True
     assert isinstance(backbone._layout(visible, "auto"), Padded)  # rectangles of few sizes
+
+
+def test_patches_are_those_of_the_whole_transformer(make_model, layout):
+    """Although the last block computes no prefix token."""
+    backbone = make_model(*layout).selector.backbone
+    images = torch.randn(2, 3, *backbone.image_size)
+    expected = backbone.vit.forward_features(images)[:, backbone.num_prefix_tokens :]
+    torch.testing.assert_close(backbone.patches(images), expected, rtol=0, atol=1e-5)

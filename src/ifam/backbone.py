@@ -107,6 +107,8 @@ class Backbone(nn.Module):
     def patches(self, images: Tensor) -> Float[Tensor, "B P D"]:
         """Patch tokens of whole images [B, 3, S, S] after the final norm."""
         self.check_images(images)
+        # Channels last, the convolution leaves its output as the tokens lie.
+        images = images.contiguous(memory_format=torch.channels_last)
         x = self.vit.norm_pre(self.vit._pos_embed(self.vit.patch_embed(images)))
         *body, last = self.vit.blocks
         for block in body:
