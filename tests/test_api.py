@@ -12,6 +12,7 @@ import pytest
 import ifam
 
 PUBLIC = {
+    "AuditResult",
     "Backbone",
     "Batch",
     "DropParts",
@@ -26,6 +27,7 @@ PUBLIC = {
     "Selection",
     "TrainConfig",
     "UseMask",
+    "audit",
     "evaluate",
     "fit",
     "load_benchmark",

@@ -142,10 +142,11 @@ def test_gradient_through_the_mask_is_the_formula(make_model, layout, mask, exec
         assert gate.grad is None
 
 
-def test_full_gradient_is_the_slope_seen_by_finite_differences(make_model, mask, gated_logits):
+@pytest.mark.parametrize("execution", EXECUTIONS)
+def test_full_gradient_is_the_slope_seen_by_finite_differences(make_model, mask, gated_logits, execution):
     """At gates of 0 and 1, "full" predicts what a small change of any patch's gate does to the logits."""
     predictor = make_model("vit_small_patch14_reg4_dinov2", 56).predictor.double()
-    predictor.mask_gradient = "full"
+    predictor.mask_gradient, predictor.execution = "full", execution
     images = torch.randn(4, 3, 56, 56, dtype=torch.float64)
     weight = torch.randn(4, 5, dtype=torch.float64)
     gate = mask.double().requires_grad_()

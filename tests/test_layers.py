@@ -31,6 +31,8 @@ LAYERS = [
     ["report"],
     ["prediction"],
     ["pretraining"],
+    ["auditing"],
+    ["verbs"],
     ["demo", "app", "export", "cli"],
     ["__init__", "__main__"],
 ]

@@ -14,6 +14,8 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from ifam import losses as losses
+    from ifam.auditing import AuditResult as AuditResult
+    from ifam.auditing import audit as audit
     from ifam.backbone import Backbone as Backbone
     from ifam.baselines import PlainViT as PlainViT
     from ifam.config import LossConfig as LossConfig
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from ifam.types import Selection as Selection
 
 _HOME = {
+    "AuditResult": "ifam.auditing",
     "Backbone": "ifam.backbone",
     "Batch": "ifam.types",
     "DropParts": "ifam.interventions",
@@ -49,6 +52,7 @@ _HOME = {
     "Selection": "ifam.types",
     "TrainConfig": "ifam.config",
     "UseMask": "ifam.interventions",
+    "audit": "ifam.auditing",
     "evaluate": "ifam.evaluation.groups",
     "fit": "ifam.training",
     "load_benchmark": "ifam.data",
@@ -58,6 +62,7 @@ _HOME = {
 
 __all__ = [
     "IFAM",
+    "AuditResult",
     "Backbone",
     "Batch",
     "DropParts",
@@ -71,6 +76,7 @@ __all__ = [
     "Selection",
     "TrainConfig",
     "UseMask",
+    "audit",
     "evaluate",
     "fit",
     "load_benchmark",

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from ifam._typing import Float, Tensor
+from ifam._typing import Bool, Float, Tensor
 from ifam.backbone import Backbone
 from ifam.config import ModelConfig
 from ifam.predictor import Predictor
@@ -39,4 +39,22 @@ class PlainViT(nn.Module):
         """Class logits of the whole image."""
         everything = torch.ones(len(images), *self.predictor.backbone.grid, dtype=torch.bool, device=images.device)
         logits: Tensor = self.predictor(images, everything)
+        return logits
+
+
+class LateMask(PlainViT):
+    """One transformer that sees the whole image; the mask only chooses which tokens are averaged in the end.
+
+    By then every token has attended to every pixel, so the mask hides nothing.
+    """
+
+    def forward(
+        self, images: Float[Tensor, "B 3 S1 S2"], mask: Bool[Tensor, "B H W"] | None = None
+    ) -> Float[Tensor, "B C"]:
+        """Class logits of the mean of the masked patch tokens; of all of them without a mask."""
+        backbone = self.predictor.backbone
+        tokens = backbone(images)[:, backbone.num_prefix_tokens :]
+        shown = tokens.new_ones(tokens.shape[:2]) if mask is None else mask.flatten(1).to(tokens)
+        pooled = (tokens * shown[:, :, None]).sum(dim=1) / shown.sum(dim=1, keepdim=True).clamp_min(1)
+        logits: Tensor = self.predictor.head(self.predictor.norm(pooled))
         return logits

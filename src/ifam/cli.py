@@ -1,6 +1,7 @@
 """The command line: a dict from verb to function, whose docstrings are the help."""
 
 import json
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -9,6 +10,7 @@ from typing import Any, Literal, NoReturn
 
 from ifam.config import LossConfig, ModelConfig, TrainConfig
 from ifam.errors import IfamError
+from ifam.verbs import evaluate, prepare, thresholds
 
 
 def train(
@@ -57,68 +59,12 @@ def train(
     recipes.save_settings(settings, out)
     result = fit(plan.model, images, plan.train, plan.losses, out, label=f"training on {images.name}")
     remembered = {name: settings[name] for name in ("benchmark", "root", "data")}
-    plan.model.save_pretrained(out, {**remembered, "best_epoch": result.best_epoch})
+    plan.model.save_pretrained(out, {**remembered, "seed": plan.train.seed, "best_epoch": result.best_epoch})
     split = "test" if "test" in images.splits else "val"
     found = evaluate(plan.model, images, split)
     write_results(found, out / "results.json", {**settings, "split": split, "note": images.note})
     print_evaluation(found, f"{images.name}, {split}")
     print(f"The model is in {out}: try `ifam predict --model {out} IMAGES`.")
-
-
-def evaluate(
-    model: str = "runs/ifam",
-    benchmark: str | None = None,
-    root: Path | None = None,
-    split: str | None = None,
-    out: Path | None = None,
-    batch_size: int = 64,
-    data: dict[str, Any] | None = None,
-) -> None:
-    """Measure a model: accuracy by class and by group, worst group, and the quality of its mask.
-
-    Args:
-        model: Folder or hub id of the model.
-        benchmark: Name of the data set; the one the model was trained on where none is given.
-        root: Where the images are.
-        split: Split to measure; "test", or "val" where there is no test split.
-        out: File for the results; `results-BENCHMARK-SPLIT.json` beside a local model where none is given.
-        batch_size: Images at a time.
-        data: Settings of the data set, by name.
-    """
-    from ifam.data import load_benchmark
-    from ifam.evaluation.groups import evaluate
-    from ifam.evaluation.tables import print_evaluation, write_results
-
-    net, trained = _load(model)
-    name = benchmark or str(trained.get("benchmark", "pondbirds"))
-    same = name == trained.get("benchmark")
-    options = {**(trained.get("data", {}) if same else {}), **(data or {})}
-    source = root or (Path(trained["root"]) if same and trained.get("root") else None)
-    images = load_benchmark(name, source, options)
-    if len(images.class_names) != net.config.num_classes:
-        raise IfamError(
-            f"{name} has {len(images.class_names)} classes, but the model knows {net.config.num_classes}; "
-            f"give the data that it was trained for."
-        )
-    if net.config.class_names and net.config.class_names != images.class_names:
-        raise IfamError(
-            f"{name} has the classes {', '.join(images.class_names)}, but the model knows "
-            f"{', '.join(net.config.class_names)}; give the data that it was trained for."
-        )
-    split = split or ("test" if "test" in images.splits else "val")
-    found = evaluate(net, images, split, batch_size=batch_size)
-    folder = Path(model) if Path(model).is_dir() else Path()
-    target = out or folder / f"results-{name}-{split}.json"
-    conditions = {
-        "model": str(model),
-        "benchmark": name,
-        "split": split,
-        "data": options,
-        "note": images.note,
-    }
-    write_results(found, target, conditions)
-    print_evaluation(found, f"{name}, {split}")
-    print(f"Written to {target}.")
 
 
 def predict(
@@ -173,6 +119,77 @@ def demo(
     run_demo(out, seed=seed, seeds=seeds, quick=quick, threads=threads)
 
 
+def audit(
+    model: str = "runs/ifam",
+    benchmark: str | None = None,
+    root: Path | None = None,
+    split: str | None = None,
+    out: Path = Path("audit"),
+    plain: Path | None = None,
+    limit: int = 200,
+    explain: int = 50,
+    batch_size: int = 32,
+    device: str = "auto",
+    seed: int = 0,
+    data: dict[str, Any] | None = None,
+) -> None:
+    """Prove what the answer rests on: attack hidden pixels, swap backgrounds, read masks, drop parts, compare.
+
+    The exit status is 1 where a hidden pixel changes an answer.
+
+    Args:
+        model: Folder or hub id of the model.
+        benchmark: Name of the data set; the one the model was trained on where none is given.
+        root: Where the images are.
+        split: Split to audit; "test", or "val" where there is no test split.
+        out: Folder for audit.json, audit.html and the pictures.
+        plain: Folder of a trained plain ViT, to explain after the fact; the model's own predictor where none is given.
+        limit: Images at most, evenly spread over the split.
+        explain: Images at most for explanations after the fact, which are slow.
+        batch_size: Images at a time.
+        device: Where to compute: "cpu", "cuda", or "auto" for a GPU where there is one.
+        seed: Seed of everything random.
+        data: Settings of the data set, by name.
+    """
+    from ifam.auditing import audit, load_plain, write
+    from ifam.report.audit_tables import print_audit
+    from ifam.verbs import chosen_device, trained_on
+
+    net, trained = _load(model)
+    net.to(chosen_device(device))
+    name, images, options = trained_on(trained, benchmark, root, data)
+    split = split or ("test" if "test" in images.splits else "val")
+    conditions = {"model": model, "benchmark": name, "split": split, "data": options, "note": images.note}
+    result = audit(
+        net,
+        images,
+        split=split,
+        plain=None if plain is None else load_plain(plain),
+        limit=limit,
+        explain=explain,
+        batch_size=batch_size,
+        seed=seed,
+        conditions={**conditions, **({} if plain is None else {"plain": str(plain)})},
+    )
+    _, page = write(result, net, out)
+    print_audit(result.to_dict())
+    print(f"Open {page} to look; the figures are in {out / 'audit.json'}.")
+    if not result.passed:
+        sys.exit(1)
+
+
+def report(results: list[str], out: Path = Path("report.html")) -> None:
+    """Put results on one page that opens without a network.
+
+    Args:
+        results: Files that audit, evaluate, train or demo wrote (audit.json, results.json), or folders that hold some.
+        out: The page.
+    """
+    from ifam.report.results import write_report
+
+    print(f"Open {write_report(results, out)} to look.")
+
+
 def convert(
     source: str,
     folder: Path,
@@ -214,10 +231,20 @@ VERBS: dict[str, Any] = {
     "demo": demo,
     "train": train,
     "evaluate": evaluate,
+    "thresholds": thresholds,
     "predict": predict,
+    "audit": audit,
+    "report": report,
     "convert": convert,
+    "prepare": prepare,
     "pretrain-tiny": pretrain_tiny,
 }
+
+# Verbs whose needed arguments come one after another, without names.
+POSITIONAL = {"convert", "prepare"}
+
+# Verbs that take files, and the name of that argument.
+FILES = {"predict": "images", "report": "results"}
 
 
 def main(args: list[str] | None = None) -> None:
@@ -226,13 +253,13 @@ def main(args: list[str] | None = None) -> None:
         parser = build_parser(args)
         # jsonargparse 4.49 has a shorter name for it, and warns of the old one.
         instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
-        settings = instantiate(parser.parse_args(args))
+        settings = instantiate(parser.parse_args(_underscored(sys.argv[1:] if args is None else args)))
         chosen = settings[settings.verb].as_dict()
         for name in ("config", "print_config"):
             chosen.pop(name, None)
         VERBS[settings.verb](**chosen)
     except IfamError as error:
-        print(f"ifam: {error}", file=sys.stderr)
+        print(f"ifam: {_plain(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("ifam: stopped.", file=sys.stderr)
@@ -264,11 +291,11 @@ def build_parser(args: list[str] | None = None) -> Any:
         summary = (function.__doc__ or "").splitlines()[0]
         one = Parser(description=summary)
         one.add_argument("--config", action="config", help="A YAML file with any of these settings.")
-        if verb == "predict":
+        if verb in FILES:
             # Several files after one another, as a shell expands them.
-            one.add_argument("images", nargs="+", type=str, help="Files, or folders of files.")
+            one.add_argument(FILES[verb], nargs="+", type=str, help="Files, or folders of files.")
         # Groups of their own would clash: `train` is a verb and one of its arguments.
-        one.add_function_arguments(function, as_group=False, as_positional=verb == "convert", skip={"images"})
+        one.add_function_arguments(function, as_group=False, as_positional=verb in POSITIONAL, skip={*FILES.values()})
         verbs.add_subcommand(verb, one, help=summary)
     return parser
 
@@ -277,6 +304,16 @@ def _sentence(message: str, words: list[str]) -> str:
     """The parser's message, and where the answer is."""
     verb = next((word for word in words[:1] if word in VERBS), "")
     return f"{' '.join(message.split()).rstrip('.')}; `ifam {verb + ' ' if verb else ''}--help` lists what there is."
+
+
+def _underscored(words: list[str]) -> list[str]:
+    """Options may be spelled with dashes, too."""
+    return [re.sub("^--[^=]+", lambda name: "--" + name[0][2:].replace("-", "_"), word) for word in words]
+
+
+def _plain(error: IfamError) -> str:
+    """The sentence of an error; raised in a process that loads images, it comes wrapped into a traceback."""
+    return str(error).rpartition(f"{IfamError.__module__}.{IfamError.__name__}: ")[2].strip()
 
 
 def _version() -> str:

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 import ifam
 from ifam._typing import Tensor
 from ifam.architecture import count_heads
+from ifam.baselines import PlainViT
 from ifam.config import ModelConfig
 from ifam.errors import IfamError
 from ifam.files import first_line, read_json, read_pickle, read_safetensors
@@ -29,13 +30,13 @@ WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 
 
-def save(model: IFAM, folder: str | Path, extra: dict[str, Any] | None = None) -> None:
+def save(model: IFAM | PlainViT, folder: str | Path, extra: dict[str, Any] | None = None) -> None:
     """Write `model.safetensors` and `config.json` to a folder.
 
     Each file is complete or absent: it is written under another name first. A failure leaves no new folder.
 
     Args:
-        model: The model.
+        model: The model; a plain ViT too, which `ifam audit --plain` reads.
         folder: Where to; made if need be.
         extra: Anything for JSON that should travel with the model (`read_config` gives it back).
 

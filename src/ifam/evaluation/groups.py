@@ -1,19 +1,17 @@
 """Accuracy by class and by group, for the predictor and the selector, and the quality of the mask."""
 
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 
-from ifam._typing import Tensor
+from ifam._typing import Float, Tensor
 from ifam.data import Benchmark, Prepared, collate
-from ifam.masking import patch_mask
-from ifam.metrics import GroupAccuracy, MaskIoU
-from ifam.progress import progress_bar
-from ifam.types import Batch, Output
+from ifam.evaluation.intervals import LEVEL, Interval, auroc, interval, mean, resamples, stacked, totals
+from ifam.evaluation.records import Rows, collect
+from ifam.interventions import Intervention
 
 
 @dataclass(frozen=True)
@@ -22,15 +20,25 @@ class Accuracy:
 
     Attributes:
         average: Share of all images.
-        worst_group: Accuracy of the lowest group.
-        groups: Accuracy and number of images of each group.
-        classes: Accuracy and number of images of each class.
+        worst_group: Accuracy of the lowest of all groups with an image.
+        groups: Accuracy and number of images of each group, and the interval of its accuracy as `low` and `high`.
+        classes: The same of each class.
+        macro: Mean accuracy over the classes with an image.
+        weighted_average: Mean accuracy over groups, weighted by their sizes (see `Evaluation.weighted_by`).
+        top5: Share of images whose class is among the five best; None where fewer than six classes compete.
+        auroc: Area under the ROC curve; None unless there are two classes, each with an image.
+        intervals: Bootstrap interval of each of these figures, by name.
     """
 
     average: float
     worst_group: float
     groups: dict[str, dict[str, float | int]]
     classes: dict[str, dict[str, float | int]]
+    macro: float
+    weighted_average: float
+    top5: float | None
+    auroc: float | None
+    intervals: dict[str, Interval]
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,8 @@ class Evaluation:
         empty: Images of which nothing was visible; None for a baseline.
         count: Images evaluated.
         extra: Conditions, for the record.
+        weighted_by: What the weights of `Accuracy.weighted_average` are.
+        intervals: Bootstrap interval of `mask_iou` and `visible_fraction`, by name.
     """
 
     predictor: Accuracy
@@ -55,28 +65,8 @@ class Evaluation:
     empty: int | None
     count: int
     extra: dict[str, Any] = field(default_factory=dict)
-
-
-class _Tally:
-    """Counts of one classifier."""
-
-    def __init__(self, benchmark: Benchmark) -> None:
-        self.benchmark = benchmark
-        self.groups = GroupAccuracy(len(benchmark.group_names))
-        self.classes = GroupAccuracy(len(benchmark.class_names))
-
-    def update(self, logits: Tensor, batch: Batch) -> None:
-        assert batch.groups is not None
-        self.groups.update(logits.float(), batch.labels, batch.groups)
-        self.classes.update(logits.float(), batch.labels, batch.labels)
-
-    def accuracy(self) -> Accuracy:
-        return Accuracy(
-            average=self.groups.average(),
-            worst_group=self.groups.worst(),
-            groups=self.groups.by_name(self.benchmark.group_names),
-            classes=self.classes.by_name(self.benchmark.class_names),
-        )
+    weighted_by: str = ""
+    intervals: dict[str, Interval] = field(default_factory=dict)
 
 
 def evaluate(
@@ -84,66 +74,191 @@ def evaluate(
     benchmark: Benchmark,
     split: str = "test",
     *,
+    interventions: Sequence[Intervention] = (),
+    true_masks: bool = False,
     batch_size: int = 64,
     workers: int = 0,
+    num_resamples: int = 1000,
+    seed: int = 0,
     label: str = "evaluating",
 ) -> Evaluation:
     """Classify every image of a split.
+
+    Where `torch.distributed` is initialised, the processes share the images, and each of them returns the whole.
 
     Args:
         model: An `IFAM` or a baseline. Left in the mode it was in.
         benchmark: The data set.
         split: Which of its splits.
+        interventions: Changes to the selection of every image, see `ifam.interventions`.
+        true_masks: Show the predictor the true mask instead of the selector's.
         batch_size: Images at a time; changes nothing but speed.
         workers: Processes that load images.
+        num_resamples: Resamples of the bootstrap intervals; 0 for none.
+        seed: Seed of the resamples.
         label: What the progress bar says.
 
     Returns:
         Accuracies and the quality of the mask.
 
     Raises:
-        IfamError: There is no such split.
+        IfamError: There is no such split, an intervention does not suit the model, or a true mask is missing.
     """
-    size, normalisation = model.image_size, model.normalisation
-    examples = Prepared(benchmark.split(split), size, normalisation)  # type: ignore[arg-type]
-    loader = DataLoader(examples, batch_size=batch_size, num_workers=workers, collate_fn=collate)
-    predictor, selector, iou = _Tally(benchmark), _Tally(benchmark), MaskIoU()
-    visible, empty, two_stage, masks_known = 0.0, 0, False, False
-    device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
-    with torch.inference_mode(), progress_bar() as bar:
-        for batch in _tracked(loader, bar, label, len(examples)):
-            batch = batch.to(device)
-            out = model(batch.images)
-            if not isinstance(out, Output):
-                predictor.update(out, batch)
-                continue
-            two_stage = True
-            predictor.update(out.logits, batch)
-            selector.update(out.selector_logits, batch)
-            visible += float(out.visible_fraction.sum())
-            empty += int(out.empty.sum())
-            if batch.masks is not None:
-                masks_known = True
-                iou.update(out.mask, patch_mask(batch.masks, (out.mask.shape[1], out.mask.shape[2])))
-    model.train(was_training)
+    settings: dict[str, Any] = {"true_masks": true_masks, "batch_size": batch_size, "workers": workers}
+    settings |= {"num_resamples": num_resamples, "seed": seed, "label": label}
+    return evaluate_variants(model, benchmark, split, {"": interventions}, **settings)[""]
+
+
+def evaluate_variants(
+    model: nn.Module,
+    benchmark: Benchmark,
+    split: str,
+    variants: Mapping[str, Sequence[Intervention]],
+    *,
+    num_resamples: int = 1000,
+    seed: int = 0,
+    **settings: Any,
+) -> dict[str, Evaluation]:
+    """The same with each of several lists of interventions, at the price of one look of the selector.
+
+    Args:
+        model: An `IFAM`; a baseline knows no interventions.
+        benchmark: The data set.
+        split: Which of its splits.
+        variants: Lists of interventions by name.
+        num_resamples: Resamples of the bootstrap intervals; 0 for none.
+        seed: Seed of the resamples; all variants are judged on the same ones.
+        settings: Further arguments, as for `evaluate`.
+    """
+    found = collect(model, benchmark, split, list(variants.values()), **settings)
+    return {
+        name: summarise(rows, benchmark, split, num_resamples, seed) for name, rows in zip(variants, found, strict=True)
+    }
+
+
+def summarise(rows: Rows, benchmark: Benchmark, split: str, num_resamples: int = 1000, seed: int = 0) -> Evaluation:
+    """All figures of an evaluation, from a row for each image."""
+    count = len(rows["label"])
+    sizes, weighted_by = group_sizes(rows, benchmark, split)
+    two_stage = "selector.right" in rows
+    who = ("predictor", "selector") if two_stage else ("predictor",)
+
+    def figures(weights: Tensor) -> dict[str, Tensor]:
+        found = {f"{w}.{name}": v for w in who for name, v in _accuracy(rows, w, benchmark, sizes, weights).items()}
+        return found | (_mask(rows, weights) if two_stage else {})
+
+    ones = figures(torch.ones(1, count, dtype=torch.double))
+    values = {name: value[0] for name, value in ones.items()}
+    drawn = [figures(weights) for weights in resamples(count, num_resamples, seed)]
+    spread = stacked(drawn) if drawn else {}
+    judged = {w: _as_accuracy(values, spread, w, rows, benchmark) for w in who}
+    masks_known = two_stage and bool(rows["known"].any())
     return Evaluation(
-        predictor=predictor.accuracy(),
-        selector=selector.accuracy() if two_stage else None,
-        mask_iou=float(iou.compute()) if masks_known else None,
-        visible_fraction=visible / len(examples) if two_stage else None,
-        empty=empty if two_stage else None,
-        count=len(examples),
+        predictor=judged["predictor"],
+        selector=judged.get("selector"),
+        mask_iou=float(values["mask_iou"]) if masks_known else None,
+        visible_fraction=float(values["visible_fraction"]) if two_stage else None,
+        empty=int(rows["empty"].sum()) if two_stage else None,
+        count=count,
+        extra={"intervals": f"bootstrap, {num_resamples} resamples, {LEVEL:.0%}, seed {seed}"} if drawn else {},
+        weighted_by=weighted_by,
+        intervals=_intervals(spread, "", ("mask_iou", "visible_fraction")[not masks_known :] if two_stage else ()),
     )
 
 
-def _tracked(loader: Iterable[Batch], bar: Any, label: str, total: int) -> Iterable[Batch]:
-    """The batches, with a bar that counts images."""
-    task = bar.add_task(label, total=total)
-    for batch in loader:
-        yield batch
-        bar.advance(task, len(batch.images))
+def group_sizes(rows: Rows, benchmark: Benchmark, split: str) -> tuple[Float[Tensor, " G"], str]:
+    """Weights of the groups: their sizes in training, or in the split itself where those do not cover its groups.
+
+    Returns:
+        The sizes, and what they are.
+    """
+    number = len(benchmark.group_names)
+    here = rows["group"].bincount(minlength=number)
+    # Reading all training images for their groups alone would take too long; data sets that know them say so.
+    listed = getattr(benchmark.splits.get("train"), "groups", None)
+    if listed is not None:
+        sizes = torch.as_tensor(listed, dtype=torch.long).bincount(minlength=number)
+        if len(sizes) == number and bool((sizes[here > 0] > 0).all()):
+            return sizes.double(), "group sizes in the split 'train'"
+    return here.double(), f"group sizes in the split {split!r}"
+
+
+def _accuracy(
+    rows: Rows, who: str, benchmark: Benchmark, sizes: Float[Tensor, " G"], weights: Float[Tensor, "R N"]
+) -> dict[str, Tensor]:
+    """Figures of one classifier for each row of weights; NaN where there is no image."""
+    right = rows[f"{who}.right"]
+    everything = torch.ones_like(right)
+    shares = {}
+    for name, column, number in (
+        ("groups", rows["group"], len(benchmark.group_names)),
+        ("classes", rows["label"], len(benchmark.class_names)),
+    ):
+        counts = totals(everything, column, number, weights)
+        shares[name] = totals(right, column, number, weights) / counts
+    groups = shares["groups"]
+    there = ~groups.isnan()
+    found = {
+        "average": mean(right, weights),
+        "worst_group": groups.nan_to_num(nan=torch.inf).amin(dim=1),
+        "macro": shares["classes"].nanmean(dim=1),
+        "weighted_average": (groups.nan_to_num() * sizes).sum(dim=1) / (there * sizes).sum(dim=1),
+        **shares,
+    }
+    if f"{who}.top5" in rows:
+        found["top5"] = mean(rows[f"{who}.top5"], weights)
+    if f"{who}.score" in rows:
+        found["auroc"] = auroc(rows[f"{who}.score"], rows["label"] == 1, weights)
+    return found
+
+
+def _mask(rows: Rows, weights: Float[Tensor, "R N"]) -> dict[str, Tensor]:
+    """Quality of the mask for each row of weights."""
+    intersection, union = (weights @ rows[name].double() for name in ("intersection", "union"))
+    # Two masks that are empty everywhere agree.
+    iou = torch.where(union > 0, intersection / union.clamp_min(1), 1.0)
+    return {"mask_iou": iou, "visible_fraction": mean(rows["visible"], weights)}
+
+
+def _as_accuracy(
+    values: Mapping[str, Tensor], spread: Mapping[str, Tensor], who: str, rows: Rows, benchmark: Benchmark
+) -> Accuracy:
+    """Figures and their resamples as named numbers."""
+
+    def table(kind: str, column: Tensor, names: Sequence[str]) -> dict[str, dict[str, float | int]]:
+        counts = column.bincount(minlength=len(names)).tolist()
+        found: dict[str, dict[str, float | int]] = {}
+        for i in (i for i, count in enumerate(counts) if count):
+            found[names[i]] = {"accuracy": float(values[f"{who}.{kind}"][i]), "count": counts[i]}
+            drawn = spread.get(f"{who}.{kind}")
+            ends = None if drawn is None else interval(drawn[:, i].numpy())
+            if ends is not None:
+                found[names[i]] |= {"low": ends[0], "high": ends[1]}
+        return found
+
+    def optional(name: str) -> float | None:
+        value = values.get(f"{who}.{name}")
+        return None if value is None or bool(value.isnan()) else float(value)
+
+    return Accuracy(
+        average=float(values[f"{who}.average"]),
+        worst_group=float(values[f"{who}.worst_group"]),
+        groups=table("groups", rows["group"], benchmark.group_names),
+        classes=table("classes", rows["label"], benchmark.class_names),
+        macro=float(values[f"{who}.macro"]),
+        weighted_average=float(values[f"{who}.weighted_average"]),
+        top5=optional("top5"),
+        auroc=optional("auroc"),
+        intervals=_intervals(
+            spread, f"{who}.", ("average", "worst_group", "macro", "weighted_average", "top5", "auroc")
+        ),
+    )
+
+
+def _intervals(spread: Mapping[str, Tensor], before: str, names: Sequence[str]) -> dict[str, Interval]:
+    """Intervals of the figures that exist."""
+    found = {name: interval(spread[before + name].numpy()) for name in names if before + name in spread}
+    return {name: ends for name, ends in found.items() if ends is not None}
 
 
 @torch.inference_mode()

@@ -13,35 +13,99 @@ from rich.table import Table
 
 import ifam
 from ifam.evaluation.groups import Accuracy, Evaluation
+from ifam.evaluation.intervals import Interval
 from ifam.prediction import Prediction
+
+# Longer lists of classes are cut to the lowest; the file has them all.
+_LONGEST, _LOWEST = 40, 10
 
 
 def print_evaluation(found: Evaluation, title: str) -> None:
-    """Print accuracies by group and class, worst group first."""
+    """Print accuracies by group and class with their intervals, worst group first."""
     columns: dict[str, Accuracy] = {"predictor": found.predictor}
     if found.selector is not None:
         columns["selector alone"] = found.selector
-    table = Table(title=title, title_justify="left")
+    notes = [f"intervals: {found.extra['intervals']}"] if "intervals" in found.extra else []
+    if _weighted(found):
+        notes.append(f"weighted average: by {found.weighted_by}")
+    table = Table(title=title, title_justify="left", caption="\n".join(notes), caption_justify="left")
     table.add_column("")
     table.add_column("images", justify="right")
     for name in columns:
         table.add_column(name, justify="right")
-    table.add_row("worst group", "", *(f"{a.worst_group:.1%}" for a in columns.values()), style="bold")
-    table.add_row("average", str(found.count), *(f"{a.average:.1%}" for a in columns.values()), end_section=True)
-    sections = [found.predictor.groups]
-    if set(found.predictor.classes) != set(found.predictor.groups):
-        sections.append(found.predictor.classes)
-    for section in sections:
-        for name, row in section.items():
-            values = [{**a.groups, **a.classes}[name]["accuracy"] for a in columns.values()]
-            table.add_row(name, str(row["count"]), *(f"{v:.1%}" for v in values))
+    for field, name in _FIGURES.items():
+        values = [getattr(a, field) for a in columns.values()]
+        if values[0] is None or (field == "weighted_average" and not _weighted(found)):
+            continue
+        cells = [_cell(value, a.intervals.get(field)) for value, a in zip(values, columns.values(), strict=True)]
+        images = str(found.count) if field == "average" else ""
+        table.add_row(name, images, *cells, style="bold" if field == "worst_group" else None)
+    table.add_section()
+    kinds = ["groups", "classes"] if set(found.predictor.classes) != set(found.predictor.groups) else ["groups"]
+    for kind in kinds:
+        rows = getattr(found.predictor, kind)
+        for name in _shown(rows):
+            cells = [_row_cell(getattr(a, kind)[name]) for a in columns.values()]
+            table.add_row(name, str(rows[name]["count"]), *cells)
+        if len(rows) > _LONGEST:
+            table.add_row(f"({len(rows) - _LOWEST} more)", "")
         table.add_section()
     if found.mask_iou is not None:
-        table.add_row("mask IoU (patches)", "", f"{found.mask_iou:.3f}")
+        table.add_row("mask IoU (patches)", "", _cell(found.mask_iou, found.intervals.get("mask_iou"), ".3f"))
     if found.visible_fraction is not None:
-        table.add_row("visible", "", f"{found.visible_fraction:.1%}")
+        table.add_row("visible", "", _cell(found.visible_fraction, found.intervals.get("visible_fraction")))
     if found.empty:
         table.add_row("nothing visible", str(found.empty), "")
+    Console().print(table)
+
+
+_FIGURES = {
+    "worst_group": "worst group",
+    "average": "average",
+    "weighted_average": "weighted average",
+    "macro": "mean over classes",
+    "top5": "top 5",
+    "auroc": "AUROC",
+}
+
+
+def _weighted(found: Evaluation) -> bool:
+    """Whether the weighted average is another than the average."""
+    return "'train'" in found.weighted_by
+
+
+def _cell(value: float, ends: Interval | None, form: str = ".1%") -> str:
+    """A figure with its interval, in the same unit."""
+    if ends is None:
+        return f"{value:{form}}"
+    low, high = (f"{end:{form}}".rstrip("%") for end in ends)
+    return f"{value:{form}} [{low}, {high}]"
+
+
+def _row_cell(row: Mapping[str, float | int]) -> str:
+    return _cell(row["accuracy"], (row["low"], row["high"]) if "low" in row else None)
+
+
+def _shown(rows: Mapping[str, Mapping[str, float | int]]) -> list[str]:
+    """The rows to print."""
+    if len(rows) <= _LONGEST:
+        return list(rows)
+    return sorted(rows, key=lambda name: rows[name]["accuracy"])[:_LOWEST]
+
+
+def print_leave_one_out(whole: Evaluation, others: Mapping[str, Evaluation]) -> None:
+    """Print what is left of the predictor's accuracy without each part."""
+    table = Table("", "average", "change", "worst group", "visible", title="One part left out", title_justify="left")
+    for name, found in {"all parts": whole, **others}.items():
+        accuracy, visible = found.predictor, found.visible_fraction
+        change = accuracy.average - whole.predictor.average
+        table.add_row(
+            name,
+            _cell(accuracy.average, accuracy.intervals.get("average")),
+            "" if found is whole else f"{change:+.1%}",
+            _cell(accuracy.worst_group, accuracy.intervals.get("worst_group")),
+            "" if visible is None else f"{visible:.1%}",
+        )
     Console().print(table)
 
 
@@ -54,10 +118,22 @@ def print_predictions(rows: Sequence[Prediction]) -> None:
     Console().print(table)
 
 
-def write_results(found: Evaluation, path: Path, conditions: Mapping[str, Any]) -> None:
-    """Write an evaluation with the conditions under which it was made."""
+def write_results(
+    found: Evaluation, path: Path, conditions: Mapping[str, Any], others: Mapping[str, Evaluation] | None = None
+) -> None:
+    """Write an evaluation with the conditions under which it was made.
+
+    Args:
+        found: The evaluation.
+        path: The file.
+        conditions: What it depends on.
+        others: The same without one part each, by name.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = {**asdict(found), "conditions": {**conditions, **provenance()}}
+    content = asdict(found)
+    if others:
+        content["leave_one_out"] = {name: asdict(other) for name, other in others.items()}
+    content["conditions"] = {**conditions, **provenance()}
     path.write_text(json.dumps(content, indent=2, default=str) + "\n")
 
 

@@ -132,7 +132,7 @@ def write_demo_report(path: str | Path, report: DemoReport) -> Path:
             groups=groups,
             pictures=pictures,
             figures={group["name"]: group for group in groups},
-            curves=_curves(report.curves or {}),
+            curves=curve_charts(report.curves or {}),
             colours=part_colours(report.num_parts),
         )
     )
@@ -290,7 +290,7 @@ def _on_faithfulness(runs: Sequence[Mapping[str, Any]]) -> str:
     return text.strip()
 
 
-def _curves(curves: Mapping[str, Mapping[str, Sequence[tuple[int | float, float]]]]) -> list[dict[str, Any]]:
+def curve_charts(curves: Mapping[str, Mapping[str, Sequence[tuple[int | float, float]]]]) -> list[dict[str, Any]]:
     """A chart for each name of a curve, with a line for each model that has it."""
     names = list(dict.fromkeys(name for of_model in curves.values() for name in of_model))
     charts = []

@@ -1,0 +1,92 @@
+"""Bootstrap intervals: the same figures over images drawn anew, with replacement.
+
+A resample is a row of weights: how often each image was drawn. Every figure here takes such rows, so that the figure
+itself is the row of ones and its interval comes from the same lines.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from ifam._typing import Bool, Float, Int, Tensor
+
+# Low and high end.
+Interval = tuple[float, float]
+
+LEVEL = 0.95
+# Weights held at once; a resample of ImageNet's validation images has 50,000.
+_CHUNK = 4_000_000
+
+
+def resamples(images: int, number: int, seed: int = 0) -> Iterator[Float[Tensor, "R N"]]:
+    """How often each image is drawn, in some resamples at a time.
+
+    Args:
+        images: Images N; as many are drawn.
+        number: Resamples in all.
+        seed: Seed of the draws, the same on every device.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    step = max(1, _CHUNK // images)
+    for start in range(0, number, step):
+        rows = min(step, number - start)
+        drawn = torch.randint(images, (rows, images), generator=generator)
+        drawn += images * torch.arange(rows)[:, None]
+        yield torch.bincount(drawn.flatten(), minlength=rows * images).view(rows, images).double()
+
+
+def interval(values: Float[Tensor, " R"] | np.ndarray) -> Interval | None:
+    """The middle 95 % of a figure's resamples; NaN, where it did not exist, is left out."""
+    found = np.asarray(values, dtype=np.float64)
+    found = found[~np.isnan(found)]
+    if not len(found):
+        return None
+    low, high = np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def totals(
+    values: Tensor, index: Int[Tensor, " N"], size: int, weights: Float[Tensor, "R N"]
+) -> Float[Tensor, "R size"]:
+    """Weighted sum of the values [N] of each group.
+
+    Args:
+        values: What is summed.
+        index: Group of each image.
+        size: Number of groups.
+        weights: How often each image counts.
+    """
+    found = weights.new_zeros(size, len(weights))
+    return found.index_add_(0, index, weights.T * values[:, None]).T
+
+
+def mean(values: Tensor, weights: Float[Tensor, "R N"]) -> Float[Tensor, " R"]:
+    """Weighted mean of values [N]."""
+    return weights @ values.double() / weights.sum(dim=1)
+
+
+def auroc(
+    scores: Float[Tensor, " N"], positive: Bool[Tensor, " N"], weights: Float[Tensor, "R N"]
+) -> Float[Tensor, " R"]:
+    """Area under the ROC curve: how often a positive scores above a negative, a tie counting half.
+
+    Args:
+        scores: Higher for positives.
+        positive: True for the positive class.
+        weights: How often each image counts.
+
+    Returns:
+        The area for each row of weights, NaN where one of the classes has no image.
+    """
+    levels, level = torch.unique(scores, return_inverse=True)
+    above = totals(positive, level, len(levels), weights)
+    below = totals(~positive, level, len(levels), weights)
+    beaten = (above * (below.cumsum(dim=1) - below / 2)).sum(dim=1)
+    return beaten / (above.sum(dim=1) * below.sum(dim=1))
+
+
+def stacked(parts: list[dict[str, Any]]) -> dict[str, Tensor]:
+    """Figures of several chunks of resamples, one after another."""
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

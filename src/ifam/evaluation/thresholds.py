@@ -1,0 +1,186 @@
+"""Thresholds below which a patch is unsure of its part: quantiles on training images, kept with the model.
+
+They lie in `config.json`, as part of what `hub.save` calls `extra`: a copy of the folder, the hub and `ifam convert`
+carry them along.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ifam._typing import Tensor
+from ifam.data import Benchmark, Prepared, collate
+from ifam.errors import IfamError
+from ifam.hub import CONFIG
+from ifam.model import IFAM
+from ifam.progress import progress_bar
+
+QUANTILES = tuple(round(0.01 * i, 2) for i in range(1, 100))
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """For each part, quantiles of its similarity to the patches that it wins.
+
+    Attributes:
+        quantiles: Which ones.
+        values: For each quantile a threshold a part; None for parts that win no patch, which are never unsure.
+        patches: Patches that each part won.
+        images: Images that were looked at.
+        source: Which images they were.
+    """
+
+    quantiles: tuple[float, ...]
+    values: tuple[tuple[float | None, ...], ...]
+    patches: tuple[int, ...]
+    images: int
+    source: dict[str, Any]
+
+    def at(self, quantile: float) -> list[float]:
+        """The thresholds of one quantile, for `DropUnsure`.
+
+        Raises:
+            IfamError: It is not among them.
+        """
+        for known, row in zip(self.quantiles, self.values, strict=True):
+            if math.isclose(known, quantile, abs_tol=1e-9):
+                return [-math.inf if value is None else value for value in row]
+        shown = [f"{q:g}" for q in self.quantiles]
+        listed = ", ".join(shown if len(shown) <= 8 else [*shown[:3], "...", *shown[-2:]])
+        raise IfamError(
+            f"The model has no thresholds for the quantile {quantile:g}, only for {listed}; choose one of these, or "
+            f"compute it with `ifam thresholds --quantiles [{quantile:g}]`."
+        )
+
+
+@torch.inference_mode()
+def compute_thresholds(
+    model: IFAM,
+    benchmark: Benchmark,
+    split: str = "train",
+    quantiles: Sequence[float] = QUANTILES,
+    *,
+    batch_size: int = 64,
+    limit: int | None = None,
+) -> Thresholds:
+    """Look at images without augmentation, and take quantiles (linear interpolation) of each part's similarity.
+
+    Args:
+        model: The model. Left in the mode it was in.
+        benchmark: The data set.
+        split: Which of its splits; thresholds that are fitted to test images are worth nothing.
+        quantiles: Shares of the won patches that fall below the threshold.
+        batch_size: Images at a time.
+        limit: Images at most, evenly spread over the split; all of them where None.
+
+    Raises:
+        IfamError: There is no such split, or a quantile is not between 0 and 1.
+    """
+    wrong = [q for q in quantiles if not 0 <= q <= 1]
+    if wrong or not quantiles:
+        shown = f"{wrong[0]:g} is none" if wrong else "none was given"
+        raise IfamError(f"Quantiles are between 0 and 1, and {shown}: 0.05 drops the least sure 5% of patches.")
+    examples = Prepared(benchmark.split(split), model.image_size, model.normalisation)
+    chosen = range(len(examples)) if limit is None else _spread(len(examples), limit)
+    won: list[list[np.ndarray]] = [[] for _ in range(model.config.num_parts)]
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    try:
+        with progress_bar() as bar:
+            task = bar.add_task("looking at won patches", total=len(chosen))
+            for start in range(0, len(chosen), batch_size):
+                batch = collate([examples[i] for i in chosen[start : start + batch_size]]).to(device)
+                selection = model.selector(batch.images)
+                for part, values in enumerate(won):
+                    values.append(_numbers(selection.similarity[:, part][selection.winners == part]))
+                bar.advance(task, len(batch.images))
+    finally:
+        model.train(was_training)
+    joined = [np.concatenate(values) for values in won]
+    table = [[float(x) for x in np.quantile(v, quantiles)] if len(v) else [None] * len(quantiles) for v in joined]
+    return Thresholds(
+        quantiles=tuple(map(float, quantiles)),
+        values=tuple(zip(*table, strict=True)),
+        patches=tuple(map(len, joined)),
+        images=len(chosen),
+        source={"benchmark": benchmark.name, "split": split, "note": benchmark.note},
+    )
+
+
+def store(thresholds: Thresholds, folder: str | Path) -> Path:
+    """Write thresholds into the configuration of a saved model.
+
+    Args:
+        thresholds: What was computed with this model.
+        folder: Folder of the model.
+
+    Returns:
+        The file written.
+
+    Raises:
+        IfamError: This is no folder of a model, or it cannot be written.
+    """
+    path = Path(folder).expanduser() / CONFIG
+    if not path.is_file():
+        raise IfamError(f"{folder} is no folder of a model; copy the model to one, and name that with --model.")
+    beside = path.with_name(f".{path.name}.thresholds.tmp")
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings["extra"] = {**settings.get("extra", {}), "thresholds": asdict(thresholds)}
+        # Complete or not at all.
+        beside.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        beside.replace(path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise IfamError(f"{path} cannot be written ({error}); make the folder writable, or copy it.") from error
+    return path
+
+
+def stored(extra: Mapping[str, Any], model: str) -> Thresholds:
+    """The thresholds that travel with a model.
+
+    Args:
+        extra: What `hub.read_config` gave beside the configuration.
+        model: Folder or hub id of the model, for the message.
+
+    Raises:
+        IfamError: There are none.
+    """
+    found = extra.get("thresholds")
+    if found is None:
+        raise IfamError(
+            f"{model} has no thresholds, which dropping unsure patches needs; compute them on its training images with "
+            f"`ifam thresholds --model {model}`."
+        )
+    try:
+        return Thresholds(
+            quantiles=tuple(map(float, found["quantiles"])),
+            values=tuple(tuple(row) for row in found["values"]),
+            patches=tuple(found["patches"]),
+            images=int(found["images"]),
+            source=dict(found["source"]),
+        )
+    except (KeyError, TypeError, ValueError):
+        raise IfamError(
+            f"The thresholds in {CONFIG} of {model} are not as `ifam thresholds` writes them; compute them again."
+        ) from None
+
+
+def _numbers(values: Tensor) -> np.ndarray:
+    found: np.ndarray = values.double().cpu().numpy()
+    return found
+
+
+def _spread(count: int, limit: int) -> list[int]:
+    """At most so many indices, evenly spread."""
+    if limit < 1:
+        raise IfamError(f"limit is {limit}, but at least 1 image is needed.")
+    number = min(count, limit)
+    return [i * count // number for i in range(number)]

@@ -1,0 +1,281 @@
+"""Verbs of the command line that judge models and prepare what they are judged on (see `ifam.cli`)."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from ifam.errors import IfamError
+
+if TYPE_CHECKING:
+    import torch
+
+    from ifam.config import ModelConfig
+    from ifam.data import Benchmark
+    from ifam.interventions import Intervention
+
+
+def evaluate(
+    model: str = "runs/ifam",
+    benchmark: str | None = None,
+    root: Path | None = None,
+    split: str | None = None,
+    out: Path | None = None,
+    batch_size: int = 64,
+    workers: int = 0,
+    device: str = "auto",
+    drop_parts: list[int] | None = None,
+    keep_parts: list[int] | None = None,
+    drop_unsure: float | None = None,
+    mask_from: str | None = None,
+    leave_one_out: bool = False,
+    num_resamples: int = 1000,
+    seed: int = 0,
+    data: dict[str, Any] | None = None,
+) -> None:
+    """Measure a model: accuracy by class and by group, worst group, and the quality of its mask.
+
+    Started with `torchrun`, the processes share the images, and the figures are exactly the same.
+
+    Args:
+        model: Folder or hub id of the model.
+        benchmark: Name of the data set; the one the model was trained on where none is given.
+        root: Where the images are.
+        split: Split to measure; "test", or "val" where there is no test split.
+        out: File for the results; `results-BENCHMARK-SPLIT.json` beside a local model where none is given.
+        batch_size: Images at a time; changes nothing but speed.
+        workers: Processes that load images.
+        device: Where to compute: "auto" for a GPU where there is one, or "cpu", "cuda:1", ...
+        drop_parts: Parts to hide from the predictor.
+        keep_parts: The only parts to show it.
+        drop_unsure: Hide patches less similar to their part than this share of its patches on training images; needs
+            `ifam thresholds` once.
+        mask_from: Show the predictor the true mask instead: "mask", or the column of a CSV file with the masks.
+        leave_one_out: Measure once more without each of the parts.
+        num_resamples: Resamples of the bootstrap intervals; 0 for none.
+        seed: Seed of the resamples.
+        data: Settings of the data set, by name.
+    """
+    from ifam import hub
+    from ifam.evaluation.groups import evaluate_variants
+    from ifam.evaluation.records import processes
+    from ifam.evaluation.tables import print_evaluation, print_leave_one_out, write_results
+    from ifam.interventions import DropParts
+
+    net, (config, extra) = hub.load(model), hub.read_config(model)
+    name, images, options = trained_on(extra, benchmark, root, _with_masks(extra, benchmark, mask_from, data))
+    _check_classes(images, config)
+    split = split or ("test" if "test" in images.splits else "val")
+    changes, record = _interventions(extra, model, drop_parts, keep_parts, drop_unsure)
+    record |= {} if mask_from is None else {"mask_from": mask_from}
+    variants: dict[str, list[Intervention]] = {"all": changes}
+    if leave_one_out:
+        variants |= {f"without part {k}": [*changes, DropParts([k])] for k in range(config.num_parts)}
+    with processes() as first:
+        found = evaluate_variants(
+            net.to(chosen_device(device)),
+            images,
+            split,
+            variants,
+            true_masks=mask_from is not None,
+            batch_size=batch_size,
+            workers=workers,
+            num_resamples=num_resamples,
+            seed=seed,
+        )
+    if not first:
+        return
+    conditions = {
+        "model": str(model),
+        "benchmark": name,
+        "split": split,
+        "data": options,
+        "note": images.note,
+        "interventions": record,
+        "seed": seed,
+        "config": asdict(config),
+        "trained": {key: value for key, value in extra.items() if key != "thresholds"},
+    }
+    title = ", ".join([name, split, *(_said(key, value) for key, value in record.items() if key != "thresholds")])
+    folder = Path(model) if Path(model).is_dir() else Path()
+    target = out or folder / f"results-{_file_name(name, split, record, leave_one_out)}.json"
+    whole = found.pop("all")
+    write_results(whole, target, conditions, found)
+    print_evaluation(whole, title)
+    if found:
+        print_leave_one_out(whole, found)
+    print(f"Written to {target}.")
+
+
+def thresholds(
+    model: str = "runs/ifam",
+    benchmark: str | None = None,
+    root: Path | None = None,
+    split: str = "train",
+    quantiles: list[float] | None = None,
+    limit: int | None = None,
+    batch_size: int = 64,
+    device: str = "auto",
+    data: dict[str, Any] | None = None,
+) -> None:
+    """Compute how similar each part is to the patches it wins, for `ifam evaluate --drop_unsure`; kept with the model.
+
+    Args:
+        model: Folder of the model; its `config.json` is written.
+        benchmark: Name of the data set; the one the model was trained on where none is given.
+        root: Where the images are.
+        split: Split to look at; the one that the model was trained on.
+        quantiles: Which quantiles; 0.01, 0.02, ..., 0.99 where none are given.
+        limit: Images at most, evenly spread over the split.
+        batch_size: Images at a time.
+        device: Where to compute: "auto" for a GPU where there is one, or "cpu", "cuda:1", ...
+        data: Settings of the data set, by name.
+    """
+    from ifam import hub
+    from ifam.evaluation.thresholds import QUANTILES, compute_thresholds, store
+
+    net, (_, extra) = hub.load(model), hub.read_config(model)
+    if not Path(model).expanduser().is_dir():
+        raise IfamError(f"{model} is on the hub, where nothing can be kept; copy it to a folder and name that.")
+    name, images, _ = trained_on(extra, benchmark, root, data)
+    chosen = QUANTILES if quantiles is None else quantiles
+    net = net.to(chosen_device(device))
+    found = compute_thresholds(net, images, split, chosen, batch_size=batch_size, limit=limit)
+    path = store(found, model)
+    won = ", ".join(f"part {part}: {count}" for part, count in enumerate(found.patches))
+    print(f"Patches won in {found.images} images of {name}, {split}: {won}.")
+    print(f"Written to {path}: try `ifam evaluate --model {model} --drop_unsure {found.quantiles[0]:g}`.")
+
+
+def prepare(
+    benchmark: Literal["siim_acr"], root: Path | None = None, out: Path | None = None, tubes: Path | None = None
+) -> None:
+    """Bring the files of a data set into the layout that `--benchmark` reads.
+
+    Args:
+        benchmark: Name of the data set: "siim_acr" is the only one that needs it.
+        root: Where its files are: for siim_acr, `train-rle.csv` and `dicom-images-train`.
+        out: Folder for the result; the root where none is given.
+        tubes: The chest tube annotations; `cxr_tube_dict.pkl` below the root where none are given.
+    """
+    from ifam.data import prepare_siim_acr
+    from ifam.progress import progress_bar
+
+    if root is None:
+        raise IfamError(f"Preparing {benchmark} needs to know where its files are; give --root DIR.")
+    target = out or root
+    with progress_bar() as bar:
+        task = bar.add_task(f"preparing {benchmark}", total=None)
+        counts = prepare_siim_acr(
+            root, target, tubes, lambda done, total: bar.update(task, completed=done, total=total)
+        )
+    print(", ".join(f"{name}: {count} images" for name, count in counts.items()))
+    print(f"Written to {target}: try `ifam train --benchmark {benchmark} --root {target}`.")
+
+
+# ------------------------------------------------------------------------------------------------- choices
+
+
+def trained_on(
+    extra: Mapping[str, Any], benchmark: str | None, root: Path | None, data: Mapping[str, Any] | None
+) -> tuple[str, "Benchmark", dict[str, Any]]:
+    """Name, images and settings: those that the model was trained with where nothing else is asked for."""
+    from ifam.data import load_benchmark
+
+    name = benchmark or str(extra.get("benchmark", "pondbirds"))
+    same = name == extra.get("benchmark")
+    options = {**(extra.get("data", {}) if same else {}), **(data or {})}
+    source = root or (Path(extra["root"]) if same and extra.get("root") else None)
+    return name, load_benchmark(name, source, options), options
+
+
+def _with_masks(
+    extra: Mapping[str, Any], benchmark: str | None, mask_from: str | None, data: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """The settings, with the column of the masks where one is named."""
+    options = dict(data or {})
+    if mask_from in (None, "mask"):
+        return options
+    name = benchmark or extra.get("benchmark")
+    if name != "folder":
+        raise IfamError(f"{name} has no column {mask_from!r}; `--mask_from mask` shows the masks that it knows.")
+    return {**options, "mask_column": mask_from}
+
+
+def _check_classes(images: "Benchmark", config: "ModelConfig") -> None:
+    """Refuse data whose classes the model does not know."""
+    number, name = config.num_classes, images.name
+    if images.class_of_logit is not None and number == len(images.class_of_logit):
+        return
+    if len(images.class_names) != number:
+        raise IfamError(
+            f"{name} has {len(images.class_names)} classes, but the model knows {number}; "
+            f"give the data that it was trained for."
+        )
+    if config.class_names and config.class_names != images.class_names:
+        here, there = next((h, t) for h, t in zip(images.class_names, config.class_names, strict=True) if h != t)
+        raise IfamError(
+            f"{name} has other classes than the model ({here!r} where it knows {there!r}); "
+            f"give the data that it was trained for."
+        )
+
+
+def _interventions(
+    extra: Mapping[str, Any],
+    model: str,
+    drop_parts: list[int] | None,
+    keep_parts: list[int] | None,
+    drop_unsure: float | None,
+) -> tuple[list["Intervention"], dict[str, Any]]:
+    """What is changed between selector and predictor, and a record of it."""
+    from ifam.evaluation.thresholds import stored
+    from ifam.interventions import DropParts, DropUnsure, KeepParts
+
+    changes: list[Intervention] = []
+    record: dict[str, Any] = {}
+    if drop_unsure is not None:
+        # First, while each patch still belongs to the part that the thresholds are about.
+        known = stored(extra, model)
+        limits = known.at(drop_unsure)
+        changes.append(DropUnsure(limits))
+        shown = [None if limit == float("-inf") else limit for limit in limits]
+        record |= {
+            "drop_unsure": drop_unsure,
+            "thresholds": {"values": shown, "images": known.images, **known.source},
+        }
+    if drop_parts:
+        changes.append(DropParts(drop_parts))
+        record["drop_parts"] = drop_parts
+    if keep_parts is not None:
+        changes.append(KeepParts(keep_parts))
+        record["keep_parts"] = keep_parts
+    return changes, record
+
+
+def chosen_device(name: str) -> "torch.device":
+    """The device of this name; for "auto" the GPU of this process, where there is one."""
+    import torch
+
+    if name == "auto":
+        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise IfamError(f"There is no device {name!r} here ({reason}); give --device cpu or cuda.") from None
+    return device
+
+
+def _said(key: str, value: Any) -> str:
+    """An intervention in a title."""
+    return f"{key} {' '.join(map(str, value)) if isinstance(value, list) else value}"
+
+
+def _file_name(name: str, split: str, record: Mapping[str, Any], leave_one_out: bool) -> str:
+    """Results under other conditions do not overwrite each other."""
+    words = [_said(key, value) for key, value in record.items() if key != "thresholds"]
+    words += ["leave_one_out"] if leave_one_out else []
+    safe = ["".join(c if c.isalnum() or c in "._" else "-" for c in word) for word in (name, split, *words)]
+    return "-".join(safe)

@@ -1,0 +1,343 @@
+"""One page for any results: what it says, and how it behaves in a real Chromium on a desk and on a phone."""
+
+import csv
+import json
+import re
+
+import pytest
+import torch
+from PIL import Image
+
+from browser import PROGRAM, Browser
+from ifam.cli import main
+from ifam.errors import IfamError
+from ifam.report.audit_tables import sections, share, size
+from ifam.report.results import write_audit, write_report
+
+GROUPS = ("swimmer on water", "swimmer on forest", "percher on water", "percher on forest")
+# Text that is smaller than 18 pt needs this contrast (WCAG 2.1, AA).
+CONTRAST = 4.5
+
+
+def change(answers=0.0):
+    return {"answers": answers, "probability": answers / 2, "largest_logit": answers, "any_bit": answers}
+
+
+def attack(name, failing=0.0):
+    shares = dict.fromkeys(("failing", "changed_answers", "not_finite"), failing)
+    return {"attack": name, "tried": 4, **shares, "logit_change": failing, "probability_change": failing}
+
+
+def certificate(name, failing=()):
+    return {
+        "name": name,
+        "images": 4,
+        "certified": 4,
+        "hides_nothing": 0,
+        "hides_everything": 1,
+        "hidden_pixels": 1234,
+        "settings": ["packed, evaluation"],
+        "skipped": [],
+        "attacks": [attack(a, len(failing) / 4) for a in ("noise", "another image", "NaN", "adversarial", "gradient")],
+        "failing_images": list(failing),
+        "violations": [
+            {"image": i, "attack": "noise", "setting": "packed, evaluation", "change": None} for i in failing
+        ],
+        "passed": not failing,
+    }
+
+
+def a_row(i):
+    group = GROUPS[i % 4]
+    answer = "percher" if i % 8 == 0 else group.split()[0]
+    return {
+        "index": 10 * i,
+        "answer": answer,
+        "confidence": 0.9,
+        "label": group.split()[0],
+        "group": group,
+        "right": answer == group.split()[0],
+        "visible": 0.16,
+        "influence": (i * 37 % 100) / 100,
+        "answer_after": "swimmer",
+        "leave_one_out": [-1.5, 0.25, 0.0],
+        "unstable": i % 5 == 0,
+        "flags": ["another background changes the answer"] if i % 7 == 3 else [],
+    }
+
+
+def an_audit(count=4, failing=()):
+    """An audit as `AuditResult.to_dict` gives it, with figures that say what they are."""
+    step = {"agreement": 0.75, "probability": 0.5, "accuracy": None, "visible": 0.25}
+    reading = {"target": "background", "source": "mask", "images": count, "accuracy": 0.81, "low": 0.7, "high": 0.9}
+    explanation = {"kept": 0.1, "agreement_removed": 0.6, "drop_removed": 0.1, "agreement_grey": 0.5, "drop_grey": 0.2}
+    explanation |= {"pointing": None, "energy": 0.4, "energy_kept": 0.3, "accuracy": 0.9, "seconds": 0.01}
+    kinds = ("hidden", "without_mixed", "fixed", "through_mask", "recomputed")
+    groups = [
+        {"name": g, "count": 1, "before": 0.9 - k / 10, "fixed": 0.8, "recomputed": 0.7} for k, g in enumerate(GROUPS)
+    ]
+    return {
+        "kind": "audit",
+        "passed": not failing,
+        "verdict": "FAILED: in image 10, 'noise' …" if failing else "PASSED: every bit held.",
+        "certificate": certificate("iFAM", failing),
+        "baselines": [certificate("plain ViT", range(4))],
+        "backgrounds": {
+            **{kind: change(k / 10) for k, kind in enumerate(kinds)},
+            **{"source": "ground truth", "images": count, "visible": 0.2, "mixed": 0.5, "stray": 0.1, "mask_iou": 0.66},
+            **{"groups": groups, "passed": True},
+        },
+        "leakage": {"readings": [{**reading, "chance": 0.5, "shuffled": 0.5, "shuffled_high": 0.6}], "notes": []},
+        "parts": {
+            **{"insertion": [step] * 4, "deletion": [step] * 4, "insertion_area": 0.5, "deletion_area": 0.4},
+            **{"eroded": step, "dilated": step},
+            "parts": [
+                {"part": k, "images": k, "patches": 2.0, "changed_answers": None, "logit_change": -0.5}
+                for k in range(3)
+            ],
+        },
+        "posthoc": {
+            "plain": "<script>alert(1)</script>",
+            "rows": [{"name": n, "model": m, **explanation} for n, m in (("mask", "iFAM"), ("Grad-CAM", "plain ViT"))],
+            "notes": [],
+        },
+        "mask_iou": 0.7,
+        "images": [a_row(i) for i in range(count)],
+        "conditions": {"model": "runs/ifam", "benchmark": "pondbirds", "data": {"seed": 0}},
+    }
+
+
+def write(folder, count=4, side=80, **kwargs):
+    images = [Image.effect_noise((side, side), 80).convert("RGB") for _ in range(count)]
+    maps = torch.rand(count, 4, 10, 10).softmax(dim=1)
+    return write_audit(an_audit(count, **kwargs), images, maps, torch.rand(count, 10, 10) > 0.8, folder)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """The page of an audit of 200 images."""
+    return write(tmp_path_factory.mktemp("audit"), 200)[1]
+
+
+def text_of(path):
+    """What a reader sees, with plain spaces."""
+    body = re.sub(r"<(script|style)>.*?</\1>", "", path.read_text(), flags=re.DOTALL)
+    return " ".join(re.sub(r"<[^>]*>", " ", body).replace("\u00a0", " ").replace("\u202f", " ").split())
+
+
+def test_json_names_pictures_that_exist_and_the_page_holds_them(tmp_path):
+    json_file, html_file = write(tmp_path, 4, side=500)
+    found = json.loads(json_file.read_text())
+    for row in found["images"]:
+        for name in row["pictures"].values():
+            with Image.open(tmp_path / name) as picture:
+                assert list(picture.size) == row["side"] == [224, 224]
+    source = html_file.read_text()
+    assert source.count("<img ") == 12
+    assert source.count('src="data:image/webp;base64,') == 12
+    # No other file and no address is needed; the report can be moved.
+    assert not re.search(r'(src|href)="(?!data:|#)', source)
+    assert "<script>alert" not in source
+
+
+def test_flagged_images_come_first(page):
+    order = [int(i) for i in re.findall(r">Image (\d+) ·", page.read_text())]
+    flagged = [10 * i for i in range(200) if i % 7 == 3]
+    assert order[: len(flagged)] == flagged
+    assert sorted(order) == [10 * i for i in range(200)]
+
+
+def test_tables_say_what_was_found():
+    found = sections(an_audit(failing=(1,)))
+    assert len(found) == 5
+    assert "3. What does the mask alone give away?" in found[2].title
+    assert "the background from the mask" in found[2].lead
+    rows = {row[0]: row[1:] for row in found[0].tables[0].rows}
+    assert rows["iFAM"][0] == "1 of 4"
+    assert rows["plain ViT"][:2] == ("4 of 4", "100.0\u00a0%")
+    assert any("Image 10: noise, packed, evaluation" in note for note in found[0].notes)
+    assert [row[1] for row in found[1].tables[0].rows] == [f"{10 * k}.0\u00a0%" for k in range(5)]
+    groups = [row[0] for row in found[1].tables[1].rows]
+    assert groups == list(GROUPS)
+
+
+def test_nothing_is_not_the_same_as_little():
+    assert (size(0.0), size(1e-12), size(None)) == ("exactly 0", "1e-12", "not finite")
+    assert (share(None), share(0.123)) == ("–", "12.3\u00a0%")
+
+
+def evaluation(**more):
+    groups = {"a": {"accuracy": 0.95, "count": 10}, "b": {"accuracy": 0.4, "count": 5}}
+    accuracy = {"average": 0.77, "worst_group": 0.4, "groups": groups, "classes": groups}
+    known = {"mask_iou": 0.71, "visible_fraction": 0.2, "empty": 0, "count": 15, "extra": {}}
+    conditions = {"model": "runs/other", "benchmark": "folder", "split": "test"}
+    return {
+        "predictor": accuracy,
+        "selector": {**accuracy, "worst_group": 0.31},
+        **known,
+        "conditions": conditions,
+        **more,
+    }
+
+
+def test_results_of_several_kinds_share_a_page(tmp_path):
+    """Worst groups first, training curves where a log lies beside, and a filter by audit."""
+    for name, failing in (("one", ()), ("two", (1,))):
+        write(tmp_path / name, failing=failing)
+    (tmp_path / "run" / "logs").mkdir(parents=True)
+    (tmp_path / "run" / "results.json").write_text(json.dumps(evaluation()))
+    with (tmp_path / "run" / "logs" / "metrics.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerows([["epoch", "train/total", "val/accuracy"], [0, 2.0, ""], [0, 1.0, 0.5], [1, 0.5, 0.75]])
+    out = tmp_path / "new" / "report.html"
+    main(["report", *(str(tmp_path / name) for name in ("one", "two", "run")), "--out", str(out)])
+    text, source = text_of(out), out.read_text()
+    assert "1 of 2 models fail the audit." in text
+    assert "runs/other, folder, test 40.0 %" in text
+    assert "selector alone 31.0 %" in text
+    assert "60.0 % (percher on forest)" in text
+    assert text.index(" b 5 40.0 %") < text.index(" a 10 95.0 %")
+    assert "training loss" in text
+    assert source.count("<svg ") == 2
+    assert '<option value="1">' in source
+    assert source.count('<article class="case"') == 8
+
+
+def test_a_demo_has_a_row_for_each_model(tmp_path):
+    groups = {"a": {"accuracy": 0.9, "count": 10}, "b": {"accuracy": 0.2, "count": 10}}
+    one = {"average": 0.55, "worst_group": 0.2, "groups": groups}
+    runs = [{"seed": s, "plain_vit": one, "ifam": {**one, "worst_group": w}} for s, w in ((0, 0.8), (1, 0.9))]
+    (tmp_path / "results.json").write_text(json.dumps({"runs": runs, "conditions": {"quick": True}}))
+    text = text_of(write_report([tmp_path], tmp_path / "report.html"))
+    assert "Plain ViT 20.0 % 55.0 % 20" in text
+    assert "iFAM 85.0 % 55.0 % 20" in text
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "There is no file"),
+        ("{}", "is no result of ifam"),
+        ("[", "cannot be read as JSON"),
+        ("folder", "neither"),
+    ],
+)
+def test_what_is_no_result_is_refused(tmp_path, content, says):
+    path = tmp_path / "audit.json"
+    if content == "folder":
+        path.mkdir()
+    elif content:
+        path.write_text(content)
+    with pytest.raises(IfamError, match=says):
+        write_report([path], tmp_path / "report.html")
+
+
+def test_lost_pictures_and_bad_folders_are_said(tmp_path):
+    json_file, _ = write(tmp_path)
+    next(tmp_path.glob("audit_pictures/*seen*")).unlink()
+    with pytest.raises(IfamError, match="keep audit_pictures/ beside"):
+        write_report([json_file], tmp_path / "again.html")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(IfamError, match="choose another folder"):
+        write(tmp_path / "file")
+    with pytest.raises(IfamError, match="no result to report"):
+        write_report([], tmp_path / "report.html")
+
+
+# --- in a browser ----------------------------------------------------------------------------------------
+
+pytestmark_browser = pytest.mark.skipif(PROGRAM is None, reason="there is no Chromium (apt-get install chromium)")
+
+LOADED = "Promise.all([...document.images].map(i => i.decode().then(() => i.naturalWidth > 0, () => false)))"
+SHOWN = "[...document.querySelectorAll('.case')].filter(c => c.checkVisibility())"
+# Contrast of every visible text with the first opaque background behind it.
+FAINT = """(() => {
+  const light = c => { const v = c / 255; return v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4; };
+  const luminance = c => 0.2126 * light(c[0]) + 0.7152 * light(c[1]) + 0.0722 * light(c[2]);
+  const numbers = text => text.match(/[\\d.]+/g).map(Number);
+  const behind = e => { for (; e; e = e.parentElement) {
+    const c = numbers(getComputedStyle(e).backgroundColor);
+    if (c.length < 4 || c[3] === 1) return c; } return [255, 255, 255]; };
+  const found = new Set();
+  for (const e of document.querySelectorAll('main *')) {
+    if (!e.checkVisibility() || e.closest('svg')) continue;
+    if (![...e.childNodes].some(n => n.nodeType === 3 && n.data.trim())) continue;
+    const [a, b] = [luminance(numbers(getComputedStyle(e).color)), luminance(behind(e))].sort((x, y) => y - x);
+    const ratio = (a + 0.05) / (b + 0.05);
+    if (ratio < LEAST) found.add(`${e.tagName}.${e.className} ${ratio.toFixed(2)}`);
+  }
+  return [...found];
+})()"""
+
+
+def choose(browser, **filters):
+    """Set filters as a reader does, and give the shown images."""
+    for name, value in filters.items():
+        wanted = json.dumps(value)
+        browser.run(f"""(() => {{ const s = document.querySelector('select[name={name}]'); s.value = {wanted};
+            if (s.value !== {wanted}) throw new Error('no such choice');
+            s.dispatchEvent(new Event('change', {{ bubbles: true }})); }})()""")
+    return browser.run(f"{SHOWN}.map(c => Number(c.querySelector('.facts').textContent.match(/Image (\\d+)/)[1]) / 10)")
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    with Browser(tmp_path_factory.mktemp("profile")) as one:
+        yield one
+
+
+@pytestmark_browser
+@pytest.mark.parametrize("width", [1280, 390])
+def test_it_is_quick_complete_and_readable(browser, page, width):
+    """Every picture loads, nothing complains, no text is faint, and nothing has to be pushed sideways."""
+    browser.complaints.clear()
+    browser.resize(width)
+    seconds = browser.open(page)
+    assert seconds < 3  # under a second alone; machines that test are busy
+    assert browser.run(f"{LOADED}.then(all => [all.length, all.every(Boolean)])") == [600, True]
+    assert browser.run("document.documentElement.scrollWidth") <= width
+    assert browser.run(FAINT.replace("LEAST", str(CONTRAST))) == []
+    assert browser.run(FAINT.replace("LEAST", "21")) != []  # the check sees something
+    assert browser.complaints == []
+    first = "document.querySelector('.case img').getBoundingClientRect()"
+    assert browser.run(f"{first}.width") > 90
+    assert browser.run("Math.min(...[...document.querySelectorAll('select')].map(s => s.offsetHeight))") >= 38
+
+
+@pytestmark_browser
+def test_filters_work(browser, page):
+    browser.complaints.clear()
+    browser.resize(1280)
+    browser.open(page)
+    rows = {i: a_row(i) for i in range(200)}
+    count = "document.getElementById('count').textContent"
+    flagged = [i for i in rows if rows[i]["flags"]]
+    assert choose(browser) == [*flagged, *(i for i in rows if not rows[i]["flags"])]
+    assert browser.run(count) == "200 of 200 images"
+    assert set(choose(browser, label="percher")) == {i for i in rows if rows[i]["label"] == "percher"}
+    assert set(choose(browser, label="", group=GROUPS[1])) == {i for i in rows if i % 4 == 1}
+    wrong = {i for i in rows if not rows[i]["right"]}
+    assert set(choose(browser, group="", right="wrong")) == wrong
+    assert browser.run(count) == f"{len(wrong)} of 200 images"
+    assert set(choose(browser, influence="0.5")) == {i for i in wrong if rows[i]["influence"] >= 0.5}
+    assert choose(browser, right="", influence="", flagged="yes") == flagged
+    by_influence = [rows[i]["influence"] for i in choose(browser, flagged="", order="influence")]
+    assert by_influence == sorted((row["influence"] for row in rows.values()), reverse=True)
+    assert choose(browser, label="swimmer", group=GROUPS[2]) == []
+    assert browser.run("document.getElementById('none').checkVisibility()")
+    assert browser.complaints == []
+
+
+@pytestmark_browser
+def test_the_browser_would_notice(browser, tmp_path):
+    """An error, a lost picture and a foreign address are all seen: the tests above can fail."""
+    bad = tmp_path / "bad.html"
+    bad.write_text('<main><img src="gone.png"><img src="https://example.invalid/x.png"><script>oops()</script></main>')
+    browser.complaints.clear()
+    browser.open(bad)
+    assert browser.run(f"{LOADED}") == [False, False]
+    said = json.dumps(browser.complaints)
+    assert "oops is not defined" in said
+    assert "example.invalid" in said
+    assert "gone.png" in said
+    browser.complaints.clear()

@@ -1,0 +1,249 @@
+"""`ifam evaluate`, `thresholds` and `prepare` on the command line."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+import miniatures
+from ifam.cli import main
+from ifam.data import load_benchmark
+from ifam.errors import IfamError
+from ifam.evaluation.groups import evaluate
+from ifam.hub import load
+from ifam.interventions import DropParts, DropUnsure, KeepParts
+
+DATA = {"num_train": 30, "num_val": 4, "num_test": 12}
+FEW = ["--num_resamples", "50", "--batch_size", "5"]
+
+
+def run(*words):
+    main([str(word) for word in words])
+
+
+def fails(capsys, *words):
+    """The one sentence of a command that must be refused."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        run(*words)
+    assert caught.value.code == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("ifam: ")
+    assert said.err.count("\n") == 1
+    assert "Traceback" not in said.out + said.err
+    return said.err
+
+
+@pytest.fixture
+def save(make_model):
+    """A function that saves a tiny model with random weights, and gives its folder back."""
+
+    def save(folder, classes, extra=None, **fields):
+        make_model(num_classes=classes, **fields).save_pretrained(folder, extra)
+        return folder
+
+    return save
+
+
+@pytest.fixture
+def model(tmp_path, save):
+    """A model that remembers pondbirds."""
+    return save(tmp_path / "model", 2, {"benchmark": "pondbirds", "data": DATA, "root": None})
+
+
+def result(model, *words):
+    """What `evaluate` writes."""
+    target = model.parent / "found.json"
+    run("evaluate", "--model", model, "--out", target, *FEW, *words)
+    return json.loads(target.read_text())
+
+
+def expected(model, split="test", **settings):
+    return evaluate(load(model), load_benchmark("pondbirds", options=DATA), split, num_resamples=0, **settings)
+
+
+def test_everything_that_a_result_depends_on_is_written(model, capsys):
+    found = result(model, "--seed", 3)
+    conditions = found["conditions"]
+    assert conditions["config"]["num_parts"] == 3
+    assert conditions["config"]["backbone"] == "vit_tiny_patch16_224"
+    assert (conditions["seed"], conditions["split"], conditions["benchmark"]) == (3, "test", "pondbirds")
+    assert conditions["note"].startswith("validation: 4 images")
+    assert conditions["interventions"] == {}
+    assert conditions["trained"]["data"] == DATA
+    assert all(conditions[name] for name in ("ifam_version", "time"))
+    assert "git_revision" in conditions
+    assert "seed 3" in found["extra"]["intervals"]
+    assert found["count"] == 12
+    assert sum(row["count"] for row in found["predictor"]["groups"].values()) == 12
+    for who in ("predictor", "selector"):
+        assert set(found[who]["intervals"]) == {"average", "worst_group", "macro", "weighted_average", "auroc"}
+        low, high = found[who]["intervals"]["average"]
+        assert low <= found[who]["average"] <= high
+    shown = capsys.readouterr().out
+    for words in ("mean over classes", "AUROC", "worst group", "50 resamples"):
+        assert words in shown
+    assert "without part" not in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "changes"),
+    [
+        (["--drop_parts", "[0,2]"], [DropParts([0, 2])]),
+        (["--drop-parts", "[0,2]"], [DropParts([0, 2])]),
+        (["--drop-parts=[0,2]"], [DropParts([0, 2])]),
+        (["--keep_parts", "[1]"], [KeepParts([1])]),
+        (["--keep-parts", "[1]", "--drop-parts", "[1]"], [DropParts([1]), KeepParts([1])]),
+    ],
+)
+def test_parts_are_dropped_and_kept(model, words, changes):
+    found, wanted = result(model, *words), expected(model, interventions=changes)
+    assert found["predictor"]["average"] == wanted.predictor.average
+    assert found["visible_fraction"] == wanted.visible_fraction
+    assert found["visible_fraction"] < expected(model).visible_fraction
+    assert set(found["conditions"]["interventions"]) == {
+        w.split("=")[0][2:].replace("-", "_") for w in words if "--" in w
+    }
+
+
+def test_unsure_patches_need_thresholds(model, capsys):
+    before = load_file(model / "model.safetensors")
+    said = fails(capsys, "evaluate", "--model", model, "--drop_unsure", "0.3")
+    assert f"`ifam thresholds --model {model}`" in said
+    run("thresholds", "--model", model, "--quantiles", "[0.1,0.3]", "--batch-size", "7")
+    shown = capsys.readouterr().out
+    assert "30 images of pondbirds, train" in shown
+    assert all(torch.equal(value, before[name]) for name, value in load_file(model / "model.safetensors").items())
+    kept = json.loads((model / "config.json").read_text())["extra"]["thresholds"]
+    assert len(kept["values"]) == 2
+    found = result(model, "--drop-unsure", "0.3")
+    used = found["conditions"]["interventions"]
+    assert used["drop_unsure"] == 0.3
+    assert used["thresholds"]["values"] == kept["values"][1]
+    assert (used["thresholds"]["split"], used["thresholds"]["images"]) == ("train", 30)
+    limits = [float("-inf") if value is None else value for value in kept["values"][1]]
+    wanted = expected(model, interventions=[DropUnsure(limits)])
+    assert found["visible_fraction"] == wanted.visible_fraction < expected(model).visible_fraction
+    assert "thresholds" not in found["conditions"]["trained"]
+    assert "0.1, 0.3" in fails(capsys, "evaluate", "--model", model, "--drop_unsure", "0.2")
+
+
+def test_leaving_each_part_out(model, capsys):
+    found = result(model, "--leave-one-out", "true")
+    assert list(found["leave_one_out"]) == [f"without part {part}" for part in range(3)]
+    for part, row in enumerate(found["leave_one_out"].values()):
+        wanted = expected(model, interventions=[DropParts([part])])
+        assert row["predictor"]["average"] == wanted.predictor.average
+        assert row["visible_fraction"] == wanted.visible_fraction
+    shown = capsys.readouterr().out
+    assert all(f"without part {part}" in shown for part in range(3))
+    assert found["predictor"]["average"] == expected(model).predictor.average
+
+
+def test_the_true_mask_is_shown_instead(model, capsys):
+    found = result(model, "--mask_from", "mask")
+    assert found["mask_iou"] == 1
+    assert found["visible_fraction"] == expected(model, true_masks=True).visible_fraction
+    assert found["conditions"]["interventions"] == {"mask_from": "mask"}
+    assert "'outline'" in fails(capsys, "evaluate", "--model", model, "--mask_from", "outline")
+
+
+def test_the_mask_is_a_column_of_a_list(tmp_path, capsys, save):
+    """Two columns of masks: where the bird is, and where it is not."""
+    miniatures.folder(tmp_path / "images")
+    lines = ["path,label,split,bird,sky"]
+    for path in sorted((tmp_path / "images").rglob("*.*")):
+        miniatures.draw_mask(tmp_path / "masks" / f"{path.stem}.png")
+        pixels = Image.open(tmp_path / "masks" / f"{path.stem}.png").point(lambda value: 255 - value)
+        pixels.save(tmp_path / "masks" / f"{path.stem}-sky.png")
+        split = ("train", "val", "test")[int(path.stem) % 3]
+        lines.append(f"images/{path.parent.name}/{path.name},{path.parent.name},{split},"
+                     f"masks/{path.stem}.png,masks/{path.stem}-sky.png")  # fmt: skip
+    (tmp_path / "list.csv").write_text("\n".join(lines) + "\n")
+    model = save(tmp_path / "model", 2, class_names=("duck", "wren"))
+    words = ["--benchmark", "folder", "--root", tmp_path, "--data.csv", "list.csv"]
+    bird, sky = (result(model, *words, "--mask-from", name)["visible_fraction"] for name in ("bird", "sky"))
+    assert 0 < bird < 1
+    assert bird + sky == pytest.approx(1, abs=0.15)
+    assert result(model, *words)["mask_iou"] is None
+    assert "sea" in fails(capsys, "evaluate", "--model", model, *words, "--mask_from", "sea")
+    assert "has no mask for image" in fails(capsys, "evaluate", "--model", model, *words, "--mask_from", "mask")
+
+
+def test_results_under_other_conditions_have_other_names(model, tmp_path):
+    run("evaluate", "--model", model, *FEW)
+    run("evaluate", "--model", model, *FEW, "--drop_parts", "[0,1]")
+    run("evaluate", "--model", model, *FEW, "--split", "val", "--leave_one_out", "true")
+    assert {path.name for path in model.glob("results*")} == {
+        "results-pondbirds-test.json",
+        "results-pondbirds-test-drop_parts-0-1.json",
+        "results-pondbirds-val-leave_one_out.json",
+    }
+
+
+@pytest.mark.parametrize("name", ["imagenet_a", "imagenet_r", "imagenet_v2", "imagenet", "imagenet9"])
+def test_a_model_of_a_thousand_classes(name, tmp_path, save):
+    options = miniatures.MINIATURES[name](tmp_path / "data")
+    model = save(tmp_path / "model", 1000)
+    words = [word for key, value in options.items() for word in (f"--data.{key}", json.dumps(value))]
+    found = result(model, "--benchmark", name, "--root", tmp_path / "data", *words)
+    wanted = evaluate(load(model), load_benchmark(name, tmp_path / "data", options), num_resamples=0)
+    assert found["predictor"]["average"] == wanted.predictor.average
+    assert (found["predictor"]["top5"] is None) == (name == "imagenet9")
+
+
+def test_birds_of_cub_on_the_backgrounds_of_waterbirds(tmp_path, capsys, save):
+    miniatures.waterbirds(tmp_path / "data")
+    names = load_benchmark("cub", tmp_path / "data").class_names
+    model = save(
+        tmp_path / "model", 3, {"benchmark": "cub", "root": str(tmp_path / "data"), "data": {}}, class_names=names
+    )
+    words = ["--benchmark", "waterbirds", "--root", tmp_path / "data"]
+    found = result(model, *words, "--data.labels", "species")
+    assert found["count"] == 6
+    assert set(found["predictor"]["classes"]) == set(names)
+    assert all(" on " in name for name in found["predictor"]["groups"])
+    assert "2 classes, but the model knows 3" in fails(capsys, "evaluate", "--model", model, *words)
+
+
+def test_preparing_chest_x_rays(tmp_path, capsys):
+    pytest.importorskip("pydicom")
+    miniatures.siim_raw(tmp_path / "raw")
+    run("prepare", "siim_acr", "--root", tmp_path / "raw", "--out", tmp_path / "out")
+    shown = capsys.readouterr().out
+    assert "robust_test_set" in shown
+    assert "24/24" in shown
+    found = load_benchmark("siim_acr", tmp_path / "out", {"val_fraction": 0.25})
+    assert set(found.splits) == {"train", "val", "test", "robust", "non_robust"}
+    assert "--root DIR" in fails(capsys, "prepare", "siim_acr")
+    assert "siim_acr" in fails(capsys, "prepare", "cub", "--root", tmp_path)
+    lost = fails(capsys, "prepare", "siim_acr", "--root", tmp_path / "raw", "--tubes", tmp_path / "no.pkl")
+    assert "no.pkl" in lost
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_image_is_one_sentence_whichever_process_meets_it(tmp_path, capsys, workers, save):
+    miniatures.folder(tmp_path / "data")
+    path = tmp_path / "data" / "wren" / "003.jpg"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) * 2 // 3])
+    model = save(tmp_path / "model", 2, class_names=("duck", "wren"))
+    words = ["--benchmark", "folder", "--root", tmp_path / "data", "--split", "train", "--data.check", "false"]
+    said = fails(capsys, "evaluate", "--model", model, *words, "--workers", workers)
+    assert said.startswith(f"ifam: {path} ")
+    assert "Caught" not in said
+    assert "worker" not in said
+
+
+def test_an_error_keeps_its_own_words(capsys, monkeypatch):
+    for text in ("There is no x.", "a: b: c.", "ends with IfamError: y."):
+        monkeypatch.setattr("ifam.hub.load", lambda model, text=text: (_ for _ in ()).throw(IfamError(text)))
+        assert fails(capsys, "evaluate") == f"ifam: {text}\n"
+
+
+def test_an_unknown_device_is_named(model, capsys):
+    for name in ("gpu", "cuda:99"):
+        assert repr(name) in fails(capsys, "evaluate", "--model", model, "--device", name)
