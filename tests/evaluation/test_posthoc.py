@@ -144,9 +144,14 @@ def test_agreement_is_counted(tiny_model, images):
 
 
 def test_without_the_extra_it_says_how_to_get_it(tiny_model, images, monkeypatch):
-    monkeypatch.setattr(posthoc, "find_spec", lambda name: None)
+    def missing(name):
+        raise ImportError(f"libGL.so.1 is what {name} looks for in vain")
+
+    posthoc.has_libraries.cache_clear()
+    monkeypatch.setattr(posthoc, "import_module", missing)
     found = compare_explanations(tiny_model, tiny_model.predictor, Cases(images), observe(tiny_model, images))
     assert [row.name for row in found.rows] == ["mask", "random patches", "attention rollout"]
     assert found.notes == (posthoc.MISSING,)
     assert "pip install 'ifam[explain]'" in posthoc.MISSING
     assert "\n" not in posthoc.MISSING
+    posthoc.has_libraries.cache_clear()

@@ -10,8 +10,8 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
-from importlib.util import find_spec
+from functools import cache, partial
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -28,7 +28,10 @@ from ifam.predictor import Predictor
 
 # From the model, images and their answers to one number a patch, 0 or more.
 Explain = Callable[["Whole", Tensor, Tensor], Float[Tensor, "B H W"]]
-MISSING = "Grad-CAM and integrated gradients were left out: `pip install 'ifam[explain]'` brings them."
+MISSING = (
+    "Grad-CAM and integrated gradients were left out: `pip install 'ifam[explain]'` brings them (and OpenCV, which they "
+    "use, needs the system's libGL)."
+)
 _INTEGRATION_STEPS = 32
 
 
@@ -133,9 +136,16 @@ def compare_explanations(
     return PostHoc(plain_name, tuple(rows), () if has_libraries() else (MISSING,))
 
 
+@cache
 def has_libraries() -> bool:
-    """Whether the extra `explain` is installed."""
-    return all(find_spec(name) is not None for name in ("pytorch_grad_cam", "captum"))
+    """Whether the extra `explain` is installed, and works: OpenCV, which it brings, fails where libGL is missing."""
+    try:
+        with _imported():
+            for name in ("pytorch_grad_cam", "captum.attr"):
+                import_module(name)
+    except ImportError:
+        return False
+    return True
 
 
 def explainers() -> Mapping[str, Explain]:
