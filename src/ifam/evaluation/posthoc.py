@@ -29,8 +29,8 @@ from ifam.predictor import Predictor
 # From the model, images and their answers to one number a patch, 0 or more.
 Explain = Callable[["Whole", Tensor, Tensor], Float[Tensor, "B H W"]]
 MISSING = (
-    "Grad-CAM and integrated gradients were left out: `pip install 'ifam[explain]'` brings them (and OpenCV, which they "
-    "use, needs the system's libGL)."
+    "Grad-CAM and integrated gradients were left out: `pip install 'ifam[explain]'` brings them (OpenCV, which comes "
+    "along, needs the system's libGL)."
 )
 _INTEGRATION_STEPS = 32
 
