@@ -106,10 +106,7 @@ class Backbone(nn.Module):
 
     def patches(self, images: Tensor) -> Float[Tensor, "B P D"]:
         """Patch tokens of whole images [B, 3, S, S] after the final norm."""
-        self.check_images(images)
-        # Channels last, the convolution leaves its output as the tokens lie.
-        images = images.contiguous(memory_format=torch.channels_last)
-        x = self.vit.norm_pre(self.vit._pos_embed(self.vit.patch_embed(images)))
+        x = self._embed_all(images)
         *body, last = self.vit.blocks
         for block in body:
             x = self._through(block, x)
@@ -193,8 +190,7 @@ class Backbone(nn.Module):
         Returns:
             Prefix tokens first, then all patches.
         """
-        self.check_images(images)
-        x = self.vit.norm_pre(self.vit._pos_embed(self.vit.patch_embed(images)))
+        x = self._embed_all(images)
         bias = F.pad(key_bias, (self.num_prefix_tokens, 0))
         for block in self.vit.blocks:
             x = self._through(block, x, partial(attention, bias=bias))
@@ -281,6 +277,14 @@ class Backbone(nn.Module):
             again: Tensor = checkpoint(run, x, use_reentrant=False)
             return again
         return run(x)
+
+    def _embed_all(self, images: Tensor) -> Tensor:
+        """Prefix tokens and every patch of whole images, embedded."""
+        self.check_images(images)
+        # Channels last, the convolution leaves its output as the tokens lie.
+        images = images.contiguous(memory_format=torch.channels_last)
+        tokens: Tensor = self.vit.norm_pre(self.vit._pos_embed(self.vit.patch_embed(images)))
+        return tokens
 
     def _embed(self, images: Tensor, layout: Layout) -> Tensor:
         """The embedded patches of a layout with their positions, after its prefix tokens."""

@@ -17,7 +17,7 @@ a digit of another split.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, get_args
 
@@ -34,7 +34,7 @@ from ifam.data.synthetic import (
     SPLITS,
     Background,
     Content,
-    Sample,
+    Drawn,
     assign,
     check_choice,
     check_number,
@@ -88,7 +88,7 @@ class DigitsConfig:
         check_choice("digits", self, "background", get_args(Background))
 
 
-class Digits(torch.utils.data.Dataset[Sample]):
+class Digits(Drawn):
     """One split of the benchmark, drawn when it is made and held in memory.
 
     Group sizes are exact, as those of `Pondbirds`.
@@ -140,28 +140,6 @@ class Digits(torch.utils.data.Dataset[Sample]):
                 images = torch.where(self.masks[rows, None], colours, images)
             # Whole steps of 1/255: what a file would hold, and equal on machines that round differently.
             self.images[rows] = (images * 255).round_().div_(255)
-
-    def swapped(self) -> "Digits":
-        """The same digits in the same places, each on the other kind of background."""
-        other: Background = "as_drawn" if self.config.background == "swapped" else "swapped"
-        return Digits(self.split, replace(self.config, background=other))
-
-    def redrawn(self) -> "Digits":
-        """The same digits in the same places, each on another picture of the same kind of background."""
-        return Digits(self.split, replace(self.config, background="redrawn"))
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> Sample:
-        index = range(len(self))[index]
-        return {
-            "image": self.images[index],
-            "label": int(self.labels[index]),
-            "group": int(self.groups[index]),
-            "mask": self.masks[index],
-            "index": index,
-        }
 
 
 @lru_cache(maxsize=1)

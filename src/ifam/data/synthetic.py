@@ -16,7 +16,7 @@ average in training and badly on the birds that are elsewhere.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, TypedDict, get_args
+from typing import Any, Literal, TypedDict, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -135,7 +135,49 @@ class Sample(TypedDict):
     index: int
 
 
-class Pondbirds(torch.utils.data.Dataset[Sample]):
+# What each kind of drawn split gives again; beartype does not know `Self` here.
+Split = TypeVar("Split", bound="Drawn")
+
+
+class Drawn(torch.utils.data.Dataset[Sample]):
+    """A split that is drawn when it is made and held in memory: objects, each on one of two backgrounds."""
+
+    split: str
+    config: Any
+    images: Float[Tensor, "N 3 S S"]
+    labels: Int[Tensor, " N"]
+    groups: Int[Tensor, " N"]
+    masks: Bool[Tensor, "N S S"]
+
+    def swapped(self: Split) -> Split:
+        """The same objects in the same places, each on the other kind of background."""
+        other: Background = "as_drawn" if self.config.background == "swapped" else "swapped"
+        return self._again(other)
+
+    def redrawn(self: Split) -> Split:
+        """The same objects in the same places, each on another picture of the same kind of background."""
+        return self._again("redrawn")
+
+    def _again(self: Split, background: Background) -> Split:
+        again: Any = type(self)
+        made: Split = again(self.split, replace(self.config, background=background))
+        return made
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> Sample:
+        index = range(len(self))[index]
+        return {
+            "image": self.images[index],
+            "label": int(self.labels[index]),
+            "group": int(self.groups[index]),
+            "mask": self.masks[index],
+            "index": index,
+        }
+
+
+class Pondbirds(Drawn):
     """One split of the benchmark, drawn when it is made and held in memory.
 
     Group sizes are exact: classes differ by at most one image, and in each class of n images
@@ -198,28 +240,6 @@ class Pondbirds(torch.utils.data.Dataset[Sample]):
                 images = torch.where(self.parts[rows].any(dim=1, keepdim=True), colours, images)
             # Whole steps of 1/255: what a file would hold, and equal on machines that round differently.
             self.images[rows] = (images * 255).round_().div_(255)
-
-    def swapped(self) -> "Pondbirds":
-        """The same birds in the same poses, each on the other kind of background."""
-        other: Background = "as_drawn" if self.config.background == "swapped" else "swapped"
-        return Pondbirds(self.split, replace(self.config, background=other))
-
-    def redrawn(self) -> "Pondbirds":
-        """The same birds in the same poses, each on another picture of the same kind of background."""
-        return Pondbirds(self.split, replace(self.config, background="redrawn"))
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> Sample:
-        index = range(len(self))[index]
-        return {
-            "image": self.images[index],
-            "label": int(self.labels[index]),
-            "group": int(self.groups[index]),
-            "mask": self.masks[index],
-            "index": index,
-        }
 
 
 def random_table(split: str, seed: int, stream: str, rows: int, columns: int) -> Float[Tensor, "rows columns"]:

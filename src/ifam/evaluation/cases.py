@@ -81,6 +81,12 @@ class Observed:
         return self.logits.softmax(dim=1).amax(dim=1)
 
 
+def spread(count: int, limit: int) -> list[int]:
+    """At most `limit` of `count` indices, evenly spread."""
+    number = min(count, limit)
+    return [i * count // number for i in range(number)]
+
+
 def chunks(count: int, batch_size: int) -> Iterator[slice]:
     """Slices of at most `batch_size` that cover `count` images."""
     for start in range(0, count, batch_size):
@@ -159,8 +165,7 @@ def from_benchmark(benchmark: Benchmark, split: str, model: IFAM, limit: int) ->
     examples = benchmark.split(split)
     if not len(examples):
         raise IfamError(f"{benchmark.name} has no image in {split!r}; choose another split.")
-    count = min(limit, len(examples))
-    indices = [i * len(examples) // count for i in range(count)]
+    indices = spread(len(examples), limit)
     rows = _prepared(examples, indices, model)
     masks = [row["mask"] for row in rows]
     # Data that knows no groups gives the classes for them.

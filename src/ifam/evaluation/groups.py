@@ -9,6 +9,7 @@ from torch import nn
 
 from ifam._typing import Float, Tensor
 from ifam.data import Benchmark, Prepared, collate
+from ifam.evaluation.attacks import hidden_pixel_mask
 from ifam.evaluation.intervals import LEVEL, Interval, auroc, interval, mean, resamples, stacked, totals
 from ifam.evaluation.records import Rows, collect
 from ifam.interventions import Intervention
@@ -278,8 +279,7 @@ def hidden_influence(model: Any, examples: Any, count: int = 64, seed: int = 0) 
     model.eval()
     mask = model(batch.images).mask
     logits = model.predictor(batch.images, mask)
-    height, width = model.predictor.backbone.patch_size
-    hidden = ~mask.repeat_interleave(height, 1).repeat_interleave(width, 2)[:, None]
+    hidden = hidden_pixel_mask(mask, batch.images)
     noise = torch.randn(batch.images.shape, generator=torch.Generator().manual_seed(seed))
     worst = 0.0
     for other in (

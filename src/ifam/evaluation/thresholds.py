@@ -17,6 +17,7 @@ import torch
 from ifam._typing import Tensor
 from ifam.data import Benchmark, Prepared, collate
 from ifam.errors import IfamError
+from ifam.evaluation.cases import spread
 from ifam.hub import CONFIG
 from ifam.model import IFAM
 from ifam.progress import progress_bar
@@ -87,7 +88,9 @@ def compute_thresholds(
         shown = f"{wrong[0]:g} is none" if wrong else "none was given"
         raise IfamError(f"Quantiles are between 0 and 1, and {shown}: 0.05 drops the least sure 5% of patches.")
     examples = Prepared(benchmark.split(split), model.image_size, model.normalisation)
-    chosen = range(len(examples)) if limit is None else _spread(len(examples), limit)
+    if limit is not None and limit < 1:
+        raise IfamError(f"limit is {limit}, but at least 1 image is needed.")
+    chosen = range(len(examples)) if limit is None else spread(len(examples), limit)
     won: list[list[np.ndarray]] = [[] for _ in range(model.config.num_parts)]
     device = next(model.parameters()).device
     was_training = model.training
@@ -176,11 +179,3 @@ def stored(extra: Mapping[str, Any], model: str) -> Thresholds:
 def _numbers(values: Tensor) -> np.ndarray:
     found: np.ndarray = values.double().cpu().numpy()
     return found
-
-
-def _spread(count: int, limit: int) -> list[int]:
-    """At most so many indices, evenly spread."""
-    if limit < 1:
-        raise IfamError(f"limit is {limit}, but at least 1 image is needed.")
-    number = min(count, limit)
-    return [i * count // number for i in range(number)]
