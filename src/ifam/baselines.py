@@ -1,12 +1,19 @@
 """What a user would compare with: the same parts, put together otherwise."""
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
 import torch
 from torch import nn
 
 from ifam._typing import Bool, Float, Tensor
 from ifam.backbone import Backbone
 from ifam.config import ModelConfig
+from ifam.errors import IfamError
+from ifam.model import IFAM
 from ifam.predictor import Predictor
+from ifam.soft_mask import SoftMaskIFAM
 
 
 class PlainViT(nn.Module):
@@ -58,3 +65,37 @@ class LateMask(PlainViT):
         pooled = (tokens * shown[:, :, None]).sum(dim=1) / shown.sum(dim=1, keepdim=True).clamp_min(1)
         logits: Tensor = self.predictor.head(self.predictor.norm(pooled))
         return logits
+
+
+@dataclass(frozen=True)
+class Method:
+    """A model that can be trained and judged by name (`ifam train --method`, `ifam compare`).
+
+    Attributes:
+        about: What it is, in one line.
+        build: Makes the model from its settings, pretrained or not.
+        train: Fields of `TrainConfig` that make the method what it is; they go before what a user sets.
+    """
+
+    about: str
+    build: Callable[[ModelConfig, bool], nn.Module]
+    train: Mapping[str, Any] = field(default_factory=dict)
+
+
+METHODS: dict[str, Method] = {
+    "ifam": Method("selector and predictor, trained jointly through the mask", IFAM),
+    "plain_vit": Method("one transformer that sees the whole image", PlainViT),
+    "soft_mask": Method("probabilities in the place of the mask: every patch is seen a little", SoftMaskIFAM),
+    "frozen_predictor": Method("the predictor's transformer stays as pretrained", IFAM, {"predictor_tuning": "none"}),
+}
+
+
+def method(name: str) -> Method:
+    """The method of this name.
+
+    Raises:
+        IfamError: There is none.
+    """
+    if name not in METHODS:
+        raise IfamError(f"There is no method {name!r}; choose one of {', '.join(METHODS)}.")
+    return METHODS[name]
