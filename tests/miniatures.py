@@ -244,7 +244,10 @@ def imagenet_v2(root: Path) -> dict[str, Any]:
 
 
 def imagenet9(root: Path) -> dict[str, Any]:
-    """All nine classes and three treatments, two images each; class i of 1,000 is i % 10 here, or none for 9."""
+    """All nine classes and three treatments, two images each; class i of 1,000 is i % 10 here, or none for 9.
+
+    Files of mixed treatments are named after object and background, as those of the archive.
+    """
     names = (
         "dog",
         "bird",
@@ -259,7 +262,9 @@ def imagenet9(root: Path) -> dict[str, Any]:
     for number, name in enumerate(names):
         for variant in ("original", "mixed_same", "mixed_rand"):
             for image in range(2):
-                draw(root / variant / "val" / f"{number:02d}_{name}" / f"n0{number}_{image}.JPEG")
+                thing, scene = f"n0{number}_{image}", f"n0{(number + 2) % 9}_{image}"
+                file = thing if variant == "original" else f"fg_{thing}_bg_{scene}"
+                draw(root / variant / "val" / f"{number:02d}_{name}" / f"{file}.JPEG")
         mask = np.zeros((HEIGHT, WIDTH), bool)
         mask[OBJECT] = True
         (root / "fg_mask" / "val" / f"{number:02d}_{name}").mkdir(parents=True, exist_ok=True)
@@ -268,6 +273,25 @@ def imagenet9(root: Path) -> dict[str, Any]:
     mapping = {str(label): label % 10 if label % 10 < 9 else -1 for label in range(1000)}
     (root / "in_to_in9.json").write_text(json.dumps(mapping))
     return {}
+
+
+def imagenet9_challenge(root: Path) -> dict[str, Any]:
+    """The same with what the challenge needs: objects alone, red on black, and backgrounds, one colour each.
+
+    Each class has three objects alone, one more than there are masks.
+    """
+    options = imagenet9(root)
+    for folder in sorted((root / "original" / "val").iterdir()):
+        number = int(folder.name[:2])
+        for image in range(3):
+            black = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+            black[OBJECT] = (220, 30 + 20 * number, 30)
+            scene = np.full((HEIGHT, WIDTH, 3), (28 * number, 90 * image, 255 - 28 * number), np.uint8)
+            for treatment, pixels in (("only_fg", black), ("only_bg_t", scene)):
+                path = root / treatment / "val" / folder.name / f"n0{number}_{image}.JPEG"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels).save(path, quality=95)
+    return options
 
 
 def part_imagenet(root: Path) -> dict[str, Any]:

@@ -7,11 +7,12 @@ import torch
 
 from ifam import hub
 from ifam.auditing import OWN_WEIGHTS, audit, load_plain
-from ifam.baselines import LateMask, PlainViT
+from ifam.baselines import LatePredictor, PlainViT
 from ifam.cli import main
 from ifam.config import ModelConfig
 from ifam.data import load_benchmark
 from ifam.errors import IfamError
+from ifam.evaluation.certificates import share_weights
 from ifam.model import IFAM
 from ifam.predictor import Predictor
 from ifam.types import Batch
@@ -154,14 +155,13 @@ def test_one_image_and_foreign_data_are_refused(tiny_model, images):
 
 def test_a_late_mask_is_no_mask(make_model, images, mask):
     """It averages the masked tokens, each of which has seen everything."""
-    late = LateMask(make_model().config, pretrained=False).eval()
+    late = share_weights(make_model().predictor, LatePredictor)
     with torch.no_grad():
         out = late(images, mask)
-        tokens = late.predictor.backbone(images)[:, 1:]
+        tokens = late.backbone(images)[:, 1:]
         for i in (0, 2, 3):
             pooled = tokens[i][mask[i].flatten()].mean(dim=0)
-            torch.testing.assert_close(out[i], late.predictor.head(late.predictor.norm(pooled)))
-        torch.testing.assert_close(late(images), late(images, torch.ones_like(mask)))
+            torch.testing.assert_close(out[i], late.classify(pooled[None])[0])
         changed = images.clone()
         changed[0, :, :16, :16] += 1
         assert not torch.equal(late(changed, mask)[0], out[0])
@@ -227,7 +227,7 @@ def test_the_verb_fails_with_status_1(saved, tmp_path, capsys, monkeypatch):
 
 
 def test_a_plain_vit_of_another_kind_is_refused(saved, tmp_path, capsys):
-    with pytest.raises(IfamError, match="two stages"):
+    with pytest.raises(IfamError, match="method 'ifam', but one of 'plain_vit' is expected"):
         load_plain(saved / "ifam")
     config = ModelConfig("ifam_tiny", image_size=96, class_names=("swimmer", "percher"))
     hub.save(PlainViT(config, pretrained=False), tmp_path / "other")

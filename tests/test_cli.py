@@ -15,8 +15,11 @@ from PIL import Image
 from safetensors.torch import load_file
 from skimage import data
 
+from ifam.baselines import METHODS
 from ifam.cli import VERBS, main
-from ifam.recipes import TINY_TRAIN, small_data
+from ifam.config import LossConfig, ModelConfig, TrainConfig
+from ifam.data import load_benchmark
+from ifam.recipes import TINY_TRAIN, build, settle, small_data
 
 TINY_DATA = ["--data.num_train", "32", "--data.num_val", "8", "--data.num_test", "8"]
 TINY = ["--model.backbone", "ifam_tiny", "--model.image_size", "80", "--train.accelerator", "cpu"]
@@ -225,6 +228,66 @@ def test_training_on_pondbirds_judges_the_test_set(tmp_path):
     assert found["predictor"] == results["predictor"]
 
 
+# --- other methods ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def late(tmp_path_factory):
+    """A model of another method, by the command line."""
+    out = tmp_path_factory.mktemp("runs") / "late"
+    main(["train", "--method", "late_mask", *QUICK, *TINY_DATA, "--train.batch_size", "16", "--out", str(out)])
+    return out
+
+
+def test_help_and_documentation_name_every_method(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    shown = capsys.readouterr().out
+    page = (Path(__file__).parents[1] / "docs" / "comparisons.md").read_text()
+    for name in METHODS:
+        assert re.search(rf"\b{name}\b", shown), name
+        assert f"| `{name}` |" in page
+        assert re.search(rf"^### .*\b{name}\b", page, re.MULTILINE) or name == "ifam"
+
+
+def test_another_method_is_trained_saved_and_judged(late, tmp_path):
+    assert yaml.safe_load((late / "train.yaml").read_text())["method"] == "late_mask"
+    assert json.loads((late / "config.json").read_text())["method"] == "late_mask"
+    results = json.loads((late / "results.json").read_text())
+    assert results["conditions"]["method"] == "late_mask"
+    main(["evaluate", "--model", str(late), "--out", str(tmp_path / "found.json")])
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["conditions"]["method"] == "late_mask"
+    assert (found["predictor"], found["mask_iou"]) == (results["predictor"], results["mask_iou"])
+    main(["evaluate", "--model", str(late), "--drop_parts", "[0,1,2,3]", "--out", str(tmp_path / "without.json")])
+    assert json.loads((tmp_path / "without.json").read_text())["mask_iou"] == 0
+
+
+def test_a_run_of_another_method_is_repeated_by_its_settings(late, tmp_path):
+    main(["train", "--config", str(late / "train.yaml"), "--out", str(tmp_path / "again")])
+    first, again = (load_file(folder / "model.safetensors") for folder in (late, tmp_path / "again"))
+    assert first.keys() == again.keys()
+    assert all(first[name].equal(again[name]) for name in first)
+
+
+def test_models_go_to_a_folder_named_by_their_method(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = [*QUICK, *TINY_DATA, "--train.batch_size", "16"]
+    main(["train", "--method", "attentive_probe", *words])
+    assert (tmp_path / "runs" / "attentive_probe" / "model.safetensors").is_file()
+    # It is told what can be done with it, and what cannot.
+    said = capsys.readouterr().out
+    assert "ifam evaluate --model runs/attentive_probe" in said
+    resolved = yaml.safe_load((tmp_path / "runs" / "attentive_probe" / "train.yaml").read_text())
+    assert resolved["train"]["predictor_tuning"] == "none"
+    model = ["--model", "runs/attentive_probe"]
+    Image.new("RGB", (30, 30)).save(tmp_path / "x.png")
+    assert "no parts to draw" in fails(capsys, "predict", "x.png", *model)
+    assert "no thresholds" in fails(capsys, "thresholds", *model)
+    assert "'attentive_probe', but one of 'ifam'" in fails(capsys, "audit", *model, *TINY_DATA)
+    assert "drawn from no mask" in fails(capsys, "evaluate", *model, "--drop_parts", "[0]")
+
+
 # --- what is there stays ---------------------------------------------------------------------------------
 
 
@@ -267,6 +330,11 @@ BAD = {
     "size that the patches do not divide": (["train", *TINY, "--model.image_size", "81", *TINY_DATA], "80 or 88"),
     "no parts": (["train", *TINY, "--model.num_parts", "0", *TINY_DATA], "num_parts is 0"),
     "batch larger than the data": (["train", *TINY, *TINY_DATA, "--train.batch_size", "33"], "batch of 33"),
+    "unknown method": (["train", "--method", "ifamm"], "'ifamm'; choose one of ifam, plain_vit"),
+    "a setting against the method": (
+        ["train", "--method", "frozen_predictor", "--train.predictor_tuning", "tokens", *TINY_DATA],
+        "train.predictor_tuning = 'none', not 'tokens'",
+    ),
     "no epochs": (["train", *QUICK, *TINY_DATA, "--train.epochs", "0"], "epochs is 0"),
     "missing configuration": (["train", "--config", "no.yaml"], "no.yaml"),
     "evaluating no model": (["evaluate", "--model", "nowhere"], "nowhere"),
@@ -392,6 +460,23 @@ def test_without_a_network_the_embedded_backbone_takes_the_defaults_place(offlin
     assert resolved["train"]["batch_size"] == 2
     assert resolved["train"]["selector_tuning"] == TINY_TRAIN.selector_tuning
     assert resolved["train"]["base_lr"] == TINY_TRAIN.base_lr
+
+
+def test_the_embedded_backbone_takes_the_defaults_place_for_other_methods(offline):
+    images = load_benchmark("pondbirds", options={"num_train": 8, "num_val": 8, "num_test": 8})
+    config = ModelConfig(num_classes=2)
+    for method in ("attention_crops", "attentive_probe"):
+        plan = build(config, settle(method, TrainConfig()), LossConfig(), images, method)
+        assert plan.model.method == method
+        assert plan.config.backbone == "ifam_tiny"
+        assert plan.train.base_lr == TINY_TRAIN.base_lr
+        assert plan.train.predictor_tuning == ("none" if method == "attentive_probe" else "all")
+
+
+def test_true_masks_that_are_missing_are_missed_before_training(pictures, capsys, tmp_path):
+    words = ["train", "--method", "given_mask", "--benchmark", "folder", "--root", pictures, "--out", tmp_path / "new"]
+    assert "given_mask needs true masks, and folder has none" in fails(capsys, *words, *QUICK)
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_backbone_that_was_asked_for_is_never_replaced(offline, pictures, tmp_path, capsys):

@@ -21,6 +21,30 @@ def test_a_positive_angle_turns_clockwise():
     assert_close(turned, torch.tensor([[[[3.0, 1.0], [4.0, 2.0]]]]), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize(("height", "width"), [(41, 81), (81, 41)])
+def test_pixels_turn_about_the_centre_of_an_image_that_is_no_square(height, width):
+    """A quarter turn carries a step to the right into a step down of as many pixels, not of the same share."""
+    image = torch.zeros(1, 1, height, width)
+    image[0, 0, height // 2, width // 2 + 15] = 1
+    turned = transform(image, Affine(angle=90.0))
+    assert (turned == turned.max()).nonzero().tolist() == [[0, 0, height // 2 + 15, width // 2]]
+
+
+@pytest.mark.parametrize("affine", [Affine(50.0, (9.0, -6.0), 1.2), Affine(-80.0, (-12.0, 0.0), 0.9)])
+def test_maps_of_images_that_are_no_squares_come_back_to_where_the_images_were(affine):
+    """Maps of 4 x 4 pixel patches: what the turned image shows lies, brought back, where the image shows it."""
+    maps = torch.nn.functional.interpolate(torch.rand(1, 3, 6, 9), size=(36, 54), mode="bicubic")
+    image = torch.nn.functional.interpolate(maps, scale_factor=4, mode="bilinear") + 1
+    seen = torch.nn.functional.avg_pool2d(transform(image, affine), 4)
+    back = inverse_transform(seen, affine, image_size=(144, 216))
+    inside = inverse_transform(transform(torch.ones_like(image), affine)[:, :, ::4, ::4], affine, (144, 216)) > 0.99
+    assert inside.float().mean() > 0.4
+    error = (back - maps - 1)[inside].abs().mean()
+    assert error < 0.3 * (maps.flip(3) - maps)[inside].abs().mean()  # a cell is rounded twice
+    wrong = inverse_transform(seen.mT, affine, image_size=(216, 144)).mT  # as if the axes were exchanged
+    assert error < 0.5 * (wrong - maps - 1)[inside].abs().mean()
+
+
 def test_a_shift_goes_right_and_down_and_leaves_zeros():
     shifted = transform(picture(2, 3), Affine(translate=(1.0, 0.0)))
     assert_close(shifted, torch.tensor([[[[0.0, 0.0, 1.0], [0.0, 3.0, 4.0]]]]), atol=1e-5, rtol=0)

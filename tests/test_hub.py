@@ -17,7 +17,7 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 import ifam
-from ifam import hub
+from ifam import files, hub
 from ifam.errors import IfamError
 from ifam.model import IFAM
 from ifam.official import to_official
@@ -152,7 +152,8 @@ def test_what_a_folder_holds(saved, tiny_model):
     assert {path.name for path in saved.iterdir()} == {"config.json", "model.safetensors"}
     settings = json.loads((saved / "config.json").read_text())
     assert settings["ifam_version"] == ifam.__version__
-    assert set(settings) == {*asdict(tiny_model.config), "ifam_version", "extra"}
+    assert settings["method"] == "ifam"
+    assert set(settings) == {"method", *asdict(tiny_model.config), "ifam_version", "extra"}
     assert set(load_file(saved / "model.safetensors")) == set(tiny_model.state_dict())
 
 
@@ -194,7 +195,7 @@ def test_a_failure_leaves_no_new_folder_and_no_half_of_a_file(tiny_model, tmp_pa
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(hub, "save_file", fail)
+    monkeypatch.setattr(files, "save_file", fail)
     with pytest.raises(IfamError, match=r"could not be written .*No space left.*another folder"):
         tiny_model.save_pretrained(tmp_path / "new" / "er")
     assert list(tmp_path.iterdir()) == []
@@ -206,7 +207,7 @@ def test_a_failure_keeps_the_older_model(saved, make_model, monkeypatch):
     def fail(tensors, path, metadata):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(hub, "save_file", fail)
+    monkeypatch.setattr(files, "save_file", fail)
     with pytest.raises(KeyboardInterrupt):
         make_model(num_classes=7).save_pretrained(saved)
     assert {path.name for path in saved.iterdir()} == {"config.json", "model.safetensors"}

@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ifam.config import ModelConfig
 from ifam.errors import IfamError
 from ifam.interventions import DropParts, KeepParts, UseMask
 from ifam.model import IFAM
@@ -57,17 +56,6 @@ def test_the_predictors_backbone_may_differ(make_model, images):
     assert model.selector.backbone.has_class_token
     assert not model.predictor.backbone.has_class_token
     assert model(images).logits.shape == (4, 5)
-
-
-def test_backbones_with_different_grids_are_refused():
-    config = ModelConfig(
-        "vit_tiny_patch16_224",
-        image_size=224,
-        predictor_backbone="vit_small_patch14_reg4_dinov2",
-        backbone_kwargs={"depth": 1, "embed_dim": 12, "num_heads": 1},
-    )
-    with pytest.raises(IfamError, match=r"\(14, 14\) patches .*vit_small_patch14_reg4_dinov2 \(16, 16\)"):
-        IFAM(config, pretrained=False)
 
 
 def test_the_stages_share_no_weight(tiny_model):

@@ -11,10 +11,11 @@ import skimage.data
 import torch
 from PIL import Image
 
+from ifam.baselines import build
 from ifam.config import ModelConfig
 from ifam.data.base import Prepared
 from ifam.errors import IfamError
-from ifam.interventions import UseMask
+from ifam.interventions import DropParts, UseMask
 from ifam.model import IFAM
 from ifam.prediction import display_crop, load_image, predict, preprocess
 
@@ -228,3 +229,26 @@ def test_many_images_show_progress(model, tmp_path, capsys):
         photo().resize((96, 96)).save(tmp_path / f"{number:02}.png")
     predict(model, tmp_path)
     assert "Predicting" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["selector", "late_mask", "soft_mask"])
+def test_models_whose_mask_hides_nothing_are_drawn_too(name, model, tmp_path):
+    other = build(name, model.config, pretrained=False).eval()
+    photo().save(tmp_path / "x.png")
+    (row,) = predict(other, tmp_path / "x.png", out=tmp_path / "out")
+    with torch.no_grad():
+        out = other(preprocess(photo(), other)[None])
+    assert row.label == int(out.logits.argmax())
+    assert row.visible_fraction == pytest.approx(float(out.visible_fraction))
+    assert row.overlay.is_file()
+
+
+def test_without_parts_there_is_nothing_to_draw(model, tmp_path):
+    photo().save(tmp_path / "x.png")
+    for name in ("plain_vit", "given_mask", "attention_crops"):
+        with pytest.raises(IfamError, match=f"The method {name} has no parts to draw"):
+            predict(build(name, model.config, pretrained=False), tmp_path / "x.png", out=tmp_path / "out")
+    alone = build("selector", model.config, pretrained=False)
+    with pytest.raises(IfamError, match="selector is drawn from no mask of parts"):
+        predict(alone, tmp_path / "x.png", interventions=[DropParts([0])])
+    assert not (tmp_path / "out").exists()

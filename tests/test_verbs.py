@@ -188,7 +188,7 @@ def test_a_model_of_a_thousand_classes(name, tmp_path, save):
     options = miniatures.MINIATURES[name](tmp_path / "data")
     model = save(tmp_path / "model", 1000)
     words = [word for key, value in options.items() for word in (f"--data.{key}", json.dumps(value))]
-    found = result(model, "--benchmark", name, "--root", tmp_path / "data", *words)
+    found = result(model, "--benchmark", name, "--root", tmp_path / "data", "--split", "test", *words)
     wanted = evaluate(load(model), load_benchmark(name, tmp_path / "data", options), num_resamples=0)
     assert found["predictor"]["average"] == wanted.predictor.average
     assert (found["predictor"]["top5"] is None) == (name == "imagenet9")
@@ -240,7 +240,7 @@ def test_a_damaged_image_is_one_sentence_whichever_process_meets_it(tmp_path, ca
 
 def test_an_error_keeps_its_own_words(capsys, monkeypatch):
     for text in ("There is no x.", "a: b: c.", "ends with IfamError: y."):
-        monkeypatch.setattr("ifam.hub.load", lambda model, text=text: (_ for _ in ()).throw(IfamError(text)))
+        monkeypatch.setattr("ifam.hub.load_any", lambda model, text=text: (_ for _ in ()).throw(IfamError(text)))
         assert fails(capsys, "evaluate") == f"ifam: {text}\n"
 
 

@@ -8,9 +8,11 @@ from math import isqrt, nextafter
 from typing import Any
 
 import torch
+from torch import nn
 
-from ifam.backbone import Backbone
+from ifam._typing import Tensor
 from ifam.errors import IfamError
+from ifam.vit import create
 
 Shapes = Mapping[str, Sequence[int]]
 
@@ -59,7 +61,6 @@ def infer_vit(stages: Sequence[Shapes], image_size: int | None = None) -> Vit:
 
     width = vote(sizes("norm1.weight", 0), "stage_1.blocks.0.norm1.weight")
     hidden = vote(sizes("mlp.fc1.weight", 0), "stage_1.blocks.0.mlp.fc1.weight")
-    ratio = hidden / width
     patch = vote(sizes("patch_embed.proj.weight", 2), "stage_1.patch_embed.proj.weight")
     registers = vote(sizes("reg_token", 1), "stage_1.reg_token", default=0)
     side, no_embed_class = _infer_grid(sizes("pos_embed", 1), registers, patch, image_size)
@@ -68,14 +69,20 @@ def infer_vit(stages: Sequence[Shapes], image_size: int | None = None) -> Vit:
         depth=1 + max(blocks),
         patch_size=patch,
         reg_tokens=registers,
-        # timm takes int(width * ratio), which a rounded ratio would miss by one.
-        mlp_ratio=ratio if int(width * ratio) == hidden else nextafter(ratio, hidden),
+        mlp_ratio=mlp_ratio(hidden, width),
         swiglu=hidden == 2 * vote(sizes("mlp.fc2.weight", 1), "stage_1.blocks.0.mlp.fc2.weight"),
         no_embed_class=no_embed_class,
         layer_scale=any(name.endswith("ls1.gamma") for name, _ in every),
         qkv_bias=any(name.endswith(("attn.qkv.bias", "attention.attention.query.bias")) for name, _ in every),
         grid=side,
     )
+
+
+def mlp_ratio(hidden: int, width: int) -> float:
+    """The ratio of which timm makes a hidden layer of this width."""
+    ratio = hidden / width
+    # timm takes int(width * ratio), which a rounded ratio would miss by one.
+    return ratio if int(width * ratio) == hidden else nextafter(ratio, hidden)
 
 
 def _infer_grid(rows: Sequence[int], registers: int, patch: int, image_size: int | None) -> tuple[int, bool]:
@@ -180,21 +187,21 @@ def _describe(name: str) -> _Known | None:
     """What timm's model of a name looks like; None where timm has no such transformer."""
     try:
         with torch.device("meta"):
-            backbone = Backbone(name, pretrained=False)
+            vit = create(name, None, False, {})
     except (IfamError, RuntimeError):
         return None
-    return _Known(describe(backbone), count_heads(backbone))
+    return _Known(describe(vit), count_heads(vit))
 
 
-def describe(backbone: Backbone) -> Vit:
-    """What the tensors of a backbone tell about it."""
-    return infer_vit([{name: tuple(t.shape) for name, t in backbone.vit.state_dict().items()}])
+def describe(vit: nn.Module) -> Vit:
+    """What the tensors of a transformer of timm tell about it."""
+    return infer_vit([{name: tuple(t.shape) for name, t in vit.state_dict().items()}])
 
 
-def count_heads(backbone: Backbone) -> int:
-    """Attention heads of a backbone, which no tensor tells."""
-    block: Any = backbone.vit.blocks[0]
-    return int(block.attn.num_heads)
+def count_heads(vit: nn.Module) -> int:
+    """Attention heads of a transformer of timm, which no tensor tells."""
+    counts: list[Any] = [module.num_heads for module in vit.modules() if hasattr(module, "num_heads")]
+    return int(counts[0])
 
 
 def _stated_heads(settings: Mapping[str, Any]) -> Any:
@@ -219,3 +226,49 @@ def _check_heads(vit: Vit, heads: Any, kwargs: dict[str, Any]) -> dict[str, Any]
             f"DINOv2's own is width / 64."
         )
     return kwargs
+
+
+def check_tensors(
+    expected: Shapes, found: Mapping[str, Tensor], wanted: str = "a checkpoint with every tensor of both stages"
+) -> None:
+    """Raise an `IfamError` unless the tensors have exactly the expected names and shapes, and are numbers.
+
+    Args:
+        expected: Shapes by name.
+        found: The tensors.
+        wanted: What they should have been, for the error.
+    """
+    missing = [name for name in expected if name not in found]
+    surplus = [name for name in found if name not in expected]
+    wrong = [
+        f"{name} (expected {list(shape)}, found {list(found[name].shape)})"
+        for name, shape in expected.items()
+        if name in found and tuple(found[name].shape) != tuple(shape)
+    ]
+    kinds = [f"{name} ({tensor.dtype})" for name, tensor in found.items() if not _is_weight(name, tensor)]
+    problems = [
+        _count(missing, "missing"),
+        _count(surplus, "surplus"),
+        _count(wrong, "of the wrong shape"),
+        _count(kinds, "of a type that holds no weights"),
+    ]
+    if any(problems):
+        raise IfamError(
+            f"The checkpoint does not fit the model: {'; '.join(filter(None, problems))}. "
+            f"{wanted[0].upper()}{wanted[1:]} is expected; this one is damaged or of another model."
+        )
+
+
+def _is_weight(name: str, tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or name.endswith("prefix_attn_mask")
+
+
+def some(items: Sequence[str], limit: int = 3) -> str:
+    """The first few of a list, and how many more there are."""
+    more = f" and {len(items) - limit} more" if len(items) > limit else ""
+    return ", ".join(items[:limit]) + more
+
+
+def _count(items: Sequence[str], what: str) -> str:
+    """How many of something, and which."""
+    return f"{len(items)} {'key is' if len(items) == 1 else 'keys are'} {what}: {some(items)}" if items else ""

@@ -60,10 +60,10 @@ class Attend(TorchFunctionMode):
 def attention(
     query: Float[Tensor, "B h N d"],
     key: Float[Tensor, "B h M d"],
-    value: Float[Tensor, "B h M d"],
+    value: Float[Tensor, "B h M e"],
     real: Bool[Tensor, "B M"] | None = None,
     bias: Float[Tensor, "B M"] | None = None,
-) -> Float[Tensor, "B h N d"]:
+) -> Float[Tensor, "B h N e"]:
     """Attention to the real keys, each with a bias on its logits.
 
     Args:
@@ -73,14 +73,14 @@ def attention(
         real: False for keys that nothing may attend to; all are real where it is None.
         bias: Added to the attention logits of each key; may need a gradient.
     """
-    size = key.shape[-1]
+    size, width = key.shape[-1], value.shape[-1]
     if bias is None:
         mask = None if real is None else real[:, None, None]
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=size**-0.5)
     if real is not None:
         bias = bias.masked_fill(~real, -never(key.dtype))
     query, key, value = with_bias(query, key, value, bias)
-    return F.scaled_dot_product_attention(query, key, value, scale=size**-0.5)[..., :size]
+    return F.scaled_dot_product_attention(query, key, value, scale=size**-0.5)[..., :width]
 
 
 def with_bias(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -137,10 +137,10 @@ class Priced(torch.autograd.Function):
 def price_hidden(
     query: Float[Tensor, "B h N d"],
     key: Float[Tensor, "B h M d"],
-    out: Float[Tensor, "B h N d"],
-    grad: Float[Tensor, "B h N d"],
+    out: Float[Tensor, "B h N e"],
+    grad: Float[Tensor, "B h N e"],
     hidden_key: Float[Tensor, "B h L d"],
-    hidden_value: Float[Tensor, "B h L d"],
+    hidden_value: Float[Tensor, "B h L e"],
     real: Bool[Tensor, "B M"] | None = None,
 ) -> Float[Tensor, "B L"]:
     """The derivative with respect to the gates of hidden keys (the formula at the head of this file).

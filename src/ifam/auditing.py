@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torchvision.transforms.v2.functional import to_pil_image
 
 from ifam import hub
@@ -23,11 +22,9 @@ from ifam.evaluation.leakage import Leakage, measure_leakage
 from ifam.evaluation.posthoc import PostHoc, compare_explanations, explainers
 from ifam.evaluation.sufficiency import Parts, measure_parts
 from ifam.evaluation.tables import provenance
-from ifam.files import read_safetensors
 from ifam.masking import patch_mask
 from ifam.metrics import MaskIoU
 from ifam.model import IFAM
-from ifam.official import check_tensors
 from ifam.progress import progress_bar
 from ifam.report.results import write_audit
 from ifam.types import Batch
@@ -220,16 +217,7 @@ def load_plain(source: str | Path) -> PlainViT:
     Raises:
         IfamError: The folder holds no plain ViT.
     """
-    folder = Path(source)
-    config, _ = hub.read_config(folder)
-    weights = read_safetensors(folder / hub.WEIGHTS)
-    if any(name.startswith("selector.") for name in weights):
-        raise IfamError(f"{folder} holds a model of two stages; give a plain ViT, saved with `ifam.hub.save`.")
-    with torch.device("meta"):
-        plain = PlainViT(config, pretrained=False)
-    check_tensors({name: tuple(value.shape) for name, value in plain.state_dict().items()}, weights)
-    plain.load_state_dict(weights, assign=True)
-    return plain.eval()
+    return hub.load_as(source, PlainViT)
 
 
 def write(result: AuditResult, model: IFAM, folder: str | Path) -> tuple[Path, Path]:

@@ -13,12 +13,17 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from ifam import dinov2
 from ifam._typing import Bool, Float, Tensor
 from ifam.attention import Attend, attention
-from ifam.config import Execution, MaskGradient
+from ifam.config import Execution, MaskGradient, ModelConfig
 from ifam.errors import IfamError
 from ifam.layout import Hidden, Layout, Packed, Padded
-from ifam.vit import create
+from ifam.positions import Positions, turned
+from ifam.vit import Size, create
+
+# Channel means and standard deviations.
+Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
 
 # Compiled code is made for lengths in steps of this many tokens.
 _BUCKET = 32
@@ -31,8 +36,8 @@ class Backbone(nn.Module):
     """A timm vision transformer that can be shown a part of its patches.
 
     Args:
-        name: timm's name of the model, or `ifam_tiny`.
-        image_size: Side of the square input in pixels; the model's own where None.
+        name: timm's name of the model, `ifam_tiny`, or the folder or hub id of a Dinov2 of `transformers`.
+        image_size: Height and width of the input in pixels, or the side of a square; the model's own where None.
         pretrained: Load pretrained weights (from the hub for timm's models, from the package for `ifam_tiny`).
         **kwargs: Handed to `timm.create_model`.
 
@@ -40,10 +45,13 @@ class Backbone(nn.Module):
         IfamError: The name is unknown, is not a vision transformer, or the patches do not divide the image.
     """
 
-    def __init__(self, name: str, *, image_size: int | None = None, pretrained: bool = True, **kwargs: Any) -> None:
+    def __init__(self, name: str, *, image_size: Size | None = None, pretrained: bool = True, **kwargs: Any) -> None:
         super().__init__()
-        self.vit = create(name, image_size, pretrained, kwargs)
+        folder = dinov2.find(name)
+        make = partial(create, name) if folder is None else folder.create
+        self.vit = make(image_size, pretrained, kwargs)
         self.compiled = False
+        self.change_of_scale: Normalisation | None = None
         # The modes of `attention.py` stand in for the fused kernel, so every block must call it.
         for module in self.vit.modules():
             if hasattr(module, "fused_attn"):
@@ -82,10 +90,31 @@ class Backbone(nn.Module):
         return self.vit.cls_token is not None
 
     @property
-    def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    def normalisation(self) -> Normalisation:
         """Channel means and standard deviations that the weights were trained with."""
         cfg = getattr(self.vit, "pretrained_cfg", None) or {}
         return tuple(cfg.get("mean", (0.485, 0.456, 0.406))), tuple(cfg.get("std", (0.229, 0.224, 0.225)))
+
+    def renormalise(self, given: Normalisation, wanted: Normalisation) -> None:
+        """Be given images of another normalisation from now on, and bring them to the wanted one.
+
+        Args:
+            given: Channel means and standard deviations that the images are normalised by.
+            wanted: Those that the weights were trained with.
+        """
+        if given != wanted:
+            channels = list(zip(*given, *wanted, strict=True))
+            scale = tuple(std / own_std for _, std, _, own_std in channels)
+            shift = tuple((mean - own_mean) / own_std for mean, _, own_mean, own_std in channels)
+            self.change_of_scale = scale, shift
+
+    def accept(self, images: Tensor) -> Tensor:
+        """Images [B, 3, S1, S2] as the weights expect them, once they are known to have the right size."""
+        self.check_images(images)
+        if self.change_of_scale is None:
+            return images
+        scale, shift = (images.new_tensor(values)[:, None, None] for values in self.change_of_scale)
+        return images * scale + shift
 
     def check_images(self, images: Tensor) -> None:
         """Raise an `IfamError` unless the images have the size that this backbone was made for."""
@@ -100,17 +129,16 @@ class Backbone(nn.Module):
 
     def forward(self, images: Tensor) -> Float[Tensor, "B N D"]:
         """Tokens of whole images [B, 3, S, S] after the final norm: prefix tokens first, then all patches."""
-        self.check_images(images)
-        tokens: Tensor = self.vit.forward_features(images)
+        tokens: Tensor = self.vit.forward_features(self.accept(images))
         return tokens
 
     def patches(self, images: Tensor) -> Float[Tensor, "B P D"]:
         """Patch tokens of whole images [B, 3, S, S] after the final norm."""
-        x = self._embed_all(images)
-        *body, last = self.vit.blocks
-        for block in body:
-            x = self._through(block, x)
-        x = self._through(last, x, read=lambda tokens: tokens[:, self.num_prefix_tokens :])
+        x, angles = self._embed_all(images)
+        *_, last = self.vit.blocks
+        for block, turn in zip(self.vit.blocks, angles, strict=True):
+            read = (lambda tokens: tokens[:, self.num_prefix_tokens :]) if block is last else None
+            x = self._through(block, x, turn, read=read)
         return self._norm(x)
 
     def tokens(
@@ -190,10 +218,10 @@ class Backbone(nn.Module):
         Returns:
             Prefix tokens first, then all patches.
         """
-        x = self._embed_all(images)
+        x, angles = self._embed_all(images)
         bias = F.pad(key_bias, (self.num_prefix_tokens, 0))
-        for block in self.vit.blocks:
-            x = self._through(block, x, partial(attention, bias=bias))
+        for block, turn in zip(self.vit.blocks, angles, strict=True):
+            x = self._through(block, x, turn, partial(attention, bias=bias))
         return self._norm(x)
 
     def _layout(self, visible: Tensor, execution: Execution) -> Layout:
@@ -232,8 +260,9 @@ class Backbone(nn.Module):
         read: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
         """The tokens of a layout after all blocks, or those that are read after the last one."""
-        self.check_images(images)
-        x, bias, hidden = self._embed(images, layout), None, None
+        images, positions = self.accept(images), Positions(self.vit)
+        x, bias, hidden = self._embed(images, layout, positions), None, None
+        angles = beside_angles = positions.of_blocks(layout)
         if gate is not None and mask_gradient != "none":
             # d log(m) = dm at m = 1: the gate of a visible key acts like a bias, which is 0.
             shown = layout.gather(gate)
@@ -241,16 +270,16 @@ class Backbone(nn.Module):
             if mask_gradient == "full":
                 beside = Packed(~visible, 0) if isinstance(layout, Packed) else Padded(~visible, 0)
                 with torch.no_grad():
-                    x_beside = self._embed(images, beside)
+                    x_beside, beside_angles = self._embed(images, beside, positions), positions.of_blocks(beside)
                 hidden = Hidden(x_beside, beside, beside.gather(gate))
         last = self.vit.blocks[-1]
-        for block in self.vit.blocks:
+        for block, turn, turn_beside in zip(self.vit.blocks, angles, beside_angles, strict=True):
             attend = partial(layout.attend, bias=bias) if hidden is None else hidden.priced(layout, bias)
-            x = self._through(block, x, attend, read if block is last else None)
+            x = self._through(block, x, turn, attend, read if block is last else None)
             if hidden is not None:
                 with torch.no_grad():
                     nothing = (lambda tokens: tokens[:, :0]) if block is last else None
-                    hidden.x = self._through(block, hidden.x, hidden.ask, nothing)
+                    hidden.x = self._through(block, hidden.x, turn_beside, hidden.ask, nothing)
         return x
 
     def _norm(self, x: Tensor) -> Tensor:
@@ -261,10 +290,13 @@ class Backbone(nn.Module):
         self,
         block: nn.Module,
         x: Tensor,
+        angles: Tensor | None,
         attend: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
         read: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
-        """Tokens after one block, with attention of one's own, or only those tokens that are read."""
+        """Tokens after one block, turned by angles, with attention of one's own, or only those tokens that are read."""
+        if angles is not None:
+            attend = turned(attend or attention, angles, half=getattr(block.attn, "rotate_half", False))
 
         def run(x: Tensor) -> Tensor:
             with nullcontext() if attend is None else Attend(attend):
@@ -278,15 +310,16 @@ class Backbone(nn.Module):
             return again
         return run(x)
 
-    def _embed_all(self, images: Tensor) -> Tensor:
-        """Prefix tokens and every patch of whole images, embedded."""
-        self.check_images(images)
+    def _embed_all(self, images: Tensor) -> tuple[Tensor, list[Tensor | None]]:
+        """Prefix tokens and every patch of whole images, embedded, and the angles for each block."""
+        images, positions = self.accept(images), Positions(self.vit)
         # Channels last, the convolution leaves its output as the tokens lie.
-        images = images.contiguous(memory_format=torch.channels_last)
-        tokens: Tensor = self.vit.norm_pre(self.vit._pos_embed(self.vit.patch_embed(images)))
-        return tokens
+        embedded = self.vit.patch_embed(images.contiguous(memory_format=torch.channels_last))
+        prefix = positions.table[:, : positions.prefix].expand(len(images), -1, -1)
+        x = torch.cat([prefix, embedded + positions.table[:, positions.prefix :]], dim=1)
+        return self.vit.norm_pre(x), positions.of_blocks()
 
-    def _embed(self, images: Tensor, layout: Layout) -> Tensor:
+    def _embed(self, images: Tensor, layout: Layout, positions: Positions) -> Tensor:
         """The embedded patches of a layout with their positions, after its prefix tokens."""
         rows, columns = self.grid
         height, width = self.patch_size
@@ -294,15 +327,45 @@ class Backbone(nn.Module):
         projection = self.vit.patch_embed.proj
         chosen = layout.gather(patches.flatten(1, 2))
         embedded = self.vit.patch_embed.norm(F.linear(chosen, projection.weight.flatten(1), projection.bias))
-        # timm's own assembly of prefix tokens and positions, on blank patches: every layout of its tables is right.
-        blank = embedded.new_zeros(1, rows * columns, self.width)
-        if self.vit.dynamic_img_size:
-            blank = blank.unflatten(1, self.grid)
-        table = self.vit._pos_embed(blank)
-        prefix = self.num_prefix_tokens
-        x = layout.assemble(table[:, : layout.prefix], embedded + layout.gather(table[:, prefix:]))
-        tokens: Tensor = self.vit.norm_pre(x)
+        tokens: Tensor = self.vit.norm_pre(positions.place(embedded, layout))
         return tokens
+
+
+def selector_backbone(config: ModelConfig, pretrained: bool) -> Backbone:
+    """The selector's transformer."""
+    return Backbone(config.backbone, image_size=config.image_size, pretrained=pretrained, **config.backbone_kwargs)
+
+
+def predictor_backbone(config: ModelConfig, pretrained: bool, selector: Backbone | None = None) -> Backbone:
+    """The predictor's transformer.
+
+    Args:
+        config: The model's settings.
+        pretrained: Load pretrained weights.
+        selector: The transformer that stands before it, whose images it is given too, in their size and normalisation.
+    """
+    name = config.predictor_backbone or config.backbone
+    kwargs = config.backbone_kwargs if config.predictor_kwargs is None else config.predictor_kwargs
+    size = config.image_size if selector is None else selector.image_size
+    backbone = Backbone(name, image_size=size, pretrained=pretrained, **kwargs)
+    if selector is not None:
+        given, wanted = (
+            (config.mean or stage.normalisation[0], config.std or stage.normalisation[1])
+            for stage in (selector, backbone)
+        )
+        backbone.renormalise(given, wanted)
+    return backbone
+
+
+def fill_buffers(model: nn.Module) -> None:
+    """Compute what no file holds, such as the angles of rotary positions, in a model that was made without memory."""
+    for module in model.modules():
+        empty = {name: buffer for name, buffer in module.named_buffers(recurse=False) if buffer.is_meta}
+        for name, buffer in empty.items():
+            setattr(module, name, torch.empty_like(buffer, device="cpu"))
+        if empty:
+            # timm's name for it, in every module that has such buffers.
+            module.init_non_persistent_buffers()  # type: ignore[operator]
 
 
 def can_read(block: nn.Module) -> bool:

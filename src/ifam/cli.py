@@ -8,15 +8,17 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
+from ifam.comparison_verbs import compare, retrain
 from ifam.config import LossConfig, ModelConfig, TrainConfig
 from ifam.errors import IfamError
-from ifam.verbs import evaluate, prepare, thresholds
+from ifam.verbs import challenge, evaluate, prepare, thresholds
 
 
 def train(
     benchmark: str = "pondbirds",
     root: Path | None = None,
-    out: Path = Path("runs/ifam"),
+    method: str = "ifam",
+    out: Path | None = None,
     overwrite: bool = False,
     model: ModelConfig = ModelConfig(),  # noqa: B008
     train: TrainConfig = TrainConfig(),  # noqa: B008
@@ -28,7 +30,10 @@ def train(
     Args:
         benchmark: Name of the data set, or "folder" for your own `class/image` tree.
         root: Where the images are.
-        out: Folder for the model, its resolved configuration, logs and results.
+        method: "ifam", or what to compare it with: plain_vit, plain_vit_mean, plain_vit_attentive, attentive_probe,
+            selector, late_mask, soft_mask, given_mask, frozen_predictor, group_dro, attention_crops
+            (docs/comparisons.md).
+        out: Folder for the model, its resolved configuration, logs and results; `runs/METHOD` where none is given.
         overwrite: Replace a model that is already there.
         model: The model. The number of classes and their names come from the data.
         train: How to train.
@@ -36,19 +41,22 @@ def train(
         data: Settings of the data set, by name.
     """
     from ifam import recipes
+    from ifam.classifier import PartClassifier
     from ifam.data import load_benchmark
     from ifam.evaluation.groups import evaluate
     from ifam.evaluation.tables import print_evaluation, write_results
     from ifam.training import check, fit, seed_everything
 
+    train, out = recipes.settle(method, train), out or Path("runs") / method
     if (out / "config.json").exists() and not overwrite:
         raise IfamError(f"{out} already holds a model; choose another --out, or replace it with --overwrite true.")
     images = load_benchmark(benchmark, root, data)
     config = replace(model, num_classes=len(images.class_names), class_names=images.class_names)
     seed_everything(train.seed)
-    plan = recipes.build(config, train, loss, images)
-    check(images, plan.train)
+    plan = recipes.build(config, train, loss, images, method)
+    check(images, plan.train, plan.model)
     settings = {
+        "method": method,
         "benchmark": benchmark,
         "root": None if root is None else str(root),
         "data": data or {},
@@ -64,7 +72,8 @@ def train(
     found = evaluate(plan.model, images, split)
     write_results(found, out / "results.json", {**settings, "split": split, "note": images.note})
     print_evaluation(found, f"{images.name}, {split}")
-    print(f"The model is in {out}: try `ifam predict --model {out} IMAGES`.")
+    try_out = f"predict --model {out} IMAGES" if isinstance(plan.model, PartClassifier) else f"evaluate --model {out}"
+    print(f"The model is in {out}: try `ifam {try_out}`.")
 
 
 def predict(
@@ -87,6 +96,7 @@ def predict(
         drop_parts: Parts to hide from the predictor.
         keep_parts: The only parts to show it.
     """
+    from ifam import hub
     from ifam.evaluation.tables import print_predictions
     from ifam.interventions import DropParts, Intervention, KeepParts
     from ifam.prediction import predict
@@ -96,8 +106,9 @@ def predict(
         changes.append(DropParts(drop_parts))
     if keep_parts is not None:
         changes.append(KeepParts(keep_parts))
-    net, _ = _load(model)
-    rows = predict(net, images, batch_size=batch_size, out=out, skip_bad=skip_bad, interventions=changes)
+    rows = predict(
+        hub.load_any(model), images, batch_size=batch_size, out=out, skip_bad=skip_bad, interventions=changes
+    )
     print_predictions(rows)
     print(f"Pictures and predictions.csv are in {out}.")
 
@@ -182,7 +193,7 @@ def report(results: list[str], out: Path = Path("report.html")) -> None:
     """Put results on one page that opens without a network.
 
     Args:
-        results: Files that audit, evaluate, train or demo wrote (audit.json, results.json), or folders that hold some.
+        results: Files that audit, compare, evaluate, train or demo wrote, or folders that hold some.
         out: The page.
     """
     from ifam.report.results import write_report
@@ -231,6 +242,9 @@ VERBS: dict[str, Any] = {
     "demo": demo,
     "train": train,
     "evaluate": evaluate,
+    "compare": compare,
+    "retrain": retrain,
+    "challenge": challenge,
     "thresholds": thresholds,
     "predict": predict,
     "audit": audit,
@@ -250,10 +264,11 @@ FILES = {"predict": "images", "report": "results"}
 def main(args: list[str] | None = None) -> None:
     """Run a verb; errors of the input are one sentence on standard error, and exit status 2."""
     try:
-        parser = build_parser(args)
+        words = sys.argv[1:] if args is None else args
+        parser = build_parser(words)
         # jsonargparse 4.49 has a shorter name for it, and warns of the old one.
         instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
-        settings = instantiate(parser.parse_args(_underscored(sys.argv[1:] if args is None else args)))
+        settings = instantiate(parser.parse_args(_underscored(words)))
         chosen = settings[settings.verb].as_dict()
         for name in ("config", "print_config"):
             chosen.pop(name, None)
@@ -270,17 +285,16 @@ def build_parser(args: list[str] | None = None) -> Any:
     """The parser of all verbs: options are the functions' arguments, help is their docstrings.
 
     Args:
-        args: What will be parsed, for error messages that name the right help; the command line where None.
+        args: What will be parsed: only its verb gets options, since reading those of all takes seconds; all do where
+            it is None.
     """
     from jsonargparse import ArgumentParser
-
-    words = sys.argv[1:] if args is None else args
 
     class Parser(ArgumentParser):
         """A parser whose errors are one sentence: pages of usage would bury it."""
 
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-            print(f"ifam: {_sentence(message, words)}", file=sys.stderr)
+            print(f"ifam: {_sentence(message, args or [])}", file=sys.stderr)
             sys.exit(2)
 
     parser = Parser(
@@ -290,13 +304,15 @@ def build_parser(args: list[str] | None = None) -> Any:
     for verb, function in VERBS.items():
         summary = (function.__doc__ or "").splitlines()[0]
         one = Parser(description=summary)
+        verbs.add_subcommand(verb, one, help=summary)
+        if args is not None and verb not in args[:1]:
+            continue
         one.add_argument("--config", action="config", help="A YAML file with any of these settings.")
         if verb in FILES:
             # Several files after one another, as a shell expands them.
             one.add_argument(FILES[verb], nargs="+", type=str, help="Files, or folders of files.")
         # Groups of their own would clash: `train` is a verb and one of its arguments.
         one.add_function_arguments(function, as_group=False, as_positional=verb in POSITIONAL, skip={*FILES.values()})
-        verbs.add_subcommand(verb, one, help=summary)
     return parser
 
 

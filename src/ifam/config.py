@@ -13,12 +13,14 @@ class ModelConfig:
     """The two-stage model (arXiv 2506.08915, section 3).
 
     Attributes:
-        backbone: Name of a timm vision transformer, or `ifam_tiny` (embedded, needs no network).
-        image_size: Side of the square input in pixels; the backbone's own where it is None.
+        backbone: Name of a timm vision transformer, `ifam_tiny` (embedded, needs no network), or the folder or hub id
+            of a Dinov2 in the layout of `transformers`, such as `microsoft/rad-dino` (docs/models.md).
+        image_size: Side of the square input in pixels, or its height and width; the backbone's own where it is None.
         num_parts: Foreground parts K; the background comes on top.
         num_classes: Classes C.
         predictor_backbone: Backbone of the predictor; the selector's where it is None.
         backbone_kwargs: Handed to `timm.create_model` for both backbones.
+        predictor_kwargs: Handed to it for the predictor's backbone instead, where given.
         temperature: Softmax temperature tau of the part maps.
         gumbel_noise: Gumbel(0, 1) noise on part maps and mask, in training only.
         part_dropout: Probability that the selector's classifier misses a whole part, in training.
@@ -29,16 +31,17 @@ class ModelConfig:
             without padding, "dense" (every patch computed, the hidden ones blank and masked) or "auto", the fastest
             that fits. All give the same numbers.
         class_names: Names of the classes, in order of their index.
-        mean: Channel means of the input normalisation; the backbone's own where it is None.
-        std: Channel standard deviations; the backbone's own where it is None.
+        mean: Channel means of the input normalisation; each backbone's own where it is None.
+        std: Channel standard deviations; each backbone's own where it is None.
     """
 
     backbone: str = "vit_base_patch14_reg4_dinov2.lvd142m"
-    image_size: int | None = None
+    image_size: int | tuple[int, int] | None = None
     num_parts: int = 4
     num_classes: int = 2
     predictor_backbone: str | None = None
     backbone_kwargs: dict[str, Any] = field(default_factory=dict)
+    predictor_kwargs: dict[str, Any] | None = None
     temperature: float = 1.0
     gumbel_noise: bool = True
     part_dropout: float = 0.3
@@ -102,6 +105,10 @@ class TrainConfig:
         selector_tuning: What is trained in the selector's backbone: its class, register and position "tokens",
             "none" or "all".
         predictor_tuning: The same for the predictor's backbone.
+        group_dro: Train for the worst group (GroupDRO, arXiv 1911.08731), with this step size of the groups' weights;
+            0 keeps them equal, None trains for the average. The answer's classification is then that of the groups,
+            weighted, and training images are drawn with every group equally often. The training groups must be known;
+            where the data know none, the classes are the groups.
         ema_decay: Decay of an exponential moving average of the weights, which is then what is
             validated and saved; None for none.
         accumulate: Steps whose gradients are added up before an update.
@@ -138,6 +145,7 @@ class TrainConfig:
     clip_norm: float = 2.0
     selector_tuning: Tuning = "tokens"
     predictor_tuning: Tuning = "all"
+    group_dro: float | None = None
     ema_decay: float | None = None
     accumulate: int = 1
     precision: str = "32-true"

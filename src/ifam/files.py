@@ -1,19 +1,25 @@
-"""Files that others have written: settings and weights, never code."""
+"""Files of models, our own and others': settings and weights, never code."""
 
 import json
+import os
 import pickle
 import re
 import warnings
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from ifam._typing import Tensor
 from ifam.errors import IfamError
+
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -84,3 +90,43 @@ def _numpy_scalars() -> list[Any]:
 def first_line(error: BaseException) -> str:
     """The first line of an error that says something."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def write_model(folder: str | Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
+    """Write weights and configuration to a folder, each under a temporary name first.
+
+    Raises:
+        IfamError: The folder cannot be written, or the configuration is nothing for JSON; no new folder is left then.
+    """
+    folder = Path(folder).expanduser()
+    try:
+        text = json.dumps(config, indent=2) + "\n"
+    except (TypeError, ValueError) as error:
+        raise IfamError(
+            f"The configuration or `extra` cannot be written as JSON ({error}); use numbers, strings, lists and dicts."
+        ) from error
+    fresh = [path for path in (folder, *folder.parents) if not path.exists()]
+    weights, settings = (folder / f".{name}.{os.getpid()}.tmp" for name in (WEIGHTS, CONFIG))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        settings.write_text(text, encoding="utf-8")
+        save_file(
+            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+            weights,
+            metadata={"format": "pt"},
+        )
+        weights.replace(folder / WEIGHTS)
+        settings.replace(folder / CONFIG)
+    except BaseException as error:
+        for path in (weights, settings):
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+        for path in fresh:
+            # A folder that someone else has filled meanwhile stays.
+            with suppress(OSError):
+                path.rmdir()
+        if isinstance(error, (OSError, SafetensorError)):
+            raise IfamError(
+                f"The model could not be written to {folder} ({first_line(error)}); choose another folder."
+            ) from error
+        raise

@@ -1,77 +1,141 @@
 """Models on disk and on the Hugging Face hub. Reading one never runs code that came with it."""
 
-import json
-import os
 import re
 import tempfile
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 
 import ifam
 from ifam._typing import Tensor
-from ifam.architecture import count_heads
-from ifam.baselines import PlainViT
+from ifam.architecture import check_tensors, count_heads
+from ifam.backbone import fill_buffers
+from ifam.baselines import METHODS, PlainViT, build
+from ifam.classifier import Classifier
 from ifam.config import ModelConfig
 from ifam.errors import IfamError
-from ifam.files import first_line, read_json, read_pickle, read_safetensors
+from ifam.files import CONFIG, WEIGHTS, first_line, read_json, read_pickle, read_safetensors, write_model
 from ifam.model import IFAM
-from ifam.official import RGB, Layout, check_tensors, from_official, to_official
+from ifam.official import RGB, Layout, from_official, to_official
 
-WEIGHTS = "model.safetensors"
-CONFIG = "config.json"
+Kind = TypeVar("Kind", bound=Classifier)
 
 
-def save(model: IFAM | PlainViT, folder: str | Path, extra: dict[str, Any] | None = None) -> None:
+def save(model: Classifier, folder: str | Path, extra: dict[str, Any] | None = None) -> None:
     """Write `model.safetensors` and `config.json` to a folder.
 
     Each file is complete or absent: it is written under another name first. A failure leaves no new folder.
 
     Args:
-        model: The model; a plain ViT too, which `ifam audit --plain` reads.
+        model: The model, of any method.
         folder: Where to; made if need be.
         extra: Anything for JSON that should travel with the model (`read_config` gives it back).
 
     Raises:
         IfamError: The folder cannot be written, or `extra` or the configuration is nothing for JSON.
     """
-    config = {**asdict(model.config), "ifam_version": ifam.__version__, "extra": extra or {}}
-    _write(folder, model.state_dict(), config)
+    config = {"method": model.method, **asdict(model.config), "ifam_version": ifam.__version__, "extra": extra or {}}
+    write_model(folder, model.state_dict(), config)
 
 
 def load(source: str | Path, *, revision: str | None = None) -> IFAM:
-    """Read a model that `save` or `push` wrote.
+    """Read an `IFAM` that `save` or `push` wrote; the arguments are those of `load_as`."""
+    return load_as(source, IFAM, revision=revision)
+
+
+def load_as(source: str | Path, kind: type[Kind], *, revision: str | None = None) -> Kind:
+    """Read a model of one class that `save` or `push` wrote.
 
     Args:
         source: A folder, or the id `owner/name` of a model on the Hugging Face hub.
+        kind: The class, exactly.
         revision: Branch, tag or commit on the hub.
 
     Returns:
         The model, in evaluation mode.
 
     Raises:
-        IfamError: A file is missing or damaged, the configuration has unknown or impossible fields, or the
-            weights do not fit it.
+        IfamError: It is of another class, or cannot be read (see `load_any`).
     """
     folder = _locate(source, revision)
-    config, _ = read_config(folder)
-    weights = read_safetensors(folder / WEIGHTS)
+    model = _build(folder)
+    if type(model) is not kind:
+        raise IfamError(
+            f"{folder} holds a model of the method {model.method!r}, but one of {kind.method!r} is expected; give one "
+            f"of those (`ifam.hub.load_any` reads every method)."
+        )
+    _fill(model, folder)
+    return model
+
+
+def load_any(source: str | Path, *, revision: str | None = None) -> Classifier:
+    """Read a model of any method that `save` or `push` wrote.
+
+    Args:
+        source: A folder, or the id `owner/name` of a model on the Hugging Face hub.
+        revision: Branch, tag or commit on the hub.
+
+    Returns:
+        The model, of the class of its method, in evaluation mode.
+
+    Raises:
+        IfamError: A file is missing or damaged, the method is unknown, the configuration has unknown or impossible
+            fields, or the weights do not fit it.
+    """
+    folder = _locate(source, revision)
+    model = _build(folder)
+    _fill(model, folder)
+    return model
+
+
+def _build(folder: Path) -> Classifier:
+    """The model that a folder describes, without memory for its weights."""
+    name, (config, _) = read_method(folder), read_config(folder)
     try:
         with torch.device("meta"):
-            model = IFAM(config, pretrained=False)
+            return build(name, config, pretrained=False)
     except (TypeError, AttributeError, RuntimeError, AssertionError) as error:
         raise IfamError(f"{folder / CONFIG} describes no model ({error}); save the model again.") from error
+
+
+def _fill(model: Classifier, folder: Path) -> None:
+    """Read the weights of a folder into a model."""
+    weights = read_safetensors(folder / WEIGHTS)
     check_tensors({name: tuple(t.shape) for name, t in model.state_dict().items()}, weights)
     model.load_state_dict(weights, assign=True)
-    return model.eval()
+    fill_buffers(model)
+    model.eval()
+
+
+def read_method(source: str | Path, *, revision: str | None = None) -> str:
+    """The method of a saved model, a name in `ifam.baselines.METHODS`.
+
+    Args:
+        source: A folder, or the id of a model on the hub.
+        revision: Branch, tag or commit on the hub.
+
+    Raises:
+        IfamError: There is no `config.json`, or this version does not know the method.
+    """
+    path, settings = _settings(source, revision)
+    found = settings.get("method") or _former_method(path.parent)
+    if found not in METHODS:
+        raise IfamError(
+            f"{path} names the method {found!r}, but ifam {ifam.__version__} has {', '.join(METHODS)}; install the "
+            f"version that wrote it ({settings['ifam_version']})."
+        )
+    return str(found)
+
+
+def _former_method(folder: Path) -> str:
+    """The method of a folder that was written before folders named it: a plain ViT had no selector."""
+    names = read_safetensors(folder / WEIGHTS)
+    return (IFAM if any(name.startswith("selector.") for name in names) else PlainViT).method
 
 
 def read_config(source: str | Path, *, revision: str | None = None) -> tuple[ModelConfig, dict[str, Any]]:
@@ -87,15 +151,8 @@ def read_config(source: str | Path, *, revision: str | None = None) -> tuple[Mod
     Raises:
         IfamError: There is no `config.json`, or it was not written by ifam, or by another version.
     """
-    path = _locate(source, revision) / CONFIG
-    settings = read_json(path)
-    if settings is None:
-        raise IfamError(f"{path.parent} has no {CONFIG}; give a folder that `save_pretrained` wrote.")
-    if "ifam_version" not in settings:
-        raise IfamError(
-            f"{path} was not written by ifam (no 'ifam_version' in it); `ifam.load_official` reads the "
-            f"models that the authors of the paper published."
-        )
+    path, settings = _settings(source, revision)
+    settings.pop("method", None)
     version, extra = settings.pop("ifam_version"), settings.pop("extra", {})
     known = {field.name for field in fields(ModelConfig)}
     unknown = sorted(set(settings) - known)
@@ -106,10 +163,8 @@ def read_config(source: str | Path, *, revision: str | None = None) -> tuple[Mod
             f"the fields."
         )
     # JSON has lists where the configuration has tuples.
-    tuples = {
-        key: tuple(value) for key in ("class_names", "mean", "std") if isinstance(value := settings.get(key), list)
-    }
-    settings |= tuples
+    listed = [key for key in ("class_names", "mean", "std", "image_size") if isinstance(settings.get(key), list)]
+    settings |= {key: tuple(settings[key]) for key in listed}
     plain = asdict(ModelConfig())
     wrong = [name for name, value in settings.items() if not _like(value, plain[name])]
     if wrong:
@@ -120,8 +175,22 @@ def read_config(source: str | Path, *, revision: str | None = None) -> tuple[Mod
     return ModelConfig(**settings), extra
 
 
+def _settings(source: str | Path, revision: str | None) -> tuple[Path, dict[str, Any]]:
+    """Path and content of the `config.json` that `save` wrote."""
+    path = _locate(source, revision) / CONFIG
+    settings = read_json(path)
+    if settings is None:
+        raise IfamError(f"{path.parent} has no {CONFIG}; give a folder that `save_pretrained` wrote.")
+    if "ifam_version" not in settings:
+        raise IfamError(
+            f"{path} was not written by ifam (no 'ifam_version' in it); `ifam.load_official` reads the "
+            f"models that the authors of the paper published."
+        )
+    return path, settings
+
+
 def push(
-    model: IFAM,
+    model: Classifier,
     repo_id: str,
     *,
     extra: dict[str, Any] | None = None,
@@ -225,11 +294,12 @@ def convert(
         tensors: Mapping[str, Tensor] = model.state_dict()
     else:
         tensors = to_official(model, layout)
-        _write(folder, tensors, _official_settings(model))
+        write_model(folder, tensors, _official_settings(model))
     values = sum(tensor.numel() for tensor in tensors.values())
-    config = model.config
+    config, (height, width) = model.config, model.image_size
+    size = height if height == width else f"{height} x {width}"
     return (
-        f"Wrote {folder} ({to}): {config.backbone} at {config.image_size or model.image_size[0]} px, "
+        f"Wrote {folder} ({to}): {config.backbone} at {size} px, "
         f"{config.num_parts} parts, {config.num_classes} classes, {len(tensors)} tensors, {values:,} values."
     )
 
@@ -245,7 +315,7 @@ def _official_settings(model: IFAM) -> dict[str, Any]:
         "gumbel_softmax": config.gumbel_noise,
         "softmax_temperature": config.temperature,
         # Nothing in the tensors tells it, and the name of a custom architecture does not either.
-        "num_heads": count_heads(model.selector.backbone),
+        "num_heads": count_heads(model.selector.backbone.vit),
     }
 
 
@@ -313,42 +383,3 @@ def _read_official(path: Path) -> tuple[Mapping[str, Any], dict[str, Any]]:
             f"state dict is expected; give one of those."
         )
     return state, {}
-
-
-# --- writing ---------------------------------------------------------------------------------------------
-
-
-def _write(folder: str | Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
-    """Weights and configuration, each under a temporary name first."""
-    folder = Path(folder).expanduser()
-    try:
-        text = json.dumps(config, indent=2) + "\n"
-    except (TypeError, ValueError) as error:
-        raise IfamError(
-            f"The configuration or `extra` cannot be written as JSON ({error}); use numbers, strings, lists and dicts."
-        ) from error
-    fresh = [path for path in (folder, *folder.parents) if not path.exists()]
-    weights, settings = (folder / f".{name}.{os.getpid()}.tmp" for name in (WEIGHTS, CONFIG))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        settings.write_text(text, encoding="utf-8")
-        save_file(
-            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
-            weights,
-            metadata={"format": "pt"},
-        )
-        weights.replace(folder / WEIGHTS)
-        settings.replace(folder / CONFIG)
-    except BaseException as error:
-        for path in (weights, settings):
-            with suppress(OSError):
-                path.unlink(missing_ok=True)
-        for path in fresh:
-            # A folder that someone else has filled meanwhile stays.
-            with suppress(OSError):
-                path.rmdir()
-        if isinstance(error, (OSError, SafetensorError)):
-            raise IfamError(
-                f"The model could not be written to {folder} ({first_line(error)}); choose another folder."
-            ) from error
-        raise

@@ -85,7 +85,8 @@ class UseMask:
     """Show exactly the patches of a given mask, whatever the selector found.
 
     Args:
-        mask: True for visible patches, bool [B, H, W] or [B, P]; [H, W] serves for every image.
+        mask: True for visible patches, bool [B, H, W] or [B, P]; [H, W] serves for every image. The patches are the
+            selector's; `model.predictor(images, mask)` takes a mask of the predictor's, where these are others.
     """
 
     mask: Tensor
@@ -99,7 +100,7 @@ class UseMask:
         if tuple(mask.shape) not in {(batch, rows, columns), (batch, rows * columns)}:
             raise IfamError(
                 f"UseMask got a mask of shape {list(mask.shape)}, but [{batch}, {rows}, {columns}] is expected: "
-                f"one value a patch, for every image."
+                f"one value for each of the selector's patches, for every image."
             )
         if mask.dtype != torch.bool:
             raise IfamError(

@@ -68,10 +68,10 @@ class Padded:
         self,
         query: Float[Tensor, "B h N d"],
         key: Float[Tensor, "B h M d"],
-        value: Float[Tensor, "B h M d"],
+        value: Float[Tensor, "B h M e"],
         bias: Float[Tensor, "B M"] | None = None,
         asking: Sequence[int] | None = None,
-    ) -> Float[Tensor, "B h N d"]:
+    ) -> Float[Tensor, "B h N e"]:
         """Each image's queries attend to the image's tokens in this layout.
 
         Args:
@@ -137,15 +137,17 @@ class Packed:
         self,
         query: Float[Tensor, "1 h N d"],
         key: Float[Tensor, "1 h M d"],
-        value: Float[Tensor, "1 h M d"],
+        value: Float[Tensor, "1 h M e"],
         bias: Float[Tensor, "1 M"] | None = None,
         asking: Sequence[int] | None = None,
-    ) -> Float[Tensor, "1 h N d"]:
+    ) -> Float[Tensor, "1 h N e"]:
         """As `Padded.attend`: in one fused kernel on a GPU in half precision, image by image elsewhere."""
         if not self.counts:
-            return query
+            return value
         asking = asking or self._asking(query)
-        if key.is_cuda and key.dtype in (torch.float16, torch.bfloat16):
+        half = key.dtype in (torch.float16, torch.bfloat16)
+        # The kernel takes values as wide as the keys, which those of differential attention are not.
+        if key.is_cuda and half and value.shape[-1] == key.shape[-1]:
             return self._attend_at_once(query, key, value, bias, asking)
         biases = [None] * len(asking) if bias is None else bias.split(self.counts, dim=1)
         parts = zip(_split(query, asking), _split(key, self.counts), _split(value, self.counts), biases, strict=True)
@@ -155,13 +157,13 @@ class Packed:
         self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, asking: Sequence[int]
     ) -> Tensor:
         """Attention of sequences of different lengths that lie in one row."""
-        size = key.shape[-1]
+        size, width = key.shape[-1], value.shape[-1]
         if bias is not None:
             query, key, value = with_bias(query, key, value, bias)
         q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))
         ends, key_ends = self._ends(asking), self._ends(self.counts)
         out: Any = varlen_attn(q, k, v, ends, key_ends, max(asking), max(self.counts), scale=size**-0.5)
-        heads: Tensor = out.transpose(0, 1)[None, ..., :size]
+        heads: Tensor = out.transpose(0, 1)[None, ..., :width]
         return heads
 
     def _asking(self, query: Tensor) -> Sequence[int]:
@@ -216,16 +218,23 @@ class Hidden:
         self.x, self.layout, self.gate = x, layout, gate
 
     def priced(self, layout: Layout, bias: Tensor | None) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-        """Attention of the visible tokens, whose backward pass prices the hidden keys of the same block."""
+        """Attention of the visible tokens, whose backward pass prices the hidden keys of the same block.
+
+        A block may attend more than once (differential attention, parallel branches): its calls are told apart by their
+        order, which is that of the hidden tokens' calls too.
+        """
         # Filled by `ask`, when the hidden patches run through the block, before any backward pass.
         own: list[tuple[Tensor, Tensor]] = []
-        self.own = own
-
-        def price(query: Tensor, key: Tensor, out: Tensor, grad: Tensor) -> Tensor:
-            return layout.price((query, key, out, grad), own[0], self.layout.counts)
+        asked: list[Callable[..., Tensor]] = []
+        self.own, self.asked = own, asked
 
         def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            self.ask_visible = partial(layout.attend, key=key.detach(), value=value.detach())
+            call = len(asked)
+            asked.append(partial(layout.attend, key=key.detach(), value=value.detach()))
+
+            def price(query: Tensor, key: Tensor, out: Tensor, grad: Tensor) -> Tensor:
+                return layout.price((query, key, out, grad), own[call], self.layout.counts)
+
             out = layout.attend(query, key, value, bias)
             priced: Tensor = Priced.apply(out, query, key, self.gate, price)
             return priced
@@ -234,9 +243,10 @@ class Hidden:
 
     def ask(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Attention of the hidden tokens to the visible ones; their own keys are kept for the price."""
+        ask_visible = self.asked[len(self.own)]
         self.own.append((key, value))
         # After the last block nobody reads the hidden tokens, so they ask nothing.
-        return self.ask_visible(query, asking=self.layout.counts) if query.shape[2] else query
+        return ask_visible(query, asking=self.layout.counts) if query.shape[2] else query
 
 
 def _split(tokens: Tensor, counts: Sequence[int]) -> tuple[Tensor, ...]:

@@ -3,6 +3,7 @@
 import torch
 from torch.nn import functional as F
 
+from ifam._typing import Bool, Float, Tensor
 from ifam.selector import gumbel_like
 from ifam.types import Mask, Selection
 
@@ -46,6 +47,55 @@ def make_mask(
     # The difference is exactly 0, so the gate stays exactly 0 or 1.
     gate = visible.to(foreground.dtype) + (foreground - foreground.detach())
     return Mask(visible, gate)
+
+
+def regrid(mask: Mask, grid: tuple[int, int]) -> Mask:
+    """A mask on another grid over the same image.
+
+    A new patch is visible when at least half of its area is. Its gate has that value, and the gradient of the mean
+    of the gates over its area. Where less than half of every new patch is visible, nothing is.
+
+    Args:
+        mask: The mask.
+        grid: Rows and columns of the patches that are wanted.
+
+    Returns:
+        The mask on that grid; the same one, where it has the grid already.
+    """
+    if tuple(mask.visible.shape[1:]) == tuple(grid):
+        return mask
+    visible, share = shown(mask.visible, grid), averaged(mask.gate, grid)
+    return Mask(visible, visible.to(share.dtype) + (share - share.detach()))
+
+
+def shown(visible: Bool[Tensor, "B H W"], grid: tuple[int, int]) -> Bool[Tensor, "B H2 W2"]:
+    """The patches of another grid of which at least half the area is visible."""
+    if tuple(visible.shape[1:]) == tuple(grid):
+        return visible
+    # Counted in whole numbers: exactly one half must be told from almost one half.
+    return 2 * _covered(visible.float(), grid) >= visible.shape[1] * visible.shape[2]
+
+
+def averaged(values: Float[Tensor, "B H W"], grid: tuple[int, int]) -> Float[Tensor, "B H2 W2"]:
+    """The mean of the values of patches over the area of each patch of another grid; the values, on the same one."""
+    if tuple(values.shape[1:]) == tuple(grid):
+        return values
+    return _covered(values, grid) / (values.shape[1] * values.shape[2])
+
+
+def _covered(values: Float[Tensor, "B H W"], grid: tuple[int, int]) -> Float[Tensor, "B H2 W2"]:
+    """The sum of the values over the area of each patch of another grid; H W of them cover it wholly."""
+    down, across = (_overlaps(new, old).to(values) for new, old in zip(grid, values.shape[1:], strict=True))
+    # Autocast would round the counts.
+    with torch.autocast(values.device.type, enabled=False):
+        return down @ values @ across.mT
+
+
+def _overlaps(new: int, old: int) -> Float[Tensor, "N M"]:
+    """How much each of `new` equal stretches shares with each of `old`, in units of 1 / (new old) of the whole."""
+    rows, columns = torch.arange(new + 1)[:, None] * old, torch.arange(old + 1) * new
+    shared = torch.minimum(rows[1:], columns[1:]) - torch.maximum(rows[:-1], columns[:-1])
+    return shared.clamp_min(0).float()
 
 
 def patch_mask(mask: torch.Tensor, grid: tuple[int, int], threshold: float = 0.5) -> torch.Tensor:

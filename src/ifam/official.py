@@ -12,8 +12,9 @@ from typing import Any, Literal
 import torch
 
 from ifam._typing import Tensor
-from ifam.architecture import Shapes, describe, infer_vit, name_architecture, vote
+from ifam.architecture import Shapes, check_tensors, describe, infer_vit, name_architecture, some, vote
 from ifam.config import ModelConfig
+from ifam.dinov2 import joined, to_timm, to_transformers
 from ifam.errors import IfamError
 from ifam.model import IFAM
 
@@ -33,19 +34,6 @@ _HEADS = {
 _STAGES = {"stage_1.": "selector.backbone.vit.", "stage_2.": "predictor.backbone.vit."}
 # A buffer of ones, one for each prefix token; it says nothing that the tokens do not say.
 _PREFIX_MASK = "stage_2.prefix_attn_mask"
-
-# Pieces of names in a backbone: timm, transformers.
-_PIECES = (
-    ("cls_token", "embeddings.cls_token"),
-    ("pos_embed", "embeddings.position_embeddings"),
-    ("patch_embed.proj.", "embeddings.patch_embeddings.projection."),
-    ("blocks.", "encoder.layer."),
-    ("attn.proj.", "attention.output.dense."),
-    ("ls1.gamma", "layer_scale1.lambda1"),
-    ("ls2.gamma", "layer_scale2.lambda1"),
-)
-_QKV = "attn.qkv."
-_QKV_PARTS = tuple(f"attention.attention.{part}." for part in ("query", "key", "value"))
 
 # The input normalisation of DINOv2, which is ImageNet's.
 IMAGENET: tuple[RGB, RGB] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -131,6 +119,7 @@ def to_official(model: IFAM, layout: Layout = "timm") -> dict[str, Tensor]:
     Raises:
         IfamError: The layout has no names for this backbone.
     """
+    _check_described(model)
     official = {}
     for name, tensor in model.state_dict().items():
         theirs = _HEADS.get(name, name)
@@ -141,30 +130,6 @@ def to_official(model: IFAM, layout: Layout = "timm") -> dict[str, Tensor]:
     official["stage_1.fc_landmarks.weight"] = prototypes[:, :, None, None]
     official[_PREFIX_MASK] = prototypes.new_ones(1, model.predictor.backbone.num_prefix_tokens)
     return official if layout == "timm" else _to_transformers(official, model)
-
-
-def check_tensors(expected: Shapes, found: Mapping[str, Tensor]) -> None:
-    """Raise an `IfamError` unless the tensors have exactly the expected names and shapes, and are numbers."""
-    missing = [name for name in expected if name not in found]
-    surplus = [name for name in found if name not in expected]
-    wrong = [
-        f"{name} (expected {list(shape)}, found {list(found[name].shape)})"
-        for name, shape in expected.items()
-        if name in found and tuple(found[name].shape) != tuple(shape)
-    ]
-    kinds = [f"{name} ({tensor.dtype})" for name, tensor in found.items() if not _is_weight(name, tensor)]
-    problems = [
-        _count(missing, "missing"),
-        _count(surplus, "surplus"),
-        _count(wrong, "of the wrong shape"),
-        _count(kinds, "of a type that holds no weights"),
-    ]
-    if any(problems):
-        raise IfamError(
-            f"The checkpoint does not fit the model: {'; '.join(filter(None, problems))}. "
-            f"A checkpoint with every tensor of both stages is expected; this one is damaged or of "
-            f"another model."
-        )
 
 
 def _clean(tensors: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -187,7 +152,7 @@ def _clean(tensors: Mapping[str, Any]) -> dict[str, Tensor]:
         ours = any(name.startswith("selector.") for name in state)
         raise IfamError(
             "This is no checkpoint of the authors' two-stage models: keys `stage_1.*` and `stage_2.*` are "
-            f"expected, found {_some([repr(name) for name in state]) or 'nothing'}; "
+            f"expected, found {some([repr(name) for name in state]) or 'nothing'}; "
             f"{'`IFAM.from_pretrained` reads this one' if ours else 'give one of theirs'}."
         )
     return state
@@ -200,35 +165,38 @@ def _below(shapes: Shapes, prefix: str) -> dict[str, Sequence[int]]:
 
 def _to_timm(name: str) -> str:
     """The timm name of a tensor of either layout; query, key and value keep theirs."""
-    for timm_piece, piece in _PIECES:
-        name = name.replace(piece, timm_piece)
-    return re.sub(r"^(stage_\d\.)layernorm\.", r"\1norm.", name)
+    stage = name[:8] if name.startswith(tuple(_STAGES)) else ""
+    return stage + to_timm(name.removeprefix(stage))
+
+
+def _check_described(model: IFAM) -> None:
+    """Refuse models that the authors' code has no place for: both of its stages have the same transformer."""
+    stages = [stage.backbone for stage in (model.selector, model.predictor)]
+    # Those of timm's other family; the authors' models are of the first.
+    rotary = any(hasattr(backbone.vit, "rope") for backbone in stages)
+    alike = [{name: tuple(t.shape) for name, t in backbone.vit.state_dict().items()} for backbone in stages]
+    if rotary or alike[0] != alike[1] or len(set(model.image_size)) > 1:
+        raise IfamError(
+            "The authors' layout has two transformers alike, on square images and without rotary positions, which this "
+            "model has not; save it with `save_pretrained`."
+        )
 
 
 def _to_transformers(official: dict[str, Tensor], model: IFAM) -> dict[str, Tensor]:
     """The timm layout in the names of Hugging Face's Dinov2."""
     for backbone in (model.selector.backbone, model.predictor.backbone):
-        vit = describe(backbone)
+        vit = describe(backbone.vit)
         if vit.reg_tokens or vit.no_embed_class or vit.swiglu or not (vit.layer_scale and vit.qkv_bias):
             raise IfamError(
                 f"The layout 'transformers' has names only for a ViT without registers, with layer scale and "
                 f"with the class token in its position table, which {model.config.backbone} is not; use "
                 f"layout='timm'."
             )
-    renamed = {}
-    for name, tensor in official.items():
-        stage, rest = name[:8], name[8:]
-        if name in _HEADS.values() or name == _PREFIX_MASK:
-            renamed[name] = tensor
-            continue
-        for timm_piece, piece in _PIECES:
-            rest = rest.replace(timm_piece, piece)
-        rest = re.sub(r"^norm\.", "layernorm.", rest)
-        if _QKV in rest:
-            for part, third in zip(_QKV_PARTS, tensor.chunk(3), strict=True):
-                renamed[stage + rest.replace(_QKV, part)] = third.clone()
-        else:
-            renamed[stage + rest] = tensor
+    kept = {*_HEADS.values(), _PREFIX_MASK}
+    renamed = {name: tensor for name, tensor in official.items() if name in kept}
+    for stage in _STAGES:
+        own = {n.removeprefix(stage): t for n, t in official.items() if n.startswith(stage) and n not in kept}
+        renamed |= {stage + name: tensor for name, tensor in to_transformers(own).items()}
     return renamed
 
 
@@ -236,13 +204,9 @@ def _to_ours(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Our names and shapes for a complete state dict of either layout, in float32."""
     ours = {theirs: name for name, theirs in _HEADS.items()}
     renamed = {}
-    query, *others = _QKV_PARTS
-    for name, tensor in state.items():
-        if name == _PREFIX_MASK or any(part in name for part in others):
+    for name, tensor in joined(state).items():
+        if name == _PREFIX_MASK:
             continue
-        if query in name:
-            tensor = torch.cat([state[name.replace(query, part)] for part in _QKV_PARTS])
-            name = name.replace(query, _QKV)
         name = ours.get(name) or _STAGES[name[:8]] + _to_timm(name)[8:]
         tensor = tensor.flatten(1) if name == "selector.prototypes" else tensor
         renamed[name] = tensor.to(torch.float32).contiguous()
@@ -270,18 +234,3 @@ def _check_settings(settings: Mapping[str, Any], **found: int) -> None:
         raise IfamError(
             f"config.json contradicts the tensors: {'; '.join(wrong)}. Use the config.json that was saved with them."
         )
-
-
-def _is_weight(name: str, tensor: Tensor) -> bool:
-    return tensor.is_floating_point() or name == _PREFIX_MASK
-
-
-def _some(items: Sequence[str], limit: int = 3) -> str:
-    """The first few of a list, and how many more there are."""
-    more = f" and {len(items) - limit} more" if len(items) > limit else ""
-    return ", ".join(items[:limit]) + more
-
-
-def _count(items: Sequence[str], what: str) -> str:
-    """How many of something, and which."""
-    return f"{len(items)} {'key is' if len(items) == 1 else 'keys are'} {what}: {_some(items)}" if items else ""

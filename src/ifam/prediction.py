@@ -15,6 +15,7 @@ from rich.progress import track
 from torchvision.transforms import v2
 
 from ifam._typing import Float, Tensor
+from ifam.classifier import Classifier, PartClassifier
 from ifam.data.base import FitAndCrop
 from ifam.data.images import EXTENSIONS, load_image
 from ifam.errors import IfamError
@@ -42,8 +43,8 @@ class Prediction:
         class_name: Its name.
         probability: Its probability.
         top: Names and probabilities of the most probable classes, at most five, best first.
-        visible_fraction: Share of the patches that the predictor saw.
-        empty: True where it saw none: the answer is its prior then.
+        visible_fraction: Share of the patches in the mask: those that the predictor saw, if the model `hides`.
+        empty: True where there are none: the answer is the predictor's prior then, if the model `hides`.
         overlay: The picture of input, parts and what the predictor saw, where one was asked for.
     """
 
@@ -68,7 +69,7 @@ class _Item:
 
 
 def predict(
-    model: IFAM,
+    model: Classifier,
     paths: str | Path | Sequence[str | Path],
     *,
     batch_size: int = 16,
@@ -79,7 +80,7 @@ def predict(
     """Classify image files.
 
     Args:
-        model: The model; it runs in evaluation mode and keeps its own mode.
+        model: A model with parts; it runs in evaluation mode and keeps its own mode.
         paths: Files, or folders that are searched with all that is in them.
         batch_size: Images that are classified at once.
         out: Folder for a picture of each image and for `predictions.csv` and `predictions.json`; made where
@@ -91,8 +92,16 @@ def predict(
         One row for each image, in the order of the paths; the files of a folder are sorted by name.
 
     Raises:
-        IfamError: A path is missing, a file is no image, or there is no image at all.
+        IfamError: A path is missing, a file is no image, there is no image at all, or the model has no parts to draw or
+            to intervene on.
     """
+    if not isinstance(model, PartClassifier):
+        raise IfamError(
+            f"The method {model.method} has no parts to draw beside its answers; predict with a model of another, such "
+            f"as ifam, selector, late_mask or soft_mask (`ifam evaluate` judges every method)."
+        )
+    if interventions and not isinstance(model, IFAM):
+        raise IfamError(f"The answer of {model.method} is drawn from no mask of parts; leave the interventions away.")
     if batch_size < 1:
         raise IfamError(f"batch_size is {batch_size}, but at least 1 is needed.")
     folder = None if out is None else Path(out)
@@ -122,7 +131,7 @@ def predict(
     return rows
 
 
-def preprocess(image: Image.Image, model: IFAM) -> Float[Tensor, "3 S1 S2"]:
+def preprocess(image: Image.Image, model: Classifier) -> Float[Tensor, "3 S1 S2"]:
     """What the model is given of an image: the shorter side resized, the centre cut out, normalised.
 
     Args:
@@ -138,7 +147,7 @@ def preprocess(image: Image.Image, model: IFAM) -> Float[Tensor, "3 S1 S2"]:
     return torch.as_tensor(v2.functional.normalize(pixels, list(mean), list(std)))
 
 
-def display_crop(image: Image.Image, model: IFAM) -> Image.Image:
+def display_crop(image: Image.Image, model: Classifier) -> Image.Image:
     """The crop that the model is given, in the resolution of the original up to 518 pixels.
 
     Args:
@@ -146,9 +155,9 @@ def display_crop(image: Image.Image, model: IFAM) -> Image.Image:
         model: The model, which knows its image size.
 
     Returns:
-        An RGB image, at least as large as the model's input, with whole pixels for each patch.
+        An RGB image, at least as large as the model's input, with whole pixels for each patch of the predictor's.
     """
-    rows, columns = model.selector.backbone.grid
+    rows, columns = (model.predictor.backbone if isinstance(model, IFAM) else model.trunk).grid
     height, width = model.image_size
     scale = max(1.0, min(_DISPLAY / min(height, width), image.height / height, image.width / width))
     # Rounded down to patches, so that each is drawn equally large.
@@ -208,7 +217,7 @@ def _unused(name: str, taken: set[str]) -> str:
     return unique
 
 
-def _read(files: dict[Path, str], model: IFAM, skipped: list[tuple[Path, str]] | None) -> Iterator[_Item]:
+def _read(files: dict[Path, str], model: Classifier, skipped: list[tuple[Path, str]] | None) -> Iterator[_Item]:
     """Read the files one by one; bad ones are added to `skipped`, or raise where it is None."""
     console = Console(stderr=True)
     shown = len(files) > _QUIET_UP_TO
@@ -225,11 +234,12 @@ def _read(files: dict[Path, str], model: IFAM, skipped: list[tuple[Path, str]] |
 
 @torch.inference_mode()
 def _classify(
-    batch: Sequence[_Item], model: IFAM, folder: Path | None, interventions: Sequence[Intervention]
+    batch: Sequence[_Item], model: PartClassifier, folder: Path | None, interventions: Sequence[Intervention]
 ) -> list[Prediction]:
     """Rows for a batch of images, their pictures written to the folder."""
     device = next(model.parameters()).device
-    output = model(torch.stack([item.pixels for item in batch]).to(device), interventions)
+    images = torch.stack([item.pixels for item in batch]).to(device)
+    output = model(images, interventions) if interventions else model(images)
     probabilities = output.logits.float().softmax(dim=1).cpu()
     classes = model.config.class_names or tuple(f"class {c}" for c in range(model.config.num_classes))
     visible, empty = output.visible_fraction.tolist(), output.empty.tolist()
@@ -238,17 +248,18 @@ def _classify(
         best = probabilities[i].topk(min(_TOP, len(classes)))
         top = [(classes[c], p) for p, c in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
         row = Prediction(item.path, int(best.indices[0]), *top[0], tuple(top), visible[i], empty[i], None)
-        rows.append(row if folder is None else _draw(row, item, output, i, folder))
+        rows.append(row if folder is None else _draw(row, item, output, i, folder, model.hides))
     return rows
 
 
-def _draw(row: Prediction, item: _Item, output: Output, i: int, folder: Path) -> Prediction:
+def _draw(row: Prediction, item: _Item, output: Output, i: int, folder: Path, hides: bool) -> Prediction:
     """The row with its picture, which is written to the folder."""
-    seen = (
-        "nothing visible: the answer is the predictor's prior"
-        if row.empty
-        else (f"{row.visible_fraction:.0%} of the patches visible")
-    )
+    if not hides:
+        seen = f"{row.visible_fraction:.0%} of the patches in the mask, which hides nothing"
+    elif row.empty:
+        seen = "nothing visible: the answer is the predictor's prior"
+    else:
+        seen = f"{row.visible_fraction:.0%} of the patches visible"
     picture = triptych(
         item.display,
         output.part_maps[i],

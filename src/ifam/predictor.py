@@ -62,6 +62,16 @@ class Predictor(nn.Module):
             self.mask_gradient,
             self.execution,
         )
+        return self.classify(summary)
+
+    def whole(self, images: Tensor) -> Float[Tensor, "B C"]:
+        """Class logits of whole images [B, 3, S, S]: nothing is hidden."""
+        everything = torch.ones(len(images), *self.backbone.grid, dtype=torch.bool, device=images.device)
+        logits: Tensor = self(images, everything)
+        return logits
+
+    def classify(self, summary: Float[Tensor, "B D"]) -> Float[Tensor, "B C"]:
+        """Class logits from one vector an image, as the transformer gives it."""
         logits: Tensor = self.head(self.norm(summary))
         return logits
 

@@ -8,9 +8,11 @@ from typing import Any
 
 import yaml
 
+from ifam import baselines
+from ifam.classifier import Classifier
 from ifam.config import LossConfig, ModelConfig, TrainConfig
 from ifam.data import Benchmark
-from ifam.model import IFAM
+from ifam.errors import IfamError
 from ifam.vit import TINY, WeightsUnavailable
 
 # What `ifam demo` and recipes/pondbirds.yaml use (chosen on validation images of other seeds, docs/pondbirds.md).
@@ -37,20 +39,20 @@ class Plan:
     """A model with the settings to train it by.
 
     Attributes:
-        model: The model, with pretrained backbones.
+        model: The model, with pretrained backbones, of whatever method.
         config: What it was made from.
         train: How to train it.
         losses: Weight of each loss term.
     """
 
-    model: IFAM
+    model: Classifier
     config: ModelConfig
     train: TrainConfig
     losses: LossConfig
 
 
-def build(config: ModelConfig, train: TrainConfig, losses: LossConfig, images: Benchmark) -> Plan:
-    """The model of a configuration, from pretrained weights.
+def build(config: ModelConfig, train: TrainConfig, losses: LossConfig, images: Benchmark, method: str = "ifam") -> Plan:
+    """The model of a method and a configuration, from pretrained weights; `settle` goes before it.
 
     Where the default backbone's weights cannot be had, say without a network, the embedded backbone and its training
     settings take its place, with a warning: a weaker model that works beats none. Settings that are not the
@@ -63,7 +65,7 @@ def build(config: ModelConfig, train: TrainConfig, losses: LossConfig, images: B
         WeightsUnavailable: The weights of a backbone that was asked for cannot be had.
     """
     try:
-        return Plan(IFAM(config), config, train, losses)
+        return Plan(baselines.build(method, config), config, train, losses)
     except WeightsUnavailable as error:
         if config.backbone != ModelConfig().backbone:
             raise
@@ -75,7 +77,27 @@ def build(config: ModelConfig, train: TrainConfig, losses: LossConfig, images: B
     config = replace(TINY_MODEL, **_asked(config, ModelConfig()))
     asked = _asked(train, TrainConfig())
     small = small_data(replace(TINY_TRAIN, **asked), len(images.split("train")), seed=train.seed)
-    return Plan(IFAM(config), config, replace(small, **asked), replace(TINY_LOSS, **_asked(losses, LossConfig())))
+    small = replace(small, **asked)
+    losses = replace(TINY_LOSS, **_asked(losses, LossConfig()))
+    return Plan(baselines.build(method, config), config, small, losses)
+
+
+def settle(method: str, train: TrainConfig) -> TrainConfig:
+    """The settings of a training with those that make a method what it is.
+
+    A field that has its default value was not asked for, as far as anyone can tell, and gives way to the method's.
+
+    Raises:
+        IfamError: There is no such method, or a field was set to something else.
+    """
+    own = baselines.method(method).train
+    for name, value in _asked(train, TrainConfig()).items():
+        if name in own and value != own[name]:
+            raise IfamError(
+                f"The method {method} has train.{name} = {own[name]!r}, not {value!r}; leave that away, or choose "
+                f"another method."
+            )
+    return replace(train, **own)
 
 
 def _asked(given: Any, default: Any) -> dict[str, Any]:

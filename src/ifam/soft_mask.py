@@ -11,7 +11,7 @@ import torch
 from ifam._typing import Bool, Float, Tensor
 from ifam.config import ModelConfig
 from ifam.errors import IfamError
-from ifam.masking import make_mask
+from ifam.masking import averaged, make_mask, shown
 from ifam.model import IFAM
 from ifam.predictor import Predictor
 from ifam.selector import gumbel_like
@@ -32,14 +32,17 @@ class SoftMaskIFAM(IFAM):
         pretrained: Start both stages from pretrained backbones.
     """
 
+    method = "soft_mask"
+    hides = False
+
     def __init__(self, config: ModelConfig, pretrained: bool = True) -> None:
         super().__init__(config, pretrained)
         self.predictor = SoftPredictor(self.predictor.backbone, config.num_classes)
 
     def mask(self, selection: Selection) -> Mask:
         """The patches won by a part; the gate is the probability of each patch's best part."""
-        visible = make_mask(selection).visible
-        return Mask(visible, self.foreground(selection))
+        grid = self.predictor.backbone.grid
+        return Mask(shown(make_mask(selection).visible, grid), averaged(self.foreground(selection), grid))
 
     def foreground(self, selection: Selection) -> Float[Tensor, "B H W"]:
         """Probability of the best foreground part of each patch; a second Gumbel sample in training."""
@@ -76,8 +79,7 @@ class SoftPredictor(Predictor):
         weights = (mask.to(images.dtype) if gate is None else gate).flatten(1)
         tokens = self.backbone.biased_tokens(images, (weights + EPSILON).log())
         real = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
-        logits: Tensor = self.head(self.norm(self.backbone.pool(tokens, real)))
-        return logits
+        return self.classify(self.backbone.pool(tokens, real))
 
 
 @dataclass(frozen=True)

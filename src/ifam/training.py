@@ -21,19 +21,20 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.plugins import MixedPrecision
 from lightning_utilities.core.imports import RequirementCache
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, WeightedRandomSampler
 
 from ifam._typing import Tensor
 from ifam.backbone import Backbone
-from ifam.baselines import PlainViT
+from ifam.classifier import Classifier, PartClassifier
 from ifam.config import LossConfig, TrainConfig
 from ifam.data import Benchmark, Prepared, collate
 from ifam.errors import IfamError
 from ifam.geometry import sample_affine, transform
+from ifam.group_dro import group_dro
 from ifam.losses import all_terms, classification, weighted_sum
 from ifam.masking import patch_mask
 from ifam.metrics import GroupAccuracy, MaskIoU
-from ifam.model import IFAM
 from ifam.optimization import adamw, learning_rate_factor, normalised_weight_decay, parameter_groups
 from ifam.progress import Progress
 from ifam.types import Batch, Output
@@ -51,7 +52,7 @@ class Training(L.LightningModule):
     """
 
     def __init__(
-        self, model: nn.Module, config: TrainConfig, losses: LossConfig, benchmark: Benchmark, num_images: int
+        self, model: Classifier, config: TrainConfig, losses: LossConfig, benchmark: Benchmark, num_images: int
     ) -> None:
         super().__init__()
         self.model, self.config, self.losses, self.num_images = model, config, losses, num_images
@@ -65,6 +66,11 @@ class Training(L.LightningModule):
                 backbone.compile_blocks()
         self.accuracy = GroupAccuracy(len(benchmark.group_names))
         self.mask_iou = MaskIoU()
+        if config.group_dro is not None:
+            there = benchmark.groups("train").bincount(minlength=len(benchmark.group_names)) > 0
+            # A buffer: saved with the checkpoints, and moved with the model.
+            self.group_weights: Tensor
+            self.register_buffer("group_weights", there / there.sum())
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """The weighted sum of all loss terms, each logged by name."""
@@ -83,8 +89,10 @@ class Training(L.LightningModule):
 
     def terms(self, batch: Batch) -> dict[str, Tensor]:
         """Each loss term of a batch, unweighted."""
-        if not isinstance(self.model, IFAM):
-            return {"classification": classification(self.model(batch.images), batch.labels)}
+        if not isinstance(self.model, PartClassifier):
+            judged = self.model.judged(batch)
+            terms = {name: classification(logits, batch.labels) for name, logits in judged.items()}
+            return terms | self._robust("classification", judged["classification"], batch)
         model, images, size = self.model, batch.images, self.model.image_size
         moved: dict[str, Any] = {}
         if self.losses.equivariance != 0:
@@ -95,21 +103,27 @@ class Training(L.LightningModule):
             moved = {"equivariant_maps": model.selector.part_maps(others), "affine": affine, "image_size": size}
         else:
             patches = model.selector.patches(images)
-        selection = model.selector.select(patches)
-        mask = model.mask(selection)
-        logits = model.predictor(images, mask.visible, mask.gate)
-        return all_terms(
-            selection.part_maps,
-            selection.part_features,
-            logits,
-            selection.selector_logits,
-            batch.labels,
-            **moved,
-        )
+        out = model.conclude(images, model.selector.select(patches))
+        terms = all_terms(out.part_maps, out.part_features, out.logits, out.selector_logits, batch.labels, **moved)
+        if out.answers_once:
+            # The same answer is not judged twice.
+            terms.pop("classification")
+        name = "selector_classification" if out.answers_once else "classification"
+        return terms | self._robust(name, out.logits, batch)
+
+    def _robust(self, name: str, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """The answer's term for the worst group, in the place of that for the average; none where not asked for."""
+        if self.config.group_dro is None:
+            return {}
+        assert batch.groups is not None
+        losses = F.cross_entropy(logits.float(), batch.labels, reduction="none")
+        loss, weights = group_dro(losses, batch.groups, self.group_weights, self.config.group_dro)
+        self.group_weights.copy_(weights)
+        return {name: loss}
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         """Count a batch of validation images."""
-        out = self.model(batch.images)
+        out = self.model.answer(batch)
         logits = out.logits if isinstance(out, Output) else out
         assert batch.groups is not None
         self.accuracy.update(logits.float(), batch.labels, batch.groups)
@@ -182,7 +196,7 @@ class _History(L.Callback):
 
 
 def fit(
-    model: nn.Module,
+    model: Classifier,
     benchmark: Benchmark,
     config: TrainConfig,
     losses: LossConfig | None = None,
@@ -193,10 +207,10 @@ def fit(
     """Train a model on a benchmark's training images; it is left with the best weights by validation.
 
     Args:
-        model: An `IFAM` or a baseline; changed in place.
+        model: The model, of any method; changed in place.
         benchmark: Images.
         config: How to train.
-        losses: Weight of each loss term, for an `IFAM`.
+        losses: Weight of each loss term.
         folder: Where checkpoints and logs go; a temporary folder where None.
         label: What the progress bar says.
 
@@ -204,9 +218,10 @@ def fit(
         The training curves.
 
     Raises:
-        IfamError: There are fewer images than a batch has, or the loss is no longer finite.
+        IfamError: There are fewer images than a batch has, true masks are missing that the model needs, or the loss is
+            no longer finite.
     """
-    check(benchmark, config)
+    check(benchmark, config, model)
     seed_everything(config.seed)
     loaders = _loaders(model, benchmark, config)
     module = Training(model, config, losses or LossConfig(), benchmark, len(benchmark.split("train")))
@@ -267,17 +282,27 @@ def seed_everything(seed: int) -> None:
     L.seed_everything(seed, workers=True, verbose=False)
 
 
-def check(benchmark: Benchmark, config: TrainConfig) -> None:
+def check(benchmark: Benchmark, config: TrainConfig, model: Classifier | None = None) -> None:
     """Refuse settings with which nothing can be trained.
 
+    Args:
+        benchmark: Images.
+        config: How to train.
+        model: What to train, where it is known already.
+
     Raises:
-        IfamError: A setting is impossible, or there are fewer images than a batch has.
+        IfamError: A setting is impossible, there are fewer images than a batch has, or none has the true mask that the
+            model needs.
     """
     for name in ("epochs", "batch_size", "accumulate"):
         if getattr(config, name) < 1:
             raise IfamError(f"train.{name} is {getattr(config, name)}, but at least 1 is needed.")
     if not 0 < config.augment <= 1:
         raise IfamError(f"train.augment is {config.augment}, but a share of the area above 0, up to 1, is expected.")
+    if config.group_dro is not None:
+        if not 0 <= config.group_dro < math.inf:
+            raise IfamError(f"train.group_dro is {config.group_dro}, but a step size of 0 or more is expected.")
+        benchmark.groups("train")
     if config.ema_decay is not None and not 0 <= config.ema_decay < 1:
         raise IfamError(f"train.ema_decay is {config.ema_decay}, but a number from 0 to below 1 is expected.")
     if config.compile and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
@@ -291,11 +316,16 @@ def check(benchmark: Benchmark, config: TrainConfig) -> None:
             f"{benchmark.name} has {count} training images, fewer than a batch of {config.batch_size}; "
             f"add images or use --train.batch_size {max(1, count)} or less."
         )
+    # To look at every image would take as long as an epoch; a later one without a mask is an error of its batch.
+    if model is not None and model.needs_masks and benchmark.split("train")[0].get("mask") is None:
+        raise IfamError(
+            f"The method {model.method} needs true masks, and {benchmark.name} has none; choose data with masks, such "
+            f"as pondbirds, or a folder whose CSV file names them."
+        )
 
 
-def _loaders(model: nn.Module, benchmark: Benchmark, config: TrainConfig) -> tuple[DataLoader[Any], DataLoader[Any]]:
+def _loaders(model: Classifier, benchmark: Benchmark, config: TrainConfig) -> tuple[DataLoader[Any], DataLoader[Any]]:
     """Batches of training and validation images."""
-    assert isinstance(model, IFAM | PlainViT)
     train, val = benchmark.split("train"), benchmark.split("val")
     gpu = torch.cuda.is_available() and config.accelerator != "cpu"
     workers = config.workers
@@ -312,9 +342,14 @@ def _loaders(model: nn.Module, benchmark: Benchmark, config: TrainConfig) -> tup
         Prepared(train, model.image_size, model.normalisation, augment=config.augment),
         Prepared(val, model.image_size, model.normalisation),
     ]
+    drawn: dict[str, Any] = {"shuffle": True}
+    if config.group_dro is not None:
+        # Algorithm 1 of arXiv 1911.08731 draws the group first: a rare one would hardly ever be in a batch.
+        groups = benchmark.groups("train")
+        drawn = {"sampler": WeightedRandomSampler((1 / groups.bincount()[groups]).tolist(), len(groups))}
     # A last batch of one or two images would make the batch-wide presence loss meaningless.
     return (
-        DataLoader(prepared[0], shuffle=True, drop_last=True, **shared),
+        DataLoader(prepared[0], drop_last=True, **drawn, **shared),
         DataLoader(prepared[1], shuffle=False, **shared),
     )
 

@@ -77,7 +77,8 @@ class Mask:
     """Which patches the predictor sees.
 
     Attributes:
-        visible: True where a patch is shown to the predictor.
+        visible: True where a patch is shown to the predictor. What the predictor is given lies on the grid of its own
+            patches, which need not be the selector's (`ifam.masking.regrid`).
         gate: The same as 0.0 and 1.0, with the gradient of the foreground's probability (straight-through).
     """
 
@@ -91,7 +92,8 @@ class Output:
 
     Attributes:
         logits: The answer: the predictor's class logits.
-        mask: True where the predictor saw a patch; the answer depends on nothing else.
+        mask: True where the predictor saw a patch; the answer depends on nothing else. It lies on the grid of the
+            predictor's patches (H2 W2), all other maps on that of the selector's: the same where both have one size.
         part_maps: Probability of each part at each patch, background last.
         selector_logits: The selector's own classification, which has seen the whole image.
         part_scores: Class scores of each foreground part, from the selector.
@@ -100,7 +102,7 @@ class Output:
     """
 
     logits: Float[Tensor, "B C"]
-    mask: Bool[Tensor, "B H W"]
+    mask: Bool[Tensor, "B H2 W2"]
     part_maps: Float[Tensor, "B K1 H W"]
     selector_logits: Float[Tensor, "B C"]
     part_scores: Float[Tensor, "B K C"]
@@ -111,6 +113,11 @@ class Output:
     def empty(self) -> Bool[Tensor, " B"]:
         """True for images of which nothing is visible: their answer is the predictor's prior."""
         return ~self.mask.flatten(1).any(dim=1)
+
+    @property
+    def answers_once(self) -> bool:
+        """Whether the answer is the selector's own, and no predictor's."""
+        return self.logits is self.selector_logits
 
     @property
     def visible_fraction(self) -> Float[Tensor, " B"]:

@@ -30,11 +30,12 @@ def evaluate(
     drop_unsure: float | None = None,
     mask_from: str | None = None,
     leave_one_out: bool = False,
+    keypoint_regression: bool = False,
     num_resamples: int = 1000,
     seed: int = 0,
     data: dict[str, Any] | None = None,
 ) -> None:
-    """Measure a model: accuracy by class and by group, worst group, and the quality of its mask.
+    """Measure a model: accuracy by class and by group, worst group, and the quality of its mask and parts.
 
     Started with `torchrun`, the processes share the images, and the figures are exactly the same.
 
@@ -42,7 +43,8 @@ def evaluate(
         model: Folder or hub id of the model.
         benchmark: Name of the data set; the one the model was trained on where none is given.
         root: Where the images are.
-        split: Split to measure; "test", or "val" where there is no test split.
+        split: Split to measure; "test", or "val" where there is no test split. For imagenet9, all treatments of the
+            images, one after another, and the gap due to the background.
         out: File for the results; `results-BENCHMARK-SPLIT.json` beside a local model where none is given.
         batch_size: Images at a time; changes nothing but speed.
         workers: Processes that load images.
@@ -53,6 +55,7 @@ def evaluate(
             `ifam thresholds` once.
         mask_from: Show the predictor the true mask instead: "mask", or the column of a CSV file with the masks.
         leave_one_out: Measure once more without each of the parts.
+        keypoint_regression: Predict keypoints from parts too; looks at all training images.
         num_resamples: Resamples of the bootstrap intervals; 0 for none.
         seed: Seed of the resamples.
         data: Settings of the data set, by name.
@@ -60,52 +63,109 @@ def evaluate(
     from ifam import hub
     from ifam.evaluation.groups import evaluate_variants
     from ifam.evaluation.records import processes
-    from ifam.evaluation.tables import print_evaluation, print_leave_one_out, write_results
+    from ifam.evaluation.treatments import evaluate_treatments
     from ifam.interventions import DropParts
 
-    net, (config, extra) = hub.load(model), hub.read_config(model)
+    net, (config, extra) = hub.load_any(model), hub.read_config(model)
     name, images, options = trained_on(extra, benchmark, root, _with_masks(extra, benchmark, mask_from, data))
-    _check_classes(images, config)
+    check_classes(images, config)
+    together = split is None and bool(images.treatments)
+    if together and (leave_one_out or keypoint_regression):
+        raise IfamError("Parts are left out and keypoints predicted on one split at a time; name it with --split.")
     split = split or ("test" if "test" in images.splits else "val")
     changes, record = _interventions(extra, model, drop_parts, keep_parts, drop_unsure)
     record |= {} if mask_from is None else {"mask_from": mask_from}
     variants: dict[str, list[Intervention]] = {"all": changes}
     if leave_one_out:
         variants |= {f"without part {k}": [*changes, DropParts([k])] for k in range(config.num_parts)}
+    settings: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "true_masks": mask_from is not None}
+    settings |= {"num_resamples": num_resamples, "seed": seed}
     with processes() as first:
-        found = evaluate_variants(
-            net.to(chosen_device(device)),
-            images,
-            split,
-            variants,
-            true_masks=mask_from is not None,
-            batch_size=batch_size,
-            workers=workers,
-            num_resamples=num_resamples,
-            seed=seed,
-        )
+        net = net.to(chosen_device(device))
+        found: Any
+        if together:
+            split, found = "treatments", evaluate_treatments(net, images, interventions=changes, **settings)
+        else:
+            settings["keypoint_regression"] = keypoint_regression
+            found = evaluate_variants(net, images, split, variants, **settings)
     if not first:
         return
     conditions = {
         "model": str(model),
         "benchmark": name,
+        "root": None if root is None else str(root),
         "split": split,
         "data": options,
         "note": images.note,
         "interventions": record,
         "seed": seed,
+        "method": net.method,
         "config": asdict(config),
         "trained": {key: value for key, value in extra.items() if key != "thresholds"},
     }
     title = ", ".join([name, split, *(_said(key, value) for key, value in record.items() if key != "thresholds")])
     folder = Path(model) if Path(model).is_dir() else Path()
     target = out or folder / f"results-{_file_name(name, split, record, leave_one_out)}.json"
-    whole = found.pop("all")
-    write_results(whole, target, conditions, found)
-    print_evaluation(whole, title)
-    if found:
-        print_leave_one_out(whole, found)
+    _show(found, title, target, conditions)
     print(f"Written to {target}.")
+
+
+def challenge(
+    model: str = "runs/ifam",
+    root: Path | None = None,
+    out: Path | None = None,
+    limit: int | None = None,
+    batch_size: int = 64,
+    device: str = "auto",
+    seed: int = 0,
+    data: dict[str, Any] | None = None,
+) -> None:
+    """The backgrounds challenge: paste each object of ImageNet-9 on every background, and see if one fools the model.
+
+    The figure is the share of objects that none fools it about. Started again, it goes on where it was stopped.
+
+    Args:
+        model: Folder or hub id of the model, of 9 or 1,000 classes.
+        root: Where ImageNet-9 is.
+        out: Folder for challenge.json, fooled.webp and the journal challenge.jsonl; `challenge` beside a local model
+            where none is given.
+        limit: Objects at most, evenly spread over all of them.
+        batch_size: Composites at a time.
+        device: Where to compute: "auto" for a GPU where there is one, or "cpu", "cuda:1", ...
+        seed: Seed of the order of backgrounds; changes who fools first, not who is robust.
+        data: Settings of the data set, by name.
+    """
+    from ifam import hub
+    from ifam.data import load_benchmark
+    from ifam.data.imagenet9 import BACKGROUNDS, CutOuts, cut_outs
+    from ifam.evaluation import tables
+    from ifam.evaluation.cases import spread
+    from ifam.evaluation.challenge import run_challenge
+    from ifam.report.challenge_sheet import write_fooled
+
+    net, (config, extra) = hub.load_any(model), hub.read_config(model)
+    images = load_benchmark("imagenet9", root, {"variant": BACKGROUNDS, **(data or {})})
+    check_classes(images, config)
+    if limit is not None and limit < 1:
+        raise IfamError(f"limit is {limit}, but at least 1 object is needed.")
+    things: Any = cut_outs(images)
+    if limit is not None:
+        things = CutOuts([things.records[i] for i in spread(len(things), limit)])
+    scenes: Any = images.split(BACKGROUNDS)
+    masked = sum(record.mask is not None for record in things.records)
+    note = f"{masked} objects by fg_mask, {len(things) - masked} by what is not black in only_fg"
+    settings = {"root": str(root), "limit": limit}
+    out = out or (Path(model) if Path(model).is_dir() else Path()) / "challenge"
+    net = net.to(chosen_device(device))
+    journal = out / "challenge.jsonl"
+    found = run_challenge(net, images, things, scenes, journal, settings, batch_size=batch_size, seed=seed)
+    conditions = {"model": str(model), "benchmark": "imagenet9", "data": data or {}, "objects": note, **settings}
+    conditions |= {"batch_size": batch_size, "seed": seed, "method": net.method, "config": asdict(config)}
+    trained = {key: value for key, value in extra.items() if key != "thresholds"}
+    tables.write_challenge(found, out / "challenge.json", {**conditions, "trained": trained})
+    tables.print_challenge(found, f"Backgrounds challenge, {note}")
+    picture = write_fooled(found, things, scenes, out / "fooled.webp")
+    print(f"Written to {out / 'challenge.json'}{'' if picture is None else f'; look at {picture}'}.")
 
 
 def thresholds(
@@ -135,7 +195,7 @@ def thresholds(
     from ifam import hub
     from ifam.evaluation.thresholds import QUANTILES, compute_thresholds, store
 
-    net, (_, extra) = hub.load(model), hub.read_config(model)
+    net, (_, extra) = hub.load_any(model), hub.read_config(model)
     if not Path(model).expanduser().is_dir():
         raise IfamError(f"{model} is on the hub, where nothing can be kept; copy it to a folder and name that.")
     name, images, _ = trained_on(extra, benchmark, root, data)
@@ -174,6 +234,21 @@ def prepare(
     print(f"Written to {target}: try `ifam train --benchmark {benchmark} --root {target}`.")
 
 
+def _show(found: Any, title: str, target: Path, conditions: Mapping[str, Any]) -> None:
+    """Write and print what was found on a split, or on the treatments."""
+    from ifam.evaluation import tables
+
+    if not isinstance(found, dict):
+        tables.write_treatments(found, target, conditions)
+        tables.print_treatments(found, title)
+        return
+    whole = found.pop("all")
+    tables.write_results(whole, target, conditions, found)
+    tables.print_evaluation(whole, title)
+    if found:
+        tables.print_leave_one_out(whole, found)
+
+
 # ------------------------------------------------------------------------------------------------- choices
 
 
@@ -203,7 +278,7 @@ def _with_masks(
     return {**options, "mask_column": mask_from}
 
 
-def _check_classes(images: "Benchmark", config: "ModelConfig") -> None:
+def check_classes(images: "Benchmark", config: "ModelConfig") -> None:
     """Refuse data whose classes the model does not know."""
     number, name = config.num_classes, images.name
     if images.class_of_logit is not None and number == len(images.class_of_logit):

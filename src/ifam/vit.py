@@ -1,17 +1,27 @@
-"""Vision transformers of timm by name, and the small one that this package brings along."""
+"""Vision transformers of timm by name, and the small one that this package brings along (docs/models.md)."""
 
 import difflib
 import re
+from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
 import timm
 from safetensors.torch import load_file
-from timm.layers.patch_embed import PatchEmbed
+from timm.layers.patch_embed import PatchEmbed, resample_patch_embed
 from timm.layers.pos_embed import resample_abs_pos_embed
+from timm.models import is_model_in_modules
+from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
+from torch import nn
 
+from ifam._typing import Tensor
 from ifam.errors import IfamError
+
+# timm's two families of vision transformers on plain patches; the second has rotary positions too.
+Vit = VisionTransformer | Eva
+# Height and width in pixels, or the side of a square.
+Size = int | Sequence[int]
 
 # The embedded backbone: small enough to ship, shaped like DINOv2 with registers (docs/pondbirds.md).
 TINY = "ifam_tiny"
@@ -30,16 +40,25 @@ TINY_ARCH: dict[str, Any] = {
 }
 
 
+# timm's files that hold these families.
+_FAMILIES = ["vision_transformer", "deit", "eva"]
+
+
 class WeightsUnavailable(IfamError):
     """Pretrained weights could not be fetched."""
 
 
-def create(name: str, image_size: int | None, pretrained: bool, kwargs: dict[str, Any]) -> VisionTransformer:
-    """The timm model, without its head.
+def is_name(name: str) -> bool:
+    """Whether a backbone has this name, of timm's or of this package."""
+    return name == TINY or bool(timm.is_model(name))
+
+
+def create(name: str, image_size: Size | None, pretrained: bool, kwargs: dict[str, Any]) -> Vit:
+    """The timm model, without its head and its own pooling.
 
     Args:
         name: timm's name of the model, or `ifam_tiny`.
-        image_size: Side of the square input in pixels; the model's own where None.
+        image_size: Height and width of the input in pixels, or the side of a square; the model's own where None.
         pretrained: Load pretrained weights.
         kwargs: Handed to `timm.create_model`.
 
@@ -52,46 +71,109 @@ def create(name: str, image_size: int | None, pretrained: bool, kwargs: dict[str
                 f"{rate} is {kwargs[rate]}, but tokens are hidden by the mask alone; leave it at 0 "
                 f"(mask_part_dropout, drop_path_rate and proj_drop_rate work)."
             )
-    if name != TINY and not timm.is_model(name):
-        near = difflib.get_close_matches(name, [TINY, *timm.list_models("vit*")], n=3)
+    if not is_name(name):
+        near = difflib.get_close_matches(name, [TINY, *timm.list_models(["vit*", "eva*", "deit*"])], n=3)
         raise IfamError(
             f"No backbone is named {name!r}; choose a vision transformer of timm "
             f"(`timm.list_models('vit*')`) or {TINY!r}{', for example ' + ', '.join(near) if near else ''}."
         )
     patch = kwargs.get("patch_size") or (TINY_ARCH["patch_size"] if name == TINY else _patch_size(name))
+    size = _pair(kwargs.get("img_size") if image_size is None else image_size)
     if isinstance(patch, int):
-        _check_size(name, image_size, patch)
-    size: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
-    try:
-        if name == TINY:
-            vit = VisionTransformer(**{**TINY_ARCH, **size, **kwargs})
-        else:
-            vit = _from_timm(name, pretrained, {**size, **kwargs})
-    except (TypeError, AssertionError) as error:
+        _check_size(name, size, patch)
+    vit = _build(name, size, pretrained, kwargs)
+    if not isinstance(vit, Vit) or type(vit.patch_embed) is not PatchEmbed:
+        kind = type(vit).__name__ + (" on a convolutional stem" if isinstance(vit, Vit) else "")
         raise IfamError(
-            f"timm cannot build the backbone {name!r} with { ({**size, **kwargs}) } ({error}); choose a vision "
-            f"transformer (`timm.list_models('vit*')`), and backbone_kwargs that its constructor takes."
-        ) from error
-    if not isinstance(vit, VisionTransformer) or type(vit.patch_embed) is not PatchEmbed:
-        kind = type(vit).__name__ + (" on a convolutional stem" if isinstance(vit, VisionTransformer) else "")
-        raise IfamError(
-            f"The backbone {name!r} is a {kind}, but a timm VisionTransformer on plain patches is expected; "
-            f"choose one of `timm.list_models('vit*')`."
+            f"The backbone {name!r} is a {kind}, but a timm VisionTransformer on plain patches (or an Eva) is "
+            f"expected; choose one of `timm.list_models('vit*')`."
         )
-    _check_size(name, image_size, int(vit.patch_embed.patch_size[0]))
+    height, width = vit.patch_embed.patch_size
+    if height != width:
+        raise IfamError(
+            f"The patches of {name} have {height} x {width} pixels, but squares are expected; give one side."
+        )
+    _check_size(name, size, int(height))
     if name == TINY and pretrained:
-        _load_tiny(vit)
+        with resources.as_file(resources.files("ifam") / "assets" / "tiny_vit.safetensors") as path:
+            load_weights(vit, load_file(path))
+    _keep_tokens_only(vit)
     return vit
 
 
-def _check_size(name: str, image_size: int | None, patch: int) -> None:
+def load_weights(vit: Vit, weights: dict[str, Tensor]) -> None:
+    """Fill in weights under timm's names, those of another square grid or another patch size resampled first.
+
+    Raises:
+        IfamError: They are of another transformer.
+    """
+    prefix = 0 if vit.no_embed_class else vit.num_prefix_tokens
+    found = dict(weights)
+    if "pos_embed" in found:
+        side = round((found["pos_embed"].shape[1] - prefix) ** 0.5)
+        found["pos_embed"] = resample_abs_pos_embed(
+            found["pos_embed"], list(vit.patch_embed.grid_size), [side, side], num_prefix_tokens=prefix
+        )
+    projection = "patch_embed.proj.weight"
+    patch = vit.patch_embed.proj.weight.shape[2:]
+    if projection in found and found[projection].shape[2:] != patch:
+        found[projection] = resample_patch_embed(found[projection], list(patch))
+    try:
+        vit.load_state_dict(found)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise IfamError(
+            f"The pretrained weights are not of this shape of transformer ({reason}); leave backbone_kwargs away, or "
+            f"start from random weights with pretrained=False."
+        ) from error
+
+
+def _build(name: str, size: tuple[int, int] | None, pretrained: bool, kwargs: dict[str, Any]) -> Any:
+    """Whatever timm builds under this name."""
+    given = {**kwargs, **({} if size is None else {"img_size": size})}
+    # All images have the size that the model was made for: positions are resampled once, here.
+    fixed = {**given, "dynamic_img_size": False}
+    try:
+        if name == TINY:
+            return VisionTransformer(**{**TINY_ARCH, **fixed})
+        # What is no vision transformer may not know the setting, and is refused by its kind.
+        return _from_timm(name, pretrained, fixed if is_model_in_modules(name, _FAMILIES) else given)
+    except (TypeError, AssertionError) as error:
+        raise IfamError(
+            f"timm cannot build the backbone {name!r} with {given} ({error}); choose a vision "
+            f"transformer (`timm.list_models('vit*')`), and backbone_kwargs that its constructor takes."
+        ) from error
+
+
+def _keep_tokens_only(vit: Vit) -> None:
+    """Leave out timm's own pooling, of which nothing is read here: it would be weights without a gradient.
+
+    The norm that some models apply to the mean of their tokens (`fc_norm`) is applied to each token instead.
+    """
+    vit.attn_pool = None  # type: ignore[assignment]
+    if isinstance(vit.norm, nn.Identity):
+        vit.norm, vit.fc_norm = vit.fc_norm, nn.Identity()
+
+
+def _pair(image_size: Size | None) -> tuple[int, int] | None:
+    """Height and width; None where the model's own size is wanted."""
+    if image_size is None:
+        return None
+    pair = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    if len(pair) != 2 or not all(isinstance(side, int) for side in pair):
+        raise IfamError(f"image_size is {image_size!r}, but pixels are expected; give one side, or height and width.")
+    return pair
+
+
+def _check_size(name: str, size: tuple[int, int] | None, patch: int) -> None:
     """Refuse an image size that the patches do not divide."""
-    if image_size is None or (image_size > 0 and image_size % patch == 0):
+    if size is None or all(side > 0 and side % patch == 0 for side in size):
         return
-    lower = max(1, image_size // patch) * patch
+    lower = [max(1, side // patch) * patch for side in size]
+    upper = [low if side == low else low + patch for side, low in zip(size, lower, strict=True)]
+    shown, *mends = (str(a) if size[0] == size[1] else f"{a} x {b}" for a, b in (size, lower, upper))
     raise IfamError(
-        f"The image size {image_size} is no multiple of the {patch} px patches of {name}; "
-        f"use {lower} or {lower + patch}."
+        f"The image size {shown} is no multiple of the {patch} px patches of {name}; use {mends[0]} or {mends[1]}."
     )
 
 
@@ -99,19 +181,6 @@ def _patch_size(name: str) -> int | None:
     """The patch size that timm's model names carry (`..._patch14_...`)."""
     found = re.search(r"_patch(\d+)", name)
     return int(found.group(1)) if found else None
-
-
-def _load_tiny(vit: VisionTransformer) -> None:
-    """Fill in the weights that the package ships, resampling positions where the grid is another one."""
-    with resources.as_file(resources.files("ifam") / "assets" / "tiny_vit.safetensors") as path:
-        weights = load_file(path)
-    table = weights["pos_embed"]
-    side = round(table.shape[1] ** 0.5)
-    if (side, side) != vit.patch_embed.grid_size:
-        weights["pos_embed"] = resample_abs_pos_embed(
-            table, new_size=list(vit.patch_embed.grid_size), old_size=[side, side], num_prefix_tokens=0
-        )
-    vit.load_state_dict(weights)
 
 
 def _from_timm(name: str, pretrained: bool, kwargs: dict[str, Any]) -> Any:

@@ -6,9 +6,11 @@ import jaxtyping
 import pytest
 import torch
 
+from ifam.data import load_benchmark, part_masks
 from ifam.data.synthetic import Pondbirds, PondbirdsConfig
 from ifam.errors import IfamError
 
+PARTS = ("body", "head", "wing", "tail", "legs")
 SMALL = PondbirdsConfig(num_train=60, num_val=40, num_test=40)
 
 
@@ -39,7 +41,7 @@ def test_shapes_ranges_and_names(birds):
     assert birds.images.max() <= 1
     assert birds.masks.shape == (60, 80, 80)
     assert birds.parts.shape == (60, 5, 80, 80)
-    assert birds.part_names == ("body", "head", "wing", "tail", "legs")
+    assert birds.part_names == PARTS
     assert birds.class_names == ("swimmer", "percher")
     assert birds.group_names == (
         "swimmer on water",
@@ -52,7 +54,7 @@ def test_shapes_ranges_and_names(birds):
 
 def test_items_collate_into_a_batch(birds):
     item = birds[-1]
-    assert set(item) == {"image", "label", "group", "mask", "index"}
+    assert set(item) == {"image", "label", "group", "mask", "index", "part_labels"}
     assert item["index"] == 59
     batch = next(iter(torch.utils.data.DataLoader(birds, batch_size=4)))
     assert torch.equal(batch["image"], birds.images[:4])
@@ -106,6 +108,15 @@ def test_parts_are_disjoint_and_make_up_the_bird(birds):
     assert torch.equal(birds.parts.sum(dim=1), birds.masks.long())
     # Almost every bird shows every part; a leg or a tail may be outside the picture.
     assert birds.parts.flatten(2).any(dim=2).float().mean() > 0.97
+
+
+def test_part_labels_are_the_parts_by_number(birds):
+    for index in (0, 7):
+        found = birds[index]["part_labels"]
+        assert set(found.unique().tolist()) <= set(range(6))
+        assert torch.equal(part_masks(found, 5), birds.parts[index])
+        assert torch.equal(found > 0, birds.masks[index])
+    assert load_benchmark("pondbirds", options={"num_train": 2, "num_val": 2, "num_test": 2}).part_names == PARTS
 
 
 def test_about_18_percent_is_bird(birds):

@@ -11,6 +11,8 @@ import torch
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score, top_k_accuracy_score
 from torch import nn
 
+from ifam.classifier import Classifier
+from ifam.config import ModelConfig
 from ifam.data import Benchmark, load_benchmark
 from ifam.errors import IfamError
 from ifam.evaluation import records
@@ -24,13 +26,14 @@ from miniatures import MINIATURES
 SIZE = 64
 
 
-class Told(nn.Module):
+class Told(Classifier):
     """A baseline that says what it is told: image number n has n as its pixels."""
 
+    method = "told"
     image_size, normalisation = (4, 4), ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
     def __init__(self, logits):
-        super().__init__()
+        super().__init__(ModelConfig())
         self.logits = nn.Parameter(logits)
 
     def forward(self, images):
@@ -124,13 +127,13 @@ def test_the_weights_are_those_of_waterbirds(tmp_path, capsys):
     assert "by group sizes in the split 'train'" in " ".join(capsys.readouterr().out.split())
 
 
-class Shown(nn.Module):
+class Shown(Classifier):
     """A baseline that gives every image the same logits, highest for one class."""
 
     image_size, normalisation = (16, 16), ((0.0,) * 3, (1.0,) * 3)
 
     def __init__(self, best, classes=2):
-        super().__init__()
+        super().__init__(ModelConfig())
         self.logits = nn.Parameter(torch.eye(classes)[best])
 
     def forward(self, images):
@@ -286,7 +289,7 @@ def test_the_true_mask_takes_the_place_of_the_selectors(tiny_model):
 
 def test_a_baseline_has_no_parts():
     for settings in ({"interventions": [DropParts([0])]}, {"true_masks": True}):
-        with pytest.raises(IfamError, match="Told has no parts"):
+        with pytest.raises(IfamError, match="The answer of told is drawn from no mask of parts"):
             evaluate(Told(torch.randn(2, 8)), benchmark([0, 1]), **settings)
 
 

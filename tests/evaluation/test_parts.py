@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from torch.nn import functional as F
 from torch.testing import assert_close
 
@@ -10,6 +11,7 @@ from ifam.evaluation.parts import (
     Keypoints,
     active_parts,
     agreement,
+    agreements,
     foreground_iou,
     keypoint_agreement,
     keypoint_regression_error,
@@ -39,6 +41,32 @@ def test_agreement_of_a_cluster_too_many():
     # Pairs together: 1 of both, 2 of the truth, 1 found, of 6: (1 - 1/3) / (1.5 - 1/3) = 4/7.
     result = agreement(torch.tensor([0, 0, 1, 1]), torch.tensor([0, 0, 1, 2]))
     assert (result.nmi, result.ari) == pytest.approx((0.8, 4 / 7))
+
+
+@pytest.mark.parametrize(("labels", "clusters"), [(3, 5), (1, 4), (4, 1), (1, 1), (7, 7), (60, 60)])
+@pytest.mark.parametrize("count", [1, 2, 60])
+def test_agreement_is_scikit_learns(labels, clusters, count):
+    truth = torch.randint(labels, (count,))
+    found = torch.where(torch.rand(count) < 0.6, truth % clusters, torch.randint(clusters, (count,)))
+    if labels == 60:  # every one on its own
+        truth, found = torch.arange(count), torch.arange(count).flip(0)
+    result = agreement(truth, found)
+    assert result.nmi == pytest.approx(normalized_mutual_info_score(truth, found), abs=1e-12)
+    assert result.ari == pytest.approx(adjusted_rand_score(truth, found), abs=1e-12)
+
+
+def test_many_tables_at_once():
+    """As many pixels as a data set has; sums of squares are beyond what 64-bit floats hold exactly."""
+    tables = torch.randint(10**9, (3, 4, 5)).double()
+    tables[2] = 0
+    nmi, ari = agreements(tables)
+    for i in range(2):
+        alone = agreements(tables[i])
+        assert (nmi[i], ari[i]) == alone
+        small = agreements((tables[i] / 10**6).round())
+        assert (float(nmi[i]), float(ari[i])) == pytest.approx([float(x) for x in small], rel=0.03)
+    assert nmi[2].isnan()
+    assert ari[2].isnan()
 
 
 def test_agreement_needs_points():

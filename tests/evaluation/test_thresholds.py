@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from ifam.baselines import PlainViT
 from ifam.data import Benchmark, Prepared
 from ifam.errors import IfamError
 from ifam.evaluation.parts import part_thresholds
@@ -143,3 +144,8 @@ def test_the_file_is_whole_or_as_it_was(noise, tiny_model, tmp_path, monkeypatch
     assert (tmp_path / "config.json").read_text() == before
     assert len(list(tmp_path.iterdir())) == 2
     assert json.loads(before)["extra"] == {}
+
+
+def test_models_without_parts_have_none(noise, tiny_model):
+    with pytest.raises(IfamError, match="The method plain_vit has no parts, and so no thresholds"):
+        compute_thresholds(PlainViT(tiny_model.config, pretrained=False), noise)

@@ -56,6 +56,7 @@ def load_pondbirds(root: Path | None, config: PondbirdsConfig) -> Benchmark:
         tuple(train.class_names),
         tuple(train.group_names),
         f"validation: {config.num_val} images drawn like the training images, seed {config.seed}",
+        part_names=train.part_names,
     )
 
 

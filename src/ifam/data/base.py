@@ -49,6 +49,9 @@ class Benchmark:
         logit_classes: The classes that compete for an answer, where not all do (200 of 1,000 for ImageNet-A).
         class_of_logit: For models of another, finer set of classes: the class here of each of their logits, -1 for
             logits that stand for none (the 1,000 logits of an ImageNet model for the nine classes of ImageNet-9).
+        treatments: Splits that show the same objects in different ways, judged together where no split is asked for;
+            some may be missing.
+        gap: Two treatments, of which the first has the helpful background and the second has not.
     """
 
     name: str
@@ -60,6 +63,8 @@ class Benchmark:
     keypoint_names: tuple[str, ...] = ()
     logit_classes: tuple[int, ...] | None = None
     class_of_logit: tuple[int, ...] | None = None
+    treatments: tuple[str, ...] = ()
+    gap: tuple[str, str] | None = None
 
     def split(self, name: str) -> Examples:
         """The examples of a split.
@@ -70,6 +75,29 @@ class Benchmark:
         if name not in self.splits:
             raise IfamError(f"{self.name} has no split {name!r}; it has {', '.join(self.splits)}.")
         return self.splits[name]
+
+    def groups(self, split: str) -> Int[Tensor, " N"]:
+        """Group of each image of a split; its class where the data know no groups.
+
+        Splits that list their `groups` are asked for them; of others, every example is read.
+
+        Raises:
+            IfamError: There is no such split, or it has images of no group although the data know groups.
+        """
+        examples = self.split(split)
+        listed = getattr(examples, "groups", None)
+        if listed is not None:
+            return torch.as_tensor(listed, dtype=torch.long)
+        found = []
+        for index in range(len(examples)):
+            example = examples[index]
+            if "group" not in example and self.group_names != self.class_names:
+                raise IfamError(
+                    f"{self.name} has groups, but image {index} of its split {split!r} is in none; give the group of "
+                    f"each image."
+                )
+            found.append(int(example.get("group", example["label"])))
+        return torch.tensor(found)
 
     def restrict(self, logits: Float[Tensor, "B L"]) -> Float[Tensor, "B L"]:
         """The logits, with minus infinity for classes that do not compete (see `logit_classes`)."""

@@ -135,6 +135,12 @@ class Sample(TypedDict):
     index: int
 
 
+class PartedSample(Sample):
+    """The same with the part of each pixel: 0 for none, 1 + its index in `part_names` elsewhere."""
+
+    part_labels: Int[Tensor, "S S"]
+
+
 # What each kind of drawn split gives again; beartype does not know `Self` here.
 Split = TypeVar("Split", bound="Drawn")
 
@@ -221,6 +227,13 @@ class Pondbirds(Drawn):
         self.hues = torch.empty(number)
         self._draw()
         self.masks = self.parts.any(dim=1)
+
+    def __getitem__(self, index: int) -> PartedSample:
+        sample = super().__getitem__(index)
+        parts = self.parts[sample["index"]]
+        # Parts are disjoint, so the sum is the number of the one.
+        numbers = torch.arange(1, len(parts) + 1, dtype=torch.int8)[:, None, None]
+        return {**sample, "part_labels": (parts * numbers).sum(dim=0, dtype=torch.int8)}
 
     def _draw(self) -> None:
         config, size = self.config, self.config.image_size

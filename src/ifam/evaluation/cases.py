@@ -54,21 +54,31 @@ class Observed:
 
     Attributes:
         logits: Its answer.
-        mask: Patches that the predictor saw.
+        mask: Patches that the predictor saw, on its grid (H2 W2); all other maps are on the selector's.
         gate: The same as numbers, as the model makes it; of a soft mask the weights.
         part_maps: Probability of each part at each patch, background last.
-        winners: Part that won each patch, K for background.
+        winners: Part that won each patch, K for background; a tie with the background is won.
         margin: By how much the best part beats the background at each patch; the mask is where it is not negative.
         seconds: Time for one image, from pixels to the answer and its mask.
     """
 
     logits: Float[Tensor, "N C"]
-    mask: Bool[Tensor, "N H W"]
-    gate: Float[Tensor, "N H W"]
+    mask: Bool[Tensor, "N H2 W2"]
+    gate: Float[Tensor, "N H2 W2"]
     part_maps: Float[Tensor, "N K1 H W"]
     winners: Int[Tensor, "N H W"]
     margin: Float[Tensor, "N H W"]
     seconds: float = 0.0
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the predictor's patches."""
+        return self.mask.shape[1], self.mask.shape[2]
+
+    @property
+    def selected(self) -> Bool[Tensor, "N H W"]:
+        """Patches of the selector that parts have won: the mask, before it is brought to the predictor's grid."""
+        return self.winners < self.part_maps.shape[1] - 1
 
     @property
     def answers(self) -> Int[Tensor, " N"]:
@@ -117,7 +127,8 @@ def observe(
             mask=out.mask,
             gate=mask.gate,
             part_maps=out.part_maps,
-            winners=torch.where(out.mask, logits[:, :-1].argmax(dim=1), logits.shape[1] - 1),
+            # A tie with the background goes to the part: argmax takes the first, and the background is last.
+            winners=logits.argmax(dim=1),
             margin=logits[:, :-1].amax(dim=1) - logits[:, -1],
         )
         found.append(seen)

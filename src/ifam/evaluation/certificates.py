@@ -4,10 +4,11 @@ from typing import Any
 
 import torch
 
-from ifam.baselines import LateMask
+from ifam.baselines import LatePredictor
 from ifam.evaluation.cases import Advance, Cases, Observed, device_of, unheard
 from ifam.evaluation.faithfulness import Certificate, Setting, certify, merge, predictor_settings
 from ifam.interventions import UseMask
+from ifam.masking import averaged
 from ifam.model import IFAM
 from ifam.predictor import Predictor
 from ifam.soft_mask import SoftPredictor
@@ -43,30 +44,27 @@ def certificates(
         certify(model.predictor, images, mask, gate, settings=predictor_settings(), **shared),
         # The whole model sees the attacked pixels in its selector too; only the mask is held.
         certify(
-            lambda pixels, visible: model(pixels, [UseMask(visible)]).logits,
+            lambda pixels, visible, selected: model(pixels, [UseMask(selected > 0)]).logits,
             images,
             mask,
+            observed.selected.float(),
             settings=[Setting(label="whole model", no_gradient=False)],
             **shared,
         ),
     ]
     plain = plain.to(device).eval()
-    with torch.device("meta"):
-        late = LateMask(model.config, pretrained=False)
-    late.predictor = plain
-    soft = SoftPredictor(plain.backbone, plain.head.out_features)
-    soft.norm, soft.head = plain.norm, plain.head
-    weights = observed.part_maps[:, :-1].amax(dim=1)
+    late, soft = share_weights(plain, LatePredictor), share_weights(plain, SoftPredictor)
+    weights = averaged(observed.part_maps[:, :-1].amax(dim=1), observed.grid)
     return [
         merge("iFAM", own),
         certify(lambda x, visible: plain(x, torch.ones_like(visible)), images, mask, name="plain ViT", **shared),
-        certify(late.eval(), images, mask, name="late mask", **shared),
-        certify(soft.eval(), images, mask, weights, name="soft mask", **shared),
+        certify(late, images, mask, name="late mask", **shared),
+        certify(soft, images, mask, weights, name="soft mask", **shared),
     ]
 
 
-def share_weights(predictor: Predictor) -> Predictor:
-    """A predictor of the plain kind with the same modules, not a copy of them."""
-    shared = Predictor(predictor.backbone, predictor.head.out_features)
+def share_weights(predictor: Predictor, kind: type[Predictor] = Predictor) -> Predictor:
+    """A predictor of a kind, the plain one by default, with the same modules, not a copy of them."""
+    shared = kind(predictor.backbone, predictor.head.out_features)
     shared.norm, shared.head = predictor.norm, predictor.head
     return shared.eval()

@@ -134,7 +134,7 @@ def certify(
     answer: Answer,
     images: Float[Tensor, "N 3 S1 S2"],
     mask: Bool[Tensor, "N H W"],
-    gate: Float[Tensor, "N H W"] | None = None,
+    gate: Float[Tensor, "N H2 W2"] | None = None,
     *,
     name: str = "model",
     settings: Sequence[Setting] = (Setting(),),

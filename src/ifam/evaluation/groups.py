@@ -1,16 +1,18 @@
 """Accuracy by class and by group, for the predictor and the selector, and the quality of the mask."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import nn
 
 from ifam._typing import Float, Tensor
+from ifam.classifier import Classifier
 from ifam.data import Benchmark, Prepared, collate
+from ifam.errors import IfamError
 from ifam.evaluation.attacks import hidden_pixel_mask
 from ifam.evaluation.intervals import LEVEL, Interval, auroc, interval, mean, resamples, stacked, totals
+from ifam.evaluation.part_quality import PartQuality, conditions, part_figures, part_quality, with_regression
 from ifam.evaluation.records import Rows, collect
 from ifam.interventions import Intervention
 
@@ -47,16 +49,18 @@ class Evaluation:
     """What an evaluation found.
 
     Attributes:
-        predictor: The model's answer (for a baseline, its only one).
-        selector: The selector's own classification; None for a baseline.
+        predictor: The model's answer.
+        selector: The selector's own classification; None for a model without a selector, or of nothing else.
         mask_iou: Intersection over union of mask and truth, pooled over all patches; None where the truth is unknown.
             A patch counts as object where the object covers half of it.
-        visible_fraction: Mean share of patches that the predictor saw; None for a baseline.
-        empty: Images of which nothing was visible; None for a baseline.
+        visible_fraction: Mean share of patches that the predictor saw; None unless the model `hides` the others.
+        empty: Images of which nothing was visible; None unless the model `hides`.
         count: Images evaluated.
         extra: Conditions, for the record.
         weighted_by: What the weights of `Accuracy.weighted_average` are.
         intervals: Bootstrap interval of `mask_iou` and `visible_fraction`, by name.
+        parts: How well the parts agree with what is annotated; None where nothing is, for models without parts, and
+            under interventions, since the selector is judged by its own choice.
     """
 
     predictor: Accuracy
@@ -68,10 +72,11 @@ class Evaluation:
     extra: dict[str, Any] = field(default_factory=dict)
     weighted_by: str = ""
     intervals: dict[str, Interval] = field(default_factory=dict)
+    parts: PartQuality | None = None
 
 
 def evaluate(
-    model: nn.Module,
+    model: Classifier,
     benchmark: Benchmark,
     split: str = "test",
     *,
@@ -81,6 +86,7 @@ def evaluate(
     workers: int = 0,
     num_resamples: int = 1000,
     seed: int = 0,
+    keypoint_regression: bool = False,
     label: str = "evaluating",
 ) -> Evaluation:
     """Classify every image of a split.
@@ -97,6 +103,7 @@ def evaluate(
         workers: Processes that load images.
         num_resamples: Resamples of the bootstrap intervals; 0 for none.
         seed: Seed of the resamples.
+        keypoint_regression: Predict keypoints from parts, fitted to the split "train", all of which is looked at.
         label: What the progress bar says.
 
     Returns:
@@ -107,17 +114,19 @@ def evaluate(
     """
     settings: dict[str, Any] = {"true_masks": true_masks, "batch_size": batch_size, "workers": workers}
     settings |= {"num_resamples": num_resamples, "seed": seed, "label": label}
+    settings["keypoint_regression"] = keypoint_regression
     return evaluate_variants(model, benchmark, split, {"": interventions}, **settings)[""]
 
 
 def evaluate_variants(
-    model: nn.Module,
+    model: Classifier,
     benchmark: Benchmark,
     split: str,
     variants: Mapping[str, Sequence[Intervention]],
     *,
     num_resamples: int = 1000,
     seed: int = 0,
+    keypoint_regression: bool = False,
     **settings: Any,
 ) -> dict[str, Evaluation]:
     """The same with each of several lists of interventions, at the price of one look of the selector.
@@ -129,41 +138,77 @@ def evaluate_variants(
         variants: Lists of interventions by name.
         num_resamples: Resamples of the bootstrap intervals; 0 for none.
         seed: Seed of the resamples; all variants are judged on the same ones.
+        keypoint_regression: Predict keypoints from parts, for the variant without interventions.
         settings: Further arguments, as for `evaluate`.
     """
     found = collect(model, benchmark, split, list(variants.values()), **settings)
+    fit = "train" if keypoint_regression else None
+    if fit is not None:
+        found = _regressed(model, benchmark, fit, found, settings)
     return {
-        name: summarise(rows, benchmark, split, num_resamples, seed) for name, rows in zip(variants, found, strict=True)
+        name: judge(model, rows, benchmark, split, num_resamples, seed, fit)
+        for name, rows in zip(variants, found, strict=True)
     }
+
+
+def judge(
+    model: Classifier,
+    rows: Rows,
+    benchmark: Benchmark,
+    split: str,
+    num_resamples: int = 1000,
+    seed: int = 0,
+    fit: str | None = None,
+) -> Evaluation:
+    """All figures, from the rows that `collect` made with a model, and what those of its parts depend on."""
+    found = summarise(rows, benchmark, split, num_resamples, seed)
+    if found.parts is None:
+        return found
+    return replace(found, parts=replace(found.parts, conditions=conditions(benchmark, split, model, fit)))
+
+
+def _regressed(
+    model: Classifier, benchmark: Benchmark, fit: str, found: Sequence[Rows], settings: Mapping[str, Any]
+) -> list[Rows]:
+    """The rows of each variant, with keypoints predicted from parts where the selector is judged."""
+    if not any("parts.keypoints" in rows for rows in found):
+        raise IfamError(
+            f"Keypoint regression needs keypoints and a model with parts, without interventions; {benchmark.name} or "
+            f"{type(model).__name__} has none, or there are interventions: leave it out."
+        )
+    speed = {name: settings[name] for name in ("batch_size", "workers") if name in settings}
+    (known,) = collect(model, benchmark, fit, [()], label=f"looking at parts in {fit!r}", **speed)
+    return [with_regression(rows, known) if "parts.keypoints" in rows else rows for rows in found]
 
 
 def summarise(rows: Rows, benchmark: Benchmark, split: str, num_resamples: int = 1000, seed: int = 0) -> Evaluation:
     """All figures of an evaluation, from a row for each image."""
     count = len(rows["label"])
     sizes, weighted_by = group_sizes(rows, benchmark, split)
-    two_stage = "selector.right" in rows
-    who = ("predictor", "selector") if two_stage else ("predictor",)
+    has_mask, hides = "known" in rows, "visible" in rows
+    who = ("predictor", "selector") if "selector.right" in rows else ("predictor",)
 
     def figures(weights: Tensor) -> dict[str, Tensor]:
         found = {f"{w}.{name}": v for w in who for name, v in _accuracy(rows, w, benchmark, sizes, weights).items()}
-        return found | (_mask(rows, weights) if two_stage else {})
+        return found | (_mask(rows, weights) if has_mask else {}) | part_figures(rows, weights)
 
     ones = figures(torch.ones(1, count, dtype=torch.double))
     values = {name: value[0] for name, value in ones.items()}
     drawn = [figures(weights) for weights in resamples(count, num_resamples, seed)]
     spread = stacked(drawn) if drawn else {}
     judged = {w: _as_accuracy(values, spread, w, rows, benchmark) for w in who}
-    masks_known = two_stage and bool(rows["known"].any())
+    masks_known = has_mask and bool(rows["known"].any())
     return Evaluation(
         predictor=judged["predictor"],
         selector=judged.get("selector"),
         mask_iou=float(values["mask_iou"]) if masks_known else None,
-        visible_fraction=float(values["visible_fraction"]) if two_stage else None,
-        empty=int(rows["empty"].sum()) if two_stage else None,
+        visible_fraction=float(values["visible_fraction"]) if hides else None,
+        empty=int(rows["empty"].sum()) if hides else None,
         count=count,
         extra={"intervals": f"bootstrap, {num_resamples} resamples, {LEVEL:.0%}, seed {seed}"} if drawn else {},
         weighted_by=weighted_by,
-        intervals=_intervals(spread, "", ("mask_iou", "visible_fraction")[not masks_known :] if two_stage else ()),
+        intervals=_intervals(spread, "", ("mask_iou", "visible_fraction")[not masks_known :] if has_mask else ()),
+        parts=part_quality(rows, values, spread),
     )
 
 
@@ -218,7 +263,7 @@ def _mask(rows: Rows, weights: Float[Tensor, "R N"]) -> dict[str, Tensor]:
     intersection, union = (weights @ rows[name].double() for name in ("intersection", "union"))
     # Two masks that are empty everywhere agree.
     iou = torch.where(union > 0, intersection / union.clamp_min(1), 1.0)
-    return {"mask_iou": iou, "visible_fraction": mean(rows["visible"], weights)}
+    return {"mask_iou": iou} | ({"visible_fraction": mean(rows["visible"], weights)} if "visible" in rows else {})
 
 
 def _as_accuracy(

@@ -23,6 +23,7 @@ from ifam.attention import Attend
 from ifam.evaluation.attacks import hidden_pixel_mask
 from ifam.evaluation.backgrounds import coverage
 from ifam.evaluation.cases import Advance, Cases, Observed, Stopwatch, chunks, device_of, unheard
+from ifam.masking import averaged
 from ifam.model import IFAM
 from ifam.predictor import Predictor
 
@@ -264,8 +265,7 @@ class _Judge:
 
     def __init__(self, cases: Cases, observed: Observed, batch_size: int) -> None:
         self.cases, self.observed, self.batch_size = cases, observed, batch_size
-        grid = (observed.mask.shape[1], observed.mask.shape[2])
-        self.covered = None if cases.truth is None else coverage(cases.truth, grid)
+        self.covered = None if cases.truth is None else coverage(cases.truth, observed.grid)
 
     def row(self, name: str, maps: Tensor, seconds: float, whole: Whole, plain: Predictor) -> Explanation:
         """Figures of a map of the plain ViT."""
@@ -322,7 +322,7 @@ def _own(model: IFAM, judge: _Judge) -> Explanation:
     observed, images = judge.observed, judge.cases.images
     removed = judge.ask(model.predictor, images, observed.mask, observed.gate)
     grey = judge.ask(model, judge.painted(observed.mask))
-    heat = 1 - observed.part_maps[:, -1]
+    heat = averaged(1 - observed.part_maps[:, -1], observed.grid)
     answers = (observed.logits, removed, grey)
     found = judge.figures("mask", "iFAM", (heat, observed.mask), answers, observed.seconds)
     truth = judge.cases.truth

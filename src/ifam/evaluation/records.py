@@ -7,18 +7,21 @@ Figures are made of the rows afterwards, so they are the same however the work w
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
-from torch import distributed, nn
+from torch import distributed
 from torch.utils.data import DataLoader, Subset
 
 from ifam._typing import Bool, Tensor
+from ifam.classifier import Classifier
 from ifam.data import Benchmark, Prepared, collate
 from ifam.errors import IfamError
+from ifam.evaluation.part_quality import Annotations, annotations, part_rows
 from ifam.interventions import Intervention, UseMask
 from ifam.masking import patch_mask
-from ifam.model import IFAM, output
+from ifam.model import IFAM
 from ifam.progress import progress_bar
 from ifam.types import Batch, Output
 
@@ -28,7 +31,7 @@ Rows = dict[str, Tensor]
 
 @torch.inference_mode()
 def collect(
-    model: nn.Module,
+    model: Classifier,
     benchmark: Benchmark,
     split: str,
     variants: Sequence[Sequence[Intervention]],
@@ -59,12 +62,13 @@ def collect(
     if batch_size < 1:
         raise IfamError(f"batch_size is {batch_size}, but at least 1 is needed.")
     if not isinstance(model, IFAM) and (true_masks or any(variants)):
-        raise IfamError(f"{type(model).__name__} has no parts to intervene on; leave the interventions away.")
-    size, normalisation = model.image_size, model.normalisation
-    examples = Prepared(benchmark.split(split), size, normalisation)  # type: ignore[arg-type]
+        raise IfamError(f"The answer of {model.method} is drawn from no mask of parts; leave the interventions away.")
+    examples = Prepared(benchmark.split(split), model.image_size, model.normalisation)
     rank, world = place()
     mine = range(rank, len(examples), world)
-    loader = DataLoader(Subset(examples, mine), batch_size=batch_size, num_workers=workers, collate_fn=_collate)
+    annotated = (len(benchmark.keypoint_names), len(benchmark.part_names))
+    join = partial(_collate, annotated=annotated)
+    loader = DataLoader(Subset(examples, mine), batch_size=batch_size, num_workers=workers, collate_fn=join)
     found: list[list[Rows]] = [[] for _ in variants]
     device = next(model.parameters()).device
     was_training, done = model.training, 0
@@ -72,36 +76,48 @@ def collect(
     try:
         with progress_bar(disable=rank > 0) as bar:
             task = bar.add_task(label, total=len(mine))
-            for batch, known in loader:
+            for batch, known, parts in loader:
                 indices = torch.tensor(mine[done : done + len(known)])
                 batch, done = batch.to(device), done + len(known)
-                if true_masks and not bool(known.all()):
+                if (true_masks or model.needs_masks) and not bool(known.all()):
                     raise IfamError(
                         f"{benchmark.name} has no mask for image {int(indices[~known][0])} of its split {split!r}; "
-                        f"give one for each image, or let the selector choose."
+                        f"give one for each image, or let a selector choose."
                     )
-                for rows, out in zip(found, _outputs(model, batch, variants, true_masks), strict=True):
-                    rows.append({"index": indices, **_rows(benchmark, batch, known, out)})
+                outputs = _outputs(model, batch, variants, true_masks)
+                for rows, out, changes in zip(found, outputs, variants, strict=True):
+                    rows.append({"index": indices, **_rows(benchmark, batch, known, out, model.hides)})
+                    if hasattr(out, "part_maps") and not (true_masks or changes):
+                        rows[-1] |= part_rows(out.part_maps, parts, annotated[1], batch.masks, known)
                 bar.advance(task, len(known))
     finally:
         model.train(was_training)
     return [gather(rows, len(examples)) for rows in found]
 
 
-def _collate(examples: Sequence[Mapping[str, Any]]) -> tuple[Batch, Bool[Tensor, " B"]]:
-    """A batch, and which of its masks are known: whether an image is judged must not depend on its neighbours."""
+def _collate(
+    examples: Sequence[Mapping[str, Any]], annotated: tuple[int, int]
+) -> tuple[Batch, Bool[Tensor, " B"], Annotations]:
+    """A batch, which of its masks are known, and its annotations of parts.
+
+    Whether an image is judged must not depend on its neighbours.
+
+    Args:
+        examples: As `Prepared` gives them.
+        annotated: Numbers of keypoints and of named regions.
+    """
     known = torch.tensor([example["mask"] is not None for example in examples])
     size = examples[0]["image"].shape[-2:]
     filled = [{**e, "mask": torch.zeros(size) if e["mask"] is None else e["mask"]} for e in examples]
-    return collate(filled), known
+    return collate(filled), known, annotations(examples, *annotated)
 
 
 def _outputs(
-    model: nn.Module, batch: Batch, variants: Sequence[Sequence[Intervention]], true_masks: bool
+    model: Classifier, batch: Batch, variants: Sequence[Sequence[Intervention]], true_masks: bool
 ) -> Iterator[Any]:
     """The model's answer to each variant."""
     if not isinstance(model, IFAM):
-        yield from (model(batch.images) for _ in variants)
+        yield from (model.answer(batch) for _ in variants)
         return
     selection = model.selector(batch.images)
     if true_masks:
@@ -110,8 +126,7 @@ def _outputs(
         changed = selection
         for intervention in interventions:
             changed = intervention(changed)
-        mask = model.mask(changed)
-        yield output(model.predictor(batch.images, mask.visible, mask.gate), mask, changed)
+        yield model.conclude(batch.images, changed)
 
 
 def _patches(batch: Batch, grid: tuple[int, int]) -> Bool[Tensor, "B H W"]:
@@ -119,8 +134,8 @@ def _patches(batch: Batch, grid: tuple[int, int]) -> Bool[Tensor, "B H W"]:
     return patch_mask(batch.masks, grid)
 
 
-def _rows(benchmark: Benchmark, batch: Batch, known: Tensor, out: Any) -> Rows:
-    """Rows of a batch, on the CPU."""
+def _rows(benchmark: Benchmark, batch: Batch, known: Tensor, out: Any, hides: bool) -> Rows:
+    """Rows of a batch, on the CPU; what was visible only of models that hide the rest."""
     assert batch.groups is not None
     rows = {"label": batch.labels, "group": batch.groups}
     if not isinstance(out, Output):
@@ -128,10 +143,11 @@ def _rows(benchmark: Benchmark, batch: Batch, known: Tensor, out: Any) -> Rows:
     truth = _patches(batch, (out.mask.shape[1], out.mask.shape[2]))
     known = known.to(truth.device)
     rows |= _judge(benchmark, batch, out.logits, "predictor")
-    rows |= _judge(benchmark, batch, out.selector_logits, "selector")
+    if not out.answers_once:
+        rows |= _judge(benchmark, batch, out.selector_logits, "selector")
+    if hides:
+        rows |= {"visible": out.visible_fraction, "empty": out.empty}
     rows |= {
-        "visible": out.visible_fraction,
-        "empty": out.empty,
         "known": known,
         # Of images without a true mask, nothing counts.
         "intersection": (out.mask & truth).flatten(1).sum(dim=1) * known,

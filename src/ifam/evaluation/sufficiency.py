@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from ifam._typing import Bool, Float, Int, Tensor
 from ifam.evaluation.cases import Advance, Cases, Observed, chunks, device_of, unheard
+from ifam.masking import shown
 from ifam.model import IFAM
 
 
@@ -96,7 +97,7 @@ def measure_parts(
     full = asked(observed.mask)
     own = full.gather(1, asked.answers)
     present = torch.stack([(observed.winners == k).flatten(1).any(dim=1) for k in range(num_parts)], dim=1)
-    without = [asked(observed.mask & (observed.winners != k)) for k in range(num_parts)]
+    without = [asked(_shown(observed, observed.winners != k)) for k in range(num_parts)]
     lost = torch.cat([logits.gather(1, asked.answers) - own for logits in without], dim=1)
     lost = torch.where(present, lost, 0.0)
     rank = ranks(lost, present)
@@ -135,12 +136,17 @@ def dilate(mask: Bool[Tensor, "N H W"]) -> Bool[Tensor, "N H W"]:
     return F.max_pool2d(mask[:, None].float(), 3, stride=1, padding=1)[:, 0] > 0
 
 
-def _ranked(observed: Observed, rank: Tensor, chosen: Callable[[Tensor], Tensor]) -> Bool[Tensor, "N H W"]:
+def _shown(observed: Observed, kept: Bool[Tensor, "N H W"]) -> Bool[Tensor, "N H2 W2"]:
+    """What the predictor sees where only the kept patches of the selector's stay in its mask."""
+    return shown(observed.selected & kept, observed.grid)
+
+
+def _ranked(observed: Observed, rank: Tensor, chosen: Callable[[Tensor], Tensor]) -> Bool[Tensor, "N H2 W2"]:
     """The mask of the parts whose rank is chosen."""
     # The background has a rank that the mask rules out anyway.
     padded = torch.cat([rank, torch.zeros_like(rank[:, :1])], dim=1)
     of_patch = padded.gather(1, observed.winners.flatten(1)).view_as(observed.winners)
-    return observed.mask & chosen(of_patch)
+    return _shown(observed, chosen(of_patch))
 
 
 def _part(k: int, present: Tensor, lost: Tensor, without: Tensor, asked: "_Asked", observed: Observed) -> Part:

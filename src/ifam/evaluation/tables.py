@@ -12,8 +12,11 @@ from rich.console import Console
 from rich.table import Table
 
 import ifam
+from ifam.evaluation.challenge import Challenge
 from ifam.evaluation.groups import Accuracy, Evaluation
 from ifam.evaluation.intervals import Interval
+from ifam.evaluation.part_quality import PartQuality
+from ifam.evaluation.treatments import Treated
 from ifam.prediction import Prediction
 
 # Longer lists of classes are cut to the lowest; the file has them all.
@@ -57,6 +60,53 @@ def print_evaluation(found: Evaluation, title: str) -> None:
     if found.empty:
         table.add_row("nothing visible", str(found.empty), "")
     Console().print(table)
+    if found.parts is not None:
+        _print_parts(found.parts)
+
+
+def _print_parts(found: PartQuality) -> None:
+    """Print how well parts agree with annotations."""
+    notes = [f"images: {found.conditions['crop']}"] if "crop" in found.conditions else []
+    if "keypoints_fitted_to" in found.conditions:
+        notes.append(f"keypoint regression: fitted to {found.conditions['keypoints_fitted_to']}")
+    table = Table(title="Parts of the selector", title_justify="left", caption="\n".join(notes), caption_justify="left")
+    table.add_column("")
+    for name in ("images", "points", "figure"):
+        table.add_column(name, justify="right")
+    for kind, one in found.agreement.items():
+        for name in ("nmi", "ari"):
+            cell = _cell(getattr(one, name), one.intervals.get(name), ".3f")
+            table.add_row(f"{name.upper()}, {kind}", str(one.images), str(one.count), cell)
+    table.add_section()
+    for name, text in (("foreground_iou", "foreground IoU (pixels)"), ("background_iou", "background IoU (pixels)")):
+        if (value := getattr(found, name)) is not None:
+            table.add_row(text, str(found.foreground_images), "", _cell(value, found.intervals.get(name), ".3f"))
+    if found.keypoint_error is not None:
+        cell = _cell(found.keypoint_error, found.intervals.get("keypoint_error"))
+        table.add_row("keypoint error, of the box", "", str(found.keypoint_count), cell)
+    Console().print(table)
+
+
+def print_treatments(found: Treated, title: str) -> None:
+    """Print the accuracy on each treatment, and the gap between the two that differ in the background alone."""
+    first = next(iter(found.treatments.values()))
+    who = ["predictor"] + (["selector"] if first.selector is not None else [])
+    notes = [f"intervals: {first.extra['intervals']}"] if "intervals" in first.extra else []
+    if found.missing:
+        notes.append(f"not there: {', '.join(found.missing)}")
+    notes.append("no gap: one of its treatments is not there" if found.gap is None else f"gap: {found.gap.pairing}")
+    table = Table(title=title, title_justify="left", caption="\n".join(notes), caption_justify="left")
+    table.add_column("")
+    for name in ("images", "predictor", "selector alone")[: 1 + len(who)]:
+        table.add_column(name, justify="right")
+    for name, one in found.treatments.items():
+        judged = [getattr(one, w) for w in who]
+        table.add_row(name, str(one.count), *(_cell(a.average, a.intervals.get("average")) for a in judged))
+    if (gap := found.gap) is not None:
+        table.add_section()
+        cells = (_cell(getattr(gap, w), gap.intervals.get(w), "+.1%") for w in who)
+        table.add_row("gap: " + " - ".join(gap.treatments), "", *cells, style="bold")
+    Console().print(table)
 
 
 _FIGURES = {
@@ -91,6 +141,27 @@ def _shown(rows: Mapping[str, Mapping[str, float | int]]) -> list[str]:
     if len(rows) <= _LONGEST:
         return list(rows)
     return sorted(rows, key=lambda name: rows[name]["accuracy"])[:_LOWEST]
+
+
+def print_challenge(found: Challenge, title: str) -> None:
+    """Print how many objects no background could fool the model about, and which backgrounds fooled it."""
+    shown = found.pairs / found.all_pairs
+    notes = (
+        f"intervals: Wilson, 95%; {found.pairs:,} of {found.all_pairs:,} composites had to be looked at ({shown:.1%})"
+    )
+    table = Table(title=title, title_justify="left", caption=notes, caption_justify="left")
+    table.add_column("")
+    for name in ("objects", "robust", "share", "fooled by its background", "fooled into it"):
+        table.add_column(name, justify="right")
+    ends, fooled = found.interval, len(found.fooled)
+    total = (str(found.count), str(len(found.robust)), _cell(found.accuracy, ends), str(fooled), str(fooled))
+    table.add_row("all", *total, style="bold")
+    table.add_section()
+    for name in dict.fromkeys([*found.classes, *found.backgrounds, *found.answers]):
+        row = found.classes.get(name)
+        own = ("", "", "") if row is None else (str(row["count"]), str(row["robust"]), _row_cell(row))
+        table.add_row(name, *own, str(found.backgrounds.get(name, "")), str(found.answers.get(name, "")))
+    Console().print(table)
 
 
 def print_leave_one_out(whole: Evaluation, others: Mapping[str, Evaluation]) -> None:
@@ -129,12 +200,26 @@ def write_results(
         conditions: What it depends on.
         others: The same without one part each, by name.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     content = asdict(found)
     if others:
         content["leave_one_out"] = {name: asdict(other) for name, other in others.items()}
-    content["conditions"] = {**conditions, **provenance()}
-    path.write_text(json.dumps(content, indent=2, default=str) + "\n")
+    _write(content, path, conditions)
+
+
+def write_treatments(found: Treated, path: Path, conditions: Mapping[str, Any]) -> None:
+    """Write what was found on each treatment with the conditions under which it was made."""
+    _write(asdict(found), path, conditions)
+
+
+def write_challenge(found: Challenge, path: Path, conditions: Mapping[str, Any]) -> None:
+    """Write what a challenge found with the conditions under which it was made."""
+    _write({"kind": "challenge", **asdict(found)}, path, conditions)
+
+
+def _write(content: Mapping[str, Any], path: Path, conditions: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({**content, "conditions": {**conditions, **provenance()}}, indent=2, default=str)
+    path.write_text(text + "\n")
 
 
 def provenance() -> dict[str, str | None]:

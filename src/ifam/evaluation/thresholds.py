@@ -15,11 +15,11 @@ import numpy as np
 import torch
 
 from ifam._typing import Tensor
+from ifam.classifier import Classifier, PartClassifier
 from ifam.data import Benchmark, Prepared, collate
 from ifam.errors import IfamError
 from ifam.evaluation.cases import spread
-from ifam.hub import CONFIG
-from ifam.model import IFAM
+from ifam.files import CONFIG
 from ifam.progress import progress_bar
 
 QUANTILES = tuple(round(0.01 * i, 2) for i in range(1, 100))
@@ -62,7 +62,7 @@ class Thresholds:
 
 @torch.inference_mode()
 def compute_thresholds(
-    model: IFAM,
+    model: Classifier,
     benchmark: Benchmark,
     split: str = "train",
     quantiles: Sequence[float] = QUANTILES,
@@ -73,7 +73,7 @@ def compute_thresholds(
     """Look at images without augmentation, and take quantiles (linear interpolation) of each part's similarity.
 
     Args:
-        model: The model. Left in the mode it was in.
+        model: A model with parts. Left in the mode it was in.
         benchmark: The data set.
         split: Which of its splits; thresholds that are fitted to test images are worth nothing.
         quantiles: Shares of the won patches that fall below the threshold.
@@ -81,8 +81,12 @@ def compute_thresholds(
         limit: Images at most, evenly spread over the split; all of them where None.
 
     Raises:
-        IfamError: There is no such split, or a quantile is not between 0 and 1.
+        IfamError: There is no such split, a quantile is not between 0 and 1, or the model has no parts.
     """
+    if not isinstance(model, PartClassifier):
+        raise IfamError(
+            f"The method {model.method} has no parts, and so no thresholds; give a model that selects parts."
+        )
     wrong = [q for q in quantiles if not 0 <= q <= 1]
     if wrong or not quantiles:
         shown = f"{wrong[0]:g} is none" if wrong else "none was given"

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from markupsafe import Markup
 from rich import box
 from rich.console import Console
 from rich.table import Table as RichTable
@@ -30,19 +31,21 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """One of the five measurements.
+    """A question and its answer: one of the five measurements of an audit, or a comparison.
 
     Attributes:
         title: The question.
         lead: The answer in a sentence or two.
         tables: Its figures.
         notes: What to know about them.
+        chart: A picture of them, as SVG.
     """
 
     title: str
     lead: str
     tables: tuple[Table, ...]
     notes: tuple[str, ...] = ()
+    chart: Markup | None = None
 
 
 def sections(audit: Row) -> tuple[Section, ...]:
@@ -57,15 +60,20 @@ def print_audit(audit: Row) -> None:
         console.print(f"\n[bold]{section.title}[/bold]")
         console.print(section.lead, markup=False, highlight=False)
         for table in section.tables:
-            drawn = RichTable(title=table.caption, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-            for number, column in enumerate(table.columns):
-                drawn.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
-            for number, row in enumerate(table.rows):
-                drawn.add_row(*row, style="bold" if number in table.strong else None)
-            console.print(drawn)
+            print_table(console, table)
         for note in section.notes:
             console.print(note, markup=False, highlight=False, style="dim")
     console.print(f"\n{audit['verdict']}", markup=False, highlight=False, style="bold")
+
+
+def print_table(console: Console, table: Table) -> None:
+    """Print one table."""
+    drawn = RichTable(title=table.caption, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for number, column in enumerate(table.columns):
+        drawn.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
+    for number, row in enumerate(table.rows):
+        drawn.add_row(*row, style="bold" if number in table.strong else None)
+    console.print(drawn)
 
 
 def share(value: float | None, digits: int = 1) -> str:

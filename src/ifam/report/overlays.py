@@ -120,7 +120,7 @@ def predictor_view(image: Image.Image, mask: Bool[Tensor, "H W"]) -> Image.Image
 def triptych(
     image: Image.Image,
     part_maps: Float[Tensor, "K1 H W"],
-    mask: Bool[Tensor, "H W"],
+    mask: Bool[Tensor, "H2 W2"],
     *,
     title: str = "",
     caption: str = "",

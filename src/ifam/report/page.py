@@ -12,11 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
@@ -302,27 +303,15 @@ def curve_charts(curves: Mapping[str, Mapping[str, Sequence[tuple[int | float, f
 
 
 def _chart(name: str, lines: Mapping[str, Sequence[tuple[int | float, float]]], number: int) -> Markup:
-    """A small line chart as inline SVG, its text in the fonts of the page."""
+    """A small line chart."""
     values = [value for points in lines.values() for _, value in points]
     shares = "loss" not in name.lower() and all(0 <= value <= 1 for value in values)
-    # Text stays text; ids of several charts on a page must differ.
-    style: Any = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": f"{number}",
-        "font.size": 10,
-        "font.family": "sans-serif",
-    }
-    with matplotlib.rc_context(style):
-        figure = Figure(figsize=(4.6, 2.7), layout="constrained")
-        axes = figure.subplots()
+
+    def paint(axes: Axes) -> None:
         for model, points in lines.items():
             epochs, heights = zip(*points, strict=True)
             scaled = [100 * height for height in heights] if shares else heights
             axes.plot(epochs, scaled, color=_LINES.get(model, _OTHER_LINE), lw=1.8, marker="o", ms=3)
-        axes.spines[["top", "right", "left"]].set_visible(False)
-        axes.spines["bottom"].set_color("#9aa0a6")
-        axes.grid(axis="y", color="#e4e4e0", lw=0.8)
-        axes.tick_params(length=0, colors="#4b5157")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("epoch", color="#4b5157")
         if shares:
@@ -330,8 +319,42 @@ def _chart(name: str, lines: Mapping[str, Sequence[tuple[int | float, float]]], 
             axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0f}{_NO_BREAK}%")
         elif min(values) >= 0:
             axes.set_ylim(bottom=0)
+
+    return draw((4.6, 2.7), f"{name} by epoch: {', '.join(lines)}", paint, number)
+
+
+def draw(
+    size: tuple[float, float],
+    label: str,
+    paint: Callable[[Axes], None],
+    number: int = 0,
+    lines: Literal["x", "y"] = "y",
+) -> Markup:
+    """A chart as inline SVG, its text in the fonts of the page.
+
+    Args:
+        size: Width and height in inches.
+        label: What it shows, for those who cannot see it.
+        paint: Fills the axes.
+        number: Different for each chart on a page, whose ids must differ.
+        lines: Axis whose values have lines.
+    """
+    style: Any = {
+        "svg.fonttype": "none",  # text stays text
+        "svg.hashsalt": f"{number}",
+        "font.size": 10,
+        "font.family": "sans-serif",
+    }
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.subplots()
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.spines["bottom"].set_color("#9aa0a6")
+        axes.grid(axis=lines, color="#e4e4e0", lw=0.8)
+        axes.tick_params(length=0, colors="#4b5157")
+        paint(axes)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
-    label = html.escape(f"{name} by epoch: {', '.join(lines)}", quote=True)
-    return Markup(svg[svg.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{label}"', 1))
+    spoken = html.escape(label, quote=True)
+    return Markup(svg[svg.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{spoken}"', 1))

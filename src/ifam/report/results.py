@@ -13,7 +13,9 @@ from PIL import Image
 from ifam._typing import Tensor
 from ifam.errors import IfamError
 from ifam.files import read_json
-from ifam.report.audit_tables import Row, Table, sections, share, worst_group
+from ifam.report.audit_tables import Row, Section, Table, sections, share, worst_group
+from ifam.report.comparisons import comparison_section, title
+from ifam.report.evaluation_tables import further_tables, one_by_one
 from ifam.report.overlays import part_colours, part_overlay, predictor_view
 from ifam.report.page import MODELS, curve_charts, environment
 
@@ -33,6 +35,7 @@ class Page:
         verdicts: Outcome of each audit.
         summary: A row a model.
         found: Sections of each audit.
+        comparisons: Comparisons of several methods.
         cases: Pictures, flagged ones first.
         audits: Choices of the filter by audit, as value and text.
         labels: Choices of the filter by class.
@@ -48,6 +51,7 @@ class Page:
     summary: Table
     verdicts: list[dict[str, Any]] = field(default_factory=list)
     found: list[dict[str, Any]] = field(default_factory=list)
+    comparisons: list[Section] = field(default_factory=list)
     cases: list[dict[str, Any]] = field(default_factory=list)
     audits: list[tuple[str, str]] = field(default_factory=list)
     labels: list[tuple[str, str]] = field(default_factory=list)
@@ -100,7 +104,7 @@ def write_report(results: Sequence[str | Path], out: str | Path) -> Path:
     """Write one self-contained page on any number of results.
 
     Args:
-        results: Files that `ifam audit`, `evaluate`, `train` or `demo` wrote, or folders that hold one.
+        results: Files that `ifam audit`, `compare`, `evaluate`, `train` or `demo` wrote, or folders that hold one.
         out: The page.
 
     Returns:
@@ -112,9 +116,9 @@ def write_report(results: Sequence[str | Path], out: str | Path) -> Path:
     files = [file for path in results for file in _files(Path(path))]
     if not files:
         raise IfamError("There is no result to report; give files such as audit.json or results.json.")
-    found = [(file, _read(file)) for file in files]
+    read = [(file, _read(file)) for file in files]
     try:
-        page = _page(found)
+        page = _page([(file, one) for file, found in read for one in one_by_one(found)])
     except (KeyError, TypeError, AttributeError) as error:
         raise IfamError(
             f"{', '.join(map(str, files))} cannot be read as results ({type(error).__name__}: {error}); write them "
@@ -134,9 +138,10 @@ def _files(path: Path) -> list[Path]:
     """A file, or the results in a folder."""
     if not path.is_dir():
         return [path]
-    found = [file for file in sorted(path.glob("*.json")) if file.stem == "audit" or file.stem.startswith("results")]
+    names = ("audit", "compare")
+    found = [file for file in sorted(path.glob("*.json")) if file.stem in names or file.stem.startswith("results")]
     if not found:
-        raise IfamError(f"{path} holds neither audit.json nor results.json; give a folder that does.")
+        raise IfamError(f"{path} holds neither audit.json, results.json nor compare.json; give a folder that does.")
     return found
 
 
@@ -145,7 +150,7 @@ def _read(file: Path) -> dict[str, Any]:
     found = read_json(file)
     if found is None:
         raise IfamError(f"There is no file {file}; give an audit.json or results.json.")
-    if found.get("kind") != "audit" and not ("predictor" in found or "runs" in found):
+    if found.get("kind") not in ("audit", "comparison") and not {"predictor", "runs", "treatments"} & set(found):
         raise IfamError(f"{file} is no result of ifam; give a file that `ifam audit` or `ifam evaluate` wrote.")
     return found
 
@@ -155,10 +160,12 @@ def _page(results: Sequence[tuple[Path, dict[str, Any]]]) -> Page:
     names = _names(results)
     audits = [(file, name, found) for (file, found), name in zip(results, names, strict=True) if _is_audit(found)]
     columns = ("", "worst group", "accuracy", "images", "mask IoU", "visible", "hidden pixels", "other background")
-    rows = [row for (_, found), name in zip(results, names, strict=True) for row in _summary(found, name)]
+    single = [pair for pair in zip(results, names, strict=True) if not _is_comparison(pair[0][1])]
+    rows = [row for (_, found), name in single for row in _summary(found, name)]
+    kinds = {"audit": "Audit", "comparison": "Comparison"}
     page = Page(
-        title="Audit" if len(results) == len(audits) == 1 else "Results",
-        headline=_headline(audits, len(results)),
+        title="Results" if len(results) > 1 else kinds.get(str(results[0][1].get("kind")), "Results"),
+        headline=title(results[0][1]) if not single and len(results) == 1 else _headline(audits, len(results)),
         summary=Table("Worst group first; each figure is of the images that were looked at", columns, tuple(rows)),
     )
     for number, (file, name, found) in enumerate(audits):
@@ -171,8 +178,10 @@ def _page(results: Sequence[tuple[Path, dict[str, Any]]]) -> Page:
         choices += [(str(v), str(v)) for v in sorted({case[key] for case in page.cases if case[key]})]
     page.colours = part_colours(max((len(case["bars"]) for case in page.cases), default=0))
     for (file, found), name in zip(results, names, strict=True):
-        if not _is_audit(found):
-            page.tables += _groups(found, name)
+        if _is_comparison(found):
+            page.comparisons.append(comparison_section(found))
+        elif not _is_audit(found):
+            page.tables += [*_groups(found, name), *further_tables(found, name)]
         if history := _history(file.parent / "logs" / "metrics.csv"):
             page.curves.append((name, curve_charts({"iFAM": history})))
         page.conditions.append((name, _flat(found.get("conditions", {}))))
@@ -181,6 +190,10 @@ def _page(results: Sequence[tuple[Path, dict[str, Any]]]) -> Page:
 
 def _is_audit(found: Row) -> bool:
     return found.get("kind") == "audit"
+
+
+def _is_comparison(found: Row) -> bool:
+    return found.get("kind") == "comparison"
 
 
 def _names(results: Sequence[tuple[Path, Row]]) -> list[str]:

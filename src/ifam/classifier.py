@@ -1,0 +1,138 @@
+"""What every model of this package offers, so that one trainer, one evaluation and one way of saving serve them all."""
+
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar, get_args
+
+from torch import nn
+
+from ifam._typing import Float, Tensor
+from ifam.backbone import Backbone, selector_backbone
+from ifam.config import Execution, MaskGradient, ModelConfig
+from ifam.dinov2 import resolve
+from ifam.errors import IfamError
+from ifam.selector import Selector
+from ifam.types import Batch, Output, Selection
+
+# What loading gives back; beartype does not know `Self` here.
+_Model = TypeVar("_Model", bound="Classifier")
+
+
+class Classifier(nn.Module):
+    """A model that is trained, judged, saved and loaded by name (see `ifam.baselines.METHODS`).
+
+    A subclass defines `forward(images)`, which gives logits [B, C] or an `Output`, and `trunk` and `last_layer`.
+
+    Args:
+        config: The model's settings.
+
+    Attributes:
+        method: Name in `METHODS`; what `config.json` remembers.
+        needs_masks: Whether it answers only to images with a true mask.
+        hides: Whether its answer depends on visible patches alone.
+    """
+
+    method: str = "ifam"
+    needs_masks: ClassVar[bool] = False
+    hides: ClassVar[bool] = False
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = resolve(config)
+
+    @property
+    def trunk(self) -> Backbone:
+        """The transformer whose image size and normalisation the images have."""
+        raise NotImplementedError
+
+    @property
+    def last_layer(self) -> nn.Linear:
+        """The linear layer that gives the logits of the answer."""
+        raise NotImplementedError
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the input in pixels."""
+        return self.trunk.image_size
+
+    @property
+    def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Channel means and standard deviations of the input."""
+        mean, std = self.trunk.normalisation
+        return self.config.mean or mean, self.config.std or std
+
+    def answer(self, batch: Batch) -> Tensor | Output:
+        """What the model says about a batch, of which it may use the true masks if it `needs_masks`."""
+        found: Tensor | Output = self(batch.images)
+        return found
+
+    def judged(self, batch: Batch) -> dict[str, Float[Tensor, "B C"]]:
+        """The logits that training compares with the labels, by the name of their loss term in `LossConfig`."""
+        out = self.answer(batch)
+        return {"classification": out.logits if isinstance(out, Output) else out}
+
+    def save_pretrained(self, folder: str | Path, extra: dict[str, Any] | None = None) -> None:
+        """Write `config.json` and `model.safetensors` to a folder; see `ifam.hub.save`."""
+        from ifam import hub
+
+        hub.save(self, folder, extra)
+
+    @classmethod
+    def from_pretrained(cls: type[_Model], source: str | Path) -> _Model:
+        """Read a model from a folder or from the Hugging Face hub; see `ifam.hub.load_as`."""
+        from ifam import hub
+
+        return hub.load_as(source, cls)
+
+
+class PartClassifier(Classifier):
+    """A model whose selector assigns every patch to a part; what differs is the `conclusion` drawn from it.
+
+    Args:
+        config: The model's settings.
+        pretrained: Start the selector from a pretrained backbone.
+
+    Raises:
+        IfamError: A setting makes no model.
+    """
+
+    def __init__(self, config: ModelConfig, pretrained: bool = True) -> None:
+        super().__init__(config)
+        _check(config)
+        self.selector = Selector(
+            selector_backbone(config, pretrained),
+            config.num_parts,
+            config.num_classes,
+            temperature=config.temperature,
+            gumbel_noise=config.gumbel_noise,
+            part_dropout=config.part_dropout,
+        )
+
+    @property
+    def trunk(self) -> Backbone:
+        """The selector's transformer."""
+        return self.selector.backbone
+
+    def conclude(self, images: Tensor, selection: Selection) -> Output:
+        """The answer to images [B, 3, S, S] once their parts are selected."""
+        raise NotImplementedError
+
+
+def _check(config: ModelConfig) -> None:
+    """Refuse settings of which no model can be made."""
+    for name, least in (("num_parts", 1), ("num_classes", 1)):
+        value = getattr(config, name)
+        if value < least:
+            raise IfamError(f"{name} is {value}, but at least {least} is needed.")
+    if config.temperature <= 0:
+        raise IfamError(f"temperature is {config.temperature}, but must be above 0; the paper uses 1.")
+    for name in ("part_dropout", "mask_part_dropout"):
+        value = getattr(config, name)
+        if not 0 <= value < 1:
+            raise IfamError(f"{name} is {value}, but a probability from 0 to below 1 is expected.")
+    for name, choices in (("mask_gradient", get_args(MaskGradient)), ("execution", get_args(Execution))):
+        if getattr(config, name) not in choices:
+            raise IfamError(f"{name} is {getattr(config, name)!r}, but {', '.join(choices)} exist.")
+    if config.class_names and len(config.class_names) != config.num_classes:
+        raise IfamError(
+            f"class_names has {len(config.class_names)} names for {config.num_classes} classes; give one for each."
+        )

@@ -1,0 +1,115 @@
+"""Verbs of the command line that compare methods, and fit the last layer of a model again (see `ifam.cli`)."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ifam.config import LossConfig, ModelConfig, TrainConfig
+from ifam.errors import IfamError
+from ifam.verbs import check_classes, chosen_device, trained_on
+
+
+def compare(
+    methods: list[str] | dict[str, Any] | None = None,
+    seeds: list[int] | None = None,
+    benchmark: str = "pondbirds",
+    root: Path | None = None,
+    split: str | None = None,
+    out: Path = Path("runs/compare"),
+    save_models: bool = False,
+    num_resamples: int = 1000,
+    device: str = "auto",
+    model: ModelConfig = ModelConfig(),  # noqa: B008
+    train: TrainConfig = TrainConfig(),  # noqa: B008
+    loss: LossConfig = LossConfig(),  # noqa: B008
+    data: dict[str, Any] | None = None,
+) -> None:
+    """Train several methods over several seeds, judge them alike, and put them into one table.
+
+    Each run is kept as soon as it is done: started again, the command goes on where it was stopped.
+
+    Args:
+        methods: Names of methods, or a dict from the name of a row to its `method` and to the fields of `model`,
+            `train` and `loss` that differ. With "+dfr" behind a method its last layer is fitted again to group-balanced
+            validation images. "plain_vit" and "ifam" where none are given.
+        seeds: Seeds of weights and training, and of the data where these have one; 0 where none are given.
+        benchmark: Name of the data set.
+        root: Where the images are.
+        split: Split to judge on; "test", or "val" where there is no test split.
+        out: Folder for the runs, the table and the page.
+        save_models: Keep the trained models too.
+        num_resamples: Resamples of the bootstrap intervals of each run, which the table does not show; 0 for none.
+        device: Where to judge: "auto" for a GPU where there is one, or "cpu", "cuda:1", ...
+        model: The model, common to all.
+        train: How to train, common to all; the seed comes from `seeds`.
+        loss: Weight of each loss term, common to all.
+        data: Settings of the data set, by name.
+    """
+    from ifam.comparing import TABLE, Comparison, read_rows, run_comparison
+    from ifam.report.comparisons import print_comparison
+    from ifam.report.results import write_report
+
+    rows = read_rows(["plain_vit", "ifam"] if methods is None else methods, model, train, loss)
+    chosen = (0,) if seeds is None else tuple(seeds)
+    comparison = Comparison(rows, chosen, benchmark, root, data or {}, split, num_resamples)
+    found = run_comparison(comparison, out, save_models=save_models, device=chosen_device(device))
+    page = write_report([out / TABLE], out / "compare.html")
+    print_comparison(found)
+    print(f"Open {page} to look; the figures are in {out / TABLE}.")
+
+
+def retrain(
+    model: str = "runs/ifam",
+    out: Path = Path("runs/ifam-dfr"),
+    benchmark: str | None = None,
+    root: Path | None = None,
+    split: str = "val",
+    draws: int = 10,
+    seed: int = 0,
+    batch_size: int = 64,
+    workers: int = 0,
+    device: str = "auto",
+    num_resamples: int = 1000,
+    overwrite: bool = False,
+    data: dict[str, Any] | None = None,
+) -> None:
+    """Fit the last layer of a trained model again, to group-balanced validation images (DFR), and judge the result.
+
+    Args:
+        model: Folder or hub id of the model, of any method.
+        out: Folder for the result.
+        benchmark: Name of the data set; the one the model was trained on where none is given.
+        root: Where the images are.
+        split: Images to fit to; the model must not have been trained on them.
+        draws: Group-balanced draws whose coefficients are averaged.
+        seed: Seed of the draws.
+        batch_size: Images at a time; changes nothing but speed.
+        workers: Processes that load images.
+        device: Where to compute: "auto" for a GPU where there is one, or "cpu", "cuda:1", ...
+        num_resamples: Resamples of the bootstrap intervals; 0 for none.
+        overwrite: Replace a model that is already there.
+        data: Settings of the data set, by name.
+    """
+    from ifam import hub
+    from ifam.evaluation.groups import evaluate
+    from ifam.evaluation.tables import print_evaluation, write_results
+    from ifam.retraining import retrain
+
+    if (out / "config.json").exists() and not overwrite:
+        raise IfamError(f"{out} already holds a model; choose another --out, or replace it with --overwrite true.")
+    net, (config, extra) = hub.load_any(model), hub.read_config(model)
+    name, images, options = trained_on(extra, benchmark, root, data)
+    check_classes(images, config)
+    net.to(chosen_device(device))
+    shared: dict[str, Any] = {"batch_size": batch_size, "workers": workers}
+    done = asdict(retrain(net, images, split=split, draws=draws, seed=seed, **shared))
+    hub.save(net, out, {**extra, "retraining": {"from": model, "benchmark": name, **done}})
+    print(
+        f"Penalty C = {done['strength']}, {done['nonzero']:.0%} of the weights are not zero, {done['seconds']:.1f} s."
+    )
+    judged = "test" if "test" in images.splits else "val"
+    found = evaluate(net, images, judged, num_resamples=num_resamples, **shared)
+    conditions = {"model": model, "benchmark": name, "split": judged, "data": options, "note": images.note}
+    write_results(found, out / "results.json", {**conditions, "method": net.method, "retraining": done})
+    print_evaluation(found, f"{name}, {judged}, last layer fitted again")
+    print(f"The model is in {out}.")

@@ -1,0 +1,314 @@
+"""The backgrounds challenge (Xiao et al., arXiv 2006.09994): each object pasted on every background.
+
+An object counts as robust only if no background fools the model. As in the public script, a pixel of the composite is
+the object's where its mask says so and the background's elsewhere, at the resolution of the data set; the model then
+sees the whole composite, resized, cropped and normalised like any image. With 4,050 objects and as many backgrounds
+that is up to 16 million images, so a run keeps a journal, a line a batch, and goes on where it was stopped.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+from scipy.stats import binomtest
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from ifam._typing import Bool, Tensor, UInt8
+from ifam.classifier import Classifier
+from ifam.data import Benchmark, Prepared
+from ifam.data.tables import ImageFiles
+from ifam.errors import IfamError
+from ifam.evaluation.intervals import LEVEL, Interval
+from ifam.evaluation.pairings import Fooled, Pair, Pairings
+from ifam.progress import progress_bar
+from ifam.types import Batch, Output
+
+NONE = "none of the classes"
+
+
+@dataclass(frozen=True)
+class Challenge:
+    """What a challenge found.
+
+    Attributes:
+        accuracy: Share of robust objects.
+        interval: Its Wilson interval.
+        count: Objects.
+        robust: Names of the robust ones.
+        fooled: Of each other object its name and class, and the first background found to fool it with class and
+            answer; which one that is depends on the order, that there is one does not.
+        classes: Robust objects, objects, share and interval of each class.
+        backgrounds: For each class of backgrounds, how many objects one of them fooled first.
+        answers: How many objects were fooled into each class; "none of the classes" for answers that are none.
+        pairs: Composites that the model saw.
+        all_pairs: Composites there are.
+    """
+
+    accuracy: float
+    interval: Interval
+    count: int
+    robust: list[str]
+    fooled: list[dict[str, str]]
+    classes: dict[str, dict[str, float | int]]
+    backgrounds: dict[str, int]
+    answers: dict[str, int]
+    pairs: int
+    all_pairs: int
+
+
+def run_challenge(
+    model: Classifier,
+    benchmark: Benchmark,
+    objects: ImageFiles,
+    backgrounds: ImageFiles,
+    journal: Path,
+    settings: Mapping[str, Any] | None = None,
+    *,
+    batch_size: int = 64,
+    seed: int = 0,
+) -> Challenge:
+    """Look for a background that fools the model, for each object.
+
+    Args:
+        model: An `IFAM` or a baseline. Left in the mode it was in.
+        benchmark: It says which class an answer stands for.
+        objects: Images with the mask of their object.
+        backgrounds: Images of the same size.
+        journal: File that keeps the outcomes; where it is there, the run goes on from its end.
+        settings: Whatever else the run depends on; what is in the journal must be the same.
+        batch_size: Composites at a time.
+        seed: Seed of the order of backgrounds.
+
+    Raises:
+        IfamError: The journal is that of another run, is damaged or cannot be written, an image is damaged, or object
+            and background have not the same size.
+    """
+    if batch_size < 1:
+        raise IfamError(f"batch_size is {batch_size}, but at least 1 is needed.")
+    pairings = Pairings(objects.labels, len(backgrounds), batch_size, seed)
+    header = {
+        "weights": weights_hash(model),
+        "config": _hash(json.dumps(asdict(model.config), sort_keys=True, default=str)),
+        **(settings or {}),
+        "batch_size": batch_size,
+        "seed": seed,
+        "objects": len(objects),
+        "backgrounds": len(backgrounds),
+        "files": _hash("\n".join(map(name_of, [*objects.paths, *backgrounds.paths]))),
+    }
+    was_training = model.training
+    model.eval()
+    try:
+        with _open(journal, header, pairings) as file, progress_bar() as bar:
+            task = bar.add_task("challenge", total=len(objects) * len(backgrounds), completed=pairings.decided)
+            for first, through in _outcomes(model, benchmark, objects, backgrounds, pairings):
+                file.write(json.dumps({"fooled": first, "robust": through}) + "\n")
+                file.flush()
+                said = f"{len(pairings.robust)} robust, {len(pairings.fooled)} fooled"
+                bar.update(task, completed=pairings.decided, description=said)
+    except OSError as error:
+        raise IfamError(f"{journal} cannot be written ({error.strerror}); choose another folder with --out.") from error
+    finally:
+        model.train(was_training)
+    return _summary(benchmark, objects, backgrounds, pairings)
+
+
+@torch.inference_mode()
+def _outcomes(
+    model: Classifier, benchmark: Benchmark, objects: ImageFiles, backgrounds: ImageFiles, pairings: Pairings
+) -> Iterator[tuple[list[Fooled], list[int]]]:
+    """Batch by batch, who was fooled and who has met every background."""
+    things, scenes = _Things(objects), _Scenes(backgrounds)
+    device = next(model.parameters()).device
+    prepare = Prepared([], model.image_size, model.normalisation).transform
+    while pairs := pairings.batch():
+        pasted, masks = _paste(pairs, things, scenes)
+        found = prepare({"image": tv_tensors.Image(pasted.to(device)), "mask": tv_tensors.Mask(masks.to(device))})
+        labels = torch.tensor([objects.records[thing].label for thing, _ in pairs], device=device)
+        shown = Batch(found["image"].as_subclass(Tensor), labels, masks=found["mask"].as_subclass(Tensor))
+        out = model.answer(shown)
+        answers = benchmark.answers((out.logits if isinstance(out, Output) else out).float())
+        wrong = [
+            (thing, background, answer)
+            for (thing, background), answer, label in zip(pairs, answers.tolist(), labels.tolist(), strict=True)
+            if answer != label
+        ]
+        first, through = pairings.settle(pairs, wrong)
+        things.forget([thing for thing, *_ in first] + through)
+        yield first, through
+
+
+# ------------------------------------------------------------------------------------------------- pasting
+
+
+class _Things:
+    """Objects and their masks, kept while they are in the run."""
+
+    def __init__(self, files: ImageFiles) -> None:
+        self.files = files
+        self.kept: dict[int, tuple[UInt8[Tensor, "3 H W"], Bool[Tensor, "H W"]]] = {}
+
+    def __getitem__(self, index: int) -> tuple[UInt8[Tensor, "3 H W"], Bool[Tensor, "H W"]]:
+        if index not in self.kept:
+            example = self.files[index]
+            self.kept[index] = as_bytes(example["image"]), example["mask"]
+        return self.kept[index]
+
+    def forget(self, indices: Sequence[int]) -> None:
+        for index in indices:
+            self.kept.pop(index, None)
+
+
+class _Scenes:
+    """Backgrounds, each read once: all of ImageNet-9's take 610 MB."""
+
+    def __init__(self, files: ImageFiles) -> None:
+        self.files = files
+        self.kept: dict[int, UInt8[Tensor, "3 H W"]] = {}
+
+    def __getitem__(self, index: int) -> UInt8[Tensor, "3 H W"]:
+        if index not in self.kept:
+            self.kept[index] = as_bytes(self.files[index]["image"])
+        return self.kept[index]
+
+
+def _paste(
+    pairs: Sequence[Pair], things: _Things, scenes: _Scenes
+) -> tuple[UInt8[Tensor, "B 3 H W"], Bool[Tensor, "B H W"]]:
+    """The composites and the masks of their objects."""
+    found, masks = [], []
+    for thing, scene in pairs:
+        (image, mask), background = things[thing], scenes[scene]
+        for path, other in ((things.files.paths[thing], image), (scenes.files.paths[scene], background)):
+            first = things[pairs[0][0]][0]
+            if other.shape != first.shape:
+                sizes = [f"{shape[2]} x {shape[1]}" for shape in (other.shape, first.shape)]
+                raise IfamError(
+                    f"{path} is {sizes[0]} pixels, but {things.files.paths[pairs[0][0]]} {sizes[1]}; give images of "
+                    f"one size, as those of the archive are."
+                )
+        found.append(torch.where(mask, image, background))
+        masks.append(mask)
+    return torch.stack(found), torch.stack(masks)
+
+
+def as_bytes(image: Any) -> UInt8[Tensor, "3 H W"]:
+    """An image of any kind as colours from 0 to 255."""
+    values: Tensor = v2.functional.to_dtype(v2.functional.to_image(image), torch.uint8, scale=True)
+    return values.as_subclass(Tensor)
+
+
+# ------------------------------------------------------------------------------------------------- journal
+
+
+def _open(path: Path, header: Mapping[str, Any], pairings: Pairings) -> TextIO:
+    """The journal, ready to be written on, once all that it tells has happened again to the pairings."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    lines = text[: text.rfind("\n") + 1].splitlines()  # without a line that was not finished
+    if lines:
+        _check(path, _parsed(path, 1, lines[0]), header)
+    for number, line in enumerate(lines[1:], 2):
+        told, pairs = _parsed(path, number, line), pairings.batch()
+        if not (told.keys() == {"fooled", "robust"} and all(tuple(one[:2]) in pairs for one in told["fooled"])):
+            raise _damaged(path, number)
+        fooled = [(thing, background, answer) for thing, background, answer in told["fooled"]]
+        if pairings.settle(pairs, fooled) != (fooled, told["robust"]):
+            raise _damaged(path, number)
+    file = path.open("w" if not lines else "r+", encoding="utf-8")
+    file.truncate(sum(len(line.encode()) + 1 for line in lines))
+    file.seek(0, 2)
+    if not lines:
+        file.write(json.dumps(header) + "\n")
+        file.flush()
+    return file
+
+
+def _parsed(path: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        return dict(json.loads(line))
+    except (ValueError, TypeError):
+        raise _damaged(path, number) from None
+
+
+def _damaged(path: Path, number: int) -> IfamError:
+    return IfamError(f"{path}, line {number} does not fit what is before it; remove the file to begin anew.")
+
+
+def _check(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse to go on with a run under other conditions."""
+    now = json.loads(json.dumps(now))
+    for name in [*now, *(name for name in before if name not in now)]:
+        if before.get(name) != now.get(name):
+            raise IfamError(
+                f"{path} is of a run with {name} {before.get(name)!r}, but now it is {now.get(name)!r}; choose another "
+                f"folder with --out, or remove the file to begin anew."
+            )
+
+
+def weights_hash(model: torch.nn.Module) -> str:
+    """A hash of a model's weights, their names and shapes."""
+    digest = hashlib.sha256()
+    for name, weight in model.state_dict().items():
+        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
+        digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _hash(content: str) -> str:
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+# -------------------------------------------------------------------------------------------------- result
+
+
+def _summary(benchmark: Benchmark, objects: ImageFiles, backgrounds: ImageFiles, pairings: Pairings) -> Challenge:
+    names, robust = benchmark.class_names, sorted(pairings.robust)
+    fooled = [
+        {
+            "object": name_of(objects.paths[thing]),
+            "class": names[objects.records[thing].label],
+            "background": name_of(backgrounds.paths[scene]),
+            "background_class": names[backgrounds.records[scene].label],
+            "answer": NONE if answer < 0 else names[answer],
+        }
+        for thing, (scene, answer) in sorted(pairings.fooled.items())
+    ]
+    labels = objects.labels
+    classes = {}
+    for label, name in enumerate(names):
+        if number := labels.count(label):
+            classes[name] = _share(sum(labels[thing] == label for thing in robust), number)
+    whole = _share(len(robust), len(objects))
+    return Challenge(
+        accuracy=whole["accuracy"],
+        interval=(whole["low"], whole["high"]),
+        count=len(objects),
+        robust=[name_of(objects.paths[thing]) for thing in robust],
+        fooled=fooled,
+        classes=classes,
+        backgrounds=_counts([one["background_class"] for one in fooled], names),
+        answers=_counts([one["answer"] for one in fooled], [*names, NONE]),
+        pairs=pairings.met,
+        all_pairs=len(objects) * len(backgrounds),
+    )
+
+
+def _share(good: int, number: int) -> dict[str, float | int]:
+    """A share of objects, with its Wilson interval."""
+    low, high = binomtest(good, number).proportion_ci(LEVEL, method="wilson")
+    return {"robust": good, "count": number, "accuracy": good / number, "low": float(low), "high": float(high)}
+
+
+def _counts(found: Sequence[str], names: Sequence[str]) -> dict[str, int]:
+    return {name: found.count(name) for name in names if name in found}
+
+
+def name_of(path: Path) -> str:
+    """A file of a class folder."""
+    return f"{path.parent.name}/{path.name}"

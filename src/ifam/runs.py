@@ -1,0 +1,99 @@
+"""Runs that are done, kept in a file, so that what was interrupted goes on where it was."""
+
+import json
+import os
+import statistics
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ifam.errors import IfamError
+
+# Name of a row, and seed.
+Key = tuple[str, int]
+
+
+class Runs:
+    """Runs by name and seed, a line of JSON each.
+
+    A run is a dict with `row`, `seed`, `settings` (what it depends on) and `elapsed` (seconds), and whatever else.
+
+    Args:
+        path: The file; made if need be.
+        wanted: Settings of each run that is wanted. Others in the file stay there.
+
+    Attributes:
+        done: The runs in the file.
+
+    Raises:
+        IfamError: The file cannot be written or is damaged, or a run that is wanted has other settings in it.
+    """
+
+    def __init__(self, path: Path, wanted: Mapping[Key, Mapping[str, Any]]) -> None:
+        self.path, self.wanted = path, wanted
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        except OSError as error:
+            raise IfamError(f"{path} cannot be written ({error.strerror}); choose another --out.") from error
+        self.done: dict[Key, dict[str, Any]] = {(run["row"], run["seed"]): run for run in self._read()}
+        for key in wanted:
+            if key in self.done:
+                self._check(key)
+
+    def _read(self) -> list[dict[str, Any]]:
+        """All runs; a last line that was not finished is removed."""
+        text = self.path.read_text(encoding="utf-8")
+        whole = text[: text.rfind("\n") + 1]
+        if whole != text:
+            self.path.write_text(whole, encoding="utf-8")
+        try:
+            return [json.loads(line) for line in whole.splitlines()]
+        except ValueError as error:
+            raise IfamError(f"{self.path} has a damaged line ({error}); remove it, or choose another --out.") from error
+
+    def _check(self, key: Key) -> None:
+        """Refuse to mix runs under different settings."""
+        before, now = (dict(flat(settings)) for settings in (self.done[key]["settings"], self.wanted[key]))
+        for name in sorted({**before, **now}):
+            if before.get(name) != now.get(name):
+                raise IfamError(
+                    f"{self.path} has a run of {key[0]!r}, seed {key[1]}, with {name} {before.get(name)!r}, but now it "
+                    f"is {now.get(name)!r}; choose another --out, or give the row another name."
+                )
+
+    def add(self, run: dict[str, Any]) -> None:
+        """Keep a run, at once: what comes after it may be interrupted."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(run, ensure_ascii=False, default=str) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self.done[run["row"], run["seed"]] = run
+
+    def announce(self, name: str, seed: int) -> None:
+        """Say which run begins, and how long all that are left will take."""
+        left = [key for key in self.wanted if key not in self.done]
+        took: dict[str, list[float]] = {}
+        for (row, _), run in self.done.items():
+            took.setdefault(row, []).append(run["elapsed"])
+        # A row that has not run yet is taken to be like the others.
+        usual = [seconds for of_row in took.values() for seconds in of_row]
+        seconds = sum(statistics.fmean(took.get(row, usual)) for row, _ in left) if usual else None
+        estimate = "" if seconds is None else f", about {_duration(seconds)} left in all"
+        number = len(self.wanted) - len(left) + 1
+        print(f"Run {number} of {len(self.wanted)}: {name}, seed {seed}{estimate}", flush=True)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
+
+
+def flat(settings: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested settings on one level."""
+    for key, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            yield from flat(value, f"{before}{key}.")
+        else:
+            yield f"{before}{key}", value
