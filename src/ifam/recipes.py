@@ -24,7 +24,6 @@ TINY_TRAIN = TrainConfig(
     prototype_lr_factor=40.0,
     modulation_lr_factor=20.0,
     head_lr_factor=2.0,
-    selector_tuning="none",
     monitor="accuracy",
     accelerator="cpu",
 )
