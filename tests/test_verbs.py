@@ -1,6 +1,9 @@
 """`ifam evaluate`, `thresholds` and `prepare` on the command line."""
 
 import json
+import re
+import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -247,3 +250,19 @@ def test_an_error_keeps_its_own_words(capsys, monkeypatch):
 def test_an_unknown_device_is_named(model, capsys):
     for name in ("gpu", "cuda:99"):
         assert repr(name) in fails(capsys, "evaluate", "--model", model, "--device", name)
+
+
+def test_the_revision_is_that_of_the_sources_and_of_no_repository_around_an_installation(tmp_path):
+    from ifam.evaluation.tables import _revision
+
+    def git(*words):
+        subprocess.run(["git", "-C", tmp_path, "-c", "user.name=a", "-c", "user.email=a@b.c", *words], check=True)
+
+    installed = tmp_path / ".venv" / "lib" / "site-packages" / "ifam"
+    for folder in (installed, tmp_path / "src" / "ifam"):
+        folder.mkdir(parents=True)
+    assert _revision(Path("/")) is None
+    git("init", "--quiet")
+    git("commit", "--quiet", "--allow-empty", "--message", "first")
+    assert re.fullmatch("[0-9a-f]{7,}", _revision(tmp_path / "src" / "ifam"))
+    assert _revision(installed) is None

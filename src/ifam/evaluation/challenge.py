@@ -112,7 +112,8 @@ def run_challenge(
                 said = f"{len(pairings.robust)} robust, {len(pairings.fooled)} fooled"
                 bar.update(task, completed=pairings.decided, description=said)
     except OSError as error:
-        raise IfamError(f"{journal} cannot be written ({error.strerror}); choose another folder with --out.") from error
+        reason = error.strerror or error
+        raise IfamError(f"{journal} cannot be written ({reason}); choose another folder with --out.") from error
     finally:
         model.train(was_training)
     return _summary(benchmark, objects, backgrounds, pairings)

@@ -224,19 +224,20 @@ def _write(content: Mapping[str, Any], path: Path, conditions: Mapping[str, Any]
 
 def provenance() -> dict[str, str | None]:
     """Version, revision of the source where it is a checkout, and time."""
-    folder = Path(__file__).parent
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(folder), "rev-parse", "--short", "HEAD"],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        revision: str | None = done.stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        revision = None
     return {
         "ifam_version": ifam.__version__,
-        "git_revision": revision,
+        "git_revision": _revision(Path(__file__).parent),
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
+
+
+def _revision(folder: Path) -> str | None:
+    """The revision of the checkout that a source folder is in."""
+    if "site-packages" in folder.parts:
+        # Installed, it may lie in an environment inside of somebody else's checkout.
+        return None
+    command = ["git", "-C", str(folder), "rev-parse", "--short", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
