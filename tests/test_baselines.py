@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ import torch
 from conftest import wake
 from ifam import baselines, hub, recipes
 from ifam.backbone import Backbone
-from ifam.baselines import METHODS, AttentivePool, LateMask, SelectorAlone, last_layer
+from ifam.baselines import METHODS, AttentivePool, LateMask, SelectorAlone
 from ifam.config import LossConfig, ModelConfig, TrainConfig
 from ifam.data import Benchmark, Prepared, collate, load_benchmark
 from ifam.errors import IfamError
@@ -19,7 +20,7 @@ from ifam.masking import patch_mask
 from ifam.model import IFAM
 from ifam.optimization import parameter_groups
 from ifam.soft_mask import SoftMaskIFAM
-from ifam.training import Training, fit, seed_everything
+from ifam.training import Training, check, fit, seed_everything
 from ifam.types import Batch, Output
 
 # 4 x 4 patches of 8 pixels.
@@ -135,7 +136,7 @@ def test_the_same_image_gets_the_same_answer(name, batch):
 def test_the_last_layer_gives_the_answer(name, batch):
     """Rows of its weight are the classes: a row that is zero makes the logit zero, whatever the image."""
     model = make(name)
-    layer = last_layer(model)
+    layer = model.last_layer
     with torch.no_grad():
         before = logits(model, batch)
         layer.weight[1].zero_()
@@ -230,6 +231,14 @@ def test_without_a_class_token_a_plain_vit_reads_the_mean_of_its_patches(batch):
     fields = {"backbone_kwargs": {**MODEL.backbone_kwargs, "class_token": False, "global_pool": "avg"}}
     one, other = make("plain_vit", **fields), make("plain_vit_mean", **fields)
     torch.testing.assert_close(logits(one, batch), logits(other, batch))
+
+
+@pytest.mark.parametrize("name", ["vit_base_patch16_xp_224", "vit_small_patch16_18x2_224"])
+def test_attentive_pooling_has_the_heads_of_any_transformer(name):
+    config = ModelConfig(name, image_size=32, backbone_kwargs={"depth": 1, "embed_dim": 48, "num_heads": 3})
+    model = baselines.build("plain_vit_attentive", config, pretrained=False)
+    assert model.pool.attention.num_heads == 3
+    assert model(torch.randn(2, 3, 32, 32)).shape == (2, 2)
 
 
 def test_attentive_pooling_does_not_care_for_the_order_of_tokens():
@@ -374,9 +383,22 @@ def without_masks(birds):
     return Benchmark("maskless", splits, birds.class_names, birds.group_names)
 
 
+def test_the_oracle_looks_for_masks_in_every_split_that_it_needs(birds):
+    maskless = without_masks(birds).splits["val"]
+    data = replace(birds, splits={**birds.splits, "val": maskless})
+    with pytest.raises(IfamError, match="given_mask needs true masks, and pondbirds has none for image 0 of its split"):
+        check(data, TRAIN, make("given_mask"))
+    # A list of files tells which image it is.
+    maskless.records = [SimpleNamespace(mask="there")] * 3 + [SimpleNamespace(mask=None)] * 5
+    with pytest.raises(IfamError, match="pondbirds has none for image 3 of its split 'val'"):
+        check(data, TRAIN, make("given_mask"))
+    # Masks may be made of something else than files of their own.
+    birds.require_masks("val", "It")
+
+
 def test_the_oracle_without_true_masks_is_refused_before_training(birds, batch, tmp_path):
     model, data = make("given_mask"), without_masks(birds)
-    with pytest.raises(IfamError, match="given_mask needs true masks, and maskless has none"):
+    with pytest.raises(IfamError, match="given_mask needs true masks, and maskless has none for image 0"):
         fit(model, data, TRAIN, folder=tmp_path / "run")
     assert not (tmp_path / "run").exists()
     with pytest.raises(IfamError, match="maskless has no mask for image 0 of its split 'test'"):

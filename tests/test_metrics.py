@@ -120,6 +120,12 @@ def _process(rank, folder):
     mine = slice(4) if rank == 0 else slice(4, 6)
     metric.update(LOGITS[mine], LABELS[mine], GROUPS[mine])
     iou.update(torch.tensor([[[True, rank == 0]]]), torch.tensor([[[True, True]]]))
+    # Masks that one device alone has seen: the other waits for no one.
+    lone = MaskIoU()
+    if rank == 0:
+        lone.update(torch.tensor([[[True]]]), torch.tensor([[[True]]]))
+    assert lone.known()
+    assert not MaskIoU().known()
     found = [metric.average(), metric.worst(), metric.by_name(NAMES)["a"]["count"], float(iou.compute())]
     # Asked once more: what is known of the other device must not be counted twice.
     np.savetxt(folder / f"{rank}.txt", [*found, metric.average(), float(metric.count.sum())])

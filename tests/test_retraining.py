@@ -134,6 +134,29 @@ def test_three_classes():
     assert fit.worst_group(weight, bias, np.arange(len(labels)))[0] > 0.9
 
 
+def test_draws_of_a_single_class_are_refused():
+    # Groups that are not made of classes: two of forty images are drawn, and not the only one of the second class.
+    labels, groups = np.eye(1, 40, dtype=np.int64)[0], np.repeat([0, 1], [38, 2])
+    fit = Fit(np.ones((40, 1)), labels, groups, 2, bias=False)
+    with pytest.raises(IfamError, match="a single class"):
+        fit.averaged(np.arange(40), 1.0, 1, seed=0)
+
+
+def test_a_class_without_an_image_is_named_before_anything_is_computed():
+    class Listed:
+        labels, groups = [0, 0, 0, 0], [0, 0, 1, 1]
+
+        def __len__(self):
+            return 4
+
+        def __getitem__(self, index):
+            raise AssertionError("no image is needed")
+
+    pets = Benchmark("pets", {"val": Listed()}, ("cat", "dog"), ("indoors", "outdoors"))
+    with pytest.raises(IfamError, match="The class 'dog' of pets has no image in the split 'val'"):
+        retrain(make(), pets)
+
+
 def test_the_worst_group_is_the_lowest_and_ties_are_broken_by_the_mean():
     fit = Fit(np.array([[1.0], [-1.0], [1.0], [1.0]]), np.array([1, 1, 1, 0]), np.array([0, 0, 1, 2]), 2, bias=False)
     assert fit.worst_group(np.array([[-1.0], [1.0]]), np.zeros(2), np.arange(4)) == (0.0, pytest.approx(0.5))
@@ -175,10 +198,17 @@ def test_the_strength_is_the_one_with_the_best_worst_group(birds):
 
 def test_a_group_without_an_image_is_named(birds):
     lone = load_benchmark("pondbirds", options={**DATA, "correlation": 1.0})
+    lone = replace(lone, splits={**lone.splits, "train": birds.split("val")})
     with pytest.raises(
         IfamError, match=r"group 'swimmer on forest' of pondbirds has no images in the split 'val', but"
     ):
         retrain(make(), lone)
+
+
+def test_groups_that_only_the_test_has_are_left_out(birds):
+    lone = load_benchmark("pondbirds", options={**DATA, "correlation": 1.0})
+    assert {"swimmer on forest", "percher on water"} <= set(lone.group_names)
+    assert retrain(make(), lone, draws=1).groups == {"swimmer on water": 20, "percher on forest": 20}
 
 
 def test_classes_that_the_model_does_not_know_are_refused(birds):
@@ -223,6 +253,15 @@ def test_the_result_is_saved_as_a_model_of_the_same_method(birds, name, tmp_path
         main(words)
     assert caught.value.code == 2
     assert "already holds a model" in capsys.readouterr().err
+
+
+def test_nothing_is_judged_on_what_was_fitted_to(tmp_path, capsys):
+    source, out = tmp_path / "model", tmp_path / "again"
+    make().save_pretrained(source, {"benchmark": "pondbirds", "data": DATA})
+    main(["retrain", "--model", str(source), "--out", str(out), "--draws", "1", "--split", "test"])
+    assert "Not judged: pondbirds has no test images but" in capsys.readouterr().out
+    assert (out / "config.json").exists()
+    assert not (out / "results.json").exists()
 
 
 def test_groups_that_the_data_do_not_know_are_the_classes():

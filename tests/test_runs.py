@@ -24,6 +24,14 @@ def test_what_is_added_is_there_at_once_and_again_later(tmp_path):
     assert Runs(path, WANTED).done == {("ours", 0): run(found=0.5)}
 
 
+def test_of_several_processes_one_writes(tmp_path, monkeypatch):
+    runs = Runs(tmp_path / "runs.jsonl", WANTED)
+    monkeypatch.setattr("ifam.runs.place", lambda: (1, 2))
+    runs.add(run())
+    assert ("ours", 0) in runs.done
+    assert not runs.path.read_text()
+
+
 def test_a_line_that_was_not_finished_is_taken_away(tmp_path):
     path = tmp_path / "runs.jsonl"
     path.write_text(json.dumps(run()) + "\n" + json.dumps(run(seed=1))[:-5])

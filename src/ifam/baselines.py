@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ifam._typing import Bool, Float, Tensor
+from ifam.architecture import count_heads
 from ifam.backbone import Backbone, predictor_backbone
 from ifam.classifier import Classifier, PartClassifier
 from ifam.config import ModelConfig
@@ -77,8 +78,7 @@ class PlainViTAttentive(OneStage):
 
     def __init__(self, config: ModelConfig, pretrained: bool = True) -> None:
         super().__init__(config, pretrained)
-        block: Any = self.trunk.vit.blocks[0]
-        self.pool = AttentivePool(self.trunk.width, int(block.attn.num_heads))
+        self.pool = AttentivePool(self.trunk.width, count_heads(self.trunk.vit))
 
     def forward(self, images: Float[Tensor, "B 3 S1 S2"]) -> Float[Tensor, "B C"]:
         """Class logits of the whole image."""
@@ -130,7 +130,8 @@ class GivenMask(OneStage):
         """
         if mask is None:
             raise IfamError(
-                "given_mask answers by true masks and got none; give `model(images, mask)` one value a patch."
+                "given_mask answers by true masks and got none, or not one for each image of the batch; give every "
+                "image of the data a mask, or `model(images, mask)` one value a patch."
             )
         logits: Tensor = self.predictor(images, mask)
         return logits
@@ -264,8 +265,3 @@ def build(name: str, config: ModelConfig, pretrained: bool = True) -> Classifier
     model = method(name).build(config, pretrained)
     model.method = name
     return model
-
-
-def last_layer(model: Classifier) -> nn.Linear:
-    """The linear layer that gives the logits of the model's answer, the same for every method."""
-    return model.last_layer

@@ -20,6 +20,7 @@ from ifam.config import LossConfig, ModelConfig, TrainConfig
 from ifam.data import BENCHMARKS, Benchmark, load_benchmark
 from ifam.errors import IfamError
 from ifam.evaluation.groups import Evaluation, evaluate
+from ifam.evaluation.records import place
 from ifam.evaluation.seeds import summarise
 from ifam.evaluation.tables import provenance
 from ifam.runs import Runs, flat
@@ -27,6 +28,8 @@ from ifam.training import check, fit, seed_everything
 
 # After the name of a method: its last layer is fitted again to group-balanced validation images.
 RETRAINED = "+dfr"
+# The split that these are.
+FITTED = "val"
 RUNS, TABLE = "runs.jsonl", "compare.json"
 
 
@@ -194,13 +197,21 @@ def check_rows(comparison: Comparison, images: Benchmark) -> None:
     Raises:
         IfamError: A row cannot be trained or judged on these images, or is no model.
     """
-    images.split(comparison.judged(images))
+    judged = comparison.judged(images)
+    images.split(judged)
     for row in comparison.rows:
         with torch.device("meta"):
             model = build(row.method, _model(row, images), pretrained=False)
         check(images, row.train, model)
+        if model.needs_masks:
+            images.require_masks(judged, f"The row {row.name!r}")
         if row.retrained:
-            retraining.check(images)
+            if judged == FITTED:
+                raise IfamError(
+                    f"The row {row.name!r} would be judged on the split {judged!r}, to which its last layer is fitted; "
+                    f"give data with a test split, name another --split, or leave the row out."
+                )
+            retraining.check(images, FITTED)
 
 
 def _model(row: Row, images: Benchmark) -> ModelConfig:
@@ -232,6 +243,11 @@ def run_comparison(
     seeds, rows = comparison.seeds, comparison.rows
     if not seeds or len(set(seeds)) < len(seeds):
         raise IfamError(f"seeds is {list(seeds)}, but one or more different numbers are expected; change it.")
+    folders = [_folder(row, seeds[0]) for row in rows]
+    if save_models and (same := [row.name for row in rows if folders.count(_folder(row, seeds[0])) > 1]):
+        raise IfamError(
+            f"The models of {same[0]!r} and {same[1]!r} would be kept in one folder; rename one of the rows."
+        )
     check_rows(comparison, comparison.images(seeds[0]))
     settings = {row.name: comparison.settings(row) for row in rows}
     runs = Runs(out / RUNS, {(row.name, seed): settings[row.name] for seed in seeds for row in rows})
@@ -249,7 +265,8 @@ def run_comparison(
     shared = {key: value for key, value in settings[rows[0].name].items() if key not in ("method", "retrained")}
     conditions = {**shared, "seeds": list(seeds), "threads": torch.get_num_threads(), **provenance()}
     result = {"kind": "comparison", "methods": methods, **table, "conditions": conditions}
-    (out / TABLE).write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    if place()[0] == 0:
+        (out / TABLE).write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return result
 
 
@@ -272,11 +289,12 @@ def _train_and_judge(
             runs.announce(row.name, seed)
         seconds, extra = facts["seconds"], {}
         if row.retrained:
-            again = retraining.retrain(model, images, seed=seed, label=f"embedding for {row.name}, seed {seed}")
+            label = f"embedding for {row.name}, seed {seed}"
+            again = retraining.retrain(model, images, split=FITTED, seed=seed, label=label)
             seconds, extra = seconds + again.seconds, {"retraining": asdict(again)}
         split, label = comparison.judged(images), f"judging {row.name}, seed {seed}"
         found = evaluate(model, images, split, num_resamples=comparison.num_resamples, label=label)
-        if models is not None:
+        if models is not None and place()[0] == 0:
             root = None if comparison.root is None else str(comparison.root)
             remembered = {
                 "benchmark": comparison.benchmark,

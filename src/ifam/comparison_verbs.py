@@ -46,6 +46,7 @@ def compare(
         data: Settings of the data set, by name.
     """
     from ifam.comparing import TABLE, Comparison, read_rows, run_comparison
+    from ifam.evaluation.records import place
     from ifam.report.comparisons import print_comparison
     from ifam.report.results import write_report
 
@@ -53,6 +54,9 @@ def compare(
     chosen = (0,) if seeds is None else tuple(seeds)
     comparison = Comparison(rows, chosen, benchmark, root, data or {}, split, num_resamples)
     found = run_comparison(comparison, out, save_models=save_models, device=chosen_device(device))
+    if place()[0] > 0:
+        # Of the processes that a training on several devices has started, the first writes and prints.
+        return
     page = write_report([out / TABLE], out / "compare.html")
     print_comparison(found)
     print(f"Open {page} to look; the figures are in {out / TABLE}.")
@@ -74,6 +78,8 @@ def retrain(
     data: dict[str, Any] | None = None,
 ) -> None:
     """Fit the last layer of a trained model again, to group-balanced validation images (DFR), and judge the result.
+
+    It is judged on test images, or on validation images where there are none; never on those that were fitted to.
 
     Args:
         model: Folder or hub id of the model, of any method.
@@ -108,8 +114,21 @@ def retrain(
         f"Penalty C = {done['strength']}, {done['nonzero']:.0%} of the weights are not zero, {done['seconds']:.1f} s."
     )
     judged = "test" if "test" in images.splits else "val"
+    if judged == split:
+        # Figures on what the layer was fitted to would say nothing, and look like any others.
+        print(f"Not judged: {name} has no test images but those that were fitted to. The model is in {out}.")
+        return
     found = evaluate(net, images, judged, num_resamples=num_resamples, **shared)
-    conditions = {"model": model, "benchmark": name, "split": judged, "data": options, "note": images.note}
+    conditions = {
+        "model": model,
+        "benchmark": name,
+        "root": None if root is None else str(root),
+        "split": judged,
+        "data": options,
+        "note": images.note,
+        "seed": seed,
+        "config": asdict(config),
+    }
     write_results(found, out / "results.json", {**conditions, "method": net.method, "retraining": done})
     print_evaluation(found, f"{name}, {judged}, last layer fitted again")
     print(f"The model is in {out}.")

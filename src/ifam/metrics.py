@@ -75,6 +75,11 @@ class MaskIoU(Metric):
         self.intersection += (mask & truth).sum()
         self.union += (mask | truth).sum()
 
+    def known(self) -> bool:
+        """Whether any device has counted a patch of a mask: `compute` must be called on all of them, or on none."""
+        with self.sync_context():
+            return int(self.union) > 0
+
     def compute(self) -> Tensor:
         """IoU; 1 where both masks are empty everywhere."""
         return torch.where(self.union > 0, self.intersection / self.union.clamp_min(1), 1.0)

@@ -87,7 +87,8 @@ def retrain(
         What was done.
 
     Raises:
-        IfamError: A group has fewer than two images, or a number makes no sense.
+        IfamError: A group has fewer than two images, a class has none, all images of a draw are of one class, or a
+            number makes no sense.
     """
     if draws < 1 or not strengths or min(strengths) <= 0:
         raise IfamError(
@@ -128,16 +129,30 @@ def retrain(
 def check(benchmark: Benchmark, split: str = "val") -> dict[str, int]:
     """Images of each group of a split.
 
+    Groups that training images lack too, such as those that only the test has, are left out.
+
     Raises:
-        IfamError: There are fewer than two of a group: one is needed to fit on, and one to choose the penalty by.
+        IfamError: There are fewer than two of a group: one is needed to fit on, and one to choose the penalty by. Or a
+            class has none, where the split lists its `labels`.
     """
-    counts = benchmark.groups(split).bincount(minlength=len(benchmark.group_names)).tolist()
-    named = dict(zip(benchmark.group_names, counts, strict=True))
+    here = benchmark.groups(split).bincount(minlength=len(benchmark.group_names))
+    wanted = torch.ones_like(here, dtype=torch.bool)
+    if "train" in benchmark.splits and not bool(here.all()):
+        wanted = here + benchmark.groups("train").bincount(minlength=len(here)) > 0
+    groups = zip(benchmark.group_names, here.tolist(), wanted.tolist(), strict=True)
+    named = {name: count for name, count, asked in groups if asked}
     for name, count in named.items():
         if count < 2:
             raise IfamError(
                 f"The group {name!r} of {benchmark.name} has {count or 'no'} image{'s' if count != 1 else ''} in the "
                 f"split {split!r}, but at least two are needed to retrain the last layer; add some."
+            )
+    listed: Sequence[int] | Tensor | None = getattr(benchmark.split(split), "labels", None)
+    for label, name in enumerate(benchmark.class_names):
+        if listed is not None and label not in listed:
+            raise IfamError(
+                f"The class {name!r} of {benchmark.name} has no image in the split {split!r}, but images of each are "
+                f"needed to retrain the last layer; add some."
             )
     return named
 
@@ -207,8 +222,14 @@ class Fit:
         scale = StandardScaler(with_mean=False).fit(self.features[rows]).scale_
         weight, bias = np.zeros((self.num_classes, len(scale))), np.zeros(self.num_classes)
         for drawn in self.balanced(rows, draws, seed):
+            classes = len(np.unique(self.labels[drawn]))
+            if classes < 2:
+                raise IfamError(
+                    "A group-balanced draw has images of a single class, to which no classifier can be fitted; give "
+                    "each class groups of its own (class and context), or add images to the smallest group."
+                )
             # liblinear is exact and quick, but knows two classes only.
-            solver = "liblinear" if len(np.unique(self.labels[drawn])) == 2 else "saga"
+            solver = "liblinear" if classes == 2 else "saga"
             regression = LogisticRegression(
                 C=strength,
                 l1_ratio=1.0,

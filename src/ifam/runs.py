@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ifam.errors import IfamError
+from ifam.evaluation.records import place
 
 # Name of a row, and seed.
 Key = tuple[str, int]
@@ -63,15 +64,18 @@ class Runs:
                 )
 
     def add(self, run: dict[str, Any]) -> None:
-        """Keep a run, at once: what comes after it may be interrupted."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(run, ensure_ascii=False, default=str) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        """Keep a run, at once: what comes after it may be interrupted. Of several processes the first writes."""
+        if place()[0] == 0:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(run, ensure_ascii=False, default=str) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
         self.done[run["row"], run["seed"]] = run
 
     def announce(self, name: str, seed: int) -> None:
-        """Say which run begins, and how long all that are left will take."""
+        """Say which run begins, and how long all that are left will take; of several processes the first says it."""
+        if place()[0] > 0:
+            return
         left = [key for key in self.wanted if key not in self.done]
         took: dict[str, list[float]] = {}
         for (row, _), run in self.done.items():

@@ -143,7 +143,7 @@ class Training(L.LightningModule):
             self.log(f"val/{name}", value)
         # Small validation groups tie often; a tie goes to the later epoch, which has learned longer.
         self.log("val/choice", found[self.config.monitor] + 1e-6 * self.current_epoch)
-        if int(self.mask_iou.union) > 0:
+        if self.mask_iou.known():
             self.log("val/mask_iou", self.mask_iou.compute())
         self.accuracy.reset()
         self.mask_iou.reset()
@@ -245,6 +245,8 @@ def fit(
         trainer.fit(module, *loaders)
         seconds = time.perf_counter() - started
         checkpoint = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
+        # Several devices read from the folder of the first, which may be one that goes away.
+        trainer.strategy.barrier()
         weights = {k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items() if k.startswith("model.")}
         model.load_state_dict(weights)
     model.eval()
@@ -291,8 +293,8 @@ def check(benchmark: Benchmark, config: TrainConfig, model: Classifier | None = 
         model: What to train, where it is known already.
 
     Raises:
-        IfamError: A setting is impossible, there are fewer images than a batch has, or none has the true mask that the
-            model needs.
+        IfamError: A setting is impossible, there are fewer images than a batch has, or one has not the true mask that
+            the model needs.
     """
     for name in ("epochs", "batch_size", "accumulate"):
         if getattr(config, name) < 1:
@@ -316,12 +318,9 @@ def check(benchmark: Benchmark, config: TrainConfig, model: Classifier | None = 
             f"{benchmark.name} has {count} training images, fewer than a batch of {config.batch_size}; "
             f"add images or use --train.batch_size {max(1, count)} or less."
         )
-    # To look at every image would take as long as an epoch; a later one without a mask is an error of its batch.
-    if model is not None and model.needs_masks and benchmark.split("train")[0].get("mask") is None:
-        raise IfamError(
-            f"The method {model.method} needs true masks, and {benchmark.name} has none; choose data with masks, such "
-            f"as pondbirds, or a folder whose CSV file names them."
-        )
+    for split in ("train", "val"):
+        if model is not None and model.needs_masks:
+            benchmark.require_masks(split, f"The method {model.method}")
 
 
 def _loaders(model: Classifier, benchmark: Benchmark, config: TrainConfig) -> tuple[DataLoader[Any], DataLoader[Any]]:

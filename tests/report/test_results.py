@@ -185,7 +185,9 @@ def test_results_of_several_kinds_share_a_page(tmp_path):
     for name, failing in (("one", ()), ("two", (1,))):
         write(tmp_path / name, failing=failing)
     (tmp_path / "run" / "logs").mkdir(parents=True)
-    (tmp_path / "run" / "results.json").write_text(json.dumps(evaluation()))
+    found = evaluation()
+    found["conditions"]["method"] = "late_mask"
+    (tmp_path / "run" / "results.json").write_text(json.dumps(found))
     with (tmp_path / "run" / "logs" / "metrics.csv").open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerows([["epoch", "train/total", "val/accuracy"], [0, 2.0, ""], [0, 1.0, 0.5], [1, 0.5, 0.75]])
@@ -199,6 +201,8 @@ def test_results_of_several_kinds_share_a_page(tmp_path):
     assert text.index(" b 5 40.0 %") < text.index(" a 10 95.0 %")
     assert "training loss" in text
     assert source.count("<svg ") == 2
+    # The curve is named after the method that was trained.
+    assert "by epoch: late_mask" in source
     assert '<option value="1">' in source
     assert source.count('<article class="case"') == 8
 
@@ -217,7 +221,8 @@ def test_a_demo_has_a_row_for_each_model(tmp_path):
     ("content", "says"),
     [
         (None, "There is no file"),
-        ("{}", "is no result of ifam"),
+        ("{}", "is no result for a page"),
+        ('{"kind": "challenge"}', "is no result for a page"),
         ("[", "cannot be read as JSON"),
         ("folder", "neither"),
     ],

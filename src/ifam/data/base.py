@@ -99,6 +99,28 @@ class Benchmark:
             found.append(int(example.get("group", example["label"])))
         return torch.tensor(found)
 
+    def require_masks(self, split: str, who: str) -> None:
+        """Refuse a split with an image that has no true mask, as far as this can be known at once.
+
+        Lists of files say which images might have none; of other splits the first image stands for all.
+
+        Args:
+            split: Name of the split.
+            who: What needs masks, for the message.
+
+        Raises:
+            IfamError: There is no such split, or it has such an image.
+        """
+        examples = self.split(split)
+        listed = [record.mask is not None for record in getattr(examples, "records", ())]
+        # Some data make masks of something else than a file of their own, so the image that might have none is read.
+        index = listed.index(False) if False in listed else 0
+        if len(examples) and examples[index].get("mask") is None:
+            raise IfamError(
+                f"{who} needs true masks, and {self.name} has none for image {index} of its split {split!r}; choose "
+                f"data with masks, such as pondbirds, or a folder whose CSV file names one for each image."
+            )
+
     def restrict(self, logits: Float[Tensor, "B L"]) -> Float[Tensor, "B L"]:
         """The logits, with minus infinity for classes that do not compete (see `logit_classes`)."""
         if self.logit_classes is None:

@@ -151,7 +151,10 @@ def _read(file: Path) -> dict[str, Any]:
     if found is None:
         raise IfamError(f"There is no file {file}; give an audit.json or results.json.")
     if found.get("kind") not in ("audit", "comparison") and not {"predictor", "runs", "treatments"} & set(found):
-        raise IfamError(f"{file} is no result of ifam; give a file that `ifam audit` or `ifam evaluate` wrote.")
+        raise IfamError(
+            f"{file} is no result for a page; give a file that `ifam audit`, `compare`, `evaluate`, `train` or `demo` "
+            f"wrote."
+        )
     return found
 
 
@@ -183,7 +186,8 @@ def _page(results: Sequence[tuple[Path, dict[str, Any]]]) -> Page:
         elif not _is_audit(found):
             page.tables += [*_groups(found, name), *further_tables(found, name)]
         if history := _history(file.parent / "logs" / "metrics.csv"):
-            page.curves.append((name, curve_charts({"iFAM": history})))
+            method = str(found.get("conditions", {}).get("method", "ifam"))
+            page.curves.append((name, curve_charts({MODELS.get(method, method): history})))
         page.conditions.append((name, _flat(found.get("conditions", {}))))
     return page
 
