@@ -69,8 +69,14 @@ def print_audit(audit: Row) -> None:
 def print_table(console: Console, table: Table) -> None:
     """Print one table."""
     drawn = RichTable(title=table.caption, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    # Names are not broken within a word where there is room for figures beside them.
+    longest = max((len(word) for row in table.rows for word in row[0].split()), default=0)
+    width = min(longest, 24) if console.width >= 100 else None
     for number, column in enumerate(table.columns):
-        drawn.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
+        if number == 0:
+            drawn.add_column(column, justify="left", overflow="fold", min_width=width)
+        else:
+            drawn.add_column(column, justify="right", overflow="fold")
     for number, row in enumerate(table.rows):
         drawn.add_row(*row, style="bold" if number in table.strong else None)
     console.print(drawn)
