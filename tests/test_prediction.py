@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from ifam.baselines import build
+from ifam.cli import main
 from ifam.config import ModelConfig
 from ifam.data.base import Prepared
 from ifam.errors import IfamError
@@ -232,7 +233,7 @@ def test_many_images_show_progress(model, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", ["selector", "late_mask", "soft_mask"])
-def test_models_whose_mask_hides_nothing_are_drawn_too(name, model, tmp_path):
+def test_models_whose_mask_hides_nothing_are_drawn_too(name, model, tmp_path, capsys):
     other = build(name, model.config, pretrained=False).eval()
     photo().save(tmp_path / "x.png")
     (row,) = predict(other, tmp_path / "x.png", out=tmp_path / "out")
@@ -241,6 +242,12 @@ def test_models_whose_mask_hides_nothing_are_drawn_too(name, model, tmp_path):
     assert row.label == int(out.logits.argmax())
     assert row.visible_fraction == pytest.approx(float(out.visible_fraction))
     assert row.overlay.is_file()
+    other.save_pretrained(tmp_path / "model")
+    words = ["--model", str(tmp_path / "model"), "--out", str(tmp_path / "out")]
+    main(["predict", str(tmp_path / "x.png"), *words])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "hides" in said
+    assert "visible" not in said
 
 
 def test_without_parts_there_is_nothing_to_draw(model, tmp_path):

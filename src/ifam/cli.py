@@ -106,10 +106,9 @@ def predict(
         changes.append(DropParts(drop_parts))
     if keep_parts is not None:
         changes.append(KeepParts(keep_parts))
-    rows = predict(
-        hub.load_any(model), images, batch_size=batch_size, out=out, skip_bad=skip_bad, interventions=changes
-    )
-    print_predictions(rows)
+    net = hub.load_any(model)
+    rows = predict(net, images, batch_size=batch_size, out=out, skip_bad=skip_bad, interventions=changes)
+    print_predictions(rows, hides=net.hides)
     print(f"Pictures and predictions.csv are in {out}.")
 
 

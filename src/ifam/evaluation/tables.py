@@ -180,9 +180,9 @@ def print_leave_one_out(whole: Evaluation, others: Mapping[str, Evaluation]) -> 
     Console().print(table)
 
 
-def print_predictions(rows: Sequence[Prediction]) -> None:
-    """Print one line an image."""
-    table = Table("image", "class", "probability", "visible")
+def print_predictions(rows: Sequence[Prediction], *, hides: bool = True) -> None:
+    """Print one line an image; the mask of a model that does not hide is no statement about what was seen."""
+    table = Table("image", "class", "probability", "visible" if hides else "in the mask, which hides nothing")
     for row in rows:
         visible = "nothing" if row.empty else f"{row.visible_fraction:.0%}"
         table.add_row(str(row.path), row.class_name, f"{row.probability:.1%}", visible)
