@@ -494,3 +494,17 @@ def test_small_data_gets_batches_that_it_fills_and_epochs_enough():
         assert 1 <= found.batch_size <= min(64, max(1, number // 4))
         assert found.epochs * (number / found.batch_size) >= 250
         assert found.epochs >= TINY_TRAIN.epochs
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_a_yaml_file_with_a_mistake_is_named(tmp_path, capsys, joined):
+    path = tmp_path / "wrong.yaml"
+    path.write_text("benchmark: [never closed\n")
+    words = [f"--config={path}"] if joined else ["--config", str(path)]
+    with pytest.raises(SystemExit) as caught:
+        main(["train", *words])
+    assert caught.value.code == 2
+    said = capsys.readouterr().err
+    assert f"in {path}, line 1" in said
+    assert "unicode" not in said
+    assert said.count("\n") == 1

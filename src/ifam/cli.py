@@ -1,5 +1,6 @@
 """The command line: a dict from verb to function, whose docstrings are the help."""
 
+import itertools
 import json
 import re
 import sys
@@ -317,6 +318,10 @@ def build_parser(args: list[str] | None = None) -> Any:
 
 def _sentence(message: str, words: list[str]) -> str:
     """The parser's message, and where the answer is."""
+    # YAML's own words for a file that was read from a string.
+    files = [after for word, after in itertools.pairwise(words) if word == "--config"]
+    files += [word.removeprefix("--config=") for word in words if word.startswith("--config=")]
+    message = message.replace('"<unicode string>"', files[-1] if files else "the settings")
     verb = next((word for word in words[:1] if word in VERBS), "")
     return f"{' '.join(message.split()).rstrip('.')}; `ifam {verb + ' ' if verb else ''}--help` lists what there is."
 
