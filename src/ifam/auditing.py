@@ -236,7 +236,7 @@ def _cases(model: IFAM, images: Tensor | Batch | Benchmark | Cases, split: str |
                 f"{images.name} has {len(images.class_names)} classes, but the model knows {model.config.num_classes}; "
                 f"give the data that it was trained for."
             )
-        cases = from_benchmark(images, split or ("test" if "test" in images.splits else "val"), model, limit)
+        cases = from_benchmark(images, split or images.judged, model, limit)
     elif isinstance(images, Batch):
         found = images.to("cpu")
         cases = Cases(found.images[:limit], found.labels[:limit], class_names=classes)

@@ -185,10 +185,12 @@ class Backbone(nn.Module):
             return self._norm(x).reshape(len(images), self.width)
         return self.pool(*layout.rows(self._norm(self._run(images, visible, gate, mask_gradient, layout))))
 
-    def pool(self, tokens: Float[Tensor, "B N D"], real: Bool[Tensor, "B N"]) -> Float[Tensor, "B D"]:
-        """The class token of each image, or the mean of its real patches where there is no class token."""
+    def pool(self, tokens: Float[Tensor, "B N D"], real: Bool[Tensor, "B N"] | None = None) -> Float[Tensor, "B D"]:
+        """The class token of each image, or without one the mean of its real patches: of all, where `real` is None."""
         if self.has_class_token:
             return tokens[:, 0]
+        if real is None:
+            real = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
         patches = real[:, self.num_prefix_tokens :, None]
         total = torch.where(patches, tokens[:, self.num_prefix_tokens :], 0.0).sum(dim=1)
         return total / patches.sum(dim=1).clamp_min(1)

@@ -12,7 +12,7 @@ from typing import Any, Literal, NoReturn
 from ifam.comparison_verbs import compare, retrain
 from ifam.config import LossConfig, ModelConfig, TrainConfig
 from ifam.errors import IfamError
-from ifam.verbs import challenge, evaluate, prepare, thresholds
+from ifam.verbs import challenge, check_free, evaluate, prepare, thresholds
 
 
 def train(
@@ -49,8 +49,7 @@ def train(
     from ifam.training import check, fit, seed_everything
 
     train, out = recipes.settle(method, train), out or Path("runs") / method
-    if (out / "config.json").exists() and not overwrite:
-        raise IfamError(f"{out} already holds a model; choose another --out, or replace it with --overwrite true.")
+    check_free(out, overwrite)
     images = load_benchmark(benchmark, root, data)
     config = replace(model, num_classes=len(images.class_names), class_names=images.class_names)
     seed_everything(train.seed)
@@ -69,7 +68,7 @@ def train(
     result = fit(plan.model, images, plan.train, plan.losses, out, label=f"training on {images.name}")
     remembered = {name: settings[name] for name in ("benchmark", "root", "data")}
     plan.model.save_pretrained(out, {**remembered, "seed": plan.train.seed, "best_epoch": result.best_epoch})
-    split = "test" if "test" in images.splits else "val"
+    split = images.judged
     found = evaluate(plan.model, images, split)
     write_results(found, out / "results.json", {**settings, "split": split, "note": images.note})
     print_evaluation(found, f"{images.name}, {split}")
@@ -169,7 +168,7 @@ def audit(
     net, trained = _load(model)
     net.to(chosen_device(device))
     name, images, options = trained_on(trained, benchmark, root, data)
-    split = split or ("test" if "test" in images.splits else "val")
+    split = split or images.judged
     conditions = {"model": model, "benchmark": name, "split": split, "data": options, "note": images.note}
     result = audit(
         net,

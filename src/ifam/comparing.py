@@ -99,7 +99,7 @@ class Comparison:
 
     def judged(self, images: Benchmark) -> str:
         """The split that is judged on."""
-        return self.split or ("test" if "test" in images.splits else "val")
+        return self.split or images.judged
 
     def settings(self, row: Row) -> dict[str, Any]:
         """All that a run of a row depends on but its seed, as JSON has it."""

@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ifam.config import LossConfig, ModelConfig, TrainConfig
-from ifam.errors import IfamError
-from ifam.verbs import check_classes, chosen_device, trained_on
+from ifam.verbs import check_classes, check_free, chosen_device, trained_on
 
 
 def compare(
@@ -101,8 +100,7 @@ def retrain(
     from ifam.evaluation.tables import print_evaluation, write_results
     from ifam.retraining import retrain
 
-    if (out / "config.json").exists() and not overwrite:
-        raise IfamError(f"{out} already holds a model; choose another --out, or replace it with --overwrite true.")
+    check_free(out, overwrite)
     net, (config, extra) = hub.load_any(model), hub.read_config(model)
     name, images, options = trained_on(extra, benchmark, root, data)
     check_classes(images, config)
@@ -113,7 +111,7 @@ def retrain(
     print(
         f"Penalty C = {done['strength']}, {done['nonzero']:.0%} of the weights are not zero, {done['seconds']:.1f} s."
     )
-    judged = "test" if "test" in images.splits else "val"
+    judged = images.judged
     if judged == split:
         # Figures on what the layer was fitted to would say nothing, and look like any others.
         print(f"Not judged: {name} has no test images but those that were fitted to. The model is in {out}.")

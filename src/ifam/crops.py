@@ -80,8 +80,7 @@ class AttentionCrops(Classifier):
     def look(self, images: Float[Tensor, "B 3 S1 S2"]) -> Glance:
         """What the small transformer says about whole images, and where it looks."""
         tokens, attention = attended_tokens(self.trunk, images)
-        everything = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
-        logits = self.selector.classify(self.trunk.pool(tokens, everything))
+        logits = self.selector.classify(self.trunk.pool(tokens))
         return Glance(logits, attention, attention_box(attention))
 
     def read(self, images: Float[Tensor, "B 3 S1 S2"], box: Int[Tensor, "B 4"]) -> Float[Tensor, "B C"]:

@@ -11,14 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 
 from ifam._typing import Tensor
 from ifam.architecture import Vit, check_tensors, mlp_ratio, name_architecture
 from ifam.config import ModelConfig
 from ifam.errors import IfamError
-from ifam.files import CONFIG, WEIGHTS, first_line, read_json, read_safetensors
+from ifam.files import CONFIG, WEIGHTS, download, read_json, read_safetensors
 from ifam.vit import Size, WeightsUnavailable, create, is_name, load_weights
 from ifam.vit import Vit as TimmVit
 
@@ -208,9 +206,6 @@ def _fetch(source: str, *files: str) -> Path:
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise IfamError(f"There is no folder {source}; give an existing one, an id `owner/name` of the hub, or a name.")
     try:
-        return Path(snapshot_download(name, allow_patterns=list(files)))
-    except (OSError, EntryNotFoundError, HFValidationError) as error:
-        raise WeightsUnavailable(
-            f"There is no folder {source!r} here, and the hub gave no model of this id ({first_line(error)}); check "
-            f"the name and the network."
-        ) from error
+        return download(name, files)
+    except IfamError as error:
+        raise WeightsUnavailable(str(error)) from error

@@ -5,13 +5,15 @@ import os
 import pickle
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -20,6 +22,26 @@ from ifam.errors import IfamError
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+
+
+def download(name: str, files: Sequence[str], revision: str | None = None) -> Path:
+    """The local copy of some files of a model on the Hugging Face hub.
+
+    Args:
+        name: The model's id, `owner/name`.
+        files: Names of the files.
+        revision: Branch, tag or commit.
+
+    Raises:
+        IfamError: The hub cannot be reached or has no such model.
+    """
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(files)))
+    except (OSError, EntryNotFoundError, HFValidationError) as error:
+        raise IfamError(
+            f"There is no folder {name!r} here, and the hub gave no model of this id "
+            f"({first_line(error)}); check the name and the network."
+        ) from error
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
-from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import EntryNotFoundError, HFValidationError
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HFValidationError
 
 import ifam
 from ifam._typing import Tensor
@@ -19,7 +19,7 @@ from ifam.baselines import METHODS, PlainViT, build
 from ifam.classifier import Classifier
 from ifam.config import ModelConfig
 from ifam.errors import IfamError
-from ifam.files import CONFIG, WEIGHTS, first_line, read_json, read_pickle, read_safetensors, write_model
+from ifam.files import CONFIG, WEIGHTS, download, first_line, read_json, read_pickle, read_safetensors, write_model
 from ifam.model import IFAM
 from ifam.official import RGB, Layout, from_official, to_official
 
@@ -331,13 +331,7 @@ def _find(source: str | Path, revision: str | None = None) -> Path:
         raise IfamError(
             f"There is no file or folder {source}; give an existing one, or the id `owner/name` of the hub."
         )
-    try:
-        path = Path(snapshot_download(source, revision=revision, allow_patterns=[CONFIG, WEIGHTS]))
-    except (OSError, EntryNotFoundError, HFValidationError) as error:
-        raise IfamError(
-            f"There is no folder {source!r} here, and the hub gave no model of this id "
-            f"({first_line(error)}); check the name and the network."
-        ) from error
+    path = download(source, [CONFIG, WEIGHTS], revision)
     if not path.is_dir():
         raise IfamError(f"The hub's {source!r} has neither {WEIGHTS} nor {CONFIG}; give the id of a model.")
     return path

@@ -78,8 +78,7 @@ class SoftPredictor(Predictor):
         """
         weights = (mask.to(images.dtype) if gate is None else gate).flatten(1)
         tokens = self.backbone.biased_tokens(images, (weights + EPSILON).log())
-        real = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
-        return self.classify(self.backbone.pool(tokens, real))
+        return self.classify(self.backbone.pool(tokens))
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ def evaluate(
     together = split is None and bool(images.treatments)
     if together and (leave_one_out or keypoint_regression):
         raise IfamError("Parts are left out and keypoints predicted on one split at a time; name it with --split.")
-    split = split or ("test" if "test" in images.splits else "val")
+    split = split or images.judged
     changes, record = _interventions(extra, model, drop_parts, keep_parts, drop_unsure)
     record |= {} if mask_from is None else {"mask_from": mask_from}
     variants: dict[str, list[Intervention]] = {"all": changes}
@@ -276,6 +276,12 @@ def _with_masks(
     if name != "folder":
         raise IfamError(f"{name} has no column {mask_from!r}; `--mask_from mask` shows the masks that it knows.")
     return {**options, "mask_column": mask_from}
+
+
+def check_free(out: Path, overwrite: bool) -> None:
+    """Refuse a folder with a model in it, unless that is to be replaced."""
+    if (out / "config.json").exists() and not overwrite:
+        raise IfamError(f"{out} already holds a model; choose another --out, or replace it with --overwrite true.")
 
 
 def check_classes(images: "Benchmark", config: "ModelConfig") -> None:

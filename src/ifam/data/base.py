@@ -66,6 +66,11 @@ class Benchmark:
     treatments: tuple[str, ...] = ()
     gap: tuple[str, str] | None = None
 
+    @property
+    def judged(self) -> str:
+        """The split that models are judged on where none is named: "test", or "val" where there is no test split."""
+        return "test" if "test" in self.splits else "val"
+
     def split(self, name: str) -> Examples:
         """The examples of a split.
 

@@ -99,8 +99,7 @@ class Whole(nn.Module):
     def forward(self, images: Float[Tensor, "B 3 S1 S2"]) -> Float[Tensor, "B C"]:
         """Class logits of the whole image."""
         tokens = self.backbone(images)
-        real = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
-        logits: Tensor = self.head(self.norm(self.backbone.pool(tokens, real)))
+        logits: Tensor = self.head(self.norm(self.backbone.pool(tokens)))
         return logits
 
 
