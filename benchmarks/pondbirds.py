@@ -9,9 +9,7 @@ development: README and demo report seeds 0 to 4, whose images nothing was chose
 
 import argparse
 import json
-import math
 import os
-import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -25,6 +23,7 @@ from ifam.baselines import PlainViT
 from ifam.config import LossConfig, ModelConfig
 from ifam.data import load_benchmark
 from ifam.evaluation.groups import evaluate
+from ifam.evaluation.seeds import over_seeds
 from ifam.model import IFAM
 from ifam.recipes import TINY_LOSS, TINY_MODEL, TINY_PLAIN, TINY_TRAIN
 from ifam.training import fit, seed_everything
@@ -103,17 +102,11 @@ def run(name: str, seed: int, split: str) -> dict[str, Any]:
     }
 
 
-# Two-sided 95 % quantiles of Student's t by degrees of freedom.
-_STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
-
-
 def spread(values: Sequence[float], scale: float = 100.0, digits: int = 1) -> str:
     """Mean and half the width of its 95 % interval."""
-    mean = statistics.fmean(values) * scale
-    if len(values) < 2:
-        return f"{mean:.{digits}f}"
-    half = _STUDENT[min(len(values) - 1, 9)] * statistics.stdev(values) * scale / math.sqrt(len(values))
-    return f"{mean:.{digits}f} ± {half:.{digits}f}"
+    found = over_seeds([scale * value for value in values])
+    reach = "" if found.high is None else f" ± {found.high - found.mean:.{digits}f}"
+    return f"{found.mean:.{digits}f}{reach}"
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
