@@ -8,6 +8,7 @@ import torch
 from sklearn.metrics import accuracy_score, jaccard_score
 
 from ifam.metrics import GroupAccuracy, MaskIoU
+from processes import in_two_processes
 
 # Six images: answers 0 1 1 0 2 2.
 LOGITS = torch.tensor([[3, 1, 0], [0, 2, 1], [1, 4, 0], [5, 1, 1], [0, 0, 9], [1, 2, 3.0]])
@@ -114,8 +115,6 @@ def test_mask_iou_is_scikit_learns_over_all_patches(batch_size):
 
 def _process(rank, folder):
     """One of two devices, with four images or two, writes what it finds."""
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     metric, iou = GroupAccuracy(4), MaskIoU()
     mine = slice(4) if rank == 0 else slice(4, 6)
     metric.update(LOGITS[mine], LABELS[mine], GROUPS[mine])
@@ -129,19 +128,12 @@ def _process(rank, folder):
     found = [metric.average(), metric.worst(), metric.by_name(NAMES)["a"]["count"], float(iou.compute())]
     # Asked once more: what is known of the other device must not be counted twice.
     np.savetxt(folder / f"{rank}.txt", [*found, metric.average(), float(metric.count.sum())])
-    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="PyTorch without distributed")
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning")
 def test_every_device_sees_the_images_of_all(tmp_path):
-    context = torch.multiprocessing.get_context("fork")
-    processes = [context.Process(target=_process, args=(rank, tmp_path)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-        assert process.exitcode == 0
+    in_two_processes(_process, tmp_path, tmp_path)
     for rank in range(2):
         expected = [4 / 6, 0.5, 3, 3 / 4, 4 / 6, 4 - 2 * rank]
         assert np.loadtxt(tmp_path / f"{rank}.txt").tolist() == pytest.approx(expected)

@@ -22,6 +22,7 @@ from ifam.evaluation.tables import print_evaluation
 from ifam.interventions import DropParts, KeepParts
 from ifam.masking import patch_mask
 from miniatures import MINIATURES
+from processes import in_two_processes
 
 SIZE = 64
 
@@ -328,12 +329,9 @@ class Longer(Numbered):
 # --- several processes -----------------------------------------------------------------------------------
 
 
-def _process(rank, world, folder, model, data):
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
+def _process(rank, folder, model, data):
     found = evaluate(model, data, batch_size=2, num_resamples=40)
     (folder / f"{rank}.json").write_text(json.dumps(asdict(found)))
-    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="PyTorch without distributed")
@@ -344,13 +342,7 @@ def test_two_processes_find_what_one_finds(tiny_model, tmp_path, count):
     some = [None, *masks(6)][-count:]
     data = benchmark([0, 1, 2, 3, 4, 0, 1][:count], classes=5, masks=some, size=SIZE)
     data.splits["test"].__class__ = Noisy
-    context = torch.multiprocessing.get_context("fork")
-    workers = [context.Process(target=_process, args=(r, 2, tmp_path, tiny_model, data)) for r in range(2)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(120)
-        assert worker.exitcode == 0
+    in_two_processes(_process, tmp_path, tmp_path, tiny_model, data)
     expected = json.loads(json.dumps(asdict(evaluate(tiny_model, data, num_resamples=40))))
     assert expected["count"] == count
     for rank in range(2):

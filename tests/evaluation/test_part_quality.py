@@ -25,6 +25,7 @@ from ifam.evaluation.parts import (
 )
 from ifam.interventions import DropParts
 from ifam.report.results import write_report
+from processes import in_two_processes
 
 HEIGHT, WIDTH, SIZE = 80, 100, 64
 NAMES = {"keypoint_names": ("bill", "eye", "tail"), "part_names": ("head", "body")}
@@ -214,25 +215,16 @@ def test_keypoints_cannot_be_predicted_without_keypoints_or_parts(tiny_model):
         evaluate(tiny_model, make(train=train), num_resamples=0, keypoint_regression=True)
 
 
-def _process(rank, world, folder, model, data):
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
+def _process(rank, folder, model, data):
     found = evaluate(model, data, batch_size=2, num_resamples=20, keypoint_regression=True)
     (folder / f"{rank}.json").write_text(json.dumps(asdict(found.parts)))
-    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="PyTorch without distributed")
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning")
 def test_two_processes_find_what_one_finds(tiny_model, tmp_path):
     data = make(7, train=Annotated(9, seed=1))
-    context = torch.multiprocessing.get_context("fork")
-    workers = [context.Process(target=_process, args=(r, 2, tmp_path, tiny_model, data)) for r in range(2)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(120)
-        assert worker.exitcode == 0
+    in_two_processes(_process, tmp_path, tmp_path, tiny_model, data)
     found = evaluate(tiny_model, data, num_resamples=20, keypoint_regression=True).parts
     expected = json.loads(json.dumps(asdict(found)))
     for rank in range(2):
