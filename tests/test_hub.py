@@ -9,6 +9,7 @@ import sys
 import threading
 from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import urlparse
 
 import pytest
@@ -212,6 +213,21 @@ def test_a_failure_keeps_the_older_model(saved, make_model, monkeypatch):
         make_model(num_classes=7).save_pretrained(saved)
     assert {path.name for path in saved.iterdir()} == {"config.json", "model.safetensors"}
     assert IFAM.from_pretrained(saved).config == expected.config
+
+
+def test_at_no_moment_are_the_files_of_two_models_side_by_side(saved, make_model, monkeypatch):
+    replace = Path.replace
+
+    def fail_once_the_weights_are_there(self, target):
+        replace(self, target)
+        if target.name == "model.safetensors":
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", fail_once_the_weights_are_there)
+    with pytest.raises(IfamError, match="could not be written"):
+        make_model(num_classes=7).save_pretrained(saved)
+    # No model is better than the settings of the one before with the weights of the one after.
+    assert {path.name for path in saved.iterdir()} == {"model.safetensors"}
 
 
 def test_a_file_in_the_place_of_the_folder(tiny_model, tmp_path):

@@ -11,7 +11,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "ifam"
 
 # From top to bottom; what stands on one line may import each other, but never in a circle.
 LAYERS = [
-    ["_typing", "types", "errors", "config", "progress"],
+    ["_typing", "types", "errors", "config", "progress", "io"],
     ["attention"],
     ["layout"],
     ["vit"],
@@ -44,7 +44,7 @@ RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 
 # Stronger than the order.
 NEVER = {("selector", "predictor"), ("predictor", "selector")}
-ONLY = {"data": {"data", "types", "_typing", "errors"}}
+ONLY = {"data": {"data", "types", "_typing", "errors", "io"}}
 
 # `Classifier.save_pretrained` and `from_pretrained` are shortcuts to `hub`, imported when they are called;
 # `evaluation.tables` prints the rows that `prediction` makes.

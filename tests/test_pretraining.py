@@ -110,4 +110,5 @@ def test_imports_no_benchmark():
         "ifam.vit",
         "ifam.data.textures",
         "ifam.errors",
+        "ifam.io",
     }

@@ -23,6 +23,7 @@ from ifam.evaluation.groups import Evaluation, evaluate
 from ifam.evaluation.records import place
 from ifam.evaluation.seeds import summarise
 from ifam.evaluation.tables import provenance
+from ifam.io import write_json
 from ifam.runs import Runs, flat
 from ifam.training import check, fit, seed_everything
 
@@ -266,7 +267,7 @@ def run_comparison(
     conditions = {**shared, "seeds": list(seeds), "threads": torch.get_num_threads(), **provenance()}
     result = {"kind": "comparison", "methods": methods, **table, "conditions": conditions}
     if place()[0] == 0:
-        (out / TABLE).write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(out / TABLE, result)
     return result
 
 

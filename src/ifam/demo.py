@@ -1,6 +1,5 @@
 """`ifam demo`: a plain ViT and this model, trained alike on images whose background lies, and judged alike."""
 
-import json
 import os
 import platform
 import statistics
@@ -24,6 +23,7 @@ from ifam.data import Benchmark, PondbirdsConfig, Prepared, collate, load_benchm
 from ifam.errors import IfamError
 from ifam.evaluation.groups import Accuracy, evaluate, hidden_influence
 from ifam.evaluation.tables import provenance
+from ifam.io import replacing, write_json
 from ifam.model import IFAM
 from ifam.recipes import TINY_LOSS, TINY_MODEL, TINY_PLAIN, TINY_TRAIN
 from ifam.report.overlays import contact_sheet, enlarge, part_overlay, predictor_view
@@ -78,10 +78,11 @@ def run_demo(
             first.ifam.save_pretrained(out / "model", {"benchmark": "pondbirds", "data": _data(s, quick)})
         results = {"runs": runs, "summary": _summary(runs), "conditions": _conditions(quick)}
         # After every seed, so that a run that is stopped has not been for nothing.
-        (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+        write_json(out / "results.json", results)
     assert first is not None
     pictures = _pictures(first)
-    _sheet(pictures).save(out / "pictures.png")
+    with replacing(out / "pictures.png") as beside:
+        _sheet(pictures).save(beside)
     report = DemoReport(
         title="Pondbirds: what a classifier looks at",
         conditions={"seeds": ", ".join(str(r["seed"]) for r in runs), **_conditions(quick)},

@@ -137,6 +137,9 @@ def write_model(folder: str | Path, tensors: Mapping[str, Tensor], config: Mappi
             weights,
             metadata={"format": "pt"},
         )
+        # At no moment does the folder hold the weights of one model and the settings of another: without settings it
+        # is no model.
+        (folder / CONFIG).unlink(missing_ok=True)
         weights.replace(folder / WEIGHTS)
         settings.replace(folder / CONFIG)
     except BaseException as error:

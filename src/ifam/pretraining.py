@@ -37,6 +37,7 @@ from torch.nn import functional as F
 from ifam._typing import Bool, Float, Int, Tensor
 from ifam.data.textures import Scenes, draw_scenes, hsv_to_rgb, patch_coverage
 from ifam.errors import IfamError
+from ifam.io import replacing, write_json
 from ifam.vit import TINY_ARCH
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -347,10 +348,10 @@ def _save(trainer: _Trainer, out: Path, run: dict[str, Any]) -> dict[str, Any]:
     weights = {name: value.detach().cpu().contiguous() for name, value in trainer.student.vit.state_dict().items()}
     versions = {name: version(name) for name in ("torch", "timm")}
     about = {**run, "arch": TINY_ARCH, "versions": versions, "mean": MEAN, "std": STD}
-    out.parent.mkdir(parents=True, exist_ok=True)
     # One key only: the order in which safetensors writes several is not fixed, and the hash must be.
     content = save(weights, metadata={"ifam": json.dumps(about, sort_keys=True)})
-    out.write_bytes(content)
+    with replacing(out) as beside:
+        beside.write_bytes(content)
     record = {
         "file": out.name,
         "sha256": hashlib.sha256(content).hexdigest(),
@@ -358,5 +359,5 @@ def _save(trainer: _Trainer, out: Path, run: dict[str, Any]) -> dict[str, Any]:
         "weights": sum(value.numel() for value in weights.values()),
         **about,
     }
-    out.with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_json(out.with_suffix(".json"), record)
     return record

@@ -13,6 +13,7 @@ from ifam.classifier import Classifier
 from ifam.config import LossConfig, ModelConfig, TrainConfig
 from ifam.data import Benchmark
 from ifam.errors import IfamError
+from ifam.io import write_text
 from ifam.vit import TINY, WeightsUnavailable
 
 # What `ifam demo` and recipes/pondbirds.yaml use (chosen on validation images of other seeds, docs/pondbirds.md).
@@ -114,9 +115,8 @@ def small_data(train: TrainConfig, num_images: int, seed: int, steps: int = 250)
 
 def save_settings(settings: Mapping[str, Any], folder: Path) -> None:
     """Write the settings of a run so that `ifam train --config` repeats it."""
-    folder.mkdir(parents=True, exist_ok=True)
     plain = {**settings, "model": _plain(settings["model"])}
-    (folder / "train.yaml").write_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
+    write_text(folder / "train.yaml", yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:

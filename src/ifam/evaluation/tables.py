@@ -1,6 +1,5 @@
 """What an evaluation found, as a table on the screen and as JSON."""
 
-import json
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from ifam.evaluation.groups import Accuracy, Evaluation
 from ifam.evaluation.intervals import Interval
 from ifam.evaluation.part_quality import PartQuality
 from ifam.evaluation.treatments import Treated
+from ifam.io import write_json
 from ifam.prediction import Prediction
 
 # Longer lists of classes are cut to the lowest; the file has them all.
@@ -217,9 +217,7 @@ def write_challenge(found: Challenge, path: Path, conditions: Mapping[str, Any])
 
 
 def _write(content: Mapping[str, Any], path: Path, conditions: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({**content, "conditions": {**conditions, **provenance()}}, indent=2, default=str)
-    path.write_text(text + "\n")
+    write_json(path, {**content, "conditions": {**conditions, **provenance()}}, default=str)
 
 
 def provenance() -> dict[str, str | None]:

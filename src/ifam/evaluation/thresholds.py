@@ -4,7 +4,6 @@ They lie in `config.json`, as part of what `hub.save` calls `extra`: a copy of t
 carry them along.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,7 +18,8 @@ from ifam.classifier import Classifier, PartClassifier
 from ifam.data import Benchmark, Prepared, collate
 from ifam.errors import IfamError
 from ifam.evaluation.cases import spread
-from ifam.files import CONFIG
+from ifam.files import CONFIG, read_json
+from ifam.io import write_json
 from ifam.progress import progress_bar
 
 QUANTILES = tuple(round(0.01 * i, 2) for i in range(1, 100))
@@ -137,16 +137,9 @@ def store(thresholds: Thresholds, folder: str | Path) -> Path:
     path = Path(folder).expanduser() / CONFIG
     if not path.is_file():
         raise IfamError(f"{folder} is no folder of a model; copy the model to one, and name that with --model.")
-    beside = path.with_name(f".{path.name}.thresholds.tmp")
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-        settings["extra"] = {**settings.get("extra", {}), "thresholds": asdict(thresholds)}
-        # Complete or not at all.
-        beside.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-        beside.replace(path)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise IfamError(f"{path} cannot be written ({error}); make the folder writable, or copy it.") from error
+    settings = read_json(path) or {}
+    settings["extra"] = {**settings.get("extra", {}), "thresholds": asdict(thresholds)}
+    write_json(path, settings)
     return path
 
 

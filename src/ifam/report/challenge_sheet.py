@@ -7,9 +7,9 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as tvf
 
 from ifam.data.tables import ImageFiles
-from ifam.errors import IfamError
 from ifam.evaluation.cases import spread
 from ifam.evaluation.challenge import Challenge, as_bytes, name_of
+from ifam.io import replacing
 from ifam.report.overlays import contact_sheet, enlarge
 
 _MOST, _SIDE = 24, 160
@@ -41,10 +41,8 @@ def write_fooled(found: Challenge, objects: ImageFiles, backgrounds: ImageFiles,
         panels = (image, background, torch.where(example["mask"], image, background))
         rows.append([enlarge(_picture(panel), _SIDE) for panel in panels])
         captions.append(f"{one['class']} + background of {one['background_class']}: {one['answer']}")
-    try:
-        contact_sheet(rows, captions).save(path)
-    except OSError as error:
-        raise IfamError(f"{path} cannot be written ({error.strerror}); choose another folder with --out.") from error
+    with replacing(path) as beside:
+        contact_sheet(rows, captions).save(beside)
     return path
 
 

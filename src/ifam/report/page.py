@@ -23,6 +23,7 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from ifam.errors import IfamError
+from ifam.io import write_text
 from ifam.report.overlays import enlarge, part_colours
 
 # Key in results.json, name on the page. The colours live in the style sheet and in `_LINES`.
@@ -137,10 +138,8 @@ def write_demo_report(path: str | Path, report: DemoReport) -> Path:
             colours=part_colours(report.num_parts),
         )
     )
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
-    return path
+    write_text(Path(path), text)
+    return Path(path)
 
 
 @cache

@@ -2,7 +2,6 @@
 
 import base64
 import csv
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from PIL import Image
 from ifam._typing import Tensor
 from ifam.errors import IfamError
 from ifam.files import read_json
+from ifam.io import replacing, write_json, write_text
 from ifam.report.audit_tables import Row, Section, Table, sections, share, worst_group
 from ifam.report.comparisons import comparison_section, title
 from ifam.report.evaluation_tables import further_tables, one_by_one
@@ -81,22 +81,18 @@ def write_audit(
         IfamError: The folder cannot be written.
     """
     folder = Path(folder)
-    try:
-        (folder / PICTURES).mkdir(parents=True, exist_ok=True)
-        rows = []
-        for i, (row, image) in enumerate(zip(audit["images"], images, strict=True)):
-            shown = image.convert("RGB")
-            shown.thumbnail((_SIDE, _SIDE))
-            drawn = (shown, part_overlay(shown, part_maps[i]), predictor_view(shown, mask[i]))
-            named = {kind: f"{PICTURES}/{i:05d}-{kind}.webp" for kind in _KINDS}
-            for kind, picture in zip(_KINDS, drawn, strict=True):
-                # Small pictures are drawn in sharp squares, larger ones are photographs.
-                picture.save(folder / named[kind], lossless=max(picture.size) <= _SMALL, quality=82)
-            rows.append({**row, "pictures": named, "side": list(shown.size)})
-        text = json.dumps({**audit, "images": rows}, indent=2, allow_nan=False, ensure_ascii=False)
-        (folder / "audit.json").write_text(text + "\n", encoding="utf-8")
-    except OSError as error:
-        raise IfamError(f"The audit could not be written to {folder} ({error}); choose another folder.") from error
+    rows = []
+    for i, (row, image) in enumerate(zip(audit["images"], images, strict=True)):
+        shown = image.convert("RGB")
+        shown.thumbnail((_SIDE, _SIDE))
+        drawn = (shown, part_overlay(shown, part_maps[i]), predictor_view(shown, mask[i]))
+        named = {kind: f"{PICTURES}/{i:05d}-{kind}.webp" for kind in _KINDS}
+        for kind, picture in zip(_KINDS, drawn, strict=True):
+            # Small pictures are drawn in sharp squares, larger ones are photographs.
+            with replacing(folder / named[kind]) as beside:
+                picture.save(beside, lossless=max(picture.size) <= _SMALL, quality=82)
+        rows.append({**row, "pictures": named, "side": list(shown.size)})
+    write_json(folder / "audit.json", {**audit, "images": rows}, allow_nan=False)
     return folder / "audit.json", write_report([folder / "audit.json"], folder / "audit.html")
 
 
@@ -125,13 +121,8 @@ def write_report(results: Sequence[str | Path], out: str | Path) -> Path:
             f"again with this version of ifam."
         ) from error
     text = environment().get_template("results.html.j2").render(page=page)
-    out = Path(out)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise IfamError(f"The page could not be written to {out} ({error}); choose another file.") from error
-    return out
+    write_text(Path(out), text)
+    return Path(out)
 
 
 def _files(path: Path) -> list[Path]:
