@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -178,10 +179,10 @@ def test_evaluate_writes_beside_the_model(trained, pictures):
     words = ["evaluate", "--model", trained, "--benchmark", "folder", "--root", pictures, "--split", "train"]
     try:
         main([str(word) for word in words])
-        found = json.loads((trained / "results-folder-train.json").read_text())
-        assert found["count"] == 10
+        (path,) = trained.glob("evaluations/folder-train-*/results.json")
+        assert json.loads(path.read_text())["count"] == 10
     finally:
-        (trained / "results-folder-train.json").unlink()
+        shutil.rmtree(trained / "evaluations")
 
 
 def test_predict_on_photographs(trained, photographs, tmp_path, capsys):
@@ -223,7 +224,8 @@ def test_training_on_pondbirds_judges_the_test_set(tmp_path):
         f"{bird} on {place}" for bird in ("swimmer", "percher") for place in ("water", "forest")
     }
     main(["evaluate", "--model", str(tmp_path / "run")])
-    found = json.loads((tmp_path / "run" / "results-pondbirds-test.json").read_text())
+    (path,) = (tmp_path / "run").glob("evaluations/pondbirds-test-*/results.json")
+    found = json.loads(path.read_text())
     # The settings of the data travel with the model.
     assert found["predictor"] == results["predictor"]
 
@@ -300,8 +302,6 @@ def test_a_model_is_not_overwritten_unasked(trained, pictures, capsys):
 
 
 def test_a_model_is_overwritten_when_asked(pictures, trained, tmp_path):
-    import shutil
-
     shutil.copytree(trained, tmp_path / "copy")
     words = ["train", "--benchmark", "folder", "--root", pictures, "--out", tmp_path / "copy", *QUICK]
     main([str(word) for word in [*words, "--overwrite", "true", "--train.seed", "1"]])
@@ -370,8 +370,6 @@ def test_the_field_of_a_configuration_file_that_is_unknown_is_named(capsys, tmp_
 
 
 def test_a_class_folder_without_an_image(pictures, capsys, tmp_path):
-    import shutil
-
     shutil.copytree(pictures, tmp_path / "copy")
     (tmp_path / "copy" / "hollow").mkdir()
     words = ["train", "--benchmark", "folder", "--root", tmp_path / "copy", "--out", tmp_path / "new", *QUICK]

@@ -16,6 +16,7 @@ LAYERS = [
     ["layout"],
     ["vit"],
     ["positions", "files", "architecture"],
+    ["provenance"],
     ["dinov2"],
     ["backbone"],
     ["selector"],

@@ -182,7 +182,7 @@ def test_a_recipe_that_is_saved_is_the_same_when_it_is_read(tmp_path):
     loss = LossConfig(entropy=0.25)
     settings = {"benchmark": "pondbirds", "root": None, "data": {"num_train": 8}}
     parts = {"model": asdict(model), "train": asdict(train), "loss": asdict(loss)}
-    recipes.save_settings({**settings, **parts}, tmp_path)
+    recipes.begin_run({**settings, **parts}, tmp_path, overwrite=False)
     found = parse(tmp_path / "train.yaml")
     assert (found.model, found.train, found.loss) == (model, train, loss)
     assert found.data == {"num_train": 8}

@@ -59,7 +59,7 @@ def model(tmp_path, save):
 def result(model, *words):
     """What `evaluate` writes."""
     target = model.parent / "found.json"
-    run("evaluate", "--model", model, "--out", target, *FEW, *words)
+    run("evaluate", "--model", model, "--out", target, "--overwrite", "true", *FEW, *words)
     return json.loads(target.read_text())
 
 
@@ -175,15 +175,125 @@ def test_the_mask_is_a_column_of_a_list(tmp_path, capsys, save):
     assert "has no mask for image" in fails(capsys, "evaluate", "--model", model, *words, "--mask_from", "mask")
 
 
-def test_results_under_other_conditions_have_other_names(model, tmp_path):
-    run("evaluate", "--model", model, *FEW)
-    run("evaluate", "--model", model, *FEW, "--drop_parts", "[0,1]")
-    run("evaluate", "--model", model, *FEW, "--split", "val", "--leave_one_out", "true")
-    assert {path.name for path in model.glob("results*")} == {
-        "results-pondbirds-test.json",
-        "results-pondbirds-test-drop_parts-0-1.json",
-        "results-pondbirds-val-leave_one_out.json",
+# --- what is kept ----------------------------------------------------------------------------------------
+
+
+def kept(model):
+    """The folders of the evaluations of a model."""
+    return sorted(path.parent.name for path in model.glob("evaluations/*/results.json"))
+
+
+def test_results_under_other_conditions_are_kept_beside_each_other(model, save):
+    names = set()
+    for words in (
+        [],
+        ["--drop_parts", "[0,1]"],
+        ["--split", "val", "--leave_one_out", "true"],
+        ["--data.correlation", "0.5"],
+        ["--data.background", "swapped"],
+        ["--seed", "1"],
+        ["--mask_from", "mask"],
+    ):
+        run("evaluate", "--model", model, *FEW, *words)
+        names |= {name.rpartition("-")[0] for name in kept(model)}
+    assert len(kept(model)) == 7
+    assert names == {
+        "pondbirds-test",
+        "pondbirds-test-drop_parts-0-1",
+        "pondbirds-val-leave_one_out",
+        "pondbirds-test-mask_from-mask",
     }
+    # The same conditions again, and speed, are the same run; other weights are another.
+    run("evaluate", "--model", model, *FEW[:2], "--batch_size", "3")
+    assert len(kept(model)) == 7
+    save(model, 2, {"benchmark": "pondbirds", "data": DATA, "root": None}, num_parts=2)
+    run("evaluate", "--model", model, *FEW)
+    assert len(kept(model)) == 8
+
+
+def test_a_result_on_other_images_is_kept_beside_the_first(tmp_path, save):
+    for name in ("a", "b"):
+        miniatures.folder(tmp_path / name)
+    model = save(
+        tmp_path / "model", 2, {"benchmark": "folder", "root": str(tmp_path / "a")}, class_names=("duck", "wren")
+    )
+    words = ["evaluate", "--model", model, *FEW, "--split", "train"]
+    run(*words)
+    run(*words, "--root", tmp_path / "b")
+    assert len(kept(model)) == 2
+    # An image that has changed on disk counts as well.
+    path = min((tmp_path / "a").rglob("*.*"))
+    Image.new("RGB", (30, 30)).save(path)
+    run(*words)
+    assert len(kept(model)) == 3
+    run(*words)
+    assert len(kept(model)) == 3
+
+
+def test_a_file_is_replaced_by_the_same_run_or_when_asked(model, tmp_path, capsys):
+    config = (model / "config.json").read_text()
+    assert "is not a result of `ifam`" in fails(capsys, "evaluate", "--model", model, "--out", model / "config.json")
+    assert (model / "config.json").read_text() == config
+    words = ["evaluate", "--model", model, *FEW, "--out", tmp_path / "x.json"]
+    run(*words)
+    run(*words)
+    before = (tmp_path / "x.json").read_text()
+    assert "a result under other conditions" in fails(capsys, *words, "--drop_parts", "[0]")
+    assert (tmp_path / "x.json").read_text() == before
+    run(*words, "--drop_parts", "[0]", "--overwrite", "true")
+    assert "drop_parts" in (tmp_path / "x.json").read_text()
+
+
+def test_what_cannot_be_written_is_known_before_anything_is_measured(model, tmp_path, capsys, monkeypatch):
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.setattr("ifam.hub.load_any", lambda model: pytest.fail("the model was loaded"))
+    for out in (tmp_path / "file" / "x.json", tmp_path):
+        assert "choose another" in fails(capsys, "evaluate", "--model", model, "--out", out)
+    (model / "evaluations").write_text("mine")
+    assert "evaluations is a file" in fails(capsys, "evaluate", "--model", model)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_what_was_measured_is_printed_even_where_it_cannot_be_written(model, capsys):
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        run("evaluate", "--model", model, *FEW, "--out", "/dev/full")
+    assert caught.value.code == 2
+    said = capsys.readouterr()
+    assert "worst group" in said.out
+    assert "/dev/full cannot be written (No space left" in said.err
+
+
+def test_what_cannot_be_printed_is_written_even_so(model, tmp_path, monkeypatch):
+    """As with `ifam evaluate | head -1`."""
+
+    def closed(evaluation, title):
+        raise BrokenPipeError
+
+    monkeypatch.setattr("ifam.evaluation.tables.print_evaluation", closed)
+    with pytest.raises((BrokenPipeError, SystemExit)):
+        run("evaluate", "--model", model, *FEW, "--out", tmp_path / "x.json")
+    assert json.loads((tmp_path / "x.json").read_text())["count"] == 12
+
+
+def test_a_result_about_other_weights_than_those_beside_it_says_so(model, save, tmp_path, caplog):
+    run("evaluate", "--model", model, *FEW, "--out", model / "results.json")
+    run("evaluate", "--model", model, *FEW)
+    run("report", model, "--out", tmp_path / "before.html")
+    assert not caplog.records
+    save(model, 2, {"benchmark": "pondbirds", "data": DATA, "root": None}, num_parts=2)
+    run("evaluate", "--model", model, *FEW)
+    assert "results.json is about other weights" in caplog.text
+    run("report", model, "--out", tmp_path / "after.html")
+    pages = [(tmp_path / name).read_text() for name in ("before.html", "after.html")]
+    assert "of other weights than the model beside it has now" not in pages[0]
+    assert "of other weights than the model beside it has now" in pages[1]
+
+
+def test_images_that_are_no_longer_where_they_were_are_named(tmp_path, save, capsys):
+    model = save(tmp_path / "model", 2, {"benchmark": "folder", "root": "photos"}, class_names=("duck", "wren"))
+    said = fails(capsys, "evaluate", "--model", model)
+    assert "photos, which does not exist here; say where they are with --root" in said
 
 
 @pytest.mark.parametrize("name", ["imagenet_a", "imagenet_r", "imagenet_v2", "imagenet", "imagenet9"])

@@ -12,6 +12,7 @@ from typing import Any, Literal, NoReturn
 from ifam.comparison_verbs import compare, retrain
 from ifam.config import LossConfig, ModelConfig, TrainConfig
 from ifam.errors import IfamError
+from ifam.io import ensure_writable
 from ifam.verbs import challenge, check_free, evaluate, prepare, thresholds
 
 
@@ -35,7 +36,7 @@ def train(
             selector, late_mask, soft_mask, given_mask, frozen_predictor, group_dro, attention_crops
             (docs/comparisons.md).
         out: Folder for the model, its resolved configuration, logs and results; `runs/METHOD` where none is given.
-        overwrite: Replace a model that is already there.
+        overwrite: Replace a model that is already there; it is removed as soon as training begins.
         model: The model. The number of classes and their names come from the data.
         train: How to train.
         loss: Weight of each loss term.
@@ -46,10 +47,12 @@ def train(
     from ifam.data import load_benchmark
     from ifam.evaluation.groups import evaluate
     from ifam.evaluation.tables import print_evaluation, write_results
+    from ifam.files import weights_digest
     from ifam.training import check, fit, seed_everything
 
     train, out = recipes.settle(method, train), out or Path("runs") / method
     check_free(out, overwrite)
+    ensure_writable(out, folder=True)
     images = load_benchmark(benchmark, root, data)
     config = replace(model, num_classes=len(images.class_names), class_names=images.class_names)
     seed_everything(train.seed)
@@ -58,20 +61,24 @@ def train(
     settings = {
         "method": method,
         "benchmark": benchmark,
-        "root": None if root is None else str(root),
+        # Absolute: whoever judges the model may stand in another folder.
+        "root": None if root is None else str(root.absolute()),
         "data": data or {},
         "model": asdict(plan.config),
         "train": asdict(plan.train),
         "loss": asdict(plan.losses),
     }
-    recipes.save_settings(settings, out)
+    recipes.begin_run(settings, out, overwrite)
     result = fit(plan.model, images, plan.train, plan.losses, out, label=f"training on {images.name}")
     remembered = {name: settings[name] for name in ("benchmark", "root", "data")}
     plan.model.save_pretrained(out, {**remembered, "seed": plan.train.seed, "best_epoch": result.best_epoch})
     split = images.judged
     found = evaluate(plan.model, images, split)
-    write_results(found, out / "results.json", {**settings, "split": split, "note": images.note})
-    print_evaluation(found, f"{images.name}, {split}")
+    conditions = {**settings, "split": split, "note": images.note, "weights": weights_digest(plan.model.state_dict())}
+    try:
+        print_evaluation(found, f"{images.name}, {split}")
+    finally:
+        write_results(found, out / "results.json", conditions)
     try_out = f"predict --model {out} IMAGES" if isinstance(plan.model, PartClassifier) else f"evaluate --model {out}"
     print(f"The model is in {out}: try `ifam {try_out}`.")
 

@@ -1,5 +1,6 @@
 """Files of models, our own and others': settings and weights, never code."""
 
+import hashlib
 import json
 import os
 import pickle
@@ -112,6 +113,19 @@ def _numpy_scalars() -> list[Any]:
 def first_line(error: BaseException) -> str:
     """The first line of an error that says something."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def weights_digest(tensors: Mapping[str, Tensor]) -> str:
+    """A hash of weights with their names, shapes and types: equal for a model and for the file that it was saved to.
+
+    Args:
+        tensors: A model's state dict, or what `read_safetensors` gave.
+    """
+    digest = hashlib.sha256()
+    for name, weight in sorted(tensors.items()):
+        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
+        digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def write_model(folder: str | Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:

@@ -53,6 +53,8 @@ def ensure_writable(target: Path, *, folder: bool = False) -> None:
         IfamError: It cannot be written: a file in the place of a folder, a read-only or full disk, ...
     """
     where = target if folder else target.parent
+    if not first_process():
+        return
     if os.path.exists(target) and folder != target.is_dir():
         kinds = ("a file", "a folder") if folder else ("a folder", "a file")
         raise IfamError(f"{target} is {kinds[0]}, but {kinds[1]} is expected; choose another --out.")
@@ -136,6 +138,11 @@ def printable(text: object) -> str:
     return str(text).encode("utf-8", "backslashreplace").decode()
 
 
+def first_process() -> bool:
+    """Whether this is the first of the processes that torchrun, Lightning or Slurm have started: it alone writes."""
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
+
+
 # ------------------------------------------------------------------------------------------------- replacing
 
 
@@ -157,7 +164,7 @@ def check_replaceable(path: Path, run: str, overwrite: bool) -> None:
     Raises:
         IfamError: It is there, and of something else.
     """
-    if overwrite or not os.path.exists(path) or _is_device(path):
+    if overwrite or not first_process() or not os.path.exists(path) or _is_device(path):
         return
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -179,8 +186,8 @@ def check_absent(paths: Iterable[Path], overwrite: bool) -> None:
     Raises:
         IfamError: One of them is there.
     """
-    for path in paths:
-        if not overwrite and os.path.lexists(path) and not _is_device(path):
+    for path in paths if first_process() and not overwrite else ():
+        if os.path.lexists(path) and not _is_device(path):
             raise IfamError(f"{path} already exists; choose another --out, or replace it with --overwrite true.")
 
 

@@ -13,7 +13,7 @@ from ifam.classifier import Classifier
 from ifam.config import LossConfig, ModelConfig, TrainConfig
 from ifam.data import Benchmark
 from ifam.errors import IfamError
-from ifam.io import write_text
+from ifam.io import check_absent, first_process, write_text
 from ifam.vit import TINY, WeightsUnavailable
 
 # What `ifam demo` and recipes/pondbirds.yaml use (chosen on validation images of other seeds, docs/pondbirds.md).
@@ -113,10 +113,39 @@ def small_data(train: TrainConfig, num_images: int, seed: int, steps: int = 250)
     return replace(train, batch_size=batch_size, epochs=epochs, seed=seed)
 
 
-def save_settings(settings: Mapping[str, Any], folder: Path) -> None:
-    """Write the settings of a run so that `ifam train --config` repeats it."""
+# What training leaves in the folder of a run: the model last, so that a folder with a model is complete.
+_LEFT = ("config.json", "model.safetensors", "results.json", "train.yaml")
+_LEFT_BELOW = ("checkpoints/*.ckpt", "logs/metrics.csv", "logs/hparams.yaml", "logs/events.out.tfevents.*")
+
+
+def begin_run(settings: Mapping[str, Any], folder: Path, overwrite: bool) -> None:
+    """Make a folder ready for training: no file of an earlier run is left, and `train.yaml` has the settings.
+
+    Args:
+        settings: The settings of the run.
+        folder: Where it goes.
+        overwrite: Whether an earlier run of other settings may be removed.
+
+    Raises:
+        IfamError: The folder cannot be written, or holds files that this run did not leave there.
+    """
+    if not first_process():
+        return
+    text = _settings_text(settings)
+    kept = folder / "train.yaml"
+    if not (kept.is_file() and kept.read_text(encoding="utf-8", errors="replace") == text):
+        check_absent([folder / name for name in (*_LEFT, "checkpoints", "logs")], overwrite)
+    for name in _LEFT:
+        (folder / name).unlink(missing_ok=True)
+    for path in (path for pattern in _LEFT_BELOW for path in folder.glob(pattern)):
+        path.unlink()
+    write_text(kept, text)
+
+
+def _settings_text(settings: Mapping[str, Any]) -> str:
+    """The settings of a run as YAML, so that `ifam train --config` repeats it."""
     plain = {**settings, "model": _plain(settings["model"])}
-    write_text(folder / "train.yaml", yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
+    return str(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ifam.errors import IfamError
+from ifam.io import check_replaceable, ensure_writable, local_path, run_digest
+from ifam.provenance import warn_if_other_weights
 
 if TYPE_CHECKING:
     import torch
@@ -33,6 +35,7 @@ def evaluate(
     keypoint_regression: bool = False,
     num_resamples: int = 1000,
     seed: int = 0,
+    overwrite: bool = False,
     data: dict[str, Any] | None = None,
 ) -> None:
     """Measure a model: accuracy by class and by group, worst group, and the quality of its mask and parts.
@@ -45,7 +48,8 @@ def evaluate(
         root: Where the images are.
         split: Split to measure; "test", or "val" where there is no test split. For imagenet9, all treatments of the
             images, one after another, and the gap due to the background.
-        out: File for the results; `results-BENCHMARK-SPLIT.json` beside a local model where none is given.
+        out: File for the results. Where none is given, `evaluations/BENCHMARK-SPLIT-RUN/results.json` beside a local
+            model; RUN is short for all that the figures depend on, so results under other conditions are kept.
         batch_size: Images at a time; changes nothing but speed.
         workers: Processes that load images.
         device: Where to compute: "auto" for a GPU where there is one, or "cpu", "cuda:1", ...
@@ -58,14 +62,19 @@ def evaluate(
         keypoint_regression: Predict keypoints from parts too; looks at all training images.
         num_resamples: Resamples of the bootstrap intervals; 0 for none.
         seed: Seed of the resamples.
+        overwrite: Replace the file named by `out`, whatever it is; without that, only a result of the same run.
         data: Settings of the data set, by name.
     """
     from ifam import hub
+    from ifam.data.fingerprints import fingerprint
     from ifam.evaluation.groups import evaluate_variants
     from ifam.evaluation.records import processes
     from ifam.evaluation.treatments import evaluate_treatments
+    from ifam.files import weights_digest
     from ifam.interventions import DropParts
 
+    beside = _beside(model)
+    ensure_writable(beside / "evaluations" if out is None else out, folder=out is None)
     net, (config, extra) = hub.load_any(model), hub.read_config(model)
     name, images, options = trained_on(extra, benchmark, root, _with_masks(extra, benchmark, mask_from, data))
     check_classes(images, config)
@@ -80,34 +89,46 @@ def evaluate(
         variants |= {f"without part {k}": [*changes, DropParts([k])] for k in range(config.num_parts)}
     settings: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "true_masks": mask_from is not None}
     settings |= {"num_resamples": num_resamples, "seed": seed}
+    split = "treatments" if together else split
+    source = remembered_root(extra, benchmark, root)
+    # All that the figures depend on.
+    conditions: dict[str, Any] = {
+        "weights": weights_digest(net.state_dict()),
+        "benchmark": name,
+        "root": None if source is None else str(source.absolute()),
+        "split": split,
+        "data": options,
+        "images": fingerprint(images, [t for t in images.treatments if t in images.splits] if together else [split]),
+        "interventions": record,
+        "leave_one_out": leave_one_out,
+        "keypoint_regression": keypoint_regression,
+        "num_resamples": num_resamples,
+        "seed": seed,
+    }
+    conditions["run"] = run_digest(conditions)
+    target = out or beside / "evaluations" / _run_name(name, split, record, conditions) / "results.json"
+    check_replaceable(target, conditions["run"], overwrite)
     with processes() as first:
         net = net.to(chosen_device(device))
         found: Any
         if together:
-            split, found = "treatments", evaluate_treatments(net, images, interventions=changes, **settings)
+            found = evaluate_treatments(net, images, interventions=changes, **settings)
         else:
             settings["keypoint_regression"] = keypoint_regression
             found = evaluate_variants(net, images, split, variants, **settings)
     if not first:
         return
-    conditions = {
+    conditions |= {
         "model": str(model),
-        "benchmark": name,
-        "root": None if root is None else str(root),
-        "split": split,
-        "data": options,
         "note": images.note,
-        "interventions": record,
-        "seed": seed,
         "method": net.method,
         "config": asdict(config),
         "trained": {key: value for key, value in extra.items() if key != "thresholds"},
     }
     title = ", ".join([name, split, *(_said(key, value) for key, value in record.items() if key != "thresholds")])
-    folder = Path(model) if Path(model).is_dir() else Path()
-    target = out or folder / f"results-{_file_name(name, split, record, leave_one_out)}.json"
     _show(found, title, target, conditions)
     print(f"Written to {target}.")
+    warn_if_other_weights(beside / "results.json", conditions["weights"])
 
 
 def challenge(
@@ -235,18 +256,22 @@ def prepare(
 
 
 def _show(found: Any, title: str, target: Path, conditions: Mapping[str, Any]) -> None:
-    """Write and print what was found on a split, or on the treatments."""
+    """Print what was measured on a split, or on the treatments, and write it: whichever of the two fails."""
     from ifam.evaluation import tables
 
     if not isinstance(found, dict):
-        tables.write_treatments(found, target, conditions)
-        tables.print_treatments(found, title)
+        try:
+            tables.print_treatments(found, title)
+        finally:
+            tables.write_treatments(found, target, conditions)
         return
     whole = found.pop("all")
-    tables.write_results(whole, target, conditions, found)
-    tables.print_evaluation(whole, title)
-    if found:
-        tables.print_leave_one_out(whole, found)
+    try:
+        tables.print_evaluation(whole, title)
+        if found:
+            tables.print_leave_one_out(whole, found)
+    finally:
+        tables.write_results(whole, target, conditions, found)
 
 
 # ------------------------------------------------------------------------------------------------- choices
@@ -261,8 +286,23 @@ def trained_on(
     name = benchmark or str(extra.get("benchmark", "pondbirds"))
     same = name == extra.get("benchmark")
     options = {**(extra.get("data", {}) if same else {}), **(data or {})}
-    source = root or (Path(extra["root"]) if same and extra.get("root") else None)
-    return name, load_benchmark(name, source, options), options
+    return name, load_benchmark(name, remembered_root(extra, benchmark, root), options), options
+
+
+def remembered_root(extra: Mapping[str, Any], benchmark: str | None, root: Path | None) -> Path | None:
+    """Where the images are: as asked for, or where they were when the model was trained.
+
+    Raises:
+        IfamError: They are no longer there.
+    """
+    if root is not None or not extra.get("root") or benchmark not in (None, extra.get("benchmark")):
+        return root
+    source = Path(extra["root"])
+    if not source.exists():
+        raise IfamError(
+            f"The model was trained on images in {source}, which does not exist here; say where they are with --root."
+        )
+    return source
 
 
 def _with_masks(
@@ -280,7 +320,7 @@ def _with_masks(
 
 def check_free(out: Path, overwrite: bool) -> None:
     """Refuse a folder with a model in it, unless that is to be replaced."""
-    if (out / "config.json").exists() and not overwrite:
+    if any((out / name).exists() for name in ("config.json", "model.safetensors")) and not overwrite:
         raise IfamError(f"{out} already holds a model; choose another --out, or replace it with --overwrite true.")
 
 
@@ -354,9 +394,15 @@ def _said(key: str, value: Any) -> str:
     return f"{key} {' '.join(map(str, value)) if isinstance(value, list) else value}"
 
 
-def _file_name(name: str, split: str, record: Mapping[str, Any], leave_one_out: bool) -> str:
-    """Results under other conditions do not overwrite each other."""
+def _run_name(name: str, split: str, record: Mapping[str, Any], conditions: Mapping[str, Any]) -> str:
+    """Name of the folder of an evaluation: for people, and with the conditions in short, for all that it leaves out."""
     words = [_said(key, value) for key, value in record.items() if key != "thresholds"]
-    words += ["leave_one_out"] if leave_one_out else []
+    words += ["leave_one_out"] if conditions["leave_one_out"] else []
     safe = ["".join(c if c.isalnum() or c in "._" else "-" for c in word) for word in (name, split, *words)]
-    return "-".join(safe)
+    return f"{'-'.join(safe)[:150]}-{conditions['run']}"
+
+
+def _beside(model: str) -> Path:
+    """Where results about a model go: its folder, or the working directory for a model of the hub."""
+    folder = local_path(model)
+    return folder if folder.is_dir() else Path()

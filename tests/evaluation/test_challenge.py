@@ -18,7 +18,7 @@ from ifam.data import Benchmark, Prepared, load_benchmark
 from ifam.data.imagenet9 import cut_outs
 from ifam.data.tables import ImageFiles, Record
 from ifam.errors import IfamError
-from ifam.evaluation.challenge import NONE, name_of, run_challenge, weights_hash
+from ifam.evaluation.challenge import NONE, name_of, run_challenge
 from ifam.evaluation.pairings import Pairings
 from ifam.hub import load
 
@@ -198,7 +198,6 @@ def test_another_run_is_not_gone_on_with(answers, files, tmp_path):
     run(Told(answers), files, tmp_path, {"root": "here"})
     other = answers.clone()
     other[0, 0] = 1 - other[0, 0]
-    assert weights_hash(Told(other)) != weights_hash(Told(answers))
     fewer = (ImageFiles(files[0].records[1:]), files[1])
     renamed = (files[0], ImageFiles(files[1].records[::-1]))
     for model, given, more, name in (

@@ -255,7 +255,7 @@ def test_keypoints_on_the_command_line(make_model, tmp_path, capsys, monkeypatch
     words = ["evaluate", "--model", str(tmp_path / "model"), "--num_resamples", "20"]
     main([*words, "--keypoint-regression", "true"])
     shown = capsys.readouterr().out
-    written = json.loads((tmp_path / "model" / "results-cub-test.json").read_text())["parts"]
+    written = json.loads(next((tmp_path / "model").glob("evaluations/cub-*/*.json")).read_text())["parts"]
     wanted = evaluate(model, data, num_resamples=20, keypoint_regression=True).parts
     assert written == json.loads(json.dumps(asdict(wanted)))
     assert written["keypoint_error"] > 0
@@ -265,6 +265,6 @@ def test_keypoints_on_the_command_line(make_model, tmp_path, capsys, monkeypatch
     page = write_report([tmp_path / "model"], tmp_path / "report.html").read_text()
     assert f"{judged.nmi:.3f} (" in page
     assert "keypoint error" in page
-    main(words)
+    main([*words, "--out", str(tmp_path / "without.json")])
     assert "keypoint error" not in capsys.readouterr().out
-    assert json.loads((tmp_path / "model" / "results-cub-test.json").read_text())["parts"]["keypoint_error"] is None
+    assert json.loads((tmp_path / "without.json").read_text())["parts"]["keypoint_error"] is None

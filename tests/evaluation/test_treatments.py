@@ -110,7 +110,8 @@ def test_imagenet_9_on_the_command_line(tmp_path, capsys, make_model, monkeypatc
     words = ["evaluate", "--model", str(tmp_path / "model"), "--benchmark", "imagenet9", "--root", str(root)]
     main([*words, "--num-resamples", "20"])
     shown = " ".join(capsys.readouterr().out.split())
-    found = json.loads((tmp_path / "model" / "results-imagenet9-treatments.json").read_text())
+    (path,) = (tmp_path / "model").glob("evaluations/imagenet9-treatments-*/results.json")
+    found = json.loads(path.read_text())
     assert list(found["treatments"]) == ["original", "mixed_same", "mixed_rand"]
     assert found["missing"] == ["mixed_next", "only_fg", "no_fg", "only_bg_b", "only_bg_t"]
     model, data = load(tmp_path / "model"), load_benchmark("imagenet9", root)
@@ -134,5 +135,6 @@ def test_imagenet_9_on_the_command_line(tmp_path, capsys, make_model, monkeypatc
         main([*words, "--leave-one-out", "true"])
     assert "name it with --split" in capsys.readouterr().err
     main([*words, "--num-resamples", "0", "--split", "mixed_rand"])
-    one = json.loads((tmp_path / "model" / "results-imagenet9-mixed_rand.json").read_text())
+    (path,) = (tmp_path / "model").glob("evaluations/imagenet9-mixed_rand-*/results.json")
+    one = json.loads(path.read_text())
     assert one["predictor"]["average"] == wanted["mixed_rand"].predictor.average

@@ -25,6 +25,7 @@ from ifam.data.tables import ImageFiles
 from ifam.errors import IfamError
 from ifam.evaluation.intervals import LEVEL, Interval
 from ifam.evaluation.pairings import Fooled, Pair, Pairings
+from ifam.files import weights_digest
 from ifam.progress import progress_bar
 from ifam.types import Batch, Output
 
@@ -92,7 +93,7 @@ def run_challenge(
         raise IfamError(f"batch_size is {batch_size}, but at least 1 is needed.")
     pairings = Pairings(objects.labels, len(backgrounds), batch_size, seed)
     header = {
-        "weights": weights_hash(model),
+        "weights": weights_digest(model.state_dict()),
         "config": _hash(json.dumps(asdict(model.config), sort_keys=True, default=str)),
         **(settings or {}),
         "batch_size": batch_size,
@@ -250,15 +251,6 @@ def _check(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> Non
                 f"{path} is of a run with {name} {before.get(name)!r}, but now it is {now.get(name)!r}; choose another "
                 f"folder with --out, or remove the file to begin anew."
             )
-
-
-def weights_hash(model: torch.nn.Module) -> str:
-    """A hash of a model's weights, their names and shapes."""
-    digest = hashlib.sha256()
-    for name, weight in model.state_dict().items():
-        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
-        digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _hash(content: str) -> str:

@@ -13,6 +13,7 @@ from ifam._typing import Tensor
 from ifam.errors import IfamError
 from ifam.files import read_json
 from ifam.io import replacing, write_json, write_text
+from ifam.provenance import is_stale
 from ifam.report.audit_tables import Row, Section, Table, sections, share, worst_group
 from ifam.report.comparisons import comparison_section, title
 from ifam.report.evaluation_tables import further_tables, one_by_one
@@ -23,6 +24,7 @@ PICTURES = "audit_pictures"
 _SIDE = 224
 _SMALL = 160
 _KINDS = ("input", "parts", "seen")
+_RESULTS = ("audit.json", "compare.json", "results.json")
 
 
 @dataclass
@@ -126,11 +128,11 @@ def write_report(results: Sequence[str | Path], out: str | Path) -> Path:
 
 
 def _files(path: Path) -> list[Path]:
-    """A file, or the results in a folder."""
+    """A file; or the results in a folder, and those of the evaluations of the model in it."""
     if not path.is_dir():
         return [path]
-    names = ("audit", "compare")
-    found = [file for file in sorted(path.glob("*.json")) if file.stem in names or file.stem.startswith("results")]
+    found = [file for name in _RESULTS if (file := path / name).is_file()]
+    found += sorted(path.glob("evaluations/*/results.json"))
     if not found:
         raise IfamError(f"{path} holds neither audit.json, results.json nor compare.json; give a folder that does.")
     return found
@@ -198,9 +200,11 @@ def _names(results: Sequence[tuple[Path, Row]]) -> list[str]:
         conditions = found.get("conditions", {})
         parts = [str(conditions[key]) for key in ("model", "benchmark", "split") if _is_text(conditions.get(key))]
         names.append(", ".join(parts) or str(file))
-    return [
-        f"{name} ({file})" if names.count(name) > 1 else name for (file, _), name in zip(results, names, strict=True)
-    ]
+    named = []
+    for (file, _), name in zip(results, names, strict=True):
+        full = f"{name} ({file})" if names.count(name) > 1 else name
+        named.append(f"{full} [of other weights than the model beside it has now]" if is_stale(file) else full)
+    return named
 
 
 def _is_text(value: Any) -> bool:

@@ -1,0 +1,72 @@
+"""What the images of a data set are, in a few characters: results and runs name the images that they are about."""
+
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ifam._typing import Tensor
+from ifam.data.base import Benchmark
+from ifam.data.tables import Record
+
+# Of larger files, the beginning, the middle and the end are read; so an edit is noticed without reading all of a
+# data set twice.
+_WHOLE, _PIECE = 1 << 16, 1 << 14
+
+
+def fingerprint(benchmark: Benchmark, splits: Iterable[str] | None = None) -> str:
+    """A hash of the images of some splits with their classes, groups and annotations.
+
+    It does not depend on where the files are, nor on when they were written. Images that are drawn are hashed pixel
+    by pixel. Of examples of any other kind, all that is known is how many there are.
+
+    Args:
+        benchmark: The data set.
+        splits: Names of its splits; all of them where None.
+
+    Returns:
+        Sixteen hexadecimal digits.
+    """
+    names = list(benchmark.splits) if splits is None else list(splits)
+    digest = hashlib.sha256(repr((benchmark.class_names, benchmark.group_names)).encode())
+    for name in names:
+        examples: Any = benchmark.split(name)
+        digest.update(f"{name} {len(examples)}".encode())
+        if hasattr(examples, "records"):
+            _add_files(digest, examples.records)
+        elif isinstance(getattr(examples, "images", None), Tensor):
+            for values in (examples.images.mul(255).round().to(torch.uint8), examples.labels, examples.groups):
+                digest.update(values.contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _add_files(digest: Any, records: Sequence[Record]) -> None:
+    """Every record, with the content of its files."""
+    top = os.path.commonpath([record.path.absolute().parent for record in records]) if records else ""
+    for record in records:
+        place = os.path.relpath(record.path.absolute(), top)
+        digest.update(os.fsencode(f"{place}|{record.label}|{record.group}|"))
+        for path in (record.path, record.mask):
+            if path is not None:
+                digest.update(_sample(path))
+        for name, values in sorted((record.extra or {}).items()):
+            digest.update(name.encode() + values.tobytes())
+
+
+def _sample(path: Path) -> bytes:
+    """The size of a file and enough of its content; nothing where it cannot be read, which others report."""
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size <= _WHOLE:
+                return f"{size}|".encode() + file.read()
+            pieces = []
+            for start in (0, (size - _PIECE) // 2, size - _PIECE):
+                file.seek(start)
+                pieces.append(file.read(_PIECE))
+            return f"{size}|".encode() + b"".join(pieces)
+    except OSError:
+        return b"?"
