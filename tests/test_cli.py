@@ -506,3 +506,17 @@ def test_a_yaml_file_with_a_mistake_is_named(tmp_path, capsys, joined):
     assert f"in {path}, line 1" in said
     assert "unicode" not in said
     assert said.count("\n") == 1
+
+
+def test_a_name_that_the_terminal_cannot_show_does_not_end_the_run(trained, tmp_path):
+    name = os.fsdecode("größe.png".encode())
+    Image.new("RGB", (30, 30)).save(tmp_path / name)
+    words = ["predict", tmp_path / name, "--model", trained, "--out", tmp_path / "out"]
+    done = subprocess.run(
+        [sys.executable, "-m", "ifam.cli", *map(str, words)],
+        capture_output=True,
+        cwd=tmp_path,
+        env={**OFFLINE, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"gr" in done.stdout

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from ifam.cli import main
 from ifam.config import ModelConfig
 from ifam.data.base import Prepared
 from ifam.errors import IfamError
+from ifam.evaluation.tables import print_predictions
 from ifam.interventions import DropParts, UseMask
 from ifam.model import IFAM
 from ifam.prediction import display_crop, load_image, predict, preprocess
@@ -203,6 +205,108 @@ def test_folders_are_searched_and_pictures_never_collide(model, tmp_path):
     assert [row.path.relative_to(tmp_path).as_posix() for row in first] == ["a/1.png", "b/1.JPG", "b/1.png"]
     assert sorted(path.name for path in out.glob("*.png")) == ["a_1.png", "b_1-2.png", "b_1.png"]
     assert len(predict(model, tmp_path, out=out)) == 3  # our own pictures are no input
+
+
+# --- what is kept ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def three(tmp_path):
+    """A folder of three images."""
+    (tmp_path / "images").mkdir()
+    for name in "abc":
+        Image.new("RGB", (40, 40), (90, 120, 60)).save(tmp_path / "images" / f"{name}.png")
+    return tmp_path / "images"
+
+
+def lines(out):
+    """The rows of a table, if there is one."""
+    path = out / "predictions.csv"
+    return list(csv.DictReader(path.read_text(encoding="utf-8").splitlines())) if path.exists() else []
+
+
+def test_rows_are_written_as_they_come(model, three, tmp_path):
+    """Whatever ends the program, the rows before it are kept: what is on disk is looked at during the next batch."""
+    out, seen = tmp_path / "out", []
+    handle = model.register_forward_pre_hook(lambda *_: seen.append(len(lines(out))))
+    try:
+        rows = predict(model, three, batch_size=1, out=out)
+    finally:
+        handle.remove()
+    assert seen == [0, 1, 2]
+    assert [row["path"] for row in lines(out)] == [str(row.path) for row in rows]
+    assert json.loads((out / "predictions.json").read_text())["complete"]
+
+
+def test_a_run_that_was_stopped_is_done_again_in_the_same_folder(model, three, tmp_path):
+    out, calls = tmp_path / "out", []
+
+    def stop(*_):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    handle = model.register_forward_pre_hook(stop)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            predict(model, three, batch_size=2, out=out)
+    finally:
+        handle.remove()
+    assert len(lines(out)) == 2
+    assert not json.loads((out / "predictions.json").read_text())["complete"]
+    predict(model, three, batch_size=2, out=out)
+    assert len(lines(out)) == 3
+
+
+def test_a_name_that_is_not_utf8_loses_nothing(model, three, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    name = os.fsdecode(b"caf\xe9.png")
+    try:
+        Image.new("RGB", (40, 40)).save(three / name)
+    except OSError:
+        pytest.skip("this file system knows UTF-8 alone")
+    rows = predict(model, three, out=tmp_path / "out")
+    assert [row.path.name for row in rows] == ["a.png", "b.png", "c.png", name]
+    kept = json.loads((tmp_path / "out" / "predictions.json").read_text(encoding="utf-8"))["predictions"]
+    assert kept[3]["path"] == str(three / name)
+    assert (tmp_path / "out" / kept[3]["overlay"]).is_file()
+    assert len(lines(tmp_path / "out")) == 4
+    print_predictions(rows)
+    assert "b.png" in capsys.readouterr().out
+
+
+def test_nothing_of_another_run_is_replaced_unasked(model, three, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "b.png").write_text("mine")
+    with pytest.raises(IfamError, match=r"b\.png already exists; choose another --out"):
+        predict(model, three, out=out)
+    assert [path.name for path in out.iterdir()] == ["b.png"]
+    (out / "b.png").unlink()
+    predict(model, three, out=out)
+    predict(model, three, out=out)
+    before = (out / "predictions.csv").read_text()
+    with pytest.raises(IfamError, match="a result under other conditions"):
+        predict(model, three / "a.png", out=out)
+    assert (out / "predictions.csv").read_text() == before
+    predict(model, three / "a.png", out=out, overwrite=True)
+    assert len(lines(out)) == 1
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_the_images_are_never_drawn_over(model, three, overwrite):
+    before = {path.name: path.read_bytes() for path in three.iterdir()}
+    for given in (three, three / "a.png"):
+        with pytest.raises(IfamError, match="is the folder of the images; choose another --out"):
+            predict(model, given, out=three, overwrite=overwrite)
+    assert {path.name: path.read_bytes() for path in three.iterdir()} == before
+
+
+def test_a_folder_that_cannot_be_written_is_known_before(model, three, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for out in (tmp_path / "file", tmp_path / "file" / "out"):
+        with pytest.raises(IfamError, match="choose another"):
+            predict(model, three, out=out)
 
 
 def test_interventions_and_empty_masks(model, tmp_path):

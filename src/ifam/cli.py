@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -91,6 +92,7 @@ def predict(
     skip_bad: bool = False,
     drop_parts: list[int] | None = None,
     keep_parts: list[int] | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Classify image files, and draw what each answer rests on.
 
@@ -102,19 +104,22 @@ def predict(
         skip_bad: Leave out files that are no images, instead of stopping.
         drop_parts: Parts to hide from the predictor.
         keep_parts: The only parts to show it.
+        overwrite: Replace what is in `out`; without that, only the predictions of the same model for the same images.
     """
     from ifam import hub
     from ifam.evaluation.tables import print_predictions
     from ifam.interventions import DropParts, Intervention, KeepParts
     from ifam.prediction import predict
 
+    ensure_writable(out, folder=True)
     changes: list[Intervention] = []
     if drop_parts:
         changes.append(DropParts(drop_parts))
     if keep_parts is not None:
         changes.append(KeepParts(keep_parts))
     net = hub.load_any(model)
-    rows = predict(net, images, batch_size=batch_size, out=out, skip_bad=skip_bad, interventions=changes)
+    kept: dict[str, Any] = {"out": out, "overwrite": overwrite}
+    rows = predict(net, images, batch_size=batch_size, skip_bad=skip_bad, interventions=changes, **kept)
     print_predictions(rows, hides=net.hides)
     print(f"Pictures and predictions.csv are in {out}.")
 
@@ -270,6 +275,9 @@ FILES = {"predict": "images", "report": "results"}
 def main(args: list[str] | None = None) -> None:
     """Run a verb; errors of the input are one sentence on standard error, and exit status 2."""
     try:
+        # A name that the terminal cannot show is no reason to stop.
+        if isinstance(sys.stdout, TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")
         words = sys.argv[1:] if args is None else args
         parser = build_parser(words)
         # jsonargparse 4.49 has a shorter name for it, and warns of the old one.

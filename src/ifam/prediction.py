@@ -1,9 +1,8 @@
 """From files to answers: any images in, one row each out, with a picture of what the answer rests on."""
 
 import csv
-import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,18 @@ from ifam.classifier import Classifier, PartClassifier
 from ifam.data.base import FitAndCrop
 from ifam.data.images import EXTENSIONS, load_image
 from ifam.errors import IfamError
+from ifam.files import weights_digest
 from ifam.interventions import Intervention
+from ifam.io import (
+    check_absent,
+    check_replaceable,
+    ensure_writable,
+    local_path,
+    printable,
+    replacing,
+    run_digest,
+    write_json,
+)
 from ifam.model import IFAM
 from ifam.report.overlays import triptych
 from ifam.types import Output
@@ -76,6 +86,7 @@ def predict(
     out: str | Path | None = None,
     skip_bad: bool = False,
     interventions: Sequence[Intervention] = (),
+    overwrite: bool = False,
 ) -> list[Prediction]:
     """Classify image files.
 
@@ -84,16 +95,17 @@ def predict(
         paths: Files, or folders that are searched with all that is in them.
         batch_size: Images that are classified at once.
         out: Folder for a picture of each image and for `predictions.csv` and `predictions.json`; made where
-            it is missing.
+            it is missing. Rows are in `predictions.csv` as soon as their batch is done.
         skip_bad: Leave out files that are no images, and say so, instead of stopping.
         interventions: Changes to the selection of every image, see `ifam.interventions`.
+        overwrite: Replace files in `out`, whatever they are; without that, only those of the same run.
 
     Returns:
         One row for each image, in the order of the paths; the files of a folder are sorted by name.
 
     Raises:
-        IfamError: A path is missing, a file is no image, there is no image at all, or the model has no parts to draw or
-            to intervene on.
+        IfamError: A path is missing, a file is no image, there is no image at all, the model has no parts to draw or
+            to intervene on, or `out` cannot be written, holds the images or files of something else.
     """
     if not isinstance(model, PartClassifier):
         raise IfamError(
@@ -104,23 +116,26 @@ def predict(
         raise IfamError(f"The answer of {model.method} is drawn from no mask of parts; leave the interventions away.")
     if batch_size < 1:
         raise IfamError(f"batch_size is {batch_size}, but at least 1 is needed.")
-    folder = None if out is None else Path(out)
-    files = _find([paths] if isinstance(paths, str | Path) else paths, folder)
+    folder = None if out is None else local_path(out)
     if folder:
-        folder.mkdir(parents=True, exist_ok=True)
+        ensure_writable(folder, folder=True)
+    files = _find([paths] if isinstance(paths, str | Path) else paths, folder)
+    table = None if folder is None else _Table(folder, files, model, interventions, overwrite)
     rows: list[Prediction] = []
     skipped: list[tuple[Path, str]] = []
-    was_training = model.training
+    was_training, complete = model.training, False
     model.eval()
     try:
         items = _read(files, model, skipped if skip_bad else None)
         while batch := list(islice(items, batch_size)):
-            rows += _classify(batch, model, folder, interventions)
+            rows += (done := _classify(batch, model, folder, interventions))
+            if table:
+                table.add(done)
+        complete = True
     finally:
         model.train(was_training)
-        # Written after a failure too: what was classified before it is not lost.
-        if folder and rows:
-            _write(rows, skipped, folder)
+        if table:
+            table.close(skipped, complete)
     if skipped:
         _report(skipped)
     if not rows:
@@ -178,7 +193,7 @@ def _centre(image: Any, size: tuple[int, int]) -> Any:
 def _find(paths: Iterable[str | Path], out: Path | None) -> dict[Path, str]:
     """The image files, each with a name of its own for its picture."""
     files: dict[Path, str] = {}
-    for given in map(Path, paths):
+    for given in map(local_path, paths):
         if not given.exists():
             raise IfamError(f"{given} does not exist; give image files or folders that hold some.")
         found = [given] if given.is_file() else sorted(_images_in(given, out))
@@ -265,24 +280,79 @@ def _draw(row: Prediction, item: _Item, output: Output, i: int, folder: Path, hi
         output.part_maps[i],
         output.mask[i],
         title=f"{row.class_name} · {row.probability:.1%}",
-        caption=f"{row.path.name} · {seen}",
+        caption=f"{printable(row.path.name)} · {seen}",
     )
     path = folder / f"{item.name}.png"
-    picture.save(path)
+    with replacing(path) as beside:
+        picture.save(beside)
     return Prediction(**{**vars(row), "overlay": path})
 
 
-def _write(rows: Sequence[Prediction], skipped: Sequence[tuple[Path, str]], folder: Path) -> None:
-    """Write `predictions.csv` and `predictions.json`; pictures are named relative to the folder."""
-    table = [{**vars(row), "path": str(row.path), "overlay": row.overlay.name if row.overlay else None} for row in rows]
-    left_out = [{"path": str(path), "reason": reason} for path, reason in skipped]
-    text = json.dumps({"predictions": table, "skipped": left_out}, indent=2, ensure_ascii=False)
-    (folder / "predictions.json").write_text(text + "\n", encoding="utf-8")
-    with (folder / "predictions.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(table[0]))
-        writer.writeheader()
-        for row, line in zip(rows, table, strict=True):
-            writer.writerow({**line, "top": "; ".join(f"{name} {p:.4f}" for name, p in row.top)})
+class _Table:
+    """`predictions.csv`, a line an image as soon as it is classified, and `predictions.json`.
+
+    Args:
+        folder: Where they go.
+        files: The images, and the names of their pictures.
+        model: What classifies them.
+        interventions: Changes to the selection of every image.
+        overwrite: Whether files of something else may be replaced.
+
+    Raises:
+        IfamError: They may not, and there are some; or the folder is that of the images.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        files: dict[Path, str],
+        model: Classifier,
+        interventions: Sequence[Intervention],
+        overwrite: bool,
+    ) -> None:
+        self.csv, self.json = folder / "predictions.csv", folder / "predictions.json"
+        self.rows: list[dict[str, Any]] = []
+        if any(file.absolute().parent.resolve() == folder.resolve() for file in files):
+            raise IfamError(f"{folder} is the folder of the images; choose another --out for the pictures of them.")
+        self.conditions: dict[str, Any] = {
+            "weights": weights_digest(model.state_dict()),
+            "interventions": list(map(str, interventions)),
+            "images": [str(file.absolute()) for file in files],
+        }
+        self.conditions["run"] = run_digest(self.conditions)
+        if self.json.exists():
+            check_replaceable(self.json, self.conditions["run"], overwrite)
+        else:
+            check_absent([self.csv, *(folder / f"{name}.png" for name in files.values())], overwrite)
+
+    def add(self, rows: Sequence[Prediction]) -> None:
+        """Write the rows of a batch at once: what comes after it may be stopped."""
+        if not self.rows:
+            # Names the run before there is anything of it to replace.
+            self._write_json([], complete=False)
+        first = not self.rows
+        self.rows += [_as_dict(row) for row in rows]
+        with self.csv.open("w" if first else "a", newline="", encoding="utf-8", errors="backslashreplace") as file:
+            writer = csv.DictWriter(file, fieldnames=[field.name for field in fields(Prediction)])
+            if first:
+                writer.writeheader()
+            for row in self.rows[-len(rows) :]:
+                writer.writerow({**row, "top": "; ".join(f"{name} {p:.4f}" for name, p in row["top"])})
+
+    def close(self, skipped: Sequence[tuple[Path, str]], complete: bool) -> None:
+        """Write `predictions.json`, after a failure too: what was classified before it is not lost."""
+        if self.rows:
+            self._write_json(skipped, complete)
+
+    def _write_json(self, skipped: Sequence[tuple[Path, str]], complete: bool) -> None:
+        left_out = [{"path": str(path), "reason": reason} for path, reason in skipped]
+        content = {"complete": complete, "predictions": self.rows, "skipped": left_out, "conditions": self.conditions}
+        write_json(self.json, content)
+
+
+def _as_dict(row: Prediction) -> dict[str, Any]:
+    """A row for a table; its picture is named relative to the folder."""
+    return {**vars(row), "path": str(row.path), "overlay": row.overlay.name if row.overlay else None}
 
 
 def _report(skipped: Sequence[tuple[Path, str]]) -> None:

@@ -16,7 +16,7 @@ from ifam.evaluation.groups import Accuracy, Evaluation
 from ifam.evaluation.intervals import Interval
 from ifam.evaluation.part_quality import PartQuality
 from ifam.evaluation.treatments import Treated
-from ifam.io import write_json
+from ifam.io import printable, write_json
 from ifam.prediction import Prediction
 
 # Longer lists of classes are cut to the lowest; the file has them all.
@@ -185,7 +185,7 @@ def print_predictions(rows: Sequence[Prediction], *, hides: bool = True) -> None
     table = Table("image", "class", "probability", "visible" if hides else "in the mask, which hides nothing")
     for row in rows:
         visible = "nothing" if row.empty else f"{row.visible_fraction:.0%}"
-        table.add_row(str(row.path), row.class_name, f"{row.probability:.1%}", visible)
+        table.add_row(printable(row.path), row.class_name, f"{row.probability:.1%}", visible)
     Console().print(table)
 
 
