@@ -311,6 +311,89 @@ def test_a_model_is_overwritten_when_asked(pictures, trained, tmp_path):
     assert {path.name for path in (tmp_path / "copy" / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
 
 
+# Verb, what lies in the folder already, and what the verb would write there.
+IN_THE_WAY = {
+    "train, results": (["train", *QUICK, *TINY_DATA, "--out", "x"], "x/results.json"),
+    "train, settings": (["train", *QUICK, *TINY_DATA, "--out", "x"], "x/train.yaml"),
+    "train, logs": (["train", *QUICK, *TINY_DATA, "--out", "x"], "x/logs/mine.txt"),
+    "train, weights": (["train", *QUICK, *TINY_DATA, "--out", "x"], "x/model.safetensors"),
+    "retrain": (["retrain", "--model", "MODEL", "--out", "x"], "x/config.json"),
+    "retrain, results": (["retrain", "--model", "MODEL", "--out", "x"], "x/results.json"),
+    "evaluate": (["evaluate", "--model", "MODEL", "--out", "x/photo.jpg"], "x/photo.jpg"),
+    "audit": (["audit", "--model", "MODEL", "--out", "x"], "x/audit.json"),
+    "audit, page": (["audit", "--model", "MODEL", "--out", "x"], "x/audit.html"),
+    "audit, pictures": (["audit", "--model", "MODEL", "--out", "x"], "x/audit_pictures/00000-input.webp"),
+    "report": (["report", "MODEL", "--out", "x/photo.jpg"], "x/photo.jpg"),
+    "convert": (["convert", "MODEL", "x"], "x/config.json"),
+    "convert, weights": (["convert", "MODEL", "x"], "x/model.safetensors"),
+    "convert onto itself": (["convert", "MODEL", "MODEL", "--to", "official"], None),
+    "demo": (["demo", "--quick", "true", "--out", "x"], "x/results.json"),
+    "demo, page": (["demo", "--quick", "true", "--out", "x"], "x/report.html"),
+    "demo, model": (["demo", "--quick", "true", "--out", "x"], "x/model/config.json"),
+    "pretrain-tiny": (["pretrain-tiny", "--steps", "1", "--out", "x/w.safetensors"], "x/w.safetensors"),
+    "pretrain-tiny, record": (["pretrain-tiny", "--steps", "1", "--out", "x/w.safetensors"], "x/w.json"),
+    "compare": (["compare", *QUICK, *TINY_DATA, "--out", "x"], "x/compare.json"),
+    "compare, page": (["compare", *QUICK, *TINY_DATA, "--out", "x"], "x/compare.html"),
+}
+
+
+@pytest.mark.parametrize(("words", "there"), IN_THE_WAY.values(), ids=IN_THE_WAY)
+def test_nothing_that_is_there_is_replaced_unasked(words, there, trained, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if there is not None:
+        Path(there).parent.mkdir(parents=True)
+        Path(there).write_bytes(b"\xff\xd8 mine")
+    before = contents(tmp_path), contents(trained)
+    said = fails(capsys, *(str(trained) if word == "MODEL" else word for word in words))
+    assert "choose another" in said
+    assert "--overwrite true" in said
+    assert (contents(tmp_path), contents(trained)) == before
+
+
+# Verb, and a place that nobody can write to: below a file.
+BELOW_A_FILE = {
+    "train": ["train", *QUICK, *TINY_DATA, "--out", "file/x"],
+    "retrain": ["retrain", "--model", "nowhere", "--out", "file/x"],
+    "evaluate": ["evaluate", "--model", "nowhere", "--out", "file/x.json"],
+    "predict": ["predict", "nowhere.jpg", "--model", "nowhere", "--out", "file/x"],
+    "audit": ["audit", "--model", "nowhere", "--out", "file"],
+    "challenge": ["challenge", "--model", "nowhere", "--root", "nowhere", "--out", "file/x"],
+    "report": ["report", "nowhere", "--out", "file/x.html"],
+    "convert": ["convert", "nowhere", "file"],
+    "demo": ["demo", "--quick", "true", "--out", "file"],
+    "compare": ["compare", *QUICK, *TINY_DATA, "--out", "file/x"],
+    "prepare": ["prepare", "siim_acr", "--root", "nowhere", "--out", "file/x"],
+    "pretrain-tiny": ["pretrain-tiny", "--steps", "1", "--out", "file/x.safetensors"],
+}
+
+
+@pytest.mark.parametrize("words", BELOW_A_FILE.values(), ids=BELOW_A_FILE)
+def test_where_nothing_can_be_written_is_known_before_anything_is_read(words, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("mine")
+    said = fails(capsys, *words)
+    assert "file" in said
+    assert "choose another" in said
+    # Models and images come later: that they are missing is not the first complaint.
+    assert "nowhere" not in said
+    assert contents(tmp_path).keys() == {"file"}
+
+
+def test_a_training_that_fails_leaves_no_model_beside_the_settings_of_another(trained, pictures, tmp_path, capsys):
+    """Whoever stops it: the folder has the settings and logs of one run, and a model of the same one or none."""
+    shutil.copytree(trained, tmp_path / "copy")
+    words = ["train", "--benchmark", "folder", "--root", pictures, "--out", tmp_path / "copy", *QUICK]
+    said = fails(capsys, *words, "--overwrite", "true", "--train.base_lr", "1e30", "--train.clip_norm", "0")
+    assert "no longer finite" in said
+    left = {path.name for path in (tmp_path / "copy").iterdir()}
+    assert not left & {"config.json", "model.safetensors", "results.json"}
+    assert yaml.safe_load((tmp_path / "copy" / "train.yaml").read_text())["train"]["base_lr"] == 1e30
+    # What a stopped run has left is replaced by the same run, and by another only when asked.
+    assert "train.yaml already exists" in fails(capsys, *words)
+    main([str(word) for word in [*words, "--overwrite", "true"]])
+    assert json.loads((tmp_path / "copy" / "results.json").read_text())["conditions"]["weights"]
+
+
 # --- bad input -------------------------------------------------------------------------------------------
 
 BAD = {

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 
+import miniatures
 from ifam import hub, recipes
 from ifam.baselines import METHODS, build
 from ifam.cli import build_parser, main
@@ -235,6 +237,42 @@ def test_other_settings_in_the_same_folder_are_refused(done, capsys):
     with pytest.raises(SystemExit):
         compare(done.parent, train={**TRAIN, "weight_decay": 0.1})
     assert "'plain_vit', seed 0, with train.weight_decay 0.05, but now it is 0.1;" in capsys.readouterr().err
+
+
+def test_runs_on_images_that_have_changed_are_refused(done, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    text = (done / "runs.jsonl").read_text()
+    digest = lines(done)["plain_vit", 1]["settings"]["images"]
+    (tmp_path / "out" / "runs.jsonl").write_text(text.replace(digest, "0" * 16))
+    with pytest.raises(SystemExit):
+        compare(tmp_path)
+    said = capsys.readouterr()
+    assert "'plain_vit', seed 1, on images that have changed since" in said.err
+    assert "Run " not in said.out
+
+
+def test_a_file_that_changes_on_disk_changes_the_digest(tmp_path):
+    miniatures.folder(tmp_path)
+    rows = read_rows(["plain_vit"], ModelConfig(), TrainConfig(), LossConfig())
+    comparison = Comparison(rows, (0, 1), "folder", tmp_path)
+    before = comparison.digests()
+    # Another seed cuts other validation images.
+    assert before[0] != before[1]
+    assert Comparison(rows, (0, 1), "folder", tmp_path).digests() == before
+    path = min(tmp_path.rglob("*.png"))
+    Image.new("RGB", (30, 30)).save(path)
+    after = comparison.digests()
+    assert after[0] != before[0]
+    assert after[1] != before[1]
+
+
+def test_a_table_that_no_run_here_has_made_stays(tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "compare.json").write_text("mine")
+    with pytest.raises(SystemExit):
+        compare(tmp_path)
+    assert "compare.json already exists" in capsys.readouterr().err
+    assert (tmp_path / "out" / "compare.json").read_text() == "mine"
 
 
 # --- recipes ---------------------------------------------------------------------------------------------

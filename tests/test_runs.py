@@ -60,6 +60,19 @@ def test_other_settings_are_refused_by_name(tmp_path):
     assert Runs(path, {("ours", 3): changed, ("new", 0): changed}).done
 
 
+def test_a_run_on_images_that_have_changed_is_refused_or_done_again(tmp_path):
+    path = tmp_path / "runs.jsonl"
+    before, now = ({**SETTINGS, "images": digest} for digest in ("aa", "bb"))
+    Runs(path, WANTED).add({**run(), "settings": before})
+    wanted = {("ours", 0): now}
+    with pytest.raises(IfamError, match="'ours', seed 0, on images that have changed since; choose another --out"):
+        Runs(path, wanted)
+    again = Runs(path, wanted, overwrite=True)
+    assert not again.done
+    again.add({**run(), "settings": now})
+    assert Runs(path, wanted).done[("ours", 0)]["settings"] == now
+
+
 def test_a_field_that_was_not_there_before_is_no_change_where_it_is_not_used(tmp_path):
     path = tmp_path / "runs.jsonl"
     Runs(path, WANTED).add(run())

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import miniatures
 from ifam.cli import main
@@ -131,6 +131,26 @@ def test_unsure_patches_need_thresholds(model, capsys):
     assert found["visible_fraction"] == wanted.visible_fraction < expected(model).visible_fraction
     assert "thresholds" not in found["conditions"]["trained"]
     assert "0.1, 0.3" in fails(capsys, "evaluate", "--model", model, "--drop_unsure", "0.2")
+
+
+def test_thresholds_are_replaced_by_the_same_or_when_asked(model, capsys, save):
+    words = ["thresholds", "--model", model, "--batch-size", "7"]
+    run(*words, "--quantiles", "[0.1]")
+    kept = (model / "config.json").read_text()
+    run(*words, "--quantiles", "[0.1]")
+    assert (model / "config.json").read_text() == kept
+    for more in (["--quantiles", "[0.2]"], ["--quantiles", "[0.1]", "--limit", "3"]):
+        assert "--overwrite true" in fails(capsys, *words, *more)
+    assert (model / "config.json").read_text() == kept
+    run(*words, "--quantiles", "[0.2]", "--overwrite", "true")
+    run("evaluate", "--model", model, *FEW, "--drop_unsure", "0.2")
+    # The weights of another model in the place of those that the thresholds are of.
+    other = save(model.parent / "other", 2)
+    tensors = load_file(other / "model.safetensors")
+    tensors["selector.prototypes"] = tensors["selector.prototypes"] + 1
+    save_file(tensors, model / "model.safetensors")
+    said = fails(capsys, "evaluate", "--model", model, *FEW, "--drop_unsure", "0.2")
+    assert "were computed with other weights" in said
 
 
 def test_leaving_each_part_out(model, capsys):

@@ -13,7 +13,7 @@ from typing import Any, Literal, NoReturn
 from ifam.comparison_verbs import compare, retrain
 from ifam.config import LossConfig, ModelConfig, TrainConfig
 from ifam.errors import IfamError
-from ifam.io import ensure_writable
+from ifam.io import check_absent, check_folder, ensure_writable, run_digest
 from ifam.verbs import challenge, check_free, evaluate, prepare, thresholds
 
 
@@ -125,7 +125,12 @@ def predict(
 
 
 def demo(
-    out: Path = Path("demo"), seed: int = 0, seeds: int = 1, quick: bool = False, threads: int | None = None
+    out: Path = Path("demo"),
+    seed: int = 0,
+    seeds: int = 1,
+    quick: bool = False,
+    threads: int | None = None,
+    overwrite: bool = False,
 ) -> None:
     """See it work, offline: train a plain ViT and this model, judge both, and write a report.
 
@@ -135,10 +140,11 @@ def demo(
         seeds: How many seeds, counted up from the first.
         quick: A tenth of the images and one epoch: shows that everything runs, and nothing else.
         threads: CPU threads; all cores where none is given.
+        overwrite: Replace what is in `out`; without that, only a demo of the same seeds and size.
     """
     from ifam.demo import run_demo
 
-    run_demo(out, seed=seed, seeds=seeds, quick=quick, threads=threads)
+    run_demo(out, seed=seed, seeds=seeds, quick=quick, threads=threads, overwrite=overwrite)
 
 
 def audit(
@@ -153,6 +159,7 @@ def audit(
     batch_size: int = 32,
     device: str = "auto",
     seed: int = 0,
+    overwrite: bool = False,
     data: dict[str, Any] | None = None,
 ) -> None:
     """Prove what the answer rests on: attack hidden pixels, swap backgrounds, read masks, drop parts, compare.
@@ -171,45 +178,54 @@ def audit(
         batch_size: Images at a time.
         device: Where to compute: "cpu", "cuda", or "auto" for a GPU where there is one.
         seed: Seed of everything random.
+        overwrite: Replace what is in `out`; without that, only an audit under the same conditions.
         data: Settings of the data set, by name.
     """
     from ifam.auditing import audit, load_plain, write
+    from ifam.data.fingerprints import fingerprint
+    from ifam.files import weights_digest
     from ifam.report.audit_tables import print_audit
-    from ifam.verbs import chosen_device, trained_on
+    from ifam.verbs import chosen_device, remembered_root, trained_on
 
+    ensure_writable(out, folder=True)
     net, trained = _load(model)
     net.to(chosen_device(device))
     name, images, options = trained_on(trained, benchmark, root, data)
-    split = split or images.judged
-    conditions = {"model": model, "benchmark": name, "split": split, "data": options, "note": images.note}
-    result = audit(
-        net,
-        images,
-        split=split,
-        plain=None if plain is None else load_plain(plain),
-        limit=limit,
-        explain=explain,
-        batch_size=batch_size,
-        seed=seed,
-        conditions={**conditions, **({} if plain is None else {"plain": str(plain)})},
-    )
-    _, page = write(result, net, out)
-    print_audit(result.to_dict())
+    split, source = split or images.judged, remembered_root(trained, benchmark, root)
+    other = None if plain is None else load_plain(plain)
+    # All that the figures depend on.
+    conditions: dict[str, Any] = {
+        "benchmark": name,
+        "root": None if source is None else str(source.absolute()),
+        "split": split,
+    }
+    conditions |= {"data": options, "images": fingerprint(images, [split]), "weights": weights_digest(net.state_dict())}
+    conditions |= {"plain_weights": None if other is None else weights_digest(other.state_dict())}
+    run = run_digest({**conditions, "limit": limit, "explain": explain, "seed": seed})
+    check_folder(out, "audit.json", ["audit.html", "audit_pictures"], run, overwrite)
+    conditions |= {"run": run, "model": model, "note": images.note, **({} if plain is None else {"plain": str(plain)})}
+    settings: dict[str, Any] = {"limit": limit, "explain": explain, "batch_size": batch_size, "seed": seed}
+    result = audit(net, images, split=split, plain=other, conditions=conditions, **settings)
+    try:
+        print_audit(result.to_dict())
+    finally:
+        _, page = write(result, net, out)
     print(f"Open {page} to look; the figures are in {out / 'audit.json'}.")
     if not result.passed:
         sys.exit(1)
 
 
-def report(results: list[str], out: Path = Path("report.html")) -> None:
+def report(results: list[str], out: Path = Path("report.html"), overwrite: bool = False) -> None:
     """Put results on one page that opens without a network.
 
     Args:
         results: Files that audit, compare, evaluate, train or demo wrote, or folders that hold some.
         out: The page.
+        overwrite: Replace whatever is there; without that, only a page on the same results.
     """
     from ifam.report.results import write_report
 
-    print(f"Open {write_report(results, out)} to look.")
+    print(f"Open {write_report(results, out, overwrite=overwrite)} to look.")
 
 
 def convert(
@@ -218,6 +234,7 @@ def convert(
     to: Literal["ifam", "official"] = "ifam",
     layout: Literal["timm", "transformers"] = "timm",
     num_heads: int | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Turn the authors' checkpoints into models of this package, or back.
 
@@ -227,24 +244,35 @@ def convert(
         to: "ifam", or "official" for the authors' names.
         layout: Which of the authors' two layouts to write.
         num_heads: Attention heads, where the checkpoint does not say.
+        overwrite: Replace a model that is already in the folder.
     """
     from ifam import hub
 
-    print(hub.convert(source, folder, to=to, layout=layout, num_heads=num_heads))
+    print(hub.convert(source, folder, to=to, layout=layout, num_heads=num_heads, overwrite=overwrite))
 
 
 def pretrain_tiny(
-    out: Path = Path("tiny_vit.safetensors"), minutes: float = 9.0, seed: int = 0, steps: int | None = None
+    out: Path = Path("tiny_vit.safetensors"),
+    minutes: float = 9.0,
+    seed: int = 0,
+    steps: int | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Pretrain the embedded backbone again, on drawn textures that hold no bird.
 
     Args:
-        out: File for the weights.
+        out: File for the weights; a description with the ending .json goes beside it.
         minutes: How long, where `steps` does not say.
         seed: Seed of images and weights.
         steps: Steps to take.
+        overwrite: Replace files that are already there.
     """
     from ifam.pretraining import pretrain_tiny
+
+    if out.suffix == ".json":
+        raise IfamError(f"out is {out}, but the ending .json is that of the description; choose another, .safetensors.")
+    ensure_writable(out)
+    check_absent([out, out.with_suffix(".json")], overwrite)
 
     print(json.dumps(pretrain_tiny(out, minutes=minutes, seed=seed, steps=steps), indent=2, default=str))
 

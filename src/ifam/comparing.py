@@ -18,12 +18,13 @@ from ifam.baselines import METHODS, build, method
 from ifam.classifier import Classifier
 from ifam.config import LossConfig, ModelConfig, TrainConfig
 from ifam.data import BENCHMARKS, Benchmark, load_benchmark
+from ifam.data.fingerprints import fingerprint
 from ifam.errors import IfamError
 from ifam.evaluation.groups import Evaluation, evaluate
 from ifam.evaluation.records import place
 from ifam.evaluation.seeds import summarise
 from ifam.evaluation.tables import provenance
-from ifam.io import write_json
+from ifam.io import check_absent, ensure_writable, write_json
 from ifam.runs import Runs, flat
 from ifam.training import check, fit, seed_everything
 
@@ -97,6 +98,17 @@ class Comparison:
     def images(self, seed: int) -> Benchmark:
         """The data of one seed."""
         return load_benchmark(self.benchmark, self.root, self.options(seed))
+
+    def digests(self) -> dict[int, str]:
+        """What the images of each seed are: runs on files that have changed meanwhile are not mixed."""
+        known: dict[str, str] = {}
+        digests = {}
+        for seed in self.seeds:
+            options = json.dumps(self.options(seed), default=str)
+            if options not in known:
+                known[options] = fingerprint(self.images(seed))
+            digests[seed] = known[options]
+        return digests
 
     def judged(self, images: Benchmark) -> str:
         """The split that is judged on."""
@@ -224,7 +236,12 @@ def _model(row: Row, images: Benchmark) -> ModelConfig:
 
 
 def run_comparison(
-    comparison: Comparison, out: Path, *, save_models: bool = False, device: torch.device | str = "cpu"
+    comparison: Comparison,
+    out: Path,
+    *,
+    save_models: bool = False,
+    device: torch.device | str = "cpu",
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Train and judge what has not been done yet, and write the table.
 
@@ -233,13 +250,14 @@ def run_comparison(
         out: Folder for `runs.jsonl` (a line a run), `compare.json`, and the models.
         save_models: Keep each model in `models/ROW-SEED`; a row with "+dfr" that is added later then starts from it.
         device: Where to judge.
+        overwrite: Train and judge again what is there under other settings or on other images.
 
     Returns:
         What `compare.json` holds.
 
     Raises:
         IfamError: There is no seed, or one twice; a row cannot be trained on the data; or `out` cannot be written, or
-            holds runs of the same names with other settings.
+            holds runs of the same names with other settings or on images that have changed since.
     """
     seeds, rows = comparison.seeds, comparison.rows
     if not seeds or len(set(seeds)) < len(seeds):
@@ -249,9 +267,14 @@ def run_comparison(
         raise IfamError(
             f"The models of {same[0]!r} and {same[1]!r} would be kept in one folder; rename one of the rows."
         )
+    ensure_writable(out, folder=True)
+    for name in () if (out / RUNS).exists() else (TABLE, "compare.html", "models"):
+        check_absent([out / name], overwrite)
     check_rows(comparison, comparison.images(seeds[0]))
     settings = {row.name: comparison.settings(row) for row in rows}
-    runs = Runs(out / RUNS, {(row.name, seed): settings[row.name] for seed in seeds for row in rows})
+    digests = comparison.digests()
+    wanted = {(row.name, seed): {**settings[row.name], "images": digests[seed]} for seed in seeds for row in rows}
+    runs = Runs(out / RUNS, wanted, overwrite=overwrite)
     for seed in seeds:
         missing = [row for row in rows if (row.name, seed) not in runs.done]
         if not missing:
@@ -313,7 +336,7 @@ def _train_and_judge(
             **extra,
             "elapsed": time.perf_counter() - started,
             "evaluation": asdict(found),
-            "settings": comparison.settings(row),
+            "settings": runs.wanted[row.name, seed],
             **provenance(),
         }
         runs.add(run)

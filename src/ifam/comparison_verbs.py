@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from ifam.config import LossConfig, ModelConfig, TrainConfig
-from ifam.verbs import check_classes, check_free, chosen_device, trained_on
+from ifam.io import check_absent, ensure_writable
+from ifam.verbs import check_classes, check_free, chosen_device, remembered_root, trained_on
 
 
 def compare(
@@ -18,6 +19,7 @@ def compare(
     save_models: bool = False,
     num_resamples: int = 1000,
     device: str = "auto",
+    overwrite: bool = False,
     model: ModelConfig = ModelConfig(),  # noqa: B008
     train: TrainConfig = TrainConfig(),  # noqa: B008
     loss: LossConfig = LossConfig(),  # noqa: B008
@@ -39,6 +41,7 @@ def compare(
         save_models: Keep the trained models too.
         num_resamples: Resamples of the bootstrap intervals of each run, which the table does not show; 0 for none.
         device: Where to judge: "auto" for a GPU where there is one, or "cpu", "cuda:1", ...
+        overwrite: Train and judge again what `out` has under other settings or on images that have changed since.
         model: The model, common to all.
         train: How to train, common to all; the seed comes from `seeds`.
         loss: Weight of each loss term, common to all.
@@ -52,12 +55,15 @@ def compare(
     rows = read_rows(["plain_vit", "ifam"] if methods is None else methods, model, train, loss)
     chosen = (0,) if seeds is None else tuple(seeds)
     comparison = Comparison(rows, chosen, benchmark, root, data or {}, split, num_resamples)
-    found = run_comparison(comparison, out, save_models=save_models, device=chosen_device(device))
+    kept = {"save_models": save_models, "overwrite": overwrite}
+    found = run_comparison(comparison, out, device=chosen_device(device), **kept)
     if place()[0] > 0:
         # Of the processes that a training on several devices has started, the first writes and prints.
         return
-    page = write_report([out / TABLE], out / "compare.html")
-    print_comparison(found)
+    try:
+        print_comparison(found)
+    finally:
+        page = write_report([out / TABLE], out / "compare.html", overwrite=True)
     print(f"Open {page} to look; the figures are in {out / TABLE}.")
 
 
@@ -98,15 +104,19 @@ def retrain(
     from ifam import hub
     from ifam.evaluation.groups import evaluate
     from ifam.evaluation.tables import print_evaluation, write_results
+    from ifam.files import weights_digest
     from ifam.retraining import retrain
 
     check_free(out, overwrite)
+    check_absent([out / "results.json"], overwrite)
+    ensure_writable(out, folder=True)
     net, (config, extra) = hub.load_any(model), hub.read_config(model)
     name, images, options = trained_on(extra, benchmark, root, data)
     check_classes(images, config)
     net.to(chosen_device(device))
     shared: dict[str, Any] = {"batch_size": batch_size, "workers": workers}
     done = asdict(retrain(net, images, split=split, draws=draws, seed=seed, **shared))
+    (out / "results.json").unlink(missing_ok=True)
     hub.save(net, out, {**extra, "retraining": {"from": model, "benchmark": name, **done}})
     print(
         f"Penalty C = {done['strength']}, {done['nonzero']:.0%} of the weights are not zero, {done['seconds']:.1f} s."
@@ -117,16 +127,20 @@ def retrain(
         print(f"Not judged: {name} has no test images but those that were fitted to. The model is in {out}.")
         return
     found = evaluate(net, images, judged, num_resamples=num_resamples, **shared)
+    source = remembered_root(extra, benchmark, root)
     conditions = {
         "model": model,
         "benchmark": name,
-        "root": None if root is None else str(root),
+        "root": None if source is None else str(source.absolute()),
+        "weights": weights_digest(net.state_dict()),
         "split": judged,
         "data": options,
         "note": images.note,
         "seed": seed,
         "config": asdict(config),
     }
-    write_results(found, out / "results.json", {**conditions, "method": net.method, "retraining": done})
-    print_evaluation(found, f"{name}, {judged}, last layer fitted again")
+    try:
+        print_evaluation(found, f"{name}, {judged}, last layer fitted again")
+    finally:
+        write_results(found, out / "results.json", {**conditions, "method": net.method, "retraining": done})
     print(f"The model is in {out}.")

@@ -23,7 +23,7 @@ from ifam.data import Benchmark, PondbirdsConfig, Prepared, collate, load_benchm
 from ifam.errors import IfamError
 from ifam.evaluation.groups import Accuracy, evaluate, hidden_influence
 from ifam.evaluation.tables import provenance
-from ifam.io import replacing, write_json
+from ifam.io import check_folder, ensure_writable, replacing, run_digest, write_json
 from ifam.model import IFAM
 from ifam.recipes import TINY_LOSS, TINY_MODEL, TINY_PLAIN, TINY_TRAIN
 from ifam.report.overlays import contact_sheet, enlarge, part_overlay, predictor_view
@@ -50,7 +50,13 @@ class _Trained:
 
 
 def run_demo(
-    out: Path, *, seed: int = 0, seeds: int = 1, quick: bool = False, threads: int | None = None
+    out: Path,
+    *,
+    seed: int = 0,
+    seeds: int = 1,
+    quick: bool = False,
+    threads: int | None = None,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Train, evaluate and report.
 
@@ -60,25 +66,31 @@ def run_demo(
         seeds: How many.
         quick: Little data and one epoch: only shows that everything runs.
         threads: CPU threads; as many as there are cores where None.
+        overwrite: Replace what is in the folder; without that, only a demo of the same seeds and size.
 
     Returns:
         What `results.json` holds.
+
+    Raises:
+        IfamError: There is no seed, or the folder cannot be written or holds something else.
     """
     if seeds < 1:
         raise IfamError(f"seeds is {seeds}, but at least 1 is needed.")
     torch.set_num_threads(threads or os.cpu_count() or 1)
-    out.mkdir(parents=True, exist_ok=True)
+    ensure_writable(out, folder=True)
+    run = run_digest({"seed": seed, "seeds": seeds, "quick": quick})
+    check_folder(out, "results.json", ["report.html", "pictures.png", "model"], run, overwrite)
     runs: list[dict[str, Any]] = []
     first: _Trained | None = None
     for s in range(seed, seed + seeds):
         trained = _train(s, quick)
         runs.append(_judge(trained, s))
+        results = {"runs": runs, "summary": _summary(runs), "conditions": {**_conditions(quick), "run": run}}
+        # After every seed, so that a run that is stopped has not been for nothing.
+        write_json(out / "results.json", results)
         if first is None:
             first = trained
             first.ifam.save_pretrained(out / "model", {"benchmark": "pondbirds", "data": _data(s, quick)})
-        results = {"runs": runs, "summary": _summary(runs), "conditions": _conditions(quick)}
-        # After every seed, so that a run that is stopped has not been for nothing.
-        write_json(out / "results.json", results)
     assert first is not None
     pictures = _pictures(first)
     with replacing(out / "pictures.png") as beside:

@@ -20,6 +20,7 @@ from ifam.classifier import Classifier
 from ifam.config import ModelConfig
 from ifam.errors import IfamError
 from ifam.files import CONFIG, WEIGHTS, download, first_line, read_json, read_pickle, read_safetensors, write_model
+from ifam.io import check_absent, ensure_writable, local_path
 from ifam.model import IFAM
 from ifam.official import RGB, Layout, from_official, to_official
 
@@ -266,6 +267,8 @@ def convert(
     to: Literal["ifam", "official"] = "ifam",
     layout: Layout = "timm",
     num_heads: int | None = None,
+    *,
+    overwrite: bool = False,
 ) -> str:
     """Rewrite a model of the authors as one of ifam, or the other way round.
 
@@ -275,13 +278,17 @@ def convert(
         to: "ifam", or "official" for exactly the authors' keys and shapes.
         layout: For "official": the authors' names for timm's models, or for Hugging Face's.
         num_heads: Attention heads, where a checkpoint of the authors leaves them open.
+        overwrite: Replace a model that is already in the folder.
 
     Returns:
         A sentence that says what was written.
 
     Raises:
-        IfamError: The source cannot be read (see `load_official`), or the folder cannot be written.
+        IfamError: The source cannot be read (see `load_official`), or the folder cannot be written or holds a model.
     """
+    folder = local_path(folder)
+    ensure_writable(folder, folder=True)
+    check_absent([folder / CONFIG, folder / WEIGHTS], overwrite)
     path = _find(source)
     extra: dict[str, Any] = {}
     if path.is_dir() and "ifam_version" in (read_json(path / CONFIG) or {}):

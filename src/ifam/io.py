@@ -153,12 +153,12 @@ def run_digest(conditions: Mapping[str, Any]) -> str:
 
 
 def check_replaceable(path: Path, run: str, overwrite: bool) -> None:
-    """Refuse to replace a JSON file that another run wrote, or that is not a result at all.
+    """Refuse to replace a JSON file or page that another run wrote, or that is not a result at all.
 
     Args:
         path: The file, which need not exist.
-        run: What `run_digest` gave for the run that is about to begin; results name theirs under
-            `conditions`.
+        run: What `run_digest` gave for the run that is about to begin; results name theirs under `conditions`, pages
+            in their head.
         overwrite: Whether the replacement was asked for.
 
     Raises:
@@ -166,14 +166,22 @@ def check_replaceable(path: Path, run: str, overwrite: bool) -> None:
     """
     if overwrite or not first_process() or not os.path.exists(path) or _is_device(path):
         return
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        known = content["conditions"].get("run")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        known = None
+    known = _run_of(path)
     if known != run:
         what = "is not a result of `ifam`" if known is None else "is a result under other conditions"
         raise IfamError(f"{path} exists and {what}; choose another --out, or replace it with --overwrite true.")
+
+
+def _run_of(path: Path) -> str | None:
+    """The run that a result or a page names; None for any other file."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        if page := re.search(r'<meta name="ifam-run" content="(\w+)">', text[:2000]):
+            return page[1]
+        run = json.loads(text)["conditions"].get("run")
+        return None if run is None else str(run)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def check_absent(paths: Iterable[Path], overwrite: bool) -> None:
@@ -189,6 +197,25 @@ def check_absent(paths: Iterable[Path], overwrite: bool) -> None:
     for path in paths if first_process() and not overwrite else ():
         if os.path.lexists(path) and not _is_device(path):
             raise IfamError(f"{path} already exists; choose another --out, or replace it with --overwrite true.")
+
+
+def check_folder(folder: Path, result: str, others: Iterable[str], run: str, overwrite: bool) -> None:
+    """Refuse to write a result and the files that belong to it over those of another run, or of something else.
+
+    Args:
+        folder: Where they go.
+        result: Name of the JSON file that names its run.
+        others: Names of what is written with it.
+        run: What `run_digest` gave.
+        overwrite: Whether the replacement was asked for.
+
+    Raises:
+        IfamError: The folder holds one of them, and not of this run.
+    """
+    if (folder / result).exists():
+        check_replaceable(folder / result, run, overwrite)
+    else:
+        check_absent([folder / name for name in others], overwrite)
 
 
 def _is_device(path: Path) -> bool:

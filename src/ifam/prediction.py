@@ -21,8 +21,7 @@ from ifam.errors import IfamError
 from ifam.files import weights_digest
 from ifam.interventions import Intervention
 from ifam.io import (
-    check_absent,
-    check_replaceable,
+    check_folder,
     ensure_writable,
     local_path,
     printable,
@@ -320,10 +319,8 @@ class _Table:
             "images": [str(file.absolute()) for file in files],
         }
         self.conditions["run"] = run_digest(self.conditions)
-        if self.json.exists():
-            check_replaceable(self.json, self.conditions["run"], overwrite)
-        else:
-            check_absent([self.csv, *(folder / f"{name}.png" for name in files.values())], overwrite)
+        others = ["predictions.csv", *(f"{name}.png" for name in files.values())]
+        check_folder(folder, "predictions.json", others, self.conditions["run"], overwrite)
 
     def add(self, rows: Sequence[Prediction]) -> None:
         """Write the rows of a batch at once: what comes after it may be stopped."""

@@ -22,6 +22,7 @@ class Runs:
     Args:
         path: The file; made if need be.
         wanted: Settings of each run that is wanted. Others in the file stay there.
+        overwrite: Whether a run of other settings is done again; its line stays, and the later one counts.
 
     Attributes:
         done: The runs in the file.
@@ -30,7 +31,7 @@ class Runs:
         IfamError: The file cannot be written or is damaged, or a run that is wanted has other settings in it.
     """
 
-    def __init__(self, path: Path, wanted: Mapping[Key, Mapping[str, Any]]) -> None:
+    def __init__(self, path: Path, wanted: Mapping[Key, Mapping[str, Any]], *, overwrite: bool = False) -> None:
         self.path, self.wanted = path, wanted
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -39,8 +40,10 @@ class Runs:
             raise IfamError(f"{path} cannot be written ({error.strerror}); choose another --out.") from error
         self.done: dict[Key, dict[str, Any]] = {(run["row"], run["seed"]): run for run in self._read()}
         for key in wanted:
-            if key in self.done:
-                self._check(key)
+            if key in self.done and (differs := self._difference(key)):
+                if not overwrite:
+                    raise IfamError(differs)
+                del self.done[key]
 
     def _read(self) -> list[dict[str, Any]]:
         """All runs; a last line that was not finished is removed."""
@@ -53,15 +56,22 @@ class Runs:
         except ValueError as error:
             raise IfamError(f"{self.path} has a damaged line ({error}); remove it, or choose another --out.") from error
 
-    def _check(self, key: Key) -> None:
-        """Refuse to mix runs under different settings."""
+    def _difference(self, key: Key) -> str | None:
+        """In which setting a run differs from what is wanted, as a sentence: the two are never mixed."""
         before, now = (dict(flat(settings)) for settings in (self.done[key]["settings"], self.wanted[key]))
         for name in sorted({**before, **now}):
             if before.get(name) != now.get(name):
-                raise IfamError(
+                if name == "images":
+                    return (
+                        f"{self.path} has a run of {key[0]!r}, seed {key[1]}, on images that have changed since; "
+                        f"choose another --out, or train it again with --overwrite true."
+                    )
+                return (
                     f"{self.path} has a run of {key[0]!r}, seed {key[1]}, with {name} {before.get(name)!r}, but now it "
-                    f"is {now.get(name)!r}; choose another --out, or give the row another name."
+                    f"is {now.get(name)!r}; choose another --out, give the row another name, or train it again with "
+                    f"--overwrite true."
                 )
+        return None
 
     def add(self, run: dict[str, Any]) -> None:
         """Keep a run, at once: what comes after it may be interrupted. Of several processes the first writes."""

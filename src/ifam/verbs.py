@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ifam.errors import IfamError
-from ifam.io import check_replaceable, ensure_writable, local_path, run_digest
+from ifam.io import check_folder, check_replaceable, ensure_writable, local_path, run_digest
 from ifam.provenance import warn_if_other_weights
 
 if TYPE_CHECKING:
     import torch
 
+    from ifam.classifier import Classifier
     from ifam.config import ModelConfig
     from ifam.data import Benchmark
     from ifam.interventions import Intervention
@@ -82,7 +83,7 @@ def evaluate(
     if together and (leave_one_out or keypoint_regression):
         raise IfamError("Parts are left out and keypoints predicted on one split at a time; name it with --split.")
     split = split or images.judged
-    changes, record = _interventions(extra, model, drop_parts, keep_parts, drop_unsure)
+    changes, record = _interventions(extra, model, net, drop_parts, keep_parts, drop_unsure)
     record |= {} if mask_from is None else {"mask_from": mask_from}
     variants: dict[str, list[Intervention]] = {"all": changes}
     if leave_one_out:
@@ -139,6 +140,7 @@ def challenge(
     batch_size: int = 64,
     device: str = "auto",
     seed: int = 0,
+    overwrite: bool = False,
     data: dict[str, Any] | None = None,
 ) -> None:
     """The backgrounds challenge: paste each object of ImageNet-9 on every background, and see if one fools the model.
@@ -154,16 +156,21 @@ def challenge(
         batch_size: Composites at a time.
         device: Where to compute: "auto" for a GPU where there is one, or "cpu", "cuda:1", ...
         seed: Seed of the order of backgrounds; changes who fools first, not who is robust.
+        overwrite: Begin anew, and replace what is in `out`; without that, only a run under the same conditions goes on.
         data: Settings of the data set, by name.
     """
     from ifam import hub
     from ifam.data import load_benchmark
+    from ifam.data.fingerprints import fingerprint
     from ifam.data.imagenet9 import BACKGROUNDS, CutOuts, cut_outs
     from ifam.evaluation import tables
     from ifam.evaluation.cases import spread
     from ifam.evaluation.challenge import run_challenge
+    from ifam.files import weights_digest
     from ifam.report.challenge_sheet import write_fooled
 
+    out = out or _beside(model) / "challenge"
+    ensure_writable(out, folder=True)
     net, (config, extra) = hub.load_any(model), hub.read_config(model)
     images = load_benchmark("imagenet9", root, {"variant": BACKGROUNDS, **(data or {})})
     check_classes(images, config)
@@ -175,16 +182,32 @@ def challenge(
     scenes: Any = images.split(BACKGROUNDS)
     masked = sum(record.mask is not None for record in things.records)
     note = f"{masked} objects by fg_mask, {len(things) - masked} by what is not black in only_fg"
-    settings = {"root": str(root), "limit": limit}
-    out = out or (Path(model) if Path(model).is_dir() else Path()) / "challenge"
+    settings = {"root": None if root is None else str(root.absolute()), "limit": limit}
+    settings |= {"images": fingerprint(images, [BACKGROUNDS])}
+    weights = weights_digest(net.state_dict())
+    run = run_digest({**settings, "weights": weights, "data": data or {}, "batch_size": batch_size, "seed": seed})
     net = net.to(chosen_device(device))
     journal = out / "challenge.jsonl"
+    if not journal.exists():
+        # The journal of another run is refused by the name of what differs.
+        check_folder(out, "challenge.json", ["fooled.webp"], run, overwrite)
+    if overwrite:
+        journal.unlink(missing_ok=True)
     found = run_challenge(net, images, things, scenes, journal, settings, batch_size=batch_size, seed=seed)
     conditions = {"model": str(model), "benchmark": "imagenet9", "data": data or {}, "objects": note, **settings}
-    conditions |= {"batch_size": batch_size, "seed": seed, "method": net.method, "config": asdict(config)}
+    conditions |= {
+        "batch_size": batch_size,
+        "seed": seed,
+        "weights": weights,
+        "run": run,
+        "method": net.method,
+        "config": asdict(config),
+    }
     trained = {key: value for key, value in extra.items() if key != "thresholds"}
-    tables.write_challenge(found, out / "challenge.json", {**conditions, "trained": trained})
-    tables.print_challenge(found, f"Backgrounds challenge, {note}")
+    try:
+        tables.print_challenge(found, f"Backgrounds challenge, {note}")
+    finally:
+        tables.write_challenge(found, out / "challenge.json", {**conditions, "trained": trained})
     picture = write_fooled(found, things, scenes, out / "fooled.webp")
     print(f"Written to {out / 'challenge.json'}{'' if picture is None else f'; look at {picture}'}.")
 
@@ -198,6 +221,7 @@ def thresholds(
     limit: int | None = None,
     batch_size: int = 64,
     device: str = "auto",
+    overwrite: bool = False,
     data: dict[str, Any] | None = None,
 ) -> None:
     """Compute how similar each part is to the patches it wins, for `ifam evaluate --drop_unsure`; kept with the model.
@@ -211,19 +235,29 @@ def thresholds(
         limit: Images at most, evenly spread over the split.
         batch_size: Images at a time.
         device: Where to compute: "auto" for a GPU where there is one, or "cpu", "cuda:1", ...
+        overwrite: Replace thresholds that were computed otherwise: of other quantiles, images or weights.
         data: Settings of the data set, by name.
     """
     from ifam import hub
-    from ifam.evaluation.thresholds import QUANTILES, compute_thresholds, store
+    from ifam.data.fingerprints import fingerprint
+    from ifam.evaluation.thresholds import QUANTILES, compute_thresholds, selector_digest, store
 
     net, (_, extra) = hub.load_any(model), hub.read_config(model)
     if not Path(model).expanduser().is_dir():
         raise IfamError(f"{model} is on the hub, where nothing can be kept; copy it to a folder and name that.")
-    name, images, _ = trained_on(extra, benchmark, root, data)
+    ensure_writable(local_path(model), folder=True)
+    name, images, options = trained_on(extra, benchmark, root, data)
     chosen = QUANTILES if quantiles is None else quantiles
+    made = {"benchmark": name, "split": split, "data": options, "quantiles": list(chosen), "limit": limit}
+    run = run_digest({**made, "images": fingerprint(images, [split]), "selector": selector_digest(net)})
+    if "thresholds" in extra and extra["thresholds"].get("source", {}).get("run") != run and not overwrite:
+        raise IfamError(
+            f"{model} has thresholds that were computed otherwise (of other quantiles, images or weights); replace "
+            f"them with --overwrite true, or copy the model to another folder."
+        )
     net = net.to(chosen_device(device))
     found = compute_thresholds(net, images, split, chosen, batch_size=batch_size, limit=limit)
-    path = store(found, model)
+    path = store(found, model, {"run": run})
     won = ", ".join(f"part {part}: {count}" for part, count in enumerate(found.patches))
     print(f"Patches won in {found.images} images of {name}, {split}: {won}.")
     print(f"Written to {path}: try `ifam evaluate --model {model} --drop_unsure {found.quantiles[0]:g}`.")
@@ -246,6 +280,7 @@ def prepare(
     if root is None:
         raise IfamError(f"Preparing {benchmark} needs to know where its files are; give --root DIR.")
     target = out or root
+    ensure_writable(target, folder=True)
     with progress_bar() as bar:
         task = bar.add_task(f"preparing {benchmark}", total=None)
         counts = prepare_siim_acr(
@@ -345,6 +380,7 @@ def check_classes(images: "Benchmark", config: "ModelConfig") -> None:
 def _interventions(
     extra: Mapping[str, Any],
     model: str,
+    net: "Classifier",
     drop_parts: list[int] | None,
     keep_parts: list[int] | None,
     drop_unsure: float | None,
@@ -357,7 +393,7 @@ def _interventions(
     record: dict[str, Any] = {}
     if drop_unsure is not None:
         # First, while each patch still belongs to the part that the thresholds are about.
-        known = stored(extra, model)
+        known = stored(extra, model, net)
         limits = known.at(drop_unsure)
         changes.append(DropUnsure(limits))
         shown = [None if limit == float("-inf") else limit for limit in limits]

@@ -334,6 +334,26 @@ def test_the_challenge_on_the_command_line(tmp_path, capsys, make_model, classes
     assert said.count("\n") == 1
 
 
+def test_what_another_has_left_there_is_replaced_when_asked(tmp_path, capsys, make_model):
+    miniatures.imagenet9_challenge(tmp_path / "data")
+    make_model(num_classes=9).save_pretrained(tmp_path / "model")
+    out = tmp_path / "out"
+    words = ["challenge", "--model", str(tmp_path / "model"), "--root", str(tmp_path / "data"), "--limit", "2"]
+    for name in ("challenge.json", "fooled.webp"):
+        out.mkdir(exist_ok=True)
+        (out / name).write_text("mine")
+        with pytest.raises(SystemExit):
+            main([*words, "--out", str(out)])
+        assert "choose another --out" in capsys.readouterr().err
+        assert (out / name).read_text() == "mine"
+        (out / name).unlink()
+    (out / "challenge.json").write_text("mine")
+    main([*words, "--out", str(out), "--overwrite", "true"])
+    main([*words, "--out", str(out)])
+    main([*words, "--out", str(out), "--seed", "1", "--overwrite", "true"])
+    assert json.loads((out / "challenge.json").read_text())["conditions"]["seed"] == 1
+
+
 def test_what_the_challenge_lacks_is_said(tmp_path, capsys, make_model):
     miniatures.imagenet9(tmp_path / "data")
     make_model(num_classes=9).save_pretrained(tmp_path / "model")

@@ -6,7 +6,7 @@ carry them along.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from ifam.classifier import Classifier, PartClassifier
 from ifam.data import Benchmark, Prepared, collate
 from ifam.errors import IfamError
 from ifam.evaluation.cases import spread
-from ifam.files import CONFIG, read_json
+from ifam.files import CONFIG, read_json, weights_digest
 from ifam.io import write_json
 from ifam.progress import progress_bar
 
@@ -117,16 +117,27 @@ def compute_thresholds(
         values=tuple(zip(*table, strict=True)),
         patches=tuple(map(len, joined)),
         images=len(chosen),
-        source={"benchmark": benchmark.name, "split": split, "note": benchmark.note},
+        source={
+            "benchmark": benchmark.name,
+            "split": split,
+            "note": benchmark.note,
+            "selector": selector_digest(model),
+        },
     )
 
 
-def store(thresholds: Thresholds, folder: str | Path) -> Path:
+def selector_digest(model: Classifier) -> str | None:
+    """A hash of the weights that thresholds depend on; None for a model without parts."""
+    return weights_digest(model.selector.state_dict()) if isinstance(model, PartClassifier) else None
+
+
+def store(thresholds: Thresholds, folder: str | Path, source: Mapping[str, Any] | None = None) -> Path:
     """Write thresholds into the configuration of a saved model.
 
     Args:
         thresholds: What was computed with this model.
         folder: Folder of the model.
+        source: What else to note of how they came about.
 
     Returns:
         The file written.
@@ -137,21 +148,23 @@ def store(thresholds: Thresholds, folder: str | Path) -> Path:
     path = Path(folder).expanduser() / CONFIG
     if not path.is_file():
         raise IfamError(f"{folder} is no folder of a model; copy the model to one, and name that with --model.")
+    kept = asdict(replace(thresholds, source={**thresholds.source, **(source or {})}))
     settings = read_json(path) or {}
-    settings["extra"] = {**settings.get("extra", {}), "thresholds": asdict(thresholds)}
+    settings["extra"] = {**settings.get("extra", {}), "thresholds": kept}
     write_json(path, settings)
     return path
 
 
-def stored(extra: Mapping[str, Any], model: str) -> Thresholds:
+def stored(extra: Mapping[str, Any], model: str, net: Classifier | None = None) -> Thresholds:
     """The thresholds that travel with a model.
 
     Args:
         extra: What `hub.read_config` gave beside the configuration.
         model: Folder or hub id of the model, for the message.
+        net: The model itself, to check that the thresholds are of its weights.
 
     Raises:
-        IfamError: There are none.
+        IfamError: There are none, or they are of other weights.
     """
     found = extra.get("thresholds")
     if found is None:
@@ -160,7 +173,7 @@ def stored(extra: Mapping[str, Any], model: str) -> Thresholds:
             f"`ifam thresholds --model {model}`."
         )
     try:
-        return Thresholds(
+        known = Thresholds(
             quantiles=tuple(map(float, found["quantiles"])),
             values=tuple(tuple(row) for row in found["values"]),
             patches=tuple(found["patches"]),
@@ -171,6 +184,12 @@ def stored(extra: Mapping[str, Any], model: str) -> Thresholds:
         raise IfamError(
             f"The thresholds in {CONFIG} of {model} are not as `ifam thresholds` writes them; compute them again."
         ) from None
+    if net is not None and known.source.get("selector") not in (None, selector_digest(net)):
+        raise IfamError(
+            f"The thresholds of {model} were computed with other weights; compute them again with `ifam thresholds "
+            f"--model {model} --overwrite true`."
+        )
+    return known
 
 
 def _numbers(values: Tensor) -> np.ndarray:

@@ -12,7 +12,7 @@ from PIL import Image
 from ifam._typing import Tensor
 from ifam.errors import IfamError
 from ifam.files import read_json
-from ifam.io import replacing, write_json, write_text
+from ifam.io import check_replaceable, ensure_writable, local_path, replacing, run_digest, write_json, write_text
 from ifam.provenance import is_stale
 from ifam.report.audit_tables import Row, Section, Table, sections, share, worst_group
 from ifam.report.comparisons import comparison_section, title
@@ -33,6 +33,7 @@ class Page:
 
     Attributes:
         title: Name of the page.
+        run: Which results are on it, in short.
         headline: The outcome in a line.
         verdicts: Outcome of each audit.
         summary: A row a model.
@@ -49,6 +50,7 @@ class Page:
     """
 
     title: str
+    run: str
     headline: str
     summary: Table
     verdicts: list[dict[str, Any]] = field(default_factory=list)
@@ -82,7 +84,10 @@ def write_audit(
     Raises:
         IfamError: The folder cannot be written.
     """
-    folder = Path(folder)
+    folder = local_path(folder)
+    ensure_writable(folder, folder=True)
+    # While pictures are replaced, no result names them.
+    (folder / "audit.json").unlink(missing_ok=True)
     rows = []
     for i, (row, image) in enumerate(zip(audit["images"], images, strict=True)):
         shown = image.convert("RGB")
@@ -95,36 +100,41 @@ def write_audit(
                 picture.save(beside, lossless=max(picture.size) <= _SMALL, quality=82)
         rows.append({**row, "pictures": named, "side": list(shown.size)})
     write_json(folder / "audit.json", {**audit, "images": rows}, allow_nan=False)
-    return folder / "audit.json", write_report([folder / "audit.json"], folder / "audit.html")
+    return folder / "audit.json", write_report([folder / "audit.json"], folder / "audit.html", overwrite=True)
 
 
-def write_report(results: Sequence[str | Path], out: str | Path) -> Path:
+def write_report(results: Sequence[str | Path], out: str | Path, *, overwrite: bool = False) -> Path:
     """Write one self-contained page on any number of results.
 
     Args:
         results: Files that `ifam audit`, `compare`, `evaluate`, `train` or `demo` wrote, or folders that hold one.
         out: The page.
+        overwrite: Replace whatever is there; without that, only a page on the same files.
 
     Returns:
         Its path.
 
     Raises:
-        IfamError: There is no result, a file is none, or the page cannot be written.
+        IfamError: There is no result, a file is none, the page cannot be written, or something else is there.
     """
-    files = [file for path in results for file in _files(Path(path))]
+    out = local_path(out)
+    ensure_writable(out)
+    files = [file for path in results for file in _files(local_path(path))]
     if not files:
         raise IfamError("There is no result to report; give files such as audit.json or results.json.")
+    run = run_digest({"results": [str(file.absolute()) for file in files]})
+    check_replaceable(out, run, overwrite)
     read = [(file, _read(file)) for file in files]
     try:
-        page = _page([(file, one) for file, found in read for one in one_by_one(found)])
+        page = _page(run, [(file, one) for file, found in read for one in one_by_one(found)])
     except (KeyError, TypeError, AttributeError) as error:
         raise IfamError(
             f"{', '.join(map(str, files))} cannot be read as results ({type(error).__name__}: {error}); write them "
             f"again with this version of ifam."
         ) from error
     text = environment().get_template("results.html.j2").render(page=page)
-    write_text(Path(out), text)
-    return Path(out)
+    write_text(out, text)
+    return out
 
 
 def _files(path: Path) -> list[Path]:
@@ -151,7 +161,7 @@ def _read(file: Path) -> dict[str, Any]:
     return found
 
 
-def _page(results: Sequence[tuple[Path, dict[str, Any]]]) -> Page:
+def _page(run: str, results: Sequence[tuple[Path, dict[str, Any]]]) -> Page:
     """Everything on the page."""
     names = _names(results)
     audits = [(file, name, found) for (file, found), name in zip(results, names, strict=True) if _is_audit(found)]
@@ -160,6 +170,7 @@ def _page(results: Sequence[tuple[Path, dict[str, Any]]]) -> Page:
     rows = [row for (_, found), name in single for row in _summary(found, name)]
     kinds = {"audit": "Audit", "comparison": "Comparison"}
     page = Page(
+        run=run,
         title="Results" if len(results) > 1 else kinds.get(str(results[0][1].get("kind")), "Results"),
         headline=title(results[0][1]) if not single and len(results) == 1 else _headline(audits, len(results)),
         summary=Table("Worst group first; each figure is of the images that were looked at", columns, tuple(rows)),
