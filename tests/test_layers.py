@@ -38,6 +38,7 @@ LAYERS = [
     ["auditing", "retraining", "runs"],
     ["comparing"],
     ["verbs", "comparison_verbs"],
+    ["config_files"],
     ["demo", "app", "export", "cli"],
     ["__init__", "__main__"],
 ]

@@ -1,6 +1,5 @@
 """The command line: a dict from verb to function, whose docstrings are the help."""
 
-import itertools
 import json
 import re
 import sys
@@ -12,8 +11,9 @@ from typing import Any, Literal, NoReturn
 
 from ifam.comparison_verbs import compare, retrain
 from ifam.config import LossConfig, ModelConfig, TrainConfig
+from ifam.config_files import checked, config_files
 from ifam.errors import IfamError
-from ifam.io import check_absent, check_folder, ensure_writable, run_digest
+from ifam.io import check_absent, check_folder, ensure_writable, local_path, run_digest
 from ifam.verbs import challenge, check_free, evaluate, prepare, thresholds
 
 
@@ -306,21 +306,32 @@ def main(args: list[str] | None = None) -> None:
         # A name that the terminal cannot show is no reason to stop.
         if isinstance(sys.stdout, TextIOWrapper):
             sys.stdout.reconfigure(errors="backslashreplace")
-        words = sys.argv[1:] if args is None else args
+        words = _underscored(sys.argv[1:] if args is None else args)
+        if words[:1] and words[0] in VERBS:
+            words = checked(words, words[0], VERBS[words[0]])
         parser = build_parser(words)
         # jsonargparse 4.49 has a shorter name for it, and warns of the old one.
         instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
-        settings = instantiate(parser.parse_args(_underscored(words)))
+        settings = instantiate(parser.parse_args(words))
         chosen = settings[settings.verb].as_dict()
         for name in ("config", "print_config"):
             chosen.pop(name, None)
-        VERBS[settings.verb](**chosen)
+        VERBS[settings.verb](**{name: _expanded(name, value) for name, value in chosen.items()})
     except IfamError as error:
         print(f"ifam: {_plain(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("ifam: stopped.", file=sys.stderr)
         sys.exit(130)
+
+
+def _expanded(name: str, value: Any) -> Any:
+    """A setting with its paths as a shell would have expanded them, wherever they were written."""
+    if isinstance(value, Path):
+        return local_path(value)
+    if name in ("model", "source") and isinstance(value, str):
+        return str(local_path(value))
+    return [str(local_path(file)) for file in value] if name in FILES.values() else value
 
 
 def build_parser(args: list[str] | None = None) -> Any:
@@ -361,9 +372,12 @@ def build_parser(args: list[str] | None = None) -> Any:
 def _sentence(message: str, words: list[str]) -> str:
     """The parser's message, and where the answer is."""
     # YAML's own words for a file that was read from a string.
-    files = [after for word, after in itertools.pairwise(words) if word == "--config"]
-    files += [word.removeprefix("--config=") for word in words if word.startswith("--config=")]
+    files = [name for _, name in config_files(words)]
     message = message.replace('"<unicode string>"', files[-1] if files else "the settings")
+    if key := re.search(r'key "([\w.]+)"', message):
+        last = key[1].rpartition(".")[2]
+        named = [file for file in files if re.search(rf"\b{last}\b", Path(file).read_text(encoding="utf-8-sig"))]
+        message = message.replace(key[0], f"{key[0]} in {named[-1]}" if named else key[0], 1)
     verb = next((word for word in words[:1] if word in VERBS), "")
     return f"{' '.join(message.split()).rstrip('.')}; `ifam {verb + ' ' if verb else ''}--help` lists what there is."
 

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from ifam._typing import Tensor
 from ifam.errors import IfamError
+from ifam.io import local_path
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
@@ -134,7 +135,7 @@ def write_model(folder: str | Path, tensors: Mapping[str, Tensor], config: Mappi
     Raises:
         IfamError: The folder cannot be written, or the configuration is nothing for JSON; no new folder is left then.
     """
-    folder = Path(folder).expanduser()
+    folder = local_path(folder)
     try:
         text = json.dumps(config, indent=2) + "\n"
     except (TypeError, ValueError) as error:

@@ -331,10 +331,13 @@ def _official_settings(model: IFAM) -> dict[str, Any]:
 
 def _find(source: str | Path, revision: str | None = None) -> Path:
     """A local file or folder, or the local copy of a model on the hub."""
-    path = Path(source).expanduser()
+    path = local_path(source)
     if path.exists():
         return path
-    if isinstance(source, Path) or not re.fullmatch(r"[\w.-]+/[\w.-]+", source) or path.suffix in _SUFFIXES:
+    owner = path.parts[0] if len(path.parts) == 2 else ""
+    # `runs/ifam` and whatever lies in a folder of this name here is meant to be local: no wait for the network.
+    local = owner == "runs" or Path(owner).is_dir()
+    if isinstance(source, Path) or local or not re.fullmatch(r"[\w.-]+/[\w.-]+", source) or path.suffix in _SUFFIXES:
         raise IfamError(
             f"There is no file or folder {source}; give an existing one, or the id `owner/name` of the hub."
         )

@@ -32,6 +32,7 @@ from ifam.data import Benchmark, Prepared, collate
 from ifam.errors import IfamError
 from ifam.geometry import sample_affine, transform
 from ifam.group_dro import group_dro
+from ifam.io import local_path
 from ifam.losses import all_terms, classification, weighted_sum
 from ifam.masking import patch_mask
 from ifam.metrics import GroupAccuracy, MaskIoU
@@ -365,8 +366,9 @@ def _loggers(folder: Path) -> list[Logger]:
 def _run_folder(folder: str | Path | None) -> Iterator[Path]:
     """The folder given, or one that goes away."""
     if folder is not None:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        yield Path(folder)
+        path = local_path(folder)
+        path.mkdir(parents=True, exist_ok=True)
+        yield path
         return
     with tempfile.TemporaryDirectory() as temporary:
         yield Path(temporary)

@@ -243,7 +243,7 @@ def test_lost_pictures_and_bad_folders_are_said(tmp_path):
     with pytest.raises(IfamError, match="keep audit_pictures/ beside"):
         write_report([json_file], tmp_path / "again.html")
     (tmp_path / "file").write_text("")
-    with pytest.raises(IfamError, match="choose another place"):
+    with pytest.raises(IfamError, match="choose another"):
         write(tmp_path / "file")
     with pytest.raises(IfamError, match="no result to report"):
         write_report([], tmp_path / "report.html")

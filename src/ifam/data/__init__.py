@@ -24,6 +24,7 @@ from ifam.data.synthetic import Pondbirds, PondbirdsConfig
 from ifam.data.turtles import TurtlesConfig, load_turtles
 from ifam.data.waterbirds import WaterbirdsConfig, load_waterbirds
 from ifam.errors import IfamError
+from ifam.io import local_path
 
 __all__ = [
     "BENCHMARKS",
@@ -106,4 +107,4 @@ def load_benchmark(name: str, root: str | Path | None = None, options: Mapping[s
     for key in options or {}:
         if key not in known:
             raise IfamError(f"{name} has no setting {key!r}; it has {', '.join(known)}.")
-    return load(None if root is None else Path(root), settings(**(options or {})))
+    return load(None if root is None else local_path(root), settings(**(options or {})))

@@ -22,6 +22,7 @@ from ifam.data.images import EXTENSIONS
 from ifam.data.layout import CutConfig, image_files, read_csv, sub_folders
 from ifam.data.tables import Record, assemble, sound
 from ifam.errors import IfamError
+from ifam.io import local_path
 
 SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
@@ -126,7 +127,7 @@ def _read(root: Path, classes: tuple[str, ...], config: FolderConfig) -> list[Re
 
 
 def _load_csv(root: Path, config: FolderConfig) -> Benchmark:
-    path = root / config.csv
+    path = root / local_path(config.csv)
     if not path.is_file():
         raise IfamError(f"There is no file {path}; give --data.csv the name of a CSV file below --root.")
     rows = read_csv(path, _needed_columns(config))

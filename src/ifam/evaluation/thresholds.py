@@ -19,7 +19,7 @@ from ifam.data import Benchmark, Prepared, collate
 from ifam.errors import IfamError
 from ifam.evaluation.cases import spread
 from ifam.files import CONFIG, read_json, weights_digest
-from ifam.io import write_json
+from ifam.io import local_path, write_json
 from ifam.progress import progress_bar
 
 QUANTILES = tuple(round(0.01 * i, 2) for i in range(1, 100))
@@ -145,7 +145,7 @@ def store(thresholds: Thresholds, folder: str | Path, source: Mapping[str, Any] 
     Raises:
         IfamError: This is no folder of a model, or it cannot be written.
     """
-    path = Path(folder).expanduser() / CONFIG
+    path = local_path(folder) / CONFIG
     if not path.is_file():
         raise IfamError(f"{folder} is no folder of a model; copy the model to one, and name that with --model.")
     kept = asdict(replace(thresholds, source={**thresholds.source, **(source or {})}))

@@ -1,0 +1,146 @@
+"""Settings files as people edit them: what YAML would pass over silently is refused, with file, line and key."""
+
+import inspect
+import typing
+from collections.abc import Callable, Iterator
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ifam.errors import IfamError
+from ifam.io import local_path
+
+_NULL = "tag:yaml.org,2002:null"
+
+
+def config_files(words: list[str]) -> Iterator[tuple[int, str]]:
+    """The settings files on a command line: where each is named, and its name."""
+    for place, word in enumerate(words):
+        if word.startswith("--config="):
+            yield place, word.removeprefix("--config=")
+        elif word == "--config" and place + 1 < len(words):
+            yield place + 1, words[place + 1]
+
+
+def checked(words: list[str], verb: str, function: Callable[..., Any]) -> list[str]:
+    """The words of a command line, its settings files expanded as a shell would have, and checked.
+
+    Raises:
+        IfamError: A file cannot be read, is empty, has a key twice or one that the verb does not know; or a path on the
+            command line is empty.
+    """
+    words = list(words)
+    paths = {name for name, one in inspect.signature(function).parameters.items() if _is_path(name, one.annotation)}
+    for place, word in enumerate(words):
+        option, equals, value = word.partition("=")
+        given = value if equals else next(iter(words[place + 1 : place + 2]), None)
+        if option.removeprefix("--") in paths and option.startswith("--") and given is not None and not given.strip():
+            raise IfamError(f"{option} is an empty path; write one, or leave the option out.")
+    for place, name in config_files(words):
+        path = local_path(name)
+        check(path, verb, function)
+        words[place] = f"--config={path}" if words[place].startswith("--config=") else str(path)
+    return words
+
+
+def check(path: Path, verb: str, function: Callable[..., Any]) -> None:
+    """Refuse a settings file that is not what it seems; types of values are left to the parser.
+
+    Args:
+        path: The file.
+        verb: What it is for.
+        function: The verb, whose arguments are the settings.
+
+    Raises:
+        IfamError: It cannot be read, is empty, has a key twice or one that the verb does not know, or no value where
+            one is needed.
+    """
+    if not path.is_file():
+        what = "is a folder, but a file is expected" if path.is_dir() else "does not exist"
+        raise IfamError(f"The settings file {path} {what}; give a YAML file with --config.")
+    try:
+        node = yaml.compose(path.read_text(encoding="utf-8-sig"), Loader=yaml.SafeLoader)
+    except UnicodeDecodeError as error:
+        raise IfamError(f"The settings file {path} is not a text in UTF-8 ({error.reason}); save it as one.") from error
+    except OSError as error:
+        raise IfamError(f"The settings file {path} cannot be read ({error.strerror}); give another.") from error
+    except yaml.YAMLError as error:
+        raise IfamError(_syntax(path, error)) from error
+    if not isinstance(node, yaml.MappingNode):
+        what = "is empty" if node is None else "holds no settings"
+        raise IfamError(f"The settings file {path} {what}; write lines such as `seed: 1` into it.")
+    known = {name: one.annotation for name, one in inspect.signature(function).parameters.items()}
+    _check_keys(node, path)
+    for name, key, value in _pairs(node):
+        if "." in name and name.partition(".")[0] in known:
+            # `train.epochs: 3` is another spelling of a nested setting, which the parser knows.
+            continue
+        _check_name(path, key, name, known, f"`ifam {verb}`")
+        if is_dataclass(known[name]):
+            if not isinstance(value, yaml.MappingNode):
+                raise IfamError(f"{_place(path, value)}: {name} is one value, but settings below it are expected.")
+            inner = typing.get_type_hints(known[name])
+            inner = {field.name: inner[field.name] for field in fields(known[name])}
+            for below, place, content in _pairs(value):
+                _check_name(path, place, below, inner, name)
+                _check_value(path, f"{name}.{below}", content, inner[below])
+        else:
+            _check_value(path, name, value, known[name])
+
+
+def _pairs(node: yaml.MappingNode) -> Iterator[tuple[str, yaml.Node, yaml.Node]]:
+    """Name, key and value of each entry."""
+    for key, value in node.value:
+        yield str(key.value), key, value
+
+
+def _check_keys(node: yaml.Node, path: Path) -> None:
+    """Refuse a key that is there twice, on any level: YAML takes the last, without a word."""
+    if isinstance(node, yaml.MappingNode):
+        seen: dict[str, int] = {}
+        for name, key, value in _pairs(node):
+            if name in seen:
+                raise IfamError(f"{_place(path, key)}: {name} is there already, in line {seen[name]}; remove one.")
+            seen[name] = key.start_mark.line + 1
+            _check_keys(value, path)
+    elif isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            _check_keys(value, path)
+
+
+def _check_name(path: Path, key: yaml.Node, name: str, known: dict[str, Any], where: str) -> None:
+    """Refuse a key that is no setting."""
+    if name not in known:
+        raise IfamError(f"{_place(path, key)}: {where} has no setting {name!r}; it has {', '.join(known)}.")
+
+
+def _check_value(path: Path, name: str, value: yaml.Node, kind: Any) -> None:
+    """Refuse an empty value or path where something is needed."""
+    kinds = typing.get_args(kind) or (kind,)
+    if value.tag == _NULL and type(None) not in kinds and kind is not Any:
+        raise IfamError(f"{_place(path, value)}: {name} has no value; write one, or remove the line.")
+    if _is_path(name, kind) and isinstance(value, yaml.ScalarNode) and value.tag != _NULL and not value.value.strip():
+        raise IfamError(f"{_place(path, value)}: {name} is an empty path; write one, or remove the line.")
+
+
+def _is_path(name: str, kind: Any) -> bool:
+    """Whether a setting is a path; a model may also be the id of one on the hub."""
+    return Path in (typing.get_args(kind) or (kind,)) or (name == "model" and kind is str)
+
+
+def _place(path: Path, node: yaml.Node) -> str:
+    return f"{path}, line {node.start_mark.line + 1}"
+
+
+def _syntax(path: Path, error: yaml.YAMLError) -> str:
+    """What is wrong with the syntax of a file, in one sentence."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    if problem and "<stream end>" in problem:
+        # Something was never closed: where it begins says more than where the file ends.
+        mark = getattr(error, "context_mark", None) or mark
+    line = "" if mark is None else f", line {mark.line + 1}"
+    if problem and "'\\t'" in problem:
+        problem = "a tab stands where spaces are expected"
+    return f"The settings file {path} is not valid YAML ({problem or error}, in {path}{line}); correct it."
