@@ -350,6 +350,18 @@ def test_nothing_that_is_there_is_replaced_unasked(words, there, trained, capsys
     assert (contents(tmp_path), contents(trained)) == before
 
 
+def test_images_are_found_again_from_another_folder(pictures, tmp_path, monkeypatch):
+    """A root that was given relative to one folder is known in any."""
+    monkeypatch.chdir(pictures.parent)
+    out = tmp_path / "model"
+    main(["train", "--benchmark", "folder", "--root", pictures.name, "--out", str(out), *QUICK])
+    monkeypatch.chdir(tmp_path)
+    main(["evaluate", "--model", "model"])
+    (path,) = out.glob("evaluations/folder-val-*/results.json")
+    assert json.loads(path.read_text())["conditions"]["root"] == str(pictures)
+    assert yaml.safe_load((out / "train.yaml").read_text())["root"] == str(pictures)
+
+
 # Verb, and a place that nobody can write to: below a file.
 BELOW_A_FILE = {
     "train": ["train", *QUICK, *TINY_DATA, "--out", "file/x"],

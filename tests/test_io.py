@@ -10,6 +10,7 @@ from ifam.errors import IfamError
 from ifam.io import (
     check_absent,
     check_replaceable,
+    ensure_space,
     ensure_writable,
     local_path,
     printable,
@@ -101,6 +102,13 @@ def test_what_cannot_be_written_is_known_before(tmp_path):
 def test_a_file_system_that_takes_no_files_is_known_before():
     with pytest.raises(IfamError, match="cannot be written"):
         ensure_writable(Path("/proc/ifam/x.json"))
+
+
+def test_a_disk_with_too_little_space_is_known_before(tmp_path):
+    ensure_space(tmp_path, 1)
+    with pytest.raises(IfamError, match=r"MB left, but about 1,000,000,000 MB are needed .* choose another --out"):
+        ensure_space(tmp_path, 10**15)
+    assert contents(tmp_path) == []
 
 
 # --- writing ---------------------------------------------------------------------------------------------

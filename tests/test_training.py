@@ -3,6 +3,7 @@
 import csv
 import math
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -487,3 +488,10 @@ def test_a_loss_that_is_not_finite_is_an_error_that_names_the_term(birds):
 def test_a_term_of_weight_zero_is_not_in_the_sum(birds):
     terms = {"classification": torch.tensor(1.0), "entropy": torch.tensor(float("nan"))}
     assert weighted_sum(terms, {"classification": 2.0, "entropy": 0.0}) == 2.0
+
+
+def test_a_disk_that_cannot_take_the_checkpoints_is_known_before_training(birds, tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+    with pytest.raises(IfamError, match=r"has 0 MB left, but about \d+ MB are needed"):
+        fit(make(), birds, TRAIN, folder=tmp_path)
+    assert list(tmp_path.iterdir()) == []

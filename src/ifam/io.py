@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -80,6 +81,24 @@ def ensure_writable(target: Path, *, folder: bool = False) -> None:
         for path in fresh:
             with suppress(OSError):
                 path.rmdir()
+
+
+def ensure_space(folder: Path, size: int) -> None:
+    """Refuse to begin what would fill the disk.
+
+    Args:
+        folder: A folder that exists.
+        size: Bytes that will be written to it.
+
+    Raises:
+        IfamError: There is less space.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        raise IfamError(
+            f"{folder} has {free / 1e6:,.0f} MB left, but about {size / 1e6:,.0f} MB are needed for models and "
+            f"checkpoints; make room, or choose another --out."
+        )
 
 
 @contextmanager

@@ -32,7 +32,7 @@ from ifam.data import Benchmark, Prepared, collate
 from ifam.errors import IfamError
 from ifam.geometry import sample_affine, transform
 from ifam.group_dro import group_dro
-from ifam.io import local_path
+from ifam.io import ensure_space, local_path
 from ifam.losses import all_terms, classification, weighted_sum
 from ifam.masking import patch_mask
 from ifam.metrics import GroupAccuracy, MaskIoU
@@ -220,13 +220,16 @@ def fit(
 
     Raises:
         IfamError: There are fewer images than a batch has, true masks are missing that the model needs, or the loss is
-            no longer finite.
+            no longer finite; or the disk is full.
     """
     check(benchmark, config, model)
     seed_everything(config.seed)
     loaders = _loaders(model, benchmark, config)
     module = Training(model, config, losses or LossConfig(), benchmark, len(benchmark.split("train")))
     with _quiet(), _run_folder(folder) as path:
+        # The model, and two checkpoints with two moments of each trained weight.
+        sizes = [(p.numel() * p.element_size(), p.requires_grad) for p in model.parameters()]
+        ensure_space(path, sum(3 * size + 4 * size * trained for size, trained in sizes))
         history = _History()
         best = ModelCheckpoint(
             path / "checkpoints",
@@ -243,7 +246,10 @@ def fit(
         # Lightning keeps the mode it finds, and a model that was loaded or trained before is in evaluation mode.
         module.train()
         started = time.perf_counter()
-        trainer.fit(module, *loaders)
+        try:
+            trainer.fit(module, *loaders)
+        except OSError as error:
+            raise IfamError(f"Training cannot go on ({error.strerror or error}); its files are in {path}.") from error
         seconds = time.perf_counter() - started
         checkpoint = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
         # Several devices read from the folder of the first, which may be one that goes away.
