@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ifam.errors import IfamError
 from ifam.io import check_folder, check_replaceable, ensure_writable, local_path, run_digest
-from ifam.provenance import warn_if_other_weights
 
 if TYPE_CHECKING:
     import torch
@@ -73,6 +72,7 @@ def evaluate(
     from ifam.evaluation.treatments import evaluate_treatments
     from ifam.files import weights_digest
     from ifam.interventions import DropParts
+    from ifam.provenance import warn_if_other_weights
 
     beside = _beside(model)
     ensure_writable(beside / "evaluations" if out is None else out, folder=out is None)
