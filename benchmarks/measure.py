@@ -19,6 +19,7 @@ from typing import Any
 
 import timm
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from ifam.errors import IfamError
 
@@ -144,7 +145,8 @@ def allocated(call: Callable[[], object], device: torch.device | str = "cpu") ->
         call()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True, acc_events=True) as profile:
         call()
     assert profile.profiler is not None
     assert profile.profiler.kineto_results is not None
@@ -170,6 +172,31 @@ def bf16_missing(device: torch.device | str) -> str:
         return "" if torch.cuda.is_bf16_supported(including_emulation=False) else "this GPU has no bf16 instructions"
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return "" if native else "PyTorch reports no bf16 instructions on this CPU"
+
+
+def flop_counter() -> FlopCounterMode:
+    """A counter of the FLOPs of matrix products, convolutions and attention.
+
+    The fused attention of processors is counted here: releases of PyTorch before 2.15 take it for free.
+    """
+    fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+    formulas = {fused: _attention_flops, backward: _attention_backward_flops}
+    return FlopCounterMode(display=False, custom_mapping=formulas)
+
+
+def _attention_flops(query: Sequence[int], key: Sequence[int], value: Sequence[int], *args: Any, **kwargs: Any) -> int:
+    """Weights of all keys for all queries, and the mean of the values: shapes [B, h, N, d], [B, h, M, d|e]."""
+    batch, heads, queries, width = query
+    return 2 * batch * heads * queries * key[2] * (width + value[3])
+
+
+def _attention_backward_flops(
+    grad: Sequence[int], query: Sequence[int], key: Sequence[int], value: Sequence[int], *args: Any, **kwargs: Any
+) -> int:
+    """The weights once more, then the gradients of weights, values, queries and keys."""
+    batch, heads, queries, width = query
+    return 2 * batch * heads * queries * key[2] * (3 * width + 2 * value[3])
 
 
 def matmul_rate(dtype: torch.dtype, device: torch.device | str = "cpu", size: int | None = None) -> float:

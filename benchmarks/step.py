@@ -23,13 +23,13 @@ from unittest import mock
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure import (
     Contender,
     bf16_missing,
     comparison,
     describe,
+    flop_counter,
     matmul_rate,
     measure,
     profile_table,
@@ -258,7 +258,7 @@ def select(chosen: Sequence[Setting], only: str) -> list[Setting]:
 def profile(step: TrainStep, repeats: int) -> dict[str, tuple[float, float]]:
     """Seconds (median) and FLOPs of each part of a step.
 
-    FLOPs are those of matrix products, convolutions and attention, as `torch.utils.flop_counter` counts them.
+    FLOPs are those of matrix products, convolutions and attention, as `benchmarks.measure.flop_counter` counts them.
     """
     device = step.batch.images.device
 
@@ -269,7 +269,7 @@ def profile(step: TrainStep, repeats: int) -> dict[str, tuple[float, float]]:
 
     step()
     runs = [split(step, now) for _ in range(repeats)]
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         flops = split(step, lambda: float(counter.get_total_flops()))
     return {part: (statistics.median(run[part] for run in runs), flops[part]) for part in flops}
 

@@ -1,15 +1,9 @@
 """The benchmarks compare equals, measure what they say, and run."""
 
 import dataclasses
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-
-# The benchmarks are no part of the installed package: they lie beside `src`.
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from benchmarks import inference, scaling, step
 from benchmarks.measure import (
     Contender,
@@ -30,6 +24,8 @@ from ifam.data import Benchmark
 from ifam.errors import IfamError
 from ifam.training import Training
 from ifam.types import Batch
+
+pytestmark = pytest.mark.slow
 
 TINY = Workload(
     backbone="vit_tiny_patch16_224",

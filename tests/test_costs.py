@@ -10,8 +10,8 @@ from dataclasses import asdict
 
 import pytest
 import torch
+from benchmarks.measure import flop_counter
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from ifam.config import LossConfig, TrainConfig
 from ifam.data import Benchmark
@@ -92,9 +92,9 @@ def test_one_pass_of_each_stage_and_no_token_that_is_not_needed(step):
 
 
 def test_flops_of_a_forward_pass(step):
-    """Counted by PyTorch, and by hand from the tokens that each stage needs."""
+    """Counted operation by operation, and by hand from the tokens that each stage needs."""
     setting = step(execution="packed")
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         setting.loss()
     passes, tokens = 2 * IMAGES, PATCHES + PREFIX
     patch = 2 * 3 * 16 * 16 * WIDTH
@@ -117,7 +117,7 @@ def test_flops_of_a_forward_pass(step):
 def test_flops_of_the_backward_pass_through_the_selector(step, tuning, share):
     """Nothing for a trunk that is not trained; no product with its weights' gradients for one that is frozen."""
     setting = step(selector_tuning=tuning)
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         patches = setting.model.selector.patches(setting.batch.images)
         forward = counter.get_total_flops()
         if patches.requires_grad:
@@ -157,18 +157,18 @@ def test_the_largest_tensor_is_a_layer_of_the_selector(step, gradient):
     assert largest.bytes <= max(hidden, images), largest.shape
 
 
-def _saved(run):
+def _saved(module, run):
     """Bytes that autograd keeps for the backward pass, parameters excepted."""
+    parameters = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
     storages = {}
 
     def pack(tensor):
-        if not isinstance(tensor, torch.nn.Parameter) and not tensor._is_view():
-            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         out = run()
-    return sum(storages.values()), out
+    return sum(size for pointer, size in storages.items() if pointer not in parameters), out
 
 
 def test_frozen_blocks_keep_nothing_and_frozen_weights_little(step):
@@ -176,26 +176,39 @@ def test_frozen_blocks_keep_nothing_and_frozen_weights_little(step):
     kept = {}
     for tuning in ("none", "tokens", "all"):
         setting = step(selector_tuning=tuning)
-        kept[tuning], patches = _saved(lambda model=setting: model.model.selector.patches(model.batch.images))
+        selector, images = setting.model.selector, setting.batch.images
+        kept[tuning], patches = _saved(selector, lambda stage=selector, batch=images: stage.patches(batch))
         assert patches.requires_grad == (tuning != "none")
     assert kept["none"] == 0
     assert 0 < kept["tokens"] < 0.75 * kept["all"]
 
 
-def test_checkpointing_keeps_less_and_learns_the_same(step):
-    found = {}
+def test_checkpointing_keeps_the_tokens_between_blocks_and_nothing_inside(make_backbone, images):
+    """What one block more keeps: its input, where the layers inside of it would keep theirs."""
+    tokens = images.shape[0] * (PATCHES + PREFIX) * WIDTH * images.element_size()
+
+    def kept(checkpointing, depth):
+        backbone = make_backbone(depth=depth)
+        backbone.vit.set_grad_checkpointing(checkpointing)
+        return _saved(backbone, lambda: backbone.patches(images))[0]
+
+    assert kept(True, 4) - kept(True, 3) == tokens
+    # Queries, keys and values take three times the tokens, the hidden layer of the perceptron four times.
+    assert kept(False, 4) - kept(False, 3) >= 8 * tokens
+
+
+def test_checkpointing_learns_the_same(step):
+    gradients = {}
     for checkpointing in (False, True):
         setting = step(checkpointing=checkpointing, selector_tuning="all", mask_gradient="visible")
         torch.manual_seed(1)
-        kept, loss = _saved(setting.loss)
-        loss.backward()
-        found[checkpointing] = kept, {name: p.grad for name, p in setting.model.named_parameters()}
-    assert found[True][0] < 0.6 * found[False][0]  # of two blocks; the more there are, the less
-    for name, gradient in found[False][1].items():
+        setting.run()
+        gradients[checkpointing] = {name: p.grad for name, p in setting.model.named_parameters()}
+    for name, gradient in gradients[False].items():
         if gradient is None:
-            assert found[True][1][name] is None
+            assert gradients[True][name] is None
         else:
-            torch.testing.assert_close(found[True][1][name], gradient, rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(gradients[True][name], gradient, rtol=1e-4, atol=1e-6)
 
 
 # Run on its own: the shape checks of these tests are code that the compiler cannot read.
@@ -236,6 +249,7 @@ print(counts.frame_count)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gradient", ["none", "visible"])
 def test_compiled_blocks_are_made_once_whatever_is_visible(gradient):
     """A few graphs, with and without mask, for a dozen batches of other visible counts, and none for a dozen more."""
