@@ -4,10 +4,13 @@ The reference is timm's: all patches are computed, and hidden keys are masked by
 logarithm in that mask, so the gradient of the gates is checked by finite differences of timm's own attention.
 """
 
+import inspect
 import subprocess
 import sys
+from functools import cache
 
 import pytest
+import timm
 import torch
 
 from ifam.backbone import Backbone
@@ -46,9 +49,25 @@ GRIDS = {"square": (3, 3), "landscape": (2, 3)}
 SHOWN = ([0, 4, 5], [2], [0, 1, 2, 3])
 
 
+@cache
+def missing(family):
+    """Why the installed timm cannot serve as reference for a family; empty where it can."""
+    name, kwargs = FAMILIES[family]
+    if not timm.is_model(name):
+        return f"timm {timm.__version__} has no {name}"
+    model = timm.create_model(name, **{**SMALL, **kwargs}, pretrained=False).double().eval()
+    try:
+        model.forward_features(torch.randn(1, 3, *model.patch_embed.img_size, dtype=torch.float64))
+    except RuntimeError as error:
+        return f"timm {timm.__version__} cannot run {name} in double precision: {error}"
+    return ""
+
+
 @pytest.fixture(params=FAMILIES)
 def family(request):
     """Name and arguments of a tiny model of each family."""
+    if why := missing(request.param):
+        pytest.skip(why)
     name, kwargs = FAMILIES[request.param]
     return name, {**SMALL, **kwargs}
 
@@ -134,6 +153,7 @@ def test_hidden_pixels_have_no_influence(family, execution):
         assert torch.equal(backbone.summary(changed, visible, execution=execution), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("execution", EXECUTIONS)
 def test_gradient_of_the_gates_is_the_slope_of_timms_own_attention(family, execution):
     """For every patch in "full", for the visible ones in "visible", and the same with checkpoints between blocks."""
@@ -187,6 +207,9 @@ def test_a_norm_of_the_mean_token_becomes_one_of_each_token(name):
 # ---------------------------------------------------------------------------------------- positions
 
 
+@pytest.mark.skipif(
+    "rope_rescale_coords" not in inspect.signature(timm.models.eva.Eva).parameters, reason="needs a newer timm"
+)
 def test_rotary_positions_drawn_anew_in_training_are_those_of_the_hidden_patches_too():
     """Some models draw angles in training: one draw for a pass, in evaluation none."""
     backbone = build("vit_small_patch16_dinov3", {**SMALL, "rope_rescale_coords": 4.0})
@@ -227,6 +250,7 @@ print("the same")
 """
 
 
+@pytest.mark.slow
 def test_compiled_blocks_turn_queries_and_keys_alike():
     done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, check=False)
     assert done.stdout == "the same\n", done.stderr
@@ -296,6 +320,7 @@ def test_other_transformers_are_refused_in_one_sentence(name):
 # ---------------------------------------------------------------------------------------- whole models
 
 
+@pytest.mark.slow
 def test_a_model_of_each_family_is_trained_saved_and_loaded(family, tmp_path):
     name, kwargs = family
     patch = 14 if "patch14" in name else 16
