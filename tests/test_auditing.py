@@ -17,6 +17,8 @@ from ifam.model import IFAM
 from ifam.predictor import Predictor
 from ifam.types import Batch
 
+pytestmark = pytest.mark.slow
+
 DATA = {"num_train": 4, "num_val": 4, "num_test": 24}
 
 

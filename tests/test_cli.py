@@ -153,6 +153,7 @@ def test_what_training_leaves(trained, pictures):
     assert resolved["model"]["num_classes"] == 2
 
 
+@pytest.mark.slow
 def test_the_resolved_configuration_gives_the_same_weights_again(trained, tmp_path):
     done = ifam("train", "--config", trained / "train.yaml", "--out", tmp_path / "again", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -509,6 +510,7 @@ def test_evaluate_refuses_other_classes(trained, pictures, capsys, tmp_path):
     assert "no split 'test'" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "named"),
     [

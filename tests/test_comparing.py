@@ -20,6 +20,8 @@ from ifam.evaluation.groups import evaluate
 from ifam.retraining import retrain
 from ifam.training import fit, seed_everything
 
+pytestmark = pytest.mark.slow
+
 RECIPES = sorted((Path(__file__).parents[1] / "recipes" / "compare").glob("*.yaml"))
 DATA = {"num_train": 32, "num_val": 32, "num_test": 16, "correlation": 0.75, "image_size": 40}
 MODEL = {"backbone": "ifam_tiny", "image_size": 40, "num_parts": 3}

@@ -20,6 +20,8 @@ from ifam.evaluation.groups import evaluate
 from ifam.model import IFAM
 from ifam.prediction import predict
 
+pytestmark = pytest.mark.slow
+
 CHECK = Path(__file__).parents[1] / ".ci" / "check_demo.py"
 GROUPS = {f"{bird} on {place}" for bird in ("swimmer", "percher") for place in ("water", "forest")}
 NUMBER = (int, float)

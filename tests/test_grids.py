@@ -133,6 +133,7 @@ def test_saved_and_loaded_again(pair, tmp_path):
     assert torch.equal(again(images).logits, model(images).logits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_is_trained_on_two_grids(name):
     """One step of each method with other stages, on images that are no squares."""
@@ -207,6 +208,7 @@ def test_the_predictor_takes_the_size_of_the_selectors_images():
 # ---------------------------------------------------------------------------------------- from training to the audit
 
 
+@pytest.mark.slow
 def test_training_evaluation_prediction_and_audit_on_two_grids_of_images_that_are_no_squares(tmp_path):
     config = ModelConfig(
         "ifam_tiny",
@@ -229,6 +231,7 @@ def test_training_evaluation_prediction_and_audit_on_two_grids_of_images_that_ar
     assert not result.certificate.skipped
 
 
+@pytest.mark.slow
 def test_the_command_line_takes_height_and_width(tmp_path):
     out, picture = tmp_path / "run", tmp_path / "bird.png"
     settings = tmp_path / "settings.yaml"

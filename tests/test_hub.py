@@ -350,6 +350,7 @@ def test_an_official_model_on_the_hub(stub, tiny_model, images):
     assert not any("evil" in request for request in stub.asked)
 
 
+@pytest.mark.slow
 def test_the_endpoint_comes_from_the_environment(stub, tiny_model, tmp_path):
     """As a user sets it, in a process of its own."""
     folder = stub.root / "someone" / "birds"

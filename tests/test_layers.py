@@ -169,6 +169,7 @@ def test_annotations_are_real_objects():
         assert "__future__" not in set(_imports(tree)), f"{name}: shapes could not be checked"
 
 
+@pytest.mark.slow
 def test_the_package_works_without_jaxtyping():
     code = """
 import sys

@@ -289,6 +289,7 @@ def test_convert_there_and_back(make_model, tmp_path, layout):
 # --- damage ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["timm", "transformers"])
 def test_every_missing_key_is_named(make_model, layout):
     state = to_official(make_model(*SCALED), layout)
@@ -299,6 +300,7 @@ def test_every_missing_key_is_named(make_model, layout):
         assert name in str(error.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["timm", "transformers"])
 def test_every_wrong_shape_is_named(make_model, layout):
     state = to_official(make_model(*SCALED), layout)

@@ -140,6 +140,7 @@ def test_pondbirds_is_what_the_demo_does():
     assert not settings.data
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_each_trains_for_two_steps(path, tmp_path):
     settings = parse(path)

@@ -239,6 +239,7 @@ def test_nothing_runs_twice(birds):
     assert passes == [("selector", 8), ("predictor", 4)]
 
 
+@pytest.mark.slow
 def test_the_loss_falls_when_few_images_are_learnt_by_heart(birds):
     """Eight images, fifteen steps, no noise."""
     model = make(config=replace(MODEL, gumbel_noise=False, part_dropout=0.0, mask_part_dropout=0.0))
@@ -418,6 +419,7 @@ def test_half_precision_trains_on_a_processor(birds, make_model):
     torch.testing.assert_close(heads["32-true"], heads["bf16-mixed"], rtol=0, atol=0.01)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights_bit_for_bit(birds):
     config = replace(TRAIN, augment=0.5)
     runs = []

@@ -91,6 +91,7 @@ def test_everything_that_a_result_depends_on_is_written(model, capsys):
     assert "without part" not in shown
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "changes"),
     [

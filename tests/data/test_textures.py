@@ -43,6 +43,7 @@ def test_every_scene_has_sure_background_and_sure_foreground():
     assert ((flat < 0.01).float().mean(1) > 0.5).all()
 
 
+@pytest.mark.slow
 def test_colour_of_the_thing_does_not_tell_that_of_the_background():
     scenes = draw_scenes(600, generator(5))
     inside = scenes.foreground.unsqueeze(1)

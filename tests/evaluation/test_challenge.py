@@ -284,6 +284,7 @@ def test_objects_are_cut_out_by_mask_or_by_what_is_not_black(tmp_path):
         cut_outs(Benchmark("imagenet9", {"mixed_rand": data.split("mixed_rand")}, ("a",), ("a",)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [9, 1000])
 def test_the_challenge_on_the_command_line(tmp_path, capsys, make_model, classes):
     miniatures.imagenet9_challenge(tmp_path / "data")
