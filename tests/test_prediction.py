@@ -12,6 +12,7 @@ import skimage.data
 import torch
 from PIL import Image
 
+from ifam import hub
 from ifam.baselines import build
 from ifam.cli import main
 from ifam.config import ModelConfig
@@ -132,12 +133,22 @@ def test_sixteen_bits_and_floats_keep_their_contrast(tmp_path):
     grey = np.asarray(photo().convert("L"))
     Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "sixteen.png")
     assert (np.asarray(load_image(tmp_path / "sixteen.png"))[..., 1] == grey).all()
-    Image.fromarray(grey.astype(np.float32) / 255 - 0.5).save(tmp_path / "float.tif")
-    stretched = np.asarray(load_image(tmp_path / "float.tif"))[..., 1]
-    assert stretched.min() == 0
-    assert stretched.max() == 255
+    Image.fromarray(grey.astype(np.float32) / 255).save(tmp_path / "float.tif")
+    assert (np.asarray(load_image(tmp_path / "float.tif"))[..., 1] == grey).all()
     Image.fromarray(np.full((4, 4), np.nan, np.float32)).save(tmp_path / "nan.tif")
     assert load_image(tmp_path / "nan.tif").mode == "RGB"
+
+
+def test_deep_images_are_read_as_in_training(model, tmp_path):
+    twelve = np.asarray(photo().convert("L")).astype(np.uint16) * 16
+    Image.fromarray(twelve).save(tmp_path / "deep.png")
+    hub.save(model, tmp_path / "model", {"data": {"white": 32767}})
+    main(["predict", str(tmp_path / "deep.png"), "--model", str(tmp_path / "model"), "--out", str(tmp_path / "out")])
+    (row,) = json.loads((tmp_path / "out" / "predictions.json").read_text(encoding="utf-8"))["predictions"]
+    (same,) = predict(model, tmp_path / "deep.png", white=32767)
+    (other,) = predict(model, tmp_path / "deep.png", white=4095)
+    assert row["probability"] == pytest.approx(same.probability)
+    assert same.top != other.top
 
 
 @pytest.mark.parametrize("sixteen", [False, True])

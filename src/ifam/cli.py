@@ -118,7 +118,9 @@ def predict(
     if keep_parts is not None:
         changes.append(KeepParts(keep_parts))
     net = hub.load_any(model)
-    kept: dict[str, Any] = {"out": out, "overwrite": overwrite}
+    # Deep images are read as in training.
+    white = hub.read_config(model)[1].get("data", {}).get("white", 0)
+    kept: dict[str, Any] = {"out": out, "overwrite": overwrite, "white": white}
     rows = predict(net, images, batch_size=batch_size, skip_bad=skip_bad, interventions=changes, **kept)
     print_predictions(rows, hides=net.hides)
     print(f"Pictures and predictions.csv are in {out}.")

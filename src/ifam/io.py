@@ -157,6 +157,22 @@ def printable(text: object) -> str:
     return str(text).encode("utf-8", "backslashreplace").decode()
 
 
+def foreign_content(path: Path) -> str:
+    """What a file holds that stands in the place of another, and how to get that one; empty where nothing is seen."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(512).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    except OSError:
+        return ""
+    if not start:
+        return "the file is empty; copy or download it again"
+    if start.startswith(b"version https://git-lfs"):
+        return "it is a Git LFS pointer in the place of the file; run `git lfs pull` to download that"
+    if start.startswith((b"<!doctype html", b"<html")):
+        return "it is a web page in the place of the file; open it in a browser to see why, and download the file again"
+    return ""
+
+
 def first_process() -> bool:
     """Whether this is the first of the processes that torchrun, Lightning or Slurm have started: it alone writes."""
     return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))

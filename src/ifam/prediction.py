@@ -86,6 +86,7 @@ def predict(
     skip_bad: bool = False,
     interventions: Sequence[Intervention] = (),
     overwrite: bool = False,
+    white: int = 0,
 ) -> list[Prediction]:
     """Classify image files.
 
@@ -98,6 +99,8 @@ def predict(
         skip_bad: Leave out files that are no images, and say so, instead of stopping.
         interventions: Changes to the selection of every image, see `ifam.interventions`.
         overwrite: Replace files in `out`, whatever they are; without that, only those of the same run.
+        white: The value that is white in images of more than 8 bits, as in training (see
+            `ifam.data.images.load_image`).
 
     Returns:
         One row for each image, in the order of the paths; the files of a folder are sorted by name.
@@ -125,7 +128,7 @@ def predict(
     was_training, complete = model.training, False
     model.eval()
     try:
-        items = _read(files, model, skipped if skip_bad else None)
+        items = _read(files, model, skipped if skip_bad else None, white)
         while batch := list(islice(items, batch_size)):
             rows += (done := _classify(batch, model, folder, interventions))
             if table:
@@ -231,13 +234,15 @@ def _unused(name: str, taken: set[str]) -> str:
     return unique
 
 
-def _read(files: dict[Path, str], model: Classifier, skipped: list[tuple[Path, str]] | None) -> Iterator[_Item]:
+def _read(
+    files: dict[Path, str], model: Classifier, skipped: list[tuple[Path, str]] | None, white: int
+) -> Iterator[_Item]:
     """Read the files one by one; bad ones are added to `skipped`, or raise where it is None."""
     console = Console(stderr=True)
     shown = len(files) > _QUIET_UP_TO
     for path, name in track(files.items(), "Predicting", console=console, disable=not shown):
         try:
-            image = load_image(path)
+            image = load_image(path, white)
         except IfamError as error:
             if skipped is None:
                 raise

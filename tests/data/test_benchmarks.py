@@ -232,7 +232,8 @@ def test_without_the_check_a_bad_file_is_named_when_it_is_read(name, copied):
 @pytest.mark.parametrize("name", ON_DISK)
 def test_settings_are_checked_and_documented(name):
     settings = BENCHMARKS[name][0]
-    documented = settings.__doc__.split("Attributes:")[1]
+    # By the class itself, or the one that it has the setting from.
+    documented = "".join(kind.__doc__ for kind in settings.__mro__ if "Attributes:" in (kind.__doc__ or ""))
     for field in fields(settings):
         assert f"\n        {field.name}: " in documented
     with pytest.raises(IfamError, match=rf"{name} has no setting 'colour'; it has .*skip_bad"):

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from ifam.data import FolderConfig
-from ifam.data.images import load_mask
 from ifam.data.layout import CutConfig, number_labels, read_csv, read_words
+from ifam.data.masks import load_mask
 from ifam.data.tables import ImageFiles, Record, cut, sound
 from ifam.errors import IfamError
 from miniatures import draw, draw_mask

@@ -26,9 +26,11 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
+from ifam._typing import Bool, Tensor
 from ifam.data.base import Benchmark
 from ifam.data.layout import CutConfig, find_root, number_labels, read_words
-from ifam.data.tables import Record, assemble
+from ifam.data.masks import load_mask
+from ifam.data.tables import ImageFiles, Record, assemble
 from ifam.errors import IfamError
 
 SOURCE = "https://www.vision.caltech.edu/datasets/cub_200_2011/"
@@ -57,6 +59,14 @@ class CubConfig(CutConfig):
     benchmark: ClassVar[str] = "cub"
 
 
+class BirdFiles(ImageFiles):
+    """Birds, whose masks are grey where the five annotators disagree."""
+
+    def read_mask(self, path: Path, image: Path) -> Bool[Tensor, "H W"]:
+        """The pixels where any annotator saw the bird: half of white would leave out what fewer than three saw."""
+        return load_mask(path, image, any_value=True)
+
+
 class Birds(NamedTuple):
     """What the lists of CUB or NABirds say.
 
@@ -79,7 +89,7 @@ def load_cub(root: Path | None, config: CubConfig) -> Benchmark:
     birds = read_birds(root, root / "images")
     classes = birds.class_names
     empty = Benchmark("cub", {}, classes, classes, keypoint_names=birds.keypoint_names)
-    return assemble(empty, birds.splits, config)
+    return assemble(empty, birds.splits, config, files=BirdFiles)
 
 
 def read_birds(root: Path, images: Path) -> Birds:

@@ -26,6 +26,7 @@ from ifam._typing import Bool, Tensor
 from ifam.data.base import Benchmark
 from ifam.data.images import load_image
 from ifam.data.layout import FilesConfig, find_root
+from ifam.data.masks import turn_with
 from ifam.data.tables import ImageFiles, Record, assemble
 from ifam.errors import IfamError
 
@@ -74,9 +75,9 @@ def load_flowers102(root: Path | None, config: Flowers102Config) -> Benchmark:
 class FlowerFiles(ImageFiles):
     """Flowers, whose masks are pictures on plain blue."""
 
-    def read_mask(self, path: Path) -> Bool[Tensor, "H W"]:
+    def read_mask(self, path: Path, image: Path) -> Bool[Tensor, "H W"]:
         """The pixels that are not plain blue."""
-        return flower_mask(path)
+        return torch.from_numpy(turn_with(flower_mask(path).numpy(), path, image).copy())
 
 
 def flower_mask(path: Path) -> Bool[Tensor, "H W"]:

@@ -8,7 +8,7 @@ A CSV file has a header and a row for each image. Two columns are needed and thr
 
 Paths are absolute or relative to the root. A group is what the worst group is taken over; without the column, the
 classes are. Splits are train, val (or valid, validation) and test; without the column, or without a row of val,
-validation images are cut from the training images. A mask is an image of the same size, zero outside of the object;
+validation images are cut from the training images. A mask is an image of the same size (see `ifam.data.masks`);
 a cell may be empty. Classes are in the order of their names, whole numbers in the order of their values.
 """
 

@@ -1,92 +1,198 @@
 """Image files of every kind, read the same way for training and for prediction."""
 
-import struct
+import sys
+import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageCms, ImageOps
 
-from ifam._typing import Bool, Tensor
 from ifam.errors import IfamError
+from ifam.io import foreign_content
 
 EXTENSIONS = frozenset({".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-# What Pillow raises for files that are damaged, cut off, or no images at all.
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+# Pillow, and numpy for masks, raise whatever a damaged file leads them to.
+UNREADABLE = (Exception,)
+# What may be white where a file does not say: floats up to 1, and 8, 10, 12, 14 or 16 bits.
+_WHITES = (1, 255, 1023, 4095, 16383, 65535)
+# Formats whose readers bring every depth to 16 bits.
+_SCALED = ("PPM", "JPEG2000")
+# Pillow's letters for big and little endian and the machine's own order.
+_OTHER_ORDER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
+_BITS_PER_SAMPLE, _PLANAR, _MAX_SAMPLE, _SMAX_SAMPLE = 258, 284, 281, 341
+# The guesses of this process, each with the first file that it was made for.
+_GUESSES: dict[int, Path] = {}
 
 
-def load_image(path: str | Path) -> Image.Image:
+def load_image(path: str | Path, white: int = 0) -> Image.Image:
     """Read an image of any mode as a viewer would show it.
 
-    Turned as its EXIF data say, transparent pixels over white, 16-bit values divided down to 8 bits. Values
-    without a stated range (32-bit and floating point) are stretched from their least to their greatest.
+    EXIF orientation is applied, transparent pixels are shown over white, and color profiles are ignored. Values of
+    more than 8 bits are divided by what is white and never stretched to the image's own range, so that images of one
+    data set stay comparable. What is white is, in this order, `white`, what the format states (TIFF samples of 10, 12
+    or 14 bits, PGM, PPM), or else the smallest of 1 (floating point), 255, 1023, 4095, 16383 and 65535 that no value
+    exceeds; where that is not the full range of the type, a warning says so. Where there are negative values, black is
+    the negative of white.
 
     Args:
-        path: The file; of an animation the first picture is taken.
+        path: The file; of an animation or a file of several pages the first picture is taken.
+        white: The value that is white in images of more than 8 bits; 0 for the rule above.
 
     Returns:
         An RGB image.
 
     Raises:
-        IfamError: The file is no image, or is damaged.
+        IfamError: The file is not an image, is damaged, or its values have no range that can be told.
     """
+    path = Path(path)
     try:
         with Image.open(path) as image:
-            image.load()
-            # Pillow's own conversion would clip everything above 255 to white.
-            upright = ImageOps.exif_transpose(_eight_bits(image) if image.mode[0] in "IF" else image)
+            upright = ImageOps.exif_transpose(_eight_bits(image, path, white))
             if upright.has_transparency_data:
-                coloured = upright.convert("RGBA")
-                return Image.alpha_composite(Image.new("RGBA", coloured.size, "white"), coloured).convert("RGB")
-            return upright.convert("RGB")
+                colored = upright.convert("RGBA")
+                return Image.alpha_composite(Image.new("RGBA", colored.size, "white"), colored).convert("RGB")
+            return _lab_to_rgb(upright) if upright.mode == "LAB" else upright.convert("RGB")
     except UNREADABLE as error:
-        reason = str(error).replace(f" {str(path)!r}", "") or type(error).__name__
         raise IfamError(
-            f"{path} is no image that can be read ({reason}); remove it, or skip such files with skip_bad."
+            f"{path} is no image that can be read ({why_unreadable(path, error)}); remove it, or skip such files with "
+            f"skip_bad."
         ) from error
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """A grey image with values above 255, brought down to 8 bits."""
-    values = np.nan_to_num(np.asarray(image, dtype=np.float64))
-    low, high = float(values.min()), float(values.max())
-    if image.mode[0] == "I" and low >= 0 and high <= 65535:
-        low, high = 0.0, 65535.0
-    grey = (values - low) / max(high - low, 1e-12) * 255
-    reduced = Image.fromarray(grey.round().astype(np.uint8))
+def why_unreadable(path: Path, error: Exception) -> str:
+    """Why a file cannot be read: what it holds instead, or else the reader's own words without the path."""
+    words = " ".join(str(error).replace(f" {str(path)!r}", "").split()).rstrip(".")
+    return foreign_content(path) or words or type(error).__name__
+
+
+def _eight_bits(image: Image.Image, path: Path, white: int) -> Image.Image:
+    """The image with 8 bits a channel: itself, or one whose deeper values were scaled."""
+    values = _deep_values(image)
+    if values is None:
+        return image
+    finite = values[np.isfinite(values)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    colors = values
+    if values.ndim == 3 and values.shape[2] in (2, 4):
+        colors, alpha = values[..., :-1], values[..., -1:]
+        low, high = float(colors.min()), float(colors.max())
+    top = white or _stated_white(image) or _guessed_white(image, path, low, high)
+    bottom = -top if low < 0 else 0
+    scaled = (np.nan_to_num(colors, posinf=top, neginf=bottom) - bottom) / (top - bottom)
+    if colors is not values:
+        scaled = np.concatenate([scaled, alpha / (top if alpha.max() <= top else 65535)], axis=2)
+    pixels = (scaled * 255).round().clip(0, 255).astype(np.uint8)
+    # Pillow has no three-dimensional image of a single channel, and reads two as grey and alpha.
+    reduced = Image.fromarray(pixels)
     reduced.getexif().update(image.getexif())
     return reduced
 
 
+def _deep_values(image: Image.Image) -> np.ndarray | None:
+    """Values [H, W] or [H, W, C] of an image with more than 8 bits a channel, before it is loaded; None for others."""
+    if image.mode[0] in "IF":
+        return np.asarray(image, dtype=np.float64)
+    bits = _tags(image, _BITS_PER_SAMPLE)
+    if len(bits) > 1 and max(bits) > 8 and _tags(image, _PLANAR) == (2,):
+        raise ValueError("its 16-bit channels are stored one after another; save it as a 16-bit PNG")
+    raw_modes = {_raw_mode(tile) for tile in _tiles(image)}
+    if not any(";16" in raw_mode for raw_mode in raw_modes):
+        return None
+    # Of several channels Pillow keeps the upper 8 bits, where 12-bit values have almost nothing. The lower ones are the
+    # upper ones in the other byte order.
+    if raw_modes <= {f"{mode};16{order}" for mode in ("RGB", "RGBA") for order in _OTHER_ORDER}:
+        with Image.open(getattr(image, "filename", "")) as again:
+            _tiles(again)[:] = [_in_other_order(tile) for tile in _tiles(again)]
+            lower = np.asarray(again, dtype=np.float64)
+        return np.asarray(image, dtype=np.float64) * 256 + lower
+    if np.asarray(image).max() < 16:
+        raise ValueError("its 16-bit values use the lowest 12 bits only; save it in RGB, or with 8 bits")
+    return None
+
+
+def _tiles(image: Image.Image) -> list[Any]:
+    """What Pillow will decode of an opened file, piece by piece."""
+    tiles: list[Any] = getattr(image, "tile", [])
+    return tiles
+
+
+def _raw_mode(tile: Any) -> str:
+    """How the values of a piece of a file are stored, as Pillow calls it ("RGB;16B")."""
+    arguments = tile[3]
+    return str(arguments if isinstance(arguments, str) else (arguments or ("",))[0])
+
+
+def _in_other_order(tile: Any) -> Any:
+    """A piece of a file, its 16-bit values taken to be in the other byte order."""
+    codec, extents, offset, arguments = tile
+    raw_mode = _raw_mode(tile)
+    swapped = raw_mode[:-1] + _OTHER_ORDER[raw_mode[-1]]
+    arguments = swapped if isinstance(arguments, str) else (swapped, *arguments[1:])
+    return tile._replace(args=arguments) if hasattr(tile, "_replace") else (codec, extents, offset, arguments)
+
+
+def _tags(image: Image.Image, tag: int) -> tuple[int, ...]:
+    """The values of a TIFF tag, none where it is missing."""
+    stated = getattr(image, "tag_v2", {}).get(tag, ())
+    return stated if isinstance(stated, tuple) else (stated,)
+
+
+def _stated_white(image: Image.Image) -> int:
+    """What is white as the format says, 0 where it does not."""
+    if image.format in _SCALED:
+        return 65535
+    bits = max(_tags(image, _BITS_PER_SAMPLE), default=16)
+    return 2**bits - 1 if bits in (10, 12, 14) else 0
+
+
+def _guessed_white(image: Image.Image, path: Path, low: float, high: float) -> int:
+    """The smallest usual range that holds the values; said once for each, unless it is that of the type."""
+    # Writers disagree about these tags: the largest value that may occur, or that does.
+    stated = [float(value) for tag in (_MAX_SAMPLE, _SMAX_SAMPLE) for value in _tags(image, tag)]
+    highest = max(abs(low), abs(high), *stated) if stated else max(abs(low), abs(high))
+    whites = _WHITES if image.mode[0] == "F" else _WHITES[1:]
+    white = next((white for white in whites if highest <= white), 0)
+    if not white:
+        raise ValueError(f"its values go up to {highest:g}; save it with 8 or 16 bits, or say which value is white")
+    # An empty image says nothing.
+    if white not in (1, 65535) and highest > 0 and white not in _GUESSES:
+        others = "".join(f" and {known:,} in {first.name}" for known, first in _GUESSES.items())
+        warnings.warn(
+            f"{path} does not say which value is white; {white:,} is taken, since no value is larger{others}. Where "
+            f"that is wrong, state it with --data.white (`load_image(path, white=...)`).",
+            stacklevel=2,
+        )
+    if highest > 0:
+        _GUESSES.setdefault(white, path)
+    return white
+
+
+def _lab_to_rgb(image: Image.Image) -> Image.Image:
+    """A CIELAB image in sRGB."""
+    lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+    converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
+    if converted is None:
+        raise ValueError("it has no colors that can be converted")
+    return converted
+
+
+def orientation(image: Image.Image) -> int | None:
+    """The EXIF orientation of an opened image, 1 to 8; None where it states none."""
+    known = {"exif", "Raw profile type exif", "XML:com.adobe.xmp"} & set(image.info)
+    # Asking Pillow decodes the whole image, for what may stand behind the pixels.
+    if image.format == "PNG" and not known and b"eXIf" not in content_of(image):
+        return None
+    stated = image.getexif().get(ExifTags.Base.Orientation)
+    return stated if stated in range(1, 9) else None
+
+
+def content_of(image: Image.Image) -> bytes:
+    """The bytes of an opened image's file."""
+    return Path(getattr(image, "filename", "")).read_bytes()
+
+
 def upright_size(image: Image.Image) -> tuple[int, int]:
-    """Width and height of an opened image once it is turned as its EXIF data say."""
+    """Width and height of an opened image once its EXIF orientation is applied."""
     width, height = image.size
-    if image.format == "PNG" and "exif" not in image.info:
-        return width, height  # asking for more would decode the whole image
-    lies_on_its_side = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-    return (height, width) if lies_on_its_side else (width, height)
-
-
-def load_mask(path: str | Path) -> Bool[Tensor, "H W"]:
-    """Read a mask: true where any channel is above zero (for palettes, the index), or is true in a `.npy` file.
-
-    Args:
-        path: An image, or a numpy array [H, W].
-
-    Raises:
-        IfamError: The file is no mask, or is damaged.
-    """
-    try:
-        if str(path).endswith(".npy"):
-            values = np.load(path, allow_pickle=False)
-        else:
-            with Image.open(path) as image:
-                image.load()
-                # Opaque is not the same as object: the alpha channel says nothing.
-                plain = image.convert("RGB") if image.mode in ("RGBA", "CMYK", "YCbCr") else image
-                values = np.asarray(plain.convert("L") if plain.mode == "LA" else plain)
-    except UNREADABLE as error:
-        raise IfamError(
-            f"{path} is no mask that can be read ({error}); remove it, or skip such files with skip_bad."
-        ) from error
-    return torch.from_numpy((values > 0).any(axis=2) if values.ndim == 3 else values > 0)
+    return (height, width) if (orientation(image) or 1) >= 5 else (width, height)

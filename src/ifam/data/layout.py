@@ -25,11 +25,13 @@ class FilesConfig:
     Attributes:
         skip_bad: Leave out files that are missing or no images, with a notice, instead of stopping.
         check: Open every file once at the start, so that a damaged one is found before it stops the training.
+        white: The value that is white in images of more than 8 bits; 0 for the rule of `ifam.data.images.load_image`.
     """
 
     benchmark: ClassVar[str] = ""
     skip_bad: bool = False
     check: bool = True
+    white: int = 0
 
     def __post_init__(self) -> None:
         for field in fields(self):

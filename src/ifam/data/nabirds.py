@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from ifam.data.base import Benchmark
-from ifam.data.cub import LISTS, read_birds
+from ifam.data.cub import LISTS, BirdFiles, read_birds
 from ifam.data.layout import CutConfig, find_root
 from ifam.data.tables import assemble
 
@@ -48,4 +48,4 @@ def load_nabirds(root: Path | None, config: NabirdsConfig) -> Benchmark:
     birds = read_birds(root, root / "images")
     classes = birds.class_names
     empty = Benchmark("nabirds", {}, classes, classes, keypoint_names=birds.keypoint_names)
-    return assemble(empty, birds.splits, config)
+    return assemble(empty, birds.splits, config, files=BirdFiles)

@@ -5,9 +5,11 @@ A loader in this package reads its lists into `Record`s, one an image, sorted in
 returns a `Benchmark`.
 """
 
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,8 +19,9 @@ from PIL import Image
 
 from ifam._typing import Bool, Tensor
 from ifam.data.base import Benchmark
-from ifam.data.images import UNREADABLE, load_image, load_mask, upright_size
+from ifam.data.images import UNREADABLE, load_image, upright_size, why_unreadable
 from ifam.data.layout import CutConfig, FilesConfig
+from ifam.data.masks import is_ambiguous, load_mask, mask_size, mask_turn
 from ifam.errors import IfamError
 
 
@@ -50,14 +53,6 @@ def image_size(path: Path) -> tuple[int, int]:
         size = upright_size(image)
         image.verify()
         return size
-
-
-def mask_size(path: Path) -> tuple[int, int]:
-    """Width and height of a mask, from its header."""
-    if path.suffix == ".npy":
-        height, width = np.load(path, mmap_mode="r", allow_pickle=False).shape
-        return width, height
-    return image_size(path)
 
 
 class Reader(NamedTuple):
@@ -112,12 +107,12 @@ class ImageFiles:
         if record.group is not None:
             example["group"] = record.group
         if record.mask is not None:
-            example["mask"] = _matching(self.read_mask(record.mask), image, record)
+            example["mask"] = _matching(self.read_mask(record.mask, record.path), image, record)
         return example | self.annotate(record, image)
 
-    def read_mask(self, path: Path) -> Bool[Tensor, "H W"]:
-        """The pixels of the object."""
-        return load_mask(path)
+    def read_mask(self, path: Path, image: Path) -> Bool[Tensor, "H W"]:
+        """The pixels of the object, turned with their image."""
+        return load_mask(path, image)
 
     def annotate(self, record: Record, image: Image.Image) -> dict[str, Any]:
         """The further entries of an example."""
@@ -146,7 +141,24 @@ def sound(records: Iterable[Record], config: FilesConfig, reader: Reader = IMAGE
     """The records whose files are there and are images; others stop, or are left out with a notice."""
     if not (config.check or config.skip_bad):
         return list(records)
-    return [record for record in records if _is_sound(record, config.skip_bad, reader)]
+    kept = [record for record in records if _is_sound(record, config.skip_bad, reader)]
+    _warn_of_turned_masks(kept)
+    return kept
+
+
+def _warn_of_turned_masks(records: Sequence[Record]) -> None:
+    """Say which masks are turned with their images although they may have been drawn on the upright ones."""
+    doubtful = []
+    for mask, image in ((record.mask, record.path) for record in records):
+        if mask is not None and is_ambiguous(size := mask_size(mask), mask_turn(mask, size, image)):
+            doubtful.append(mask)
+    if doubtful:
+        warnings.warn(
+            f"{len(doubtful)} masks are turned by the EXIF orientation of their images, which they do not state "
+            f"themselves (the first is {doubtful[0]}); where masks were drawn on the upright images, save these images "
+            f"without EXIF orientation.",
+            stacklevel=2,
+        )
 
 
 def _is_sound(record: Record, skip: bool, reader: Reader) -> bool:
@@ -176,8 +188,10 @@ def _problem(record: Record, reader: Reader, decode: bool) -> tuple[str, str] | 
                 load(path)
         except (*UNREADABLE, IfamError) as error:
             short = "it is no image that can be read" if kind == "image" else f"its mask {path} cannot be read"
-            reason = "" if isinstance(error, IfamError) else f" ({error})"
+            reason = "" if isinstance(error, IfamError) else f" ({why_unreadable(path, error)})"
             return short, f"{path} is no {kind} that can be read{reason}{place}"
+    if len(sizes) == 2 and record.mask is not None and mask_turn(record.mask, sizes[1], record.path) >= 5:
+        sizes[1] = sizes[1][::-1]
     if len(sizes) == 2 and sizes[0] != sizes[1]:
         return f"its mask {record.mask} has another size", _sizes_differ(record, sizes[1], sizes[0])
     return None
@@ -254,6 +268,8 @@ def assemble(
     Raises:
         IfamError: A file is missing or damaged, a split is empty, or a class has too few images.
     """
+    if reader is IMAGES and config.white:
+        reader = IMAGES._replace(load=partial(load_image, white=config.white))
     kept = {name: sound(records, config, reader) for name, records in splits.items()}
     note = benchmark.note
     if "train" in kept and every_class:

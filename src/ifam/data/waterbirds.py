@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from ifam.data.base import Benchmark
-from ifam.data.cub import LISTS, read_birds
+from ifam.data.cub import LISTS, BirdFiles, read_birds
 from ifam.data.layout import CutConfig, choose, find_root, read_csv
 from ifam.data.tables import ImageFiles, Reader, Record, assemble
 from ifam.errors import IfamError
@@ -74,7 +74,7 @@ def load_waterbirds(root: Path | None, config: WaterbirdsConfig) -> Benchmark:
     if config.labels == "species":
         return _by_species(images, splits, config)
     published = Benchmark("waterbirds", {}, CLASSES, GROUPS, "validation images as published")
-    return assemble(published, splits, config)
+    return assemble(published, splits, config, files=BirdFiles)
 
 
 def _by_species(images: Path, splits: dict[str, list[Record]], config: WaterbirdsConfig) -> Benchmark:
@@ -90,7 +90,7 @@ def _by_species(images: Path, splits: dict[str, list[Record]], config: Waterbird
     empty = Benchmark("waterbirds", {}, birds.class_names, GROUPS, keypoint_names=birds.keypoint_names)
 
     def grouped(records: Sequence[Record], reader: Reader) -> ImageFiles:
-        return ImageFiles([replace(record, group=groups[record.path]) for record in records], reader)
+        return BirdFiles([replace(record, group=groups[record.path]) for record in records], reader)
 
     # Groups come after the cut, so that it is CUB's own.
     return assemble(empty, birds.splits, config, files=grouped)
