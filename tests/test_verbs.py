@@ -397,3 +397,21 @@ def test_the_revision_is_that_of_the_sources_and_of_no_repository_around_an_inst
     git("commit", "--quiet", "--allow-empty", "--message", "first")
     assert re.fullmatch("[0-9a-f]{7,}", _revision(tmp_path / "src" / "ifam"))
     assert _revision(installed) is None
+
+
+def test_a_folder_without_splits_is_judged_whole_and_said_in_the_first_line(tmp_path, save, capsys):
+    """One of the two classes that the model knows, and an image alone: as many as there are, by their names."""
+    miniatures.folder(tmp_path / "trained")
+    classes = {"benchmark": "folder", "root": str(tmp_path / "trained")}
+    model = save(tmp_path / "model", 2, classes, class_names=("duck", "wren"))
+    (tmp_path / "new" / "wren").mkdir(parents=True)
+    Image.new("RGB", (70, 64)).save(tmp_path / "new" / "wren" / "only.png")
+    capsys.readouterr()
+    target = tmp_path / "new.json"
+    run("evaluate", "--model", model, "--root", tmp_path / "new", "--out", target, *FEW)
+    assert capsys.readouterr().out.splitlines()[0] == "1 image of 1 class, no split named"
+    classes = json.loads(target.read_text())["predictor"]["classes"]
+    assert {name: row["count"] for name, row in classes.items() if row["count"]} == {"wren": 1}
+    # The folder that it was trained on: the images that were set aside, and no others.
+    run("evaluate", "--model", model, *FEW)
+    assert "validation: 20% of the training images" in capsys.readouterr().out.splitlines()[0]

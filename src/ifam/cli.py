@@ -192,8 +192,9 @@ def audit(
     ensure_writable(out, folder=True)
     net, trained = _load(model)
     net.to(chosen_device(device))
-    name, images, options = trained_on(trained, benchmark, root, data)
+    name, images, options = trained_on(trained, benchmark, root, data, net.config.class_names, split)
     split, source = split or images.judged, remembered_root(trained, benchmark, root)
+    print(images.describe(split))
     other = None if plain is None else load_plain(plain)
     # All that the figures depend on.
     conditions: dict[str, Any] = {

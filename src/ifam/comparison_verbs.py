@@ -111,7 +111,7 @@ def retrain(
     check_absent([out / "results.json"], overwrite)
     ensure_writable(out, folder=True)
     net, (config, extra) = hub.load_any(model), hub.read_config(model)
-    name, images, options = trained_on(extra, benchmark, root, data)
+    name, images, options = trained_on(extra, benchmark, root, data, config.class_names, split)
     check_classes(images, config)
     net.to(chosen_device(device))
     shared: dict[str, Any] = {"batch_size": batch_size, "workers": workers}

@@ -16,7 +16,8 @@ from torchvision.transforms import v2
 from ifam._typing import Float, Tensor
 from ifam.classifier import Classifier, PartClassifier
 from ifam.data.base import FitAndCrop
-from ifam.data.images import EXTENSIONS, load_image
+from ifam.data.files import list_images, readable_extensions
+from ifam.data.images import load_image
 from ifam.errors import IfamError
 from ifam.files import weights_digest
 from ifam.interventions import Intervention
@@ -198,9 +199,10 @@ def _find(paths: Iterable[str | Path], out: Path | None) -> dict[Path, str]:
     for given in map(local_path, paths):
         if not given.exists():
             raise IfamError(f"{given} does not exist; give image files or folders that hold some.")
-        found = [given] if given.is_file() else sorted(_images_in(given, out))
+        found = [given] if not given.is_dir() else _images_in(given, out)
         if not found:
-            raise IfamError(f"The folder {given} holds no image ({', '.join(sorted(EXTENSIONS))}); give one that does.")
+            known = ", ".join(sorted(readable_extensions()))
+            raise IfamError(f"The folder {given} holds no image ({known}); give one that does.")
         for file in found:
             inside = file.name if file == given else str(file.relative_to(given))
             files.setdefault(file, Path(inside).with_suffix("").as_posix().replace("/", "_"))
@@ -213,14 +215,12 @@ def _find(paths: Iterable[str | Path], out: Path | None) -> dict[Path, str]:
     return files
 
 
-def _images_in(folder: Path, out: Path | None) -> Iterator[Path]:
-    """Image files anywhere below a folder, without hidden ones and without our own pictures in `out`."""
-    own = None if out is None else out.resolve()
-    for file in folder.rglob("*"):
-        hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-        ours = own is not None and own != folder.resolve() and file.resolve().is_relative_to(own)
-        if file.suffix.lower() in EXTENSIONS and file.is_file() and not hidden and not ours:
-            yield file
+def _images_in(folder: Path, out: Path | None) -> list[Path]:
+    """Image files anywhere below a folder, without our own pictures in `out`; what is left out is logged."""
+    ours = set() if out is None or out.resolve() == folder.resolve() else {out.resolve()}
+    listing = list_images(folder, outside=ours)
+    listing.warn(folder)
+    return listing.paths
 
 
 def _unused(name: str, taken: set[str]) -> str:

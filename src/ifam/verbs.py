@@ -77,12 +77,15 @@ def evaluate(
     beside = _beside(model)
     ensure_writable(beside / "evaluations" if out is None else out, folder=out is None)
     net, (config, extra) = hub.load_any(model), hub.read_config(model)
-    name, images, options = trained_on(extra, benchmark, root, _with_masks(extra, benchmark, mask_from, data))
+    chosen = _with_masks(extra, benchmark, mask_from, data)
+    name, images, options = trained_on(extra, benchmark, root, chosen, config.class_names, split)
     check_classes(images, config)
     together = split is None and bool(images.treatments)
     if together and (leave_one_out or keypoint_regression):
         raise IfamError("Parts are left out and keypoints predicted on one split at a time; name it with --split.")
     split = split or images.judged
+    if not together and os.environ.get("RANK", "0") == "0":
+        print(images.describe(split))
     changes, record = _interventions(extra, model, net, drop_parts, keep_parts, drop_unsure)
     record |= {} if mask_from is None else {"mask_from": mask_from}
     variants: dict[str, list[Intervention]] = {"all": changes}
@@ -242,11 +245,11 @@ def thresholds(
     from ifam.data.fingerprints import fingerprint
     from ifam.evaluation.thresholds import QUANTILES, compute_thresholds, selector_digest, store
 
-    net, (_, extra) = hub.load_any(model), hub.read_config(model)
+    net, (config, extra) = hub.load_any(model), hub.read_config(model)
     if not Path(model).expanduser().is_dir():
         raise IfamError(f"{model} is on the hub, where nothing can be kept; copy it to a folder and name that.")
     ensure_writable(local_path(model), folder=True)
-    name, images, options = trained_on(extra, benchmark, root, data)
+    name, images, options = trained_on(extra, benchmark, root, data, config.class_names, split)
     chosen = QUANTILES if quantiles is None else quantiles
     made = {"benchmark": name, "split": split, "data": options, "quantiles": list(chosen), "limit": limit}
     run = run_digest({**made, "images": fingerprint(images, [split]), "selector": selector_digest(net)})
@@ -313,15 +316,34 @@ def _show(found: Any, title: str, target: Path, conditions: Mapping[str, Any]) -
 
 
 def trained_on(
-    extra: Mapping[str, Any], benchmark: str | None, root: Path | None, data: Mapping[str, Any] | None
+    extra: Mapping[str, Any],
+    benchmark: str | None,
+    root: Path | None,
+    data: Mapping[str, Any] | None,
+    class_names: tuple[str, ...] = (),
+    split: str | None = None,
 ) -> tuple[str, "Benchmark", dict[str, Any]]:
-    """Name, images and settings: those that the model was trained with where nothing else is asked for."""
+    """Name, images and settings: those that the model was trained with where nothing else is asked for.
+
+    The classes of a folder of other images are matched with the model's by their names (`class_names`), and unless a
+    split is named, a folder without splits is taken whole.
+    """
     from ifam.data import load_benchmark
 
     name = benchmark or str(extra.get("benchmark", "pondbirds"))
     same = name == extra.get("benchmark")
-    options = {**(extra.get("data", {}) if same else {}), **(data or {})}
-    return name, load_benchmark(name, remembered_root(extra, benchmark, root), options), options
+    options = dict(extra.get("data", {}) if same else {})
+    source = remembered_root(extra, benchmark, root)
+    if name == "folder" and not (same and _same_place(source, extra)):
+        options |= {"classes": class_names} | ({"val_fraction": 0.0} if split is None else {})
+    options |= data or {}
+    return name, load_benchmark(name, source, options), options
+
+
+def _same_place(root: Path | None, extra: Mapping[str, Any]) -> bool:
+    """Whether images lie where those lay that a model was trained on."""
+    trained = extra.get("root")
+    return root is not None and trained is not None and os.path.realpath(root) == os.path.realpath(trained)
 
 
 def remembered_root(extra: Mapping[str, Any], benchmark: str | None, root: Path | None) -> Path | None:

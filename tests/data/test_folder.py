@@ -1,5 +1,7 @@
 """Folders of real image files, drawn for the test."""
 
+import os
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -184,15 +186,14 @@ def test_a_class_with_one_image_is_named(tmp_path):
 def test_a_class_that_only_validation_has(tmp_path):
     tree(tmp_path / "train", cat=2, dog=2)
     tree(tmp_path / "val", cat=1, dog=1, emu=1)
-    with pytest.raises(IfamError, match=r"val has a class 'emu' that the training images lack"):
+    with pytest.raises(IfamError, match=r"val has a class 'emu', but only cat, dog are known from training"):
         load(tmp_path)
 
 
 def test_a_class_that_validation_lacks(tmp_path):
     tree(tmp_path / "train", cat=2, dog=2)
     tree(tmp_path / "val", cat=1)
-    with pytest.raises(IfamError, match=r"class folder .*val.dog holds no image"):
-        load(tmp_path)
+    assert by_class(load(tmp_path).split("val")) == [1]
 
 
 @pytest.mark.parametrize("kind", ["text", "empty", "damaged"])
@@ -244,7 +245,7 @@ def test_an_unknown_setting_lists_what_there_is(benchmark, known):
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("val_fraction", 0.0),
+        ("val_fraction", -0.1),
         ("val_fraction", 1.0),
         ("val_fraction", float("nan")),
         ("seed", -1),
@@ -278,9 +279,249 @@ def test_an_empty_train_folder_is_no_split(tmp_path):
         load(tree(tmp_path, bus=2, car=2))
 
 
+# --- folders by the names that people give ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "test"),
+    [("Train", "Valid", "Test"), ("training", "validation", "testing"), ("TRAIN", "VAL", "TEST")],
+)
+def test_splits_are_known_by_their_usual_names(tmp_path, train, val, test):
+    for number, name in enumerate((train, val, test), 2):
+        tree(tmp_path / name, cat=number, dog=number)
+    images = load(tmp_path)
+    assert images.class_names == ("cat", "dog")
+    assert {name: len(split) for name, split in images.splits.items()} == {"train": 4, "val": 6, "test": 8}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "dev",
+        "eval",
+        "Evaluation",
+        "holdout",
+        "held-out",
+        "hold_out",
+        "trainset",
+        "train_images",
+        "test-set",
+        "test2",
+        "val_data",
+        "unlabeled",
+        "trainval",
+    ],
+)
+@pytest.mark.parametrize("beside", ["train", "cat"])
+def test_a_folder_that_looks_like_a_split_is_an_error_that_says_so(tmp_path, name, beside):
+    tree(tmp_path / name, cat=2, dog=2)
+    tree(tmp_path / beside, cat=2, dog=2)
+    with pytest.raises(IfamError, match=rf"{name} looks like a split .* called train, val and test \(or training"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("names", [("training", "testing"), ("Train", "Test"), ("train", "val"), ("train", "holdout")])
+def test_splits_that_hold_images_themselves_are_not_two_classes(tmp_path, names):
+    with pytest.raises(IfamError, match="looks like a split, but holds images itself; sort them into a folder"):
+        load(tree(tmp_path, **dict.fromkeys(names, 4)))
+
+
+def test_a_split_without_classes_beside_one_with_classes(tmp_path):
+    tree(tmp_path / "train", cat=2, dog=2)
+    with pytest.raises(IfamError, match="val looks like a split, but holds images itself"):
+        load(tree(tmp_path, val=4))
+
+
+def test_two_folders_for_one_split(tmp_path):
+    for name in ("train", "val", "valid"):
+        tree(tmp_path / name, cat=2, dog=2)
+    with pytest.raises(IfamError, match=r"val and .*valid are both the split 'val'; merge them"):
+        load(tmp_path)
+
+
+def test_a_folder_of_images_beside_the_splits_is_not_ignored(tmp_path):
+    tree(tmp_path / "train", cat=2, dog=2)
+    (tmp_path / "notes").mkdir()  # holds no image, so it is nobody's split
+    assert load(tmp_path).class_names == ("cat", "dog")
+    tree(tmp_path, owl=3)
+    with pytest.raises(IfamError, match="has the split 'train' and beside it the folder 'owl', which is none"):
+        load(tmp_path)
+
+
+def test_the_same_names_in_a_list(listed):
+    images = listed("0.png,a,Training,", "1.png,b,TRAIN,", "2.png,a,Valid,", "3.png,b,Testing,", header=CELLS)
+    assert {name: len(split) for name, split in images.splits.items()} == {"train": 2, "val": 1, "test": 1}
+
+
+# --- files that are not the user's images ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        ".ipynb_checkpoints",
+        "@eaDir",
+        ".thumbnails",
+        "__MACOSX",
+        "$RECYCLE.BIN",
+        "System Volume Information",
+        "lost+found",
+    ],
+)
+def test_folders_that_programs_leave_behind_are_skipped_and_counted(tmp_path, caplog, name):
+    tree(tmp_path, cat=4, dog=4)
+    draw(tmp_path / "cat" / name / "copy.png")
+    images = load(tmp_path)
+    assert sum(map(len, images.splits.values())) == 8
+    assert "8 images; left out 1 hidden or of the system" in caplog.text
+
+
+def test_other_files_are_counted_by_reason(tmp_path, caplog):
+    root = tree(tmp_path, cat=4, dog=4)
+    for name in ("._000.png", "Thumbs.db", "desktop.ini", "notes.txt", "more.txt", "x.dcm", "blank"):
+        (root / "cat" / name).write_bytes(b"not an image")
+    draw(root / "dog" / "real.png").rename(root / "dog" / "real.jpg_large")
+    draw(root / "dog" / "big.png").rename(root / "dog" / "BIG.PNG")
+    draw(root / "beside.png")
+    os.mkfifo(root / "dog" / "pipe.png")
+    (root / "dog" / "gone.png").symlink_to(root / "nowhere.png")
+    images = load(root)
+    assert sum(map(len, images.splits.values())) == 9
+    for reason in (
+        *("9 images", "3 hidden or of the system", "2 .txt", "1 .dcm", "1 without an ending", "1 not a regular file"),
+        *("1 linked to nothing", "named .jpg_large (rename it)", "1 outside of the class folders"),
+    ):
+        assert reason in caplog.text
+
+
+def test_a_folder_is_not_an_image_whatever_its_name(tmp_path):
+    tree(tmp_path, cat=4, dog=4)
+    draw(tmp_path / "cat" / "x.jpg" / "inside.png")
+    assert sum(map(len, load(tmp_path).splits.values())) == 9
+
+
+def test_links_are_followed_once(tmp_path, caplog):
+    root = tree(tmp_path / "photos", cat=4, dog=4)
+    tree(tmp_path / "elsewhere", more=12)
+    (root / "cat" / "more").symlink_to(tmp_path / "elsewhere" / "more")
+    (root / "cat" / "again").symlink_to(tmp_path / "elsewhere" / "more")
+    (root / "cat" / "up").symlink_to(root / "cat")
+    (root / "dog" / "twice.png").symlink_to(root / "dog" / "000.png")
+    (root / "dog" / "circle.png").symlink_to(root / "dog" / "circle.png")
+    images = load(root)
+    assert sum(map(len, images.splits.values())) == 20
+    assert "3 linked twice" in caplog.text
+    assert "1 linked in a circle" in caplog.text
+
+
+def test_formats_that_need_a_library_are_read_or_named(tmp_path, caplog, monkeypatch):
+    heif = pytest.importorskip("pillow_heif")
+    heif.register_heif_opener()
+    root = tree(tmp_path, cat=4, dog=4)
+    draw(root / "cat" / "phone.heic")
+    assert sum(map(len, load(root).splits.values())) == 9
+    assert load(root, val_fraction=0.0).split("all")[4]["image"].size == (40, 30)
+    monkeypatch.setattr("ifam.data.files.find_spec", lambda name: None)
+    assert sum(map(len, load(root).splits.values())) == 8
+    assert "1 .heic (needs `pip install 'ifam[heif]'`)" in caplog.text
+
+
+# --- the same image twice --------------------------------------------------------------------------------
+
+
+def test_a_file_in_two_splits_or_classes_is_refused(tmp_path):
+    tree(tmp_path / "train", cat=2, dog=2)
+    tree(tmp_path / "val", cat=1, dog=1)
+    (tmp_path / "val" / "cat" / "linked.png").symlink_to(tmp_path / "train" / "cat" / "000.png")
+    with pytest.raises(IfamError, match=r"listed twice, as .*train/cat/000\.png and as .*val/cat/linked\.png; remove"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("again", ["0.png,a", "sub/../0.png,a", "0.png,b", "./0.png,b"])
+def test_a_row_that_is_there_twice_is_refused_with_both_lines(listed, tmp_path, again):
+    (tmp_path / "sub").mkdir()
+    with pytest.raises(IfamError, match=r"listed twice.*line 2.*and as .*line 4"):
+        listed("0.png,a", "1.png,b", again, header="path,label")
+
+
+def test_copies_in_two_splits_and_in_two_classes_are_counted(tmp_path, caplog):
+    for number, name in enumerate(
+        ("train/cat/0", "train/cat/1", "train/dog/0", "train/dog/1", "val/cat/0", "val/dog/0")
+    ):
+        draw(tmp_path / f"{name}.png", (20 * number, 50, 200))
+    load(tmp_path)
+    assert "same content" not in caplog.text
+    for target in ("val/cat/x.png", "train/dog/y.png"):
+        shutil.copy(tmp_path / "train" / "cat" / "1.png", tmp_path / target)
+    load(tmp_path)
+    assert "2 pairs of images have the same content in two splits" in caplog.text
+    assert "2 pairs of images have the same content and different classes" in caplog.text
+
+
+# --- folders to evaluate on ------------------------------------------------------------------------------
+
+
+def test_a_folder_without_splits_is_taken_whole_by_the_names_that_a_model_knows(tmp_path):
+    images = load(tree(tmp_path, wren=3, owl=1), val_fraction=0.0, classes=("duck", "owl", "wren"))
+    assert list(images.splits) == ["all"]
+    assert images.judged == "all"
+    assert images.class_names == ("duck", "owl", "wren")
+    assert by_class(images.split("all")) == [0, 1, 3]
+    assert images.describe("all") == "4 images of 2 classes, no split named"
+    with pytest.raises(IfamError, match="has a class 'wren', but only duck, owl are known from the model"):
+        load(tmp_path, val_fraction=0.0, classes=("duck", "owl"))
+
+
+def test_a_test_folder_alone_can_be_judged_on(tmp_path):
+    tree(tmp_path / "test", cat=1, dog=3)
+    images = load(tmp_path)
+    assert images.judged == "test"
+    assert images.describe("test") == "4 images of 2 classes, split test"
+
+
+def test_a_list_without_splits_is_taken_whole(listed):
+    images = listed("0.png,b", "1.png,c", header="path,label", val_fraction=0.0, classes=("a", "b", "c"))
+    assert images.split("all").labels == [1, 2]
+    with pytest.raises(IfamError, match="has the class 'b', which the model does not know"):
+        listed("0.png,b", "1.png,c", header="path,label", val_fraction=0.0, classes=("a", "c"))
+
+
+# --- a folder and a list of the same images --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("classes", [("1", "2", "10"), ("a", "b", "10"), ("duck, wild", "wren", "Übung")])
+def test_a_folder_and_a_list_agree(tmp_path, classes):
+    root = tree(tmp_path, **dict.fromkeys(classes, 5))
+    rows = [f'"{name}/{path.name}","{name}"' for name in classes for path in sorted((root / name).iterdir())]
+    (root / "list.csv").write_text("path,label\n" + "\n".join(rows), encoding="utf-8")
+    a, b = load(root), load(root, csv="list.csv")
+    assert a.class_names == b.class_names
+    for split in ("train", "val"):
+        assert sorted(zip(names(a.split(split)), a.split(split).labels, strict=True)) == sorted(
+            zip(names(b.split(split)), b.split(split).labels, strict=True)
+        )
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_lists_as_spreadsheets_write_them(tmp_path, encoding, separator):
+    root = tree(tmp_path, Größe=2, wren=2)
+    lines = [
+        ["path", "label", ""],
+        *[[f"{name}\\{i:03d}.{end}", name, ""] for name in ("Größe", "wren") for i, end in enumerate(("png", "jpg"))],
+        ["", "", ""],
+    ]
+    text = "\r\n".join(separator.join(line) for line in lines)
+    (root / "list.csv").write_bytes(text.encode(encoding))
+    images = load(root, csv="list.csv", val_fraction=0.0)
+    assert images.class_names == ("Größe", "wren")
+    assert len(images.split("all")) == 4
+
+
 # --- CSV files -------------------------------------------------------------------------------------------
 
 HEADER = "path,label,group,split,mask"
+CELLS = "path,label,split,mask"
 
 
 @pytest.fixture
@@ -375,10 +616,10 @@ def test_a_list_without_training_images_can_be_tested_on(listed):
         (["0.png,a"], "path,kind", r"images\.csv has no column 'label'; it has path, kind"),
         ([], "path,label", "lists no image"),
         (["0.png,a", "1.png,a"], "path,label", "has a single class, a; at least two"),
-        (["0.png,a", "1.png"], "path,label", "line 3 has not as many values as the header"),
+        (["0.png,a", "1.png"], "path,label", "line 3 has 1 values, but the header has 2"),
         (["0.png,a", ",b"], "path,label", "line 3 has no path"),
         (["0.png,a", "1.png,"], "path,label", "line 3 has no label"),
-        (["0.png,a,train", "1.png,b,training"], "path,label,split", "line 3 has the unknown split 'training'"),
+        (["0.png,a,train", "1.png,b,dev"], "path,label,split", "line 3 has the unknown split 'dev'"),
         (["0.png,a,", "1.png,b,train"], "path,label,split", "line 2 has the unknown split ''"),
         (["0.png,a,g", "1.png,b,"], "path,label,group", "line 3 has no group, but other lines have one"),
         (["0.png,a", "1.png,b", "missing.png,b"], "path,label", r"missing\.png does not exist .*line 4"),

@@ -145,7 +145,10 @@ def unchecked():
         ({"check": 1}, "folder: check=1 is not possible; give true or false"),
         ({"seed": True}, "folder: seed=True is not possible; give a whole number"),
         ({"seed": 1.5}, "folder: seed=1.5 is not possible; give a whole number"),
-        ({"val_fraction": "half"}, "folder: val_fraction='half' is not possible; give a share between 0 and 1"),
+        (
+            {"val_fraction": "half"},
+            "folder: val_fraction='half' is not possible; give a share from 0",
+        ),
         ({"val_fraction": True}, "folder: val_fraction=True is not possible"),
         ({"csv": 3}, "folder: csv=3 is not possible; give text"),
     ],
@@ -174,10 +177,10 @@ def test_csv_files_of_every_kind(tmp_path):
     [
         (b"", r"has no column 'name'; it has no header at all"),
         (b"Name,note\n", r"has no column 'name'; it has Name, note"),
-        (b"name,note\na\n", r"line 2 has not as many values as the header \(2\)"),
-        (b"name,note\na,b,c\n", r"line 2 has not as many values as the header \(2\)"),
+        (b"name,note\na\n", "line 2 has 1 values, but the header has 2"),
+        (b"name,note\na,b,c\n", "line 2 has 3 values, but the header has 2"),
         (b"name,note\n\xff\xfe,b\n", "cannot be read as a CSV file"),
-        (b'name,note\na,"b\x00' + b"c" * 200_000, "cannot be read as a CSV file"),
+        (b'name,note\na,"b\x00' + b"c" * 200_000, "is not a CSV file"),
     ],
 )
 def test_csv_files_that_cannot_be_read(tmp_path, content, words):

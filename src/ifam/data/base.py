@@ -68,8 +68,17 @@ class Benchmark:
 
     @property
     def judged(self) -> str:
-        """The split that models are judged on where none is named: "test", or "val" where there is no test split."""
-        return "test" if "test" in self.splits else "val"
+        """The split that models are judged on where none is named: "test", else "val", else the only one."""
+        return next((name for name in ("test", "val") if name in self.splits), next(iter(self.splits), "val"))
+
+    def describe(self, split: str) -> str:
+        """What a split is, in one line: "50 images of 2 classes, no split named"."""
+        examples = self.split(split)
+        classes = len({*getattr(examples, "labels", ())}) or len(self.class_names)
+        which = "no split named" if split == "all" else f"split {split}"
+        note = f" ({self.note})" if split == "val" and self.note else ""
+        images = f"{len(examples)} image{'s' * (len(examples) != 1)}"
+        return f"{images} of {classes} class{'es' * (classes != 1)}, {which}{note}"
 
     def split(self, name: str) -> Examples:
         """The examples of a split.

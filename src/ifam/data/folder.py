@@ -1,5 +1,8 @@
 """A user's own images: `root/class/image`, the same below `root/train`, `val` and `test`, or a list in a CSV file.
 
+Splits may be called train or training, val, valid or validation, and test or testing, in upper or lower case. A folder
+whose name looks like that of a split and is none of these is an error, not a class.
+
 A CSV file has a header and a row for each image. Two columns are needed and three are optional:
 
     path,label,group,split,mask
@@ -7,24 +10,37 @@ A CSV file has a header and a row for each image. Two columns are needed and thr
     photos/0002.jpg,wren,wren on water,test,masks/0002.png
 
 Paths are absolute or relative to the root. A group is what the worst group is taken over; without the column, the
-classes are. Splits are train, val (or valid, validation) and test; without the column, or without a row of val,
-validation images are cut from the training images. A mask is an image of the same size (see `ifam.data.masks`);
-a cell may be empty. Classes are in the order of their names, whole numbers in the order of their values.
+classes are. Splits have the same names as folders; without the column, or without a row of val, validation images are
+cut from the training images. A mask is an image of the same size, below half of its range outside of the object; a
+cell may be empty. Classes are in the order of their names, whole numbers in the order of their values.
 """
 
+import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
 from ifam.data.base import Benchmark
-from ifam.data.images import EXTENSIONS
-from ifam.data.layout import CutConfig, image_files, read_csv, sub_folders
+from ifam.data.duplicates import refuse_repeated_files, warn_of_copies
+from ifam.data.files import Listing, is_hidden, list_images, ordered, readable_extensions, sub_folders
+from ifam.data.layout import CutConfig, read_csv
 from ifam.data.tables import Record, assemble, sound
 from ifam.errors import IfamError
 from ifam.io import local_path
 
-SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+SPLIT_NAMES = {
+    **{"train": "train", "training": "train", "test": "test", "testing": "test"},
+    **{"val": "val", "valid": "val", "validation": "val"},
+}
+# The split of images that belong to none.
+ALL = "all"
+_LIKE_A_SPLIT = re.compile(
+    r"(train|training|trn|test|testing|tst|val|valid|validation|dev|eval|evaluation|trainval|held.?out|hold.?out|"
+    r"unlabell?ed|fold|split)[\W_\d]*(set|data|images|imgs|split|samples|fold)?s?[\W_\d]*",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -33,7 +49,7 @@ class FolderConfig(CutConfig):
 
     Attributes:
         val_fraction: Share of the training images set aside for validation, class by class (and group by group),
-            where there are no validation images.
+            where there are no validation images; 0 for none, which suits evaluation alone.
         seed: Seed of that choice.
         skip_bad: Leave out files that are no images, with a notice, instead of stopping.
         check: Open every file once at the start, so that a damaged one is found before it stops the training.
@@ -43,6 +59,8 @@ class FolderConfig(CutConfig):
         group_column: Column of the image's group; optional under its default name.
         split_column: Column of the image's split; optional under its default name.
         mask_column: Column of the path of the object's mask; optional under its default name.
+        classes: Names of the classes in the order of their index, where a model knows them; images of others are
+            refused, and some may have none. The classes that are found where it is empty.
     """
 
     benchmark: ClassVar[str] = "folder"
@@ -53,6 +71,7 @@ class FolderConfig(CutConfig):
     group_column: str = "group"
     split_column: str = "split"
     mask_column: str = "mask"
+    classes: tuple[str, ...] = ()
 
 
 def load_folder(root: Path | None, config: FolderConfig) -> Benchmark:
@@ -78,26 +97,83 @@ def load_folder(root: Path | None, config: FolderConfig) -> Benchmark:
 
 
 def _load_classes(root: Path, config: FolderConfig) -> Benchmark:
-    by_split = _is_split(root / "train")
-    classes = _class_names(root / "train" if by_split else root)
-    names = [name for name in ("train", "val", "test") if (root / name).is_dir()] if by_split else ["train"]
-    splits = {name: _read(root / name if by_split else root, classes, config) for name in names}
-    note = "validation images as found in val/" if "val" in splits else ""
+    folders = _split_folders(root)
+    whole = "train" if config.val_fraction else ALL
+    classes = config.classes or _class_names(folders.get("train", root) if "train" in folders else root, folders)
+    listing = Listing(left_out=Counter({_OUTSIDE: _count_outside(root, folders)}))
+    splits = {
+        name: _read(folder, classes, config, listing, name in ("train", ALL))
+        for name, folder in (folders or {whole: root}).items()
+    }
+    listing.left_out += Counter()  # drops reasons that are counted zero times
+    listing.warn(root)
+    note = f"validation images as found in {folders['val'].name}/" if "val" in folders else ""
+    _check_unique(splits, classes, config)
     # The files have been looked at, class by class.
     return assemble(
         Benchmark("folder", {}, classes, classes, note), splits, replace(config, check=False, skip_bad=False)
     )
 
 
-def _is_split(folder: Path) -> bool:
-    """Whether a folder holds class folders; one that holds images itself is a class, whatever its name."""
-    if not folder.is_dir() or any(p.suffix.lower() in EXTENSIONS for p in folder.iterdir() if p.is_file()):
-        return False
-    return any(image_files(folder / name) for name in sub_folders(folder))
+_OUTSIDE = "outside of the class folders"
 
 
-def _class_names(root: Path) -> tuple[str, ...]:
-    classes = tuple(sub_folders(root))
+def _split_folders(root: Path) -> dict[str, Path]:
+    """The folder of each split, in the order train, val, test; none where the folders are classes.
+
+    A folder is one of a split if its name says so and it holds class folders: one with images of its own is a class.
+    """
+    filled = {root / name: kind for name in sub_folders(root) if (kind := _content(root / name))}
+    named = [path for path in filled if path.name.casefold() in SPLIT_NAMES]
+    alike = [path for path in filled if path not in named and _LIKE_A_SPLIT.fullmatch(path.name)]
+    expected = "train, val and test (or training, valid, validation, testing)"
+    if nested := [path for path in alike if filled[path] == "classes"]:
+        raise IfamError(
+            f"{nested[0]} looks like a split and holds class folders, but splits are called {expected}; rename it."
+        )
+    splits = [path for path in named if filled[path] == "classes"]
+    flat = [path for path in (*named, *alike) if filled[path] == "images"]
+    if flat and (splits or len(flat) > 1):
+        raise IfamError(
+            f"{flat[0]} looks like a split, but holds images itself; sort them into a folder for each class below it."
+        )
+    if not splits:
+        return {}
+    if others := [path for path in filled if path not in splits]:
+        raise IfamError(
+            f"{root} has the split {splits[0].name!r} and beside it the folder {others[0].name!r}, which is none; "
+            f"splits are called {expected}: rename or move it."
+        )
+    found: dict[str, Path] = {}
+    for path in splits:
+        name = SPLIT_NAMES[path.name.casefold()]
+        if name in found:
+            raise IfamError(f"{found[name]} and {path} are both the split {name!r}; merge them, or move one away.")
+        found[name] = path
+    return {name: found[name] for name in ("train", "val", "test") if name in found}
+
+
+def _content(folder: Path) -> str:
+    """Whether a folder holds "images" itself, "classes" of images, or neither."""
+    extensions = readable_extensions()
+    if any(p.suffix.lower() in extensions and p.is_file() and not is_hidden(p) for p in folder.iterdir()):
+        return "images"
+    return "classes" if any(list_images(folder / name).paths for name in sub_folders(folder)) else ""
+
+
+def _count_outside(root: Path, folders: Mapping[str, Path]) -> int:
+    """Images that lie beside the class folders."""
+    extensions = readable_extensions()
+    return sum(
+        path.suffix.lower() in extensions and path.is_file() and not is_hidden(path)
+        for folder in {root, *folders.values()}
+        for path in folder.iterdir()
+    )
+
+
+def _class_names(root: Path, folders: Mapping[str, Path]) -> tuple[str, ...]:
+    sources = list(folders.values()) if folders and root not in folders.values() else [root]
+    classes = tuple(ordered(name for source in sources for name in sub_folders(source)))
     if len(classes) < 2:
         raise IfamError(
             f"{root} has {len(classes)} sub-folder{'s' if len(classes) != 1 else ''}, but one for each of at least "
@@ -106,21 +182,36 @@ def _class_names(root: Path) -> tuple[str, ...]:
     return classes
 
 
-def _read(root: Path, classes: tuple[str, ...], config: FolderConfig) -> list[Record]:
-    """Every image of every class."""
-    unknown = sorted(set(sub_folders(root)) - set(classes))
+def _read(
+    root: Path, classes: tuple[str, ...], config: FolderConfig, listing: Listing, every_class: bool
+) -> list[Record]:
+    """Every image of every class; what is left out is added to the listing."""
+    unknown = [name for name in sub_folders(root) if name not in classes]
     if unknown:
-        raise IfamError(f"{root} has a class {unknown[0]!r} that the training images lack; move or remove it.")
+        raise IfamError(
+            f"{root} has a class {unknown[0]!r}, but only {', '.join(classes[:5])}{' ...' * (len(classes) > 5)} are "
+            f"known from {'the model' if config.classes else 'training'}; move, rename or remove it."
+        )
     records: list[Record] = []
     for label, name in enumerate(classes):
-        found = sound([Record(path, label) for path in image_files(root / name)], config)
-        if not found:
+        images = list_images(root / name) if (root / name).is_dir() else Listing()
+        listing.paths += images.paths
+        listing.left_out += images.left_out
+        usable = sound([Record(path, label) for path in images.paths], config)
+        if not usable and every_class and not config.classes:
             raise IfamError(
                 f"The class folder {root / name} holds no image; add some "
-                f"({', '.join(sorted(EXTENSIONS))}) or remove the folder."
+                f"({', '.join(sorted(readable_extensions()))}) or remove the folder."
             )
-        records += found
+        records += usable
     return records
+
+
+def _check_unique(splits: Mapping[str, list[Record]], classes: tuple[str, ...], config: FolderConfig) -> None:
+    """Refuse files that are listed twice, and warn of copies."""
+    refuse_repeated_files(splits)
+    if config.check:
+        warn_of_copies(splits, classes)
 
 
 # ------------------------------------------------------------------------------------------------ CSV files
@@ -134,6 +225,11 @@ def _load_csv(root: Path, config: FolderConfig) -> Benchmark:
     if not rows:
         raise IfamError(f"{path} lists no image; add a row for each.")
     classes = _numbered(row[config.label_column] for _, row in rows)
+    if config.classes:
+        unknown = [name for name in classes if name not in config.classes]
+        if unknown:
+            raise IfamError(f"{path} has the class {unknown[0]!r}, which the model does not know; remove its rows.")
+        classes = {name: index for index, name in enumerate(config.classes)}
     groups = _numbered(row[config.group_column] for _, row in rows if row.get(config.group_column))
     splits: dict[str, list[Record]] = {}
     for line, row in rows:
@@ -145,16 +241,17 @@ def _load_csv(root: Path, config: FolderConfig) -> Benchmark:
         if groups and not group:
             raise IfamError(f"{where} has no {config.group_column}, but other lines have one; fill it in.")
         record = Record(
-            root / row[config.path_column],
+            root / local_path(row[config.path_column]),
             classes[row[config.label_column]],
             groups[group] if groups else None,
-            root / mask if mask else None,
+            root / local_path(mask) if mask else None,
             line=where,
         )
         splits.setdefault(_split_of(row, config, where), []).append(record)
     if len(classes) < 2:
         raise IfamError(f"{path} has a single class, {next(iter(classes))}; at least two are needed.")
-    known = {record.label for record in splits.get("train", [])}
+    _check_unique(splits, tuple(classes), config)
+    known = {record.label for record in splits.get("train", [])} if not config.classes else set()
     stray = [r for records in splits.values() for r in records if known and r.label not in known]
     if stray:
         raise IfamError(
@@ -162,7 +259,7 @@ def _load_csv(root: Path, config: FolderConfig) -> Benchmark:
             f"remove the line."
         )
     note = "validation images as listed" if "val" in splits else ""
-    ordered: dict[str, list[Record]] = {name: splits[name] for name in ("train", "val", "test") if name in splits}
+    ordered: dict[str, list[Record]] = {name: splits[name] for name in ("train", "val", "test", ALL) if name in splits}
     return assemble(Benchmark("folder", {}, tuple(classes), tuple(groups or classes), note), ordered, config)
 
 
@@ -178,14 +275,13 @@ def _needed_columns(config: FolderConfig) -> list[str]:
 
 
 def _numbered(names: Iterable[str]) -> dict[str, int]:
-    found = set(names) - {""}
-    whole = all(name.isascii() and name.isdigit() for name in found)
-    ordered = sorted(found, key=lambda name: (int(name), name) if whole else (0, name))
-    return {name: index for index, name in enumerate(ordered)}
+    return {name: index for index, name in enumerate(ordered({*names} - {""}))}
 
 
 def _split_of(row: Mapping[str, str], config: FolderConfig, where: str) -> str:
-    name = row.get(config.split_column, "train")
-    if name.lower() not in SPLIT_NAMES:
-        raise IfamError(f"{where} has the unknown split {name!r}; write one of train, val, test.")
-    return SPLIT_NAMES[name.lower()]
+    if config.split_column not in row:
+        return "train" if config.val_fraction else ALL
+    name = row[config.split_column]
+    if name.casefold() not in SPLIT_NAMES:
+        raise IfamError(f"{where} has the unknown split {name!r}; write one of {', '.join(SPLIT_NAMES)}.")
+    return SPLIT_NAMES[name.casefold()]

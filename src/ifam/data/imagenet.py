@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 from ifam.data.base import Benchmark
-from ifam.data.layout import CutConfig, FilesConfig, find_root, image_files, sub_folders
+from ifam.data.files import image_files, sub_folders
+from ifam.data.layout import CutConfig, FilesConfig, find_root
 from ifam.data.tables import Record, assemble
 from ifam.errors import IfamError
 

@@ -29,7 +29,8 @@ import torch
 from PIL import Image
 
 from ifam.data.base import Benchmark
-from ifam.data.layout import FilesConfig, choose, find_root, image_files, sub_folders
+from ifam.data.files import image_files, sub_folders
+from ifam.data.layout import FilesConfig, choose, find_root
 from ifam.data.tables import ImageFiles, Record, assemble
 from ifam.errors import IfamError
 

@@ -11,7 +11,6 @@ from PIL import ExifTags, Image, ImageCms, ImageOps
 from ifam.errors import IfamError
 from ifam.io import foreign_content
 
-EXTENSIONS = frozenset({".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 # Pillow, and numpy for masks, raise whatever a damaged file leads them to.
 UNREADABLE = (Exception,)
 # What may be white where a file does not say: floats up to 1, and 8, 10, 12, 14 or 16 bits.

@@ -1,20 +1,21 @@
 """What loaders need before there are images: settings, the folder and what must lie in it, and lists in text files."""
 
 import csv
-from collections.abc import Iterable, Sequence
+import io
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
-from ifam.data.images import EXTENSIONS
 from ifam.errors import IfamError
 
 # What a setting of a type may look like; `bool` is no number here, though it is one in Python.
 _KINDS: dict[type, tuple[tuple[type, ...], str]] = {
     bool: ((bool,), "true or false"),
     int: ((int,), "a whole number, zero or more"),
-    float: ((int, float), "a share between 0 and 1"),
+    float: ((int, float), "a share from 0 (none) to below 1"),
     str: ((str,), "text"),
+    tuple: ((tuple, list), "a list of names"),
 }
 
 
@@ -38,8 +39,8 @@ class FilesConfig:
             value = getattr(self, field.name)
             types, expected = _KINDS[type(field.default)]
             fits = isinstance(value, types) and (types[0] is bool or not isinstance(value, bool))
-            if fits and not isinstance(value, bool | str):
-                fits = value >= 0 if types == (int,) else 0 < value < 1
+            if fits and not isinstance(value, bool | str | tuple | list):
+                fits = value >= 0 if types == (int,) else 0 <= value < 1
             if not fits:
                 raise IfamError(f"{self.benchmark}: {field.name}={value!r} is not possible; give {expected}.")
 
@@ -50,7 +51,7 @@ class CutConfig(FilesConfig):
 
     Attributes:
         val_fraction: Share of the training images set aside for validation, of each class (and group) the same,
-            where the data have no validation images of their own.
+            where the data have no validation images of their own; 0 for none, which suits evaluation alone.
         seed: Seed of that choice.
         skip_bad: See `FilesConfig`.
         check: See `FilesConfig`.
@@ -94,45 +95,65 @@ def find_root(benchmark: str, root: Path | None, needed: Sequence[str], source: 
     return root
 
 
-def image_files(folder: Path) -> list[Path]:
-    """Every image in a folder, at any depth, in order of their paths; hidden files are none."""
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in EXTENSIONS and not p.name.startswith("."))
-
-
-def sub_folders(folder: Path) -> list[str]:
-    """Names of the folders in a folder, without what programs leave behind, in order."""
-    return sorted(
-        p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".") and p.name != "__MACOSX"
-    )
-
-
 def read_csv(path: Path, columns: Iterable[str]) -> list[tuple[int, dict[str, str]]]:
     """The rows of a CSV file, each with the number of its line.
 
     Args:
-        path: The file, with a header; UTF-8, with or without a byte order mark.
+        path: The file, with a header; in UTF-8 or UTF-16, with values separated by commas, semicolons or tabs.
         columns: Columns that must be there.
 
     Raises:
-        IfamError: The file cannot be read, or lacks a column, or has a line that is too short.
+        IfamError: The file cannot be read, or lacks a column, or has a line that is too short or too long.
     """
+    text = _decoded(path)
+    columns = list(columns)
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            header = [name.strip() for name in reader.fieldnames or []]
-            reader.fieldnames = header
-            missing = [name for name in columns if name not in header]
-            if missing:
-                raise IfamError(
-                    f"{path} has no column {missing[0]!r}; it has {', '.join(header) or 'no header at all'}."
-                )
-            rows = [(reader.line_num, row) for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise IfamError(f"{path} cannot be read as a CSV file ({error}); give one in UTF-8.") from None
-    for line, row in rows:
-        if None in row or None in row.values():
-            raise IfamError(f"{path}, line {line} has not as many values as the header ({len(header)}); mend it.")
-    return [(line, {name: value.strip() for name, value in row.items()}) for line, row in rows]
+        # The separator is the one by which the columns are there.
+        tables = [list(_lines_of(text, separator)) for separator in ",;\t"]
+    except csv.Error as error:
+        raise IfamError(f"{path} cannot be read as a CSV file ({error}); save it as CSV again.") from None
+    headers = [[name.strip() for name in table[0][1]] if table else [] for table in tables]
+    chosen = next((i for i, names in enumerate(headers) if {*columns} <= {*names}), None)
+    if chosen is None:
+        header = max(headers, key=len)
+        missing = next(name for name in columns if name not in header)
+        raise IfamError(f"{path} has no column {missing!r}; it has {', '.join(header) or 'no header at all'}.")
+    header, rows = headers[chosen], tables[chosen][1:]
+    if twice := [name for name in header if name and header.count(name) > 1]:
+        raise IfamError(f"{path} has two columns {twice[0]!r}; rename or remove one.")
+    named = sum(map(bool, header))
+    for line, values in rows:
+        # Spreadsheets leave empty columns behind.
+        if len(values) < named or any(value.strip() for value in values[len(header) :]):
+            raise IfamError(
+                f"{path}, line {line} has {len(values)} values, but the header has {len(header)}; quote values that "
+                f"hold a {('comma', 'semicolon', 'tab')[chosen]}."
+            )
+    return [
+        (line, {name: value.strip() for name, value in zip(header, values, strict=False) if name})
+        for line, values in rows
+    ]
+
+
+def _decoded(path: Path) -> str:
+    """The text of a file in UTF-8 or UTF-16."""
+    try:
+        data = path.read_bytes()
+        encoding = "utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
+        text = data.decode(encoding)
+    except (OSError, UnicodeDecodeError) as error:
+        raise IfamError(f"{path} cannot be read as a CSV file ({error}); save it in UTF-8.") from None
+    if "\0" in text:
+        raise IfamError(f"{path} is not a CSV file: it holds zero bytes; save it as CSV in UTF-8.")
+    return text
+
+
+def _lines_of(text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
+    """Number and values of each line that is not blank."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+    for values in reader:
+        if any(value.strip() for value in values):
+            yield reader.line_num, values
 
 
 def read_words(path: Path, values: int) -> dict[str, list[str]]:

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from ifam.data.base import Benchmark
-from ifam.data.layout import CutConfig, find_root, image_files, sub_folders
+from ifam.data.files import image_files, sub_folders
+from ifam.data.layout import CutConfig, find_root
 from ifam.data.tables import Record, assemble
 from ifam.errors import IfamError
 

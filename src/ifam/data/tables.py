@@ -278,7 +278,7 @@ def assemble(
                 f"{benchmark.name} has no training image of the class {benchmark.class_names[label]}; get the data "
                 f"anew, or remove the class."
             )
-    if "train" in kept and "val" not in kept and isinstance(config, CutConfig):
+    if "train" in kept and "val" not in kept and isinstance(config, CutConfig) and config.val_fraction:
         train, val = cut(kept.pop("train"), config, benchmark.class_names, together)
         kept = {"train": train, "val": val} | kept
         how = "by class and group" if any(record.group is not None for record in train) else "by class"
