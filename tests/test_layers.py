@@ -11,7 +11,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "ifam"
 
 # From top to bottom; what stands on one line may import each other, but never in a circle.
 LAYERS = [
-    ["_typing", "types", "errors", "config", "progress", "io"],
+    ["_typing", "types", "errors", "config", "progress", "io", "console", "yaml_text"],
     ["attention"],
     ["layout"],
     ["vit"],

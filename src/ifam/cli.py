@@ -9,12 +9,15 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
+import yaml
+
 from ifam.comparison_verbs import compare, retrain
 from ifam.config import LossConfig, ModelConfig, TrainConfig
 from ifam.config_files import checked, config_files
 from ifam.errors import IfamError
 from ifam.io import check_absent, check_folder, ensure_writable, local_path, run_digest
 from ifam.verbs import challenge, check_free, evaluate, prepare, thresholds
+from ifam.yaml_text import decoded, encoded, loader
 
 
 def train(
@@ -315,10 +318,12 @@ def main(args: list[str] | None = None) -> None:
         parser = build_parser(words)
         # jsonargparse 4.49 has a shorter name for it, and warns of the old one.
         instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
-        settings = instantiate(parser.parse_args(words))
+        settings = instantiate(parser.parse_args(words if "--print_config" in words else encoded(words)))
         chosen = settings[settings.verb].as_dict()
         for name in ("config", "print_config"):
             chosen.pop(name, None)
+        if chosen.get("data"):
+            chosen["data"] = decoded(chosen["data"])
         VERBS[settings.verb](**{name: _expanded(name, value) for name, value in chosen.items()})
     except IfamError as error:
         print(f"ifam: {_plain(error)}", file=sys.stderr)
@@ -344,7 +349,11 @@ def build_parser(args: list[str] | None = None) -> Any:
         args: What will be parsed: only its verb gets options, since reading those of all takes seconds; all do where
             it is None.
     """
-    from jsonargparse import ArgumentParser
+    from jsonargparse import ArgumentParser, get_loader, set_loader
+
+    mode = "yaml"
+    if args and args[0] in VERBS:
+        set_loader(mode := "ifam", loader(get_loader("yaml"), VERBS[args[0]]), (yaml.YAMLError,))
 
     class Parser(ArgumentParser):
         """A parser whose errors are one sentence: pages of usage would bury it."""
@@ -354,12 +363,15 @@ def build_parser(args: list[str] | None = None) -> Any:
             sys.exit(2)
 
     parser = Parser(
-        prog="ifam", version=_version(), description="Image classifiers whose mask is the answer's only input."
+        prog="ifam",
+        version=_version(),
+        description="Image classifiers whose mask is the answer's only input.",
+        parser_mode=mode,
     )
     verbs = parser.add_subcommands(dest="verb")
     for verb, function in VERBS.items():
         summary = (function.__doc__ or "").splitlines()[0]
-        one = Parser(description=summary)
+        one = Parser(description=summary, parser_mode=mode)
         verbs.add_subcommand(verb, one, help=summary)
         if args is not None and verb not in args[:1]:
             continue

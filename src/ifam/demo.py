@@ -13,12 +13,12 @@ import lightning
 import timm
 import torch
 from PIL import Image
-from rich.console import Console
 from rich.table import Table
 from torchvision.transforms.v2.functional import to_pil_image
 
 from ifam.baselines import PlainViT
 from ifam.config import TrainConfig
+from ifam.console import PlainConsole
 from ifam.data import Benchmark, PondbirdsConfig, Prepared, collate, load_benchmark
 from ifam.errors import IfamError
 from ifam.evaluation.groups import Accuracy, evaluate, hidden_influence
@@ -275,7 +275,7 @@ def _print(runs: Sequence[Mapping[str, Any]]) -> None:
     for model, name in (("plain_vit", "plain ViT"), ("selector", "selector alone"), ("ifam", "iFAM")):
         extra = (spread("ifam", "mask_iou", ".2f"), spread("ifam", "visible_fraction")) if model == "ifam" else ("", "")
         table.add_row(name, spread(model, "worst_group"), spread(model, "average"), *extra)
-    Console().print(table)
+    PlainConsole().print(table)
     influence = max(run["hidden_influence"] for run in runs)
     print(f"Largest change of any logit when all hidden pixels are replaced: {influence}")
 

@@ -153,8 +153,10 @@ def write_json(path: Path, content: Mapping[str, Any], **options: Any) -> None:
 
 
 def printable(text: object) -> str:
-    """A text that can be printed: characters of a file name that are not UTF-8 are escaped."""
-    return str(text).encode("utf-8", "backslashreplace").decode()
+    """A text that can be printed: what is not UTF-8 in a file name, or would steer the terminal, is escaped."""
+    shown = str(text).encode("utf-8", "backslashreplace").decode()
+    # Spaces that do not break, and what joins the pieces of an emoji or the letters of some alphabets, are harmless.
+    return "".join(c if c.isprintable() or c in "\n\t\u00a0\u202f\u200c\u200d" else repr(c)[1:-1] for c in shown)
 
 
 def foreign_content(path: Path) -> str:

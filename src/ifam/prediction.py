@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 from PIL import Image
-from rich.console import Console
 from rich.progress import track
 from torchvision.transforms import v2
 
 from ifam._typing import Float, Tensor
 from ifam.classifier import Classifier, PartClassifier
+from ifam.console import PlainConsole
 from ifam.data.base import FitAndCrop
 from ifam.data.files import list_images, readable_extensions
 from ifam.data.images import load_image
@@ -238,7 +238,7 @@ def _read(
     files: dict[Path, str], model: Classifier, skipped: list[tuple[Path, str]] | None, white: int
 ) -> Iterator[_Item]:
     """Read the files one by one; bad ones are added to `skipped`, or raise where it is None."""
-    console = Console(stderr=True)
+    console = PlainConsole(stderr=True)
     shown = len(files) > _QUIET_UP_TO
     for path, name in track(files.items(), "Predicting", console=console, disable=not shown):
         try:
@@ -359,7 +359,7 @@ def _as_dict(row: Prediction) -> dict[str, Any]:
 
 def _report(skipped: Sequence[tuple[Path, str]]) -> None:
     """Say on stderr which files were left out."""
-    console = Console(stderr=True, highlight=False)
+    console = PlainConsole(stderr=True)
     what = "1 file that is" if len(skipped) == 1 else f"{len(skipped)} files that are"
     names = ", ".join(str(path) for path, _ in skipped[:5]) + (", ..." if len(skipped) > 5 else "")
-    console.print(f"Skipped {what} no readable image: {names}", markup=False)
+    console.print(f"Skipped {what} no readable image: {names}")

@@ -28,7 +28,7 @@ class RateColumn(ProgressColumn):
 def progress_bar(**kwargs: Any) -> RichProgress:
     """A bar with count, rate, time gone and time left."""
     return RichProgress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         # Narrow enough that rate and time left still fit into 80 columns.
         BarColumn(bar_width=16),
         MofNCompleteColumn(),

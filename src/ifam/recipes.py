@@ -6,9 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from ifam import baselines
+from ifam import baselines, yaml_text
 from ifam.classifier import Classifier
 from ifam.config import LossConfig, ModelConfig, TrainConfig
 from ifam.data import Benchmark
@@ -145,7 +143,7 @@ def begin_run(settings: Mapping[str, Any], folder: Path, overwrite: bool) -> Non
 def _settings_text(settings: Mapping[str, Any]) -> str:
     """The settings of a run as YAML, so that `ifam train --config` repeats it."""
     plain = {**settings, "model": _plain(settings["model"])}
-    return str(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
+    return yaml_text.dump(plain)
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:

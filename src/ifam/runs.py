@@ -52,7 +52,7 @@ class Runs:
         if whole != text:
             self.path.write_text(whole, encoding="utf-8")
         try:
-            return [json.loads(line) for line in whole.splitlines()]
+            return [json.loads(line) for line in whole.split("\n")[:-1]]
         except ValueError as error:
             raise IfamError(f"{self.path} has a damaged line ({error}); remove it, or choose another --out.") from error
 

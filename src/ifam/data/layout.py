@@ -176,7 +176,7 @@ def read_words(path: Path, values: int) -> dict[str, list[str]]:
 
 def _lines(path: Path) -> list[str]:
     try:
-        return path.read_text(encoding="utf-8").splitlines()
+        return path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise IfamError(f"{path} cannot be read as text ({error}); get the file anew.") from None
 

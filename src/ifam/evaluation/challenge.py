@@ -212,7 +212,7 @@ def _open(path: Path, header: Mapping[str, Any], pairings: Pairings) -> TextIO:
     """The journal, ready to be written on, once all that it tells has happened again to the pairings."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = path.read_text(encoding="utf-8") if path.exists() else ""
-    lines = text[: text.rfind("\n") + 1].splitlines()  # without a line that was not finished
+    lines = text[: text.rfind("\n") + 1].split("\n")[:-1]  # without a line that was not finished
     if lines:
         _check(path, _parsed(path, 1, lines[0]), header)
     for number, line in enumerate(lines[1:], 2):

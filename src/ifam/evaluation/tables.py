@@ -7,10 +7,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 import ifam
+from ifam.console import PlainConsole
 from ifam.evaluation.challenge import Challenge
 from ifam.evaluation.groups import Accuracy, Evaluation
 from ifam.evaluation.intervals import Interval
@@ -59,7 +59,7 @@ def print_evaluation(found: Evaluation, title: str) -> None:
         table.add_row("visible", "", _cell(found.visible_fraction, found.intervals.get("visible_fraction")))
     if found.empty:
         table.add_row("nothing visible", str(found.empty), "")
-    Console().print(table)
+    PlainConsole().print(table)
     if found.parts is not None:
         _print_parts(found.parts)
 
@@ -84,7 +84,7 @@ def _print_parts(found: PartQuality) -> None:
     if found.keypoint_error is not None:
         cell = _cell(found.keypoint_error, found.intervals.get("keypoint_error"))
         table.add_row("keypoint error, of the box", "", str(found.keypoint_count), cell)
-    Console().print(table)
+    PlainConsole().print(table)
 
 
 def print_treatments(found: Treated, title: str) -> None:
@@ -106,7 +106,7 @@ def print_treatments(found: Treated, title: str) -> None:
         table.add_section()
         cells = (_cell(getattr(gap, w), gap.intervals.get(w), "+.1%") for w in who)
         table.add_row("gap: " + " - ".join(gap.treatments), "", *cells, style="bold")
-    Console().print(table)
+    PlainConsole().print(table)
 
 
 _FIGURES = {
@@ -161,7 +161,7 @@ def print_challenge(found: Challenge, title: str) -> None:
         row = found.classes.get(name)
         own = ("", "", "") if row is None else (str(row["count"]), str(row["robust"]), _row_cell(row))
         table.add_row(name, *own, str(found.backgrounds.get(name, "")), str(found.answers.get(name, "")))
-    Console().print(table)
+    PlainConsole().print(table)
 
 
 def print_leave_one_out(whole: Evaluation, others: Mapping[str, Evaluation]) -> None:
@@ -177,7 +177,7 @@ def print_leave_one_out(whole: Evaluation, others: Mapping[str, Evaluation]) -> 
             _cell(accuracy.worst_group, accuracy.intervals.get("worst_group")),
             "" if visible is None else f"{visible:.1%}",
         )
-    Console().print(table)
+    PlainConsole().print(table)
 
 
 def print_predictions(rows: Sequence[Prediction], *, hides: bool = True) -> None:
@@ -186,7 +186,7 @@ def print_predictions(rows: Sequence[Prediction], *, hides: bool = True) -> None
     for row in rows:
         visible = "nothing" if row.empty else f"{row.visible_fraction:.0%}"
         table.add_row(printable(row.path), row.class_name, f"{row.probability:.1%}", visible)
-    Console().print(table)
+    PlainConsole().print(table)
 
 
 def write_results(

@@ -9,6 +9,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table as RichTable
 
+from ifam.console import PlainConsole
+
 Row = Mapping[str, Any]
 
 
@@ -55,15 +57,15 @@ def sections(audit: Row) -> tuple[Section, ...]:
 
 def print_audit(audit: Row) -> None:
     """Print verdict and tables."""
-    console = Console()
+    console = PlainConsole()
     for section in sections(audit):
-        console.print(f"\n[bold]{section.title}[/bold]")
-        console.print(section.lead, markup=False, highlight=False)
+        console.print(f"\n{section.title}", style="bold")
+        console.print(section.lead)
         for table in section.tables:
             print_table(console, table)
         for note in section.notes:
-            console.print(note, markup=False, highlight=False, style="dim")
-    console.print(f"\n{audit['verdict']}", markup=False, highlight=False, style="bold")
+            console.print(note, style="dim")
+    console.print(f"\n{audit['verdict']}", style="bold")
 
 
 def print_table(console: Console, table: Table) -> None:

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from markupsafe import Markup
 from matplotlib.axes import Axes
-from rich.console import Console
 
+from ifam.console import PlainConsole
 from ifam.report.audit_tables import Row, Section, Table, print_table
 from ifam.report.page import draw
 
@@ -25,13 +25,13 @@ _WORST, _AVERAGE = "#0b5a78", "#a8481f"
 
 def print_comparison(found: Row) -> None:
     """Print the tables of a comparison; what the methods are is left to the page."""
-    console, section = Console(), comparison_section(found)
-    console.print(f"\n[bold]{section.title}[/bold]")
-    console.print(section.lead, markup=False, highlight=False)
+    console, section = PlainConsole(), comparison_section(found)
+    console.print(f"\n{section.title}", style="bold")
+    console.print(section.lead)
     for table in section.tables:
         print_table(console, table)
     for note in section.notes[: -len(found["methods"])]:
-        console.print(note, markup=False, highlight=False, style="dim")
+        console.print(note, style="dim")
 
 
 def comparison_section(found: Row) -> Section:

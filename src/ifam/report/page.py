@@ -343,6 +343,7 @@ def draw(
         "svg.hashsalt": f"{number}",
         "font.size": 10,
         "font.family": "sans-serif",
+        "text.parse_math": False,  # a name with dollars is no formula
     }
     with matplotlib.rc_context(style):
         figure = Figure(figsize=size, layout="constrained")
