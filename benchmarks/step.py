@@ -12,6 +12,7 @@ the paper's code does, so `tokens/none` is the same setting.
 
 import argparse
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -164,7 +165,7 @@ class TrainStep:
 
     def update(self) -> None:
         """What follows the backward pass."""
-        nn.utils.clip_grad_norm_(self.trained, TrainConfig().clip_norm)
+        nn.utils.clip_grad_norm_(self.trained, TrainConfig().clip_norm or math.inf)
         self.optimizer.step()
         self.optimizer.zero_grad()
 

@@ -121,7 +121,18 @@ def test_both_models_are_trained_alike(ran):
     from ifam.recipes import TINY_PLAIN, TINY_TRAIN
 
     plain, ours = asdict(TINY_PLAIN), asdict(TINY_TRAIN)
-    for name in ("epochs", "batch_size", "augment", "schedule", "weight_decay", "clip_norm", "monitor", "ema_decay"):
+    for name in (
+        "epochs",
+        "batch_size",
+        "augment",
+        "flip",
+        "crop",
+        "schedule",
+        "weight_decay",
+        "clip_norm",
+        "monitor",
+        "ema_decay",
+    ):
         assert plain[name] == ours[name], name
 
 

@@ -11,7 +11,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "ifam"
 
 # From top to bottom; what stands on one line may import each other, but never in a circle.
 LAYERS = [
-    ["_typing", "types", "errors", "config", "progress", "io", "console", "yaml_text"],
+    ["_typing", "types", "errors", "ranges", "config", "progress", "io", "console", "yaml_text"],
     ["attention"],
     ["layout"],
     ["vit"],
@@ -160,8 +160,9 @@ def test_few_files_know_the_transformers_library(library):
 
 def test_configuration_and_errors_need_no_torch():
     for name, tree in _modules():
-        if name in {"config", "errors"}:
-            assert not {"torch", "timm", "ifam"} & set(map(_top, _imports(tree))), name
+        if name in {"config", "errors", "ranges"}:
+            assert not {"torch", "timm"} & set(map(_top, _imports(tree))), name
+            assert set(_own(tree)) <= {"errors", "ranges"}, name
 
 
 def test_annotations_are_real_objects():

@@ -94,9 +94,9 @@ def test_an_intervention_may_be_any_function(tiny_model, images):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"num_parts": 0}, "num_parts is 0, but at least 1"),
-        ({"num_classes": 0}, "num_classes is 0, but at least 1"),
-        ({"temperature": 0.0}, "temperature is 0.0, but must be above 0"),
+        ({"num_parts": 0}, "num_parts is 0, but a whole number of at least 1"),
+        ({"num_classes": 0}, "num_classes is 0, but a whole number of at least 1"),
+        ({"temperature": 0.0}, "temperature is 0.0, but a number above 0"),
         ({"temperature": -1.0}, "temperature is -1.0"),
         ({"part_dropout": 1.0}, "part_dropout is 1.0, but a probability"),
         ({"mask_part_dropout": -0.1}, "mask_part_dropout is -0.1, but a probability"),

@@ -24,7 +24,7 @@ from ifam.soft_mask import FadeParts, SoftMaskIFAM
 PARITY = Path(__file__).parents[1].parent / "shared" / "parity"
 needs_fixtures = pytest.mark.skipif(not PARITY.is_dir(), reason=f"no parity fixtures at {PARITY}")
 
-TOLERANCE = {"atol": 1e-4, "rtol": 1e-4}
+TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
 TIMM = ("tiny_reg4", "tiny_noreg")
 ALL = (*TIMM, "tiny_hf")
 REMOVALS = {"eval_remove1": [1], "eval_remove02": [0, 2], "eval_remove_all": [0, 1, 2]}

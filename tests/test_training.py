@@ -1,8 +1,10 @@
 """Training with the real trainer: what is trained, how fast, what is kept, and that it can be repeated."""
 
 import csv
+import itertools
 import math
-from dataclasses import asdict, replace
+import re
+from dataclasses import asdict, fields, replace
 from types import SimpleNamespace
 
 import pytest
@@ -11,13 +13,15 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from ifam.baselines import PlainViT
 from ifam.config import LossConfig, ModelConfig, TrainConfig
-from ifam.data import Benchmark, Prepared, collate, load_benchmark
+from ifam.data import Augmentation, Benchmark, Prepared, collate, load_benchmark
 from ifam.errors import IfamError
 from ifam.evaluation.groups import evaluate
 from ifam.losses import weighted_sum
 from ifam.model import IFAM
+from ifam.ranges import check_ranges
 from ifam.training import (
     Training,
+    augmentation,
     fit,
     learning_rate_factor,
     normalised_weight_decay,
@@ -133,14 +137,35 @@ def test_weight_decay_is_normalised_by_whole_steps():
 
 
 def test_schedules():
+    def factors(config, epochs):
+        return [learning_rate_factor(10 * epoch + 3, 10, config) for epoch in epochs]
+
     cosine = TrainConfig(epochs=4, min_factor=0.2)
-    assert [learning_rate_factor(e, cosine) for e in (0, 2, 4)] == pytest.approx([1, 0.6, 0.2])
-    line = TrainConfig(epochs=6, schedule="linear", warmup_epochs=2, warmup_factor=0.1, min_factor=0.2)
-    assert [learning_rate_factor(e, line) for e in range(7)] == pytest.approx([0.1, 0.55, 1, 0.8, 0.6, 0.4, 0.2])
+    assert factors(cosine, (0, 2, 4)) == pytest.approx([1, 0.6, 0.2])
     step = TrainConfig(epochs=7, schedule="step")
-    assert [learning_rate_factor(e, step) for e in range(7)] == pytest.approx([1, 1, 1, 0.1, 0.1, 0.1, 0.01])
+    assert factors(step, range(7)) == pytest.approx([1, 1, 1, 0.1, 0.1, 0.1, 0.01])
     other = TrainConfig(epochs=4, schedule="step", step_epochs=2, step_factor=0.5)
-    assert [learning_rate_factor(e, other) for e in range(4)] == pytest.approx([1, 1, 0.5, 0.5])
+    assert factors(other, range(4)) == pytest.approx([1, 1, 0.5, 0.5])
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "step"])
+@pytest.mark.parametrize("warmup_factor", [0.0, 0.1])
+def test_the_warm_up_rises_step_by_step_to_the_full_rate_and_then_it_falls(schedule, warmup_factor):
+    config = TrainConfig(epochs=6, schedule=schedule, warmup_epochs=2, warmup_factor=warmup_factor)
+    rates = [learning_rate_factor(step, 5, config) for step in range(30)]
+    rises = [b - a for a, b in itertools.pairwise(rates[:10])]
+    assert rises == pytest.approx([(1 - warmup_factor) / 10] * 9)
+    assert rates[0] == pytest.approx(warmup_factor + (1 - warmup_factor) / 10)  # not even the first step is lost
+    assert rates[9] == rates[10] == rates[14] == 1
+    assert rates[15] < 1 or schedule == "step"
+    assert sorted(rates[10:], reverse=True) == rates[10:]
+    assert rates[-1] < 0.5
+
+
+def test_a_warm_up_that_never_ends_is_refused():
+    for epochs in (3, 4):
+        with pytest.raises(IfamError, match=rf"train\.warmup_epochs is {epochs}, but fewer than the 3 epochs"):
+            TrainConfig(epochs=3, warmup_epochs=epochs)
 
 
 def test_the_learning_rate_falls_epoch_by_epoch(birds):
@@ -156,8 +181,10 @@ def test_the_learning_rate_falls_epoch_by_epoch(birds):
         fit(make(PlainViT), birds, config)
     finally:
         hook.remove()
-    assert [rates["predictor backbone"] for rates in used] == pytest.approx([0.00075, 0.00075, 0.0015, 0.0015])
-    assert [rates["predictor head"] for rates in used] == pytest.approx([0.0005, 0.0005, 0.001, 0.001])
+    # Half of the way from a quarter to the full rate, and all of it.
+    factors = [0.625, 1.0, 1.0, 1.0]
+    assert [rates["predictor backbone"] for rates in used] == pytest.approx([0.003 * factor for factor in factors])
+    assert [rates["predictor head"] for rates in used] == pytest.approx([0.002 * factor for factor in factors])
 
 
 # --- one step --------------------------------------------------------------------------------------------
@@ -307,6 +334,68 @@ class Listed:
         return {"image": image, "label": self.labels[index], "group": self.groups[index]}
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "better"),
+    [
+        ((0.0, 0.117, -1.0), (0.0, 0.067, -0.5), 0),  # the average decides
+        ((0.0, 0.1, -1.0), (0.0, 0.1, -0.5), 1),  # then the loss
+        ((0.0, 0.1, -0.5), (0.0, 0.1, -0.5), 1),  # then the later epoch
+        ((1e-7, 0.0, -9.0), (0.0, 1.0, -0.1), 0),  # but no tie is made of a difference, however small
+    ],
+)
+def test_ties_are_decided_by_the_average_the_loss_and_the_later_epoch(birds, first, second, better):
+    module = Training(make(PlainViT), replace(TRAIN, monitor="worst_group"), LossConfig(), birds, 32)
+    assert [module.is_best(rank) for rank in (first, second)] == [True, better == 1]
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true", "64-true", "transformer-engine", "half"])
+def test_precisions_that_change_the_weights_are_refused_by_name(precision):
+    with pytest.raises(
+        IfamError, match=rf"train\.precision is '{precision}', but '32-true', 'bf16-mixed' or '16-mixed'"
+    ):
+        TrainConfig(precision=precision)
+
+
+@pytest.mark.parametrize("settings", [{"augment": "none"}, {"flip": False}])
+def test_without_augmentation_training_sees_the_images_as_they_are(birds, settings):
+    seen = []
+
+    class Watching(PlainViT):
+        def forward(self, images):
+            seen.append(images.detach().clone())
+            return super().forward(images)
+
+    model = make(Watching)
+    fit(model, birds, replace(TRAIN, epochs=1, batch_size=32, **settings))
+    plain = collate(list(Prepared(birds.split("train"), model.image_size, model.normalisation)))
+    assert {image.numpy().tobytes() for image in seen[0]} == {image.numpy().tobytes() for image in plain.images}
+
+
+def test_data_that_a_mirror_changes_are_not_mirrored_unless_asked():
+    digits = load_benchmark("digits", options={"num_train": 20, "num_val": 10, "num_test": 10})
+    assert augmentation(TrainConfig(), digits) == Augmentation(flip=False)
+    assert augmentation(TrainConfig(flip=True), digits) == Augmentation(flip=True)
+    assert augmentation(TrainConfig(flip=True, augment="none"), digits) == Augmentation()
+
+
+@pytest.mark.parametrize("config", [ModelConfig, TrainConfig])
+def test_every_number_has_a_range(config):
+    numbers = [f.name for f in fields(config) if re.search(r"\b(int|float)\b", str(f.type))]
+    assert set(numbers) == set(config.ranges)
+    for name, expected in config.ranges.items():
+        for value in (float("nan"), float("inf"), -5):
+            if name != "mean" or value != -5:
+                with pytest.raises(IfamError, match=rf"{name} is {value}, but .* is expected"):
+                    check_ranges({name: value}, {name: expected})
+
+
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("name", [f.name for f in fields(LossConfig)])
+def test_every_weight_of_a_loss_has_a_range(name, value):
+    with pytest.raises(IfamError, match=rf"loss\.{name} is {value}, but 0 \(off\) or a positive number is expected"):
+        LossConfig(**{name: value})
+
+
 @pytest.mark.parametrize(("monitor", "epoch"), [("accuracy", 2), ("worst_group", 4)])
 def test_the_checkpoint_is_chosen_on_validation_data(tmp_path, monitor, epoch):
     examples = Listed([0, 0, 0, 0, 1, 1, 1, 1], [0, 0, 1, 1, 2, 2, 3, 3])
@@ -421,7 +510,7 @@ def test_half_precision_trains_on_a_processor(birds, make_model):
 
 @pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights_bit_for_bit(birds):
-    config = replace(TRAIN, augment=0.5)
+    config = replace(TRAIN, crop=0.5)
     runs = []
     for seed in (3, 3, 4):
         model = make(seed=seed)
@@ -467,8 +556,21 @@ def test_fewer_images_than_a_batch_is_an_error_that_says_what_to_do(birds, tmp_p
         ("epochs", 0),
         ("batch_size", 0),
         ("accumulate", 0),
-        ("augment", 0.0),
-        ("augment", 1.5),
+        ("crop", 0.0),
+        ("crop", 1.5),
+        ("clip_norm", -1.0),
+        ("base_lr", -1e-3),
+        ("head_lr_factor", -1.0),
+        ("min_factor", -1.0),
+        ("step_factor", -1.0),
+        ("step_factor", 0.0),
+        ("weight_decay", float("nan")),
+        ("base_lr", float("inf")),
+        ("group_dro", -0.1),
+        ("seed", -1),
+        ("workers", -1),
+        ("devices", 0),
+        ("devices", -2),
         ("ema_decay", 1.0),
         ("ema_decay", -0.1),
     ],

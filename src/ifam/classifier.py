@@ -119,16 +119,6 @@ class PartClassifier(Classifier):
 
 def _check(config: ModelConfig) -> None:
     """Refuse settings of which no model can be made."""
-    for name, least in (("num_parts", 1), ("num_classes", 1)):
-        value = getattr(config, name)
-        if value < least:
-            raise IfamError(f"{name} is {value}, but at least {least} is needed.")
-    if config.temperature <= 0:
-        raise IfamError(f"temperature is {config.temperature}, but must be above 0; the paper uses 1.")
-    for name in ("part_dropout", "mask_part_dropout"):
-        value = getattr(config, name)
-        if not 0 <= value < 1:
-            raise IfamError(f"{name} is {value}, but a probability from 0 to below 1 is expected.")
     for name, choices in (("mask_gradient", get_args(MaskGradient)), ("execution", get_args(Execution))):
         if getattr(config, name) not in choices:
             raise IfamError(f"{name} is {getattr(config, name)!r}, but {', '.join(choices)} exist.")

@@ -16,6 +16,7 @@ from ifam.config import LossConfig, ModelConfig, TrainConfig
 from ifam.config_files import checked, config_files
 from ifam.errors import IfamError
 from ifam.io import check_absent, check_folder, ensure_writable, local_path, run_digest
+from ifam.ranges import COUNT, NATURAL, POSITIVE, QUANTILE, SEED, check_ranges
 from ifam.verbs import challenge, check_free, evaluate, prepare, thresholds
 from ifam.yaml_text import decoded, encoded, loader
 
@@ -52,7 +53,7 @@ def train(
     from ifam.evaluation.groups import evaluate
     from ifam.evaluation.tables import print_evaluation, write_results
     from ifam.files import weights_digest
-    from ifam.training import check, fit, seed_everything
+    from ifam.training import augmentation, check, fit, seed_everything
 
     train, out = recipes.settle(method, train), out or Path("runs") / method
     check_free(out, overwrite)
@@ -69,7 +70,8 @@ def train(
         "root": None if root is None else str(root.absolute()),
         "data": data or {},
         "model": asdict(plan.config),
-        "train": asdict(plan.train),
+        # With what was left open to the data.
+        "train": {**asdict(plan.train), **asdict(augmentation(plan.train, images))},
         "loss": asdict(plan.losses),
     }
     recipes.begin_run(settings, out, overwrite)
@@ -306,6 +308,27 @@ POSITIONAL = {"convert", "prepare"}
 FILES = {"predict": "images", "report": "results"}
 
 
+# Numbers that are arguments of verbs.
+RANGES = {
+    "batch_size": COUNT,
+    "draws": COUNT,
+    "drop_parts": NATURAL,
+    "drop_unsure": QUANTILE,
+    "explain": NATURAL,
+    "keep_parts": NATURAL,
+    "limit": COUNT,
+    "minutes": POSITIVE,
+    "num_heads": COUNT,
+    "num_resamples": NATURAL,
+    "quantiles": QUANTILE,
+    "seed": SEED,
+    "seeds": SEED,
+    "steps": COUNT,
+    "threads": COUNT,
+    "workers": NATURAL,
+}
+
+
 def main(args: list[str] | None = None) -> None:
     """Run a verb; errors of the input are one sentence on standard error, and exit status 2."""
     try:
@@ -324,6 +347,7 @@ def main(args: list[str] | None = None) -> None:
             chosen.pop(name, None)
         if chosen.get("data"):
             chosen["data"] = decoded(chosen["data"])
+        check_ranges(chosen, RANGES)
         VERBS[settings.verb](**{name: _expanded(name, value) for name, value in chosen.items()})
     except IfamError as error:
         print(f"ifam: {_plain(error)}", file=sys.stderr)

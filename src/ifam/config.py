@@ -1,11 +1,29 @@
 """Every setting, documented one by one. No torch here: reading a configuration is instant."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
+
+from ifam.errors import IfamError
+from ifam.ranges import (
+    COUNT,
+    NATURAL,
+    NOT_NEGATIVE,
+    OFF_OR_POSITIVE,
+    POSITIVE,
+    POSITIVE_SHARE,
+    PROBABILITY,
+    SEED,
+    SHARE,
+    Range,
+    check_ranges,
+)
 
 MaskGradient = Literal["full", "visible", "none"]
 Execution = Literal["auto", "padded", "packed", "dense"]
 Tuning = Literal["tokens", "none", "all"]
+
+# Weights stay in 32 bits; only computation may be in fewer.
+PRECISIONS = ("32-true", "32", "bf16-mixed", "bf16", "16-mixed", "16")
 
 
 @dataclass(frozen=True)
@@ -52,10 +70,26 @@ class ModelConfig:
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
 
+    ranges: ClassVar[dict[str, Range]] = {
+        "image_size": COUNT,
+        "num_parts": COUNT,
+        "num_classes": COUNT,
+        "temperature": POSITIVE,
+        "part_dropout": PROBABILITY,
+        "mask_part_dropout": PROBABILITY,
+        "mean": Range("a finite number", low=float("-inf")),
+        "std": POSITIVE,
+    }
+
+    def __post_init__(self) -> None:
+        check_ranges(vars(self), self.ranges)
+
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Weight of each term of the training objective (arXiv 2506.08915, section 3.3).
+    """Weight of each term of the training objective (arXiv 2506.08915, section 3.3), 0 or a positive number.
+
+    A term of weight 0 is off.
 
     Attributes:
         classification: Cross-entropy of the predictor.
@@ -79,29 +113,33 @@ class LossConfig:
     equivariance: float = 1.0
     concentration: float = 0.0
 
+    def __post_init__(self) -> None:
+        check_ranges(vars(self), dict.fromkeys(vars(self), OFF_OR_POSITIVE), "loss.")
+
 
 @dataclass(frozen=True)
 class TrainConfig:
     """How to train (arXiv 2506.08915, section 4.2).
 
     Attributes:
-        epochs: Passes over the training images.
-        batch_size: Images in a step, on each device.
+        epochs: Passes over the training images, at least 1.
+        batch_size: Images in a step, on each device; at least 1.
         base_lr: Learning rate at batch 16; the real one is `base_lr * sqrt(batch / 16)`, batch being the images
-            of all devices and accumulated steps.
-        selector_lr_factor: Multiplies the learning rate of the selector's transformer, weights and tokens.
+            of all devices and accumulated steps. 0 or positive.
+        selector_lr_factor: Multiplies the learning rate of the selector's transformer, weights and tokens;
+            0 or positive, as all factors.
         predictor_lr_factor: Multiplies the learning rate of the predictor's transformer, weights and tokens.
         prototype_lr_factor: Multiplies the learning rate of the part prototypes.
         modulation_lr_factor: Multiplies the learning rate of the modulation of the part features.
         head_lr_factor: Multiplies the learning rate of every fresh norm and classifier.
-        schedule: How the learning rate falls, epoch by epoch: "cosine", "linear" or "step".
-        warmup_epochs: Epochs in which it first rises from `warmup_factor`.
-        warmup_factor: Share of the learning rate at the start of the warm-up.
-        min_factor: Share of the learning rate at the end of a cosine or of a line.
+        schedule: How the learning rate falls after the warm-up, epoch by epoch: "cosine", "linear" or "step".
+        warmup_epochs: Epochs in which it first rises, step by step, to the full rate; 0 for none, fewer than `epochs`.
+        warmup_factor: Share of the learning rate from which the warm-up rises, 0 to 1; the first step is above it.
+        min_factor: Share of the learning rate at the end of a cosine or of a line, 0 to 1.
         step_epochs: Epochs from one step of "step" to the next; a third of all, rounded up, where it is None.
-        step_factor: Multiplies the learning rate at each step of "step".
-        weight_decay: Normalised decay; AdamW gets `weight_decay * sqrt(1 / (steps per epoch * epochs))`.
-        clip_norm: Largest norm of the gradient.
+        step_factor: Multiplies the learning rate at each step of "step"; above 0, up to 1.
+        weight_decay: Normalized decay; AdamW gets `weight_decay * sqrt(1 / (steps per epoch * epochs))`. 0 for none.
+        clip_norm: Largest norm of the gradient; 0 or None for no clipping.
         selector_tuning: What is trained in the selector's backbone: its class, register and position "tokens",
             "none" or "all".
         predictor_tuning: The same for the predictor's backbone.
@@ -110,17 +148,21 @@ class TrainConfig:
             weighted, and training images are drawn with every group equally often. The training groups must be known;
             where the data know none, the classes are the groups.
         ema_decay: Decay of an exponential moving average of the weights, which is then what is
-            validated and saved; None for none.
-        accumulate: Steps whose gradients are added up before an update.
-        precision: Lightning's name of the precision, "32-true", "bf16-mixed" or "16-mixed".
+            validated and saved; 0 or None for none, else below 1.
+        accumulate: Steps whose gradients are added up before an update, at least 1.
+        precision: Lightning's name of the precision, "32-true", "bf16-mixed" or "16-mixed"; weights are always 32-bit.
         compile: Compile the transformers' blocks with `torch.compile`; needs a C++ compiler, and some steps to warm up.
         checkpointing: Keep only the tokens between blocks, and compute the rest again in the backward pass: less
             memory, more time.
-        monitor: What chooses the checkpoint, on validation data: "worst_group" or "accuracy".
-        augment: Random horizontal flips, and random crops resized to at least this share of the area; 1 for none.
+        monitor: What chooses the checkpoint, on validation data: "worst_group" or "accuracy". Ties are decided by the
+            other of the two, then by the loss, and then for the later epoch.
+        augment: "each" for the augmentations that follow, each by its own setting; "none" for none at all.
+        flip: Mirror half of the images, left and right; None to do so unless the data set says that a mirror image
+            means something else (handwriting, X-rays).
+        crop: Random crops of at least this share of the area, resized; above 0, and 1 for none.
         workers: Processes that load images; where it is None, up to 8 beside a GPU, and none without one, where they
             would compete with the model for the processor.
-        seed: Seed of everything random.
+        seed: Seed of everything random, from 0 to 4294967295.
         devices: Devices on each machine, or "auto".
         num_nodes: Machines.
         accelerator: Lightning's name of the accelerator, or "auto".
@@ -142,7 +184,7 @@ class TrainConfig:
     step_epochs: int | None = None
     step_factor: float = 0.1
     weight_decay: float = 0.05
-    clip_norm: float = 2.0
+    clip_norm: float | None = 2.0
     selector_tuning: Tuning = "tokens"
     predictor_tuning: Tuning = "all"
     group_dro: float | None = None
@@ -152,10 +194,58 @@ class TrainConfig:
     compile: bool = False
     checkpointing: bool = False
     monitor: Literal["worst_group", "accuracy"] = "worst_group"
-    augment: float = 1.0
+    augment: str = "each"
+    flip: bool | None = None
+    crop: float = 1.0
     workers: int | None = None
     seed: int = 0
     devices: int | str = "auto"
     num_nodes: int = 1
     accelerator: str = "auto"
     strategy: str = "auto"
+
+    ranges: ClassVar[dict[str, Range]] = {
+        "epochs": COUNT,
+        "batch_size": COUNT,
+        "base_lr": NOT_NEGATIVE,
+        "selector_lr_factor": NOT_NEGATIVE,
+        "predictor_lr_factor": NOT_NEGATIVE,
+        "prototype_lr_factor": NOT_NEGATIVE,
+        "modulation_lr_factor": NOT_NEGATIVE,
+        "head_lr_factor": NOT_NEGATIVE,
+        "warmup_epochs": NATURAL,
+        "warmup_factor": SHARE,
+        "min_factor": SHARE,
+        "step_epochs": COUNT,
+        "step_factor": POSITIVE_SHARE,
+        "weight_decay": OFF_OR_POSITIVE,
+        "clip_norm": OFF_OR_POSITIVE,
+        "group_dro": NOT_NEGATIVE,
+        "ema_decay": PROBABILITY,
+        "accumulate": COUNT,
+        "crop": POSITIVE_SHARE,
+        "workers": NATURAL,
+        "seed": SEED,
+        "devices": Range("-1 (all) or a whole number of at least 1", low=-1),
+        "num_nodes": COUNT,
+    }
+
+    def __post_init__(self) -> None:
+        check_ranges(vars(self), self.ranges, "train.")
+        if self.devices == 0:
+            raise IfamError("train.devices is 0, but -1 (all) or a whole number of at least 1 is expected.")
+        if self.warmup_epochs and self.warmup_epochs >= self.epochs:
+            raise IfamError(
+                f"train.warmup_epochs is {self.warmup_epochs}, but fewer than the {self.epochs} epochs are expected: "
+                f"the full learning rate would never be reached."
+            )
+        if self.augment not in ("each", "none"):
+            raise IfamError(
+                f"train.augment is {self.augment!r}, but 'each' or 'none' is expected: the share of the area that "
+                f"crops keep is train.crop, and mirror images are train.flip."
+            )
+        if self.precision not in PRECISIONS:
+            raise IfamError(
+                f"train.precision is {self.precision!r}, but '32-true', 'bf16-mixed' or '16-mixed' is expected: "
+                f"weights are kept in 32 bits."
+            )

@@ -96,13 +96,18 @@ def normalised_weight_decay(weight_decay: float, num_images: int, batch_size: in
     return weight_decay / math.sqrt(max(1, num_images // batch_size) * epochs)
 
 
-def learning_rate_factor(epoch: int, config: TrainConfig) -> float:
-    """Share of the learning rate in an epoch (counted from 0)."""
-    warmup, total = config.warmup_epochs, config.epochs
-    if epoch < warmup:
-        return config.warmup_factor + (1 - config.warmup_factor) * epoch / warmup
+def learning_rate_factor(step: int, steps_per_epoch: int, config: TrainConfig) -> float:
+    """Share of the learning rate in a step (counted from 0).
+
+    In the warm-up it rises with every step, and reaches the full rate with its last. Then it falls epoch by epoch, as
+    in the paper, and the fall begins with the full rate whether there was a warm-up or not.
+    """
+    warmup = config.warmup_epochs * steps_per_epoch
+    if step < warmup:
+        return config.warmup_factor + (1 - config.warmup_factor) * (step + 1) / warmup
+    epoch, total = step // steps_per_epoch - config.warmup_epochs, config.epochs - config.warmup_epochs
     if config.schedule == "step":
         return config.step_factor ** (epoch // (config.step_epochs or math.ceil(total / 3)))
     if config.schedule == "linear":
-        return 1 - (1 - config.min_factor) * (epoch - warmup) / max(1, total - warmup)
+        return 1 - (1 - config.min_factor) * epoch / total
     return config.min_factor + (1 - config.min_factor) * (1 + math.cos(math.pi * epoch / total)) / 2

@@ -8,7 +8,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from ifam.data import Benchmark, Examples, Pondbirds, PondbirdsConfig, Prepared, collate, denormalise, part_masks
-from ifam.data.base import FitAndCrop
+from ifam.data.base import Augmentation, FitAndCrop
 from ifam.errors import IfamError
 from ifam.prediction import preprocess
 
@@ -110,11 +110,13 @@ def agreement(example):
     return float(((example["image"][0] > 0.5) == example["mask"].bool()).float().mean())
 
 
-@pytest.mark.parametrize("augment", [None, 1.0, 0.5, 0.1])
+@pytest.mark.parametrize(
+    "augmentation", [None, Augmentation(flip=True), Augmentation(crop=0.5), Augmentation(flip=True, crop=0.1)], ids=str
+)
 @pytest.mark.parametrize("shape", [(80, 80), (50, 200), (200, 90), (31, 33)])
-def test_masks_follow_their_images(augment, shape):
+def test_masks_follow_their_images(augmentation, shape):
     image, mask = half_and_half(*shape)
-    prepared = Prepared(One(image=image, mask=mask), (64, 64), PLAIN, augment=augment)
+    prepared = Prepared(One(image=image, mask=mask), (64, 64), PLAIN, augmentation)
     for _ in range(12):
         example = prepared[0]
         assert example["mask"].shape == (64, 64)
@@ -133,15 +135,30 @@ def test_without_augmentation_nothing_is_random():
     assert first["image"][0, :, 0].mean() > 0.9  # red on the left: not flipped
 
 
+def test_an_augmentation_that_is_off_is_off():
+    """Every arrow points where it pointed, and crops are where they were, unless that is asked for."""
+    arrow = torch.zeros(3, 80, 80)
+    arrow[:, 20:60, 10:40] = 1.0
+    plain = Prepared(One(image=arrow), (80, 80), PLAIN)[0]["image"]
+    for augmentation in (Augmentation(), Augmentation(flip=False, crop=1.0)):
+        prepared = Prepared(One(image=arrow), (80, 80), PLAIN, augmentation)
+        assert all(torch.equal(prepared[0]["image"], plain) for _ in range(20))
+    cropped = Prepared(One(image=arrow), (80, 80), PLAIN, Augmentation(crop=0.9))
+    assert all(cropped[0]["image"][0, 40].argmax() < 30 for _ in range(20))  # cropped, and never mirrored
+    said = [str(Augmentation(flip, crop)) for flip in (False, True) for crop in (1.0, 0.8)]
+    assert said[0] == "none"
+    assert said[3] == "half of the images mirrored, crops of at least 80% of the area"
+
+
 def test_augmentation_flips_half_of_the_images_and_crops_no_more_than_it_may():
     image, mask = half_and_half(80, 80)
-    flips = Prepared(One(image=image, mask=mask), (80, 80), PLAIN, augment=1.0)
+    flips = Prepared(One(image=image, mask=mask), (80, 80), PLAIN, Augmentation(flip=True))
     found = [float(flips[0]["image"][0, 0, 0]) for _ in range(200)]
     assert set(found) == {0.0, 1.0}
     assert 0.35 < sum(found) / 200 < 0.65
     assert {float(flips[0]["mask"].float().mean()) for _ in range(10)} == {0.5}  # flipped, and not cropped
     ramp = torch.arange(80.0).expand(3, 80, 80) / 80
-    crops = Prepared(One(image=ramp), (80, 80), PLAIN, augment=0.6)
+    crops = Prepared(One(image=ramp), (80, 80), PLAIN, Augmentation(crop=0.6))
     spans = [float(x.max() - x.min()) for x in (crops[0]["image"] for _ in range(50))]
     # A crop of 60 % of the area and an aspect of 3/4 spans at least sqrt(0.6 * 3/4) of the width.
     assert min(spans) > 0.64
@@ -206,10 +223,10 @@ def spotted(height=40, width=60):
     return {"image": image, "keypoints": SPOTS, "box": torch.tensor([8.0, 6.0, 44.0, 26.0]), "part_labels": labels}
 
 
-@pytest.mark.parametrize("augment", [None, 1.0, 0.5])
+@pytest.mark.parametrize("augmentation", [None, Augmentation(flip=True), Augmentation(flip=True, crop=0.5)], ids=str)
 @pytest.mark.parametrize("size", [(40, 60), (80, 120), (64, 64), (48, 96)])
-def test_keypoints_boxes_and_parts_follow_their_images(augment, size):
-    prepared = Prepared(One(**spotted()), size, PLAIN, augment=augment)
+def test_keypoints_boxes_and_parts_follow_their_images(augmentation, size):
+    prepared = Prepared(One(**spotted()), size, PLAIN, augmentation)
     seen = 0
     for _ in range(12):
         example = prepared[0]
@@ -254,9 +271,9 @@ def test_annotations_that_are_not_there_are_none():
 def test_keypoints_change_no_random_number():
     """What is drawn at random for an image does not depend on what is known of it."""
     torch.manual_seed(3)
-    with_points = Prepared(One(**spotted()), (32, 32), PLAIN, augment=0.3)[0]["image"]
+    with_points = Prepared(One(**spotted()), (32, 32), PLAIN, Augmentation(crop=0.3))[0]["image"]
     torch.manual_seed(3)
-    without = Prepared(One(image=spotted()["image"]), (32, 32), PLAIN, augment=0.3)[0]["image"]
+    without = Prepared(One(image=spotted()["image"]), (32, 32), PLAIN, Augmentation(crop=0.3))[0]["image"]
     assert torch.equal(with_points, without)
 
 

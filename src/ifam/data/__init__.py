@@ -5,7 +5,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from ifam.data.base import Benchmark, Examples, Prepared, collate, denormalise, part_masks
+from ifam.data.base import Augmentation, Benchmark, Examples, Prepared, collate, denormalise, part_masks
 from ifam.data.cub import CubConfig, load_cub
 from ifam.data.digits import Digits, DigitsConfig
 from ifam.data.flowers102 import Flowers102Config, load_flowers102
@@ -28,6 +28,7 @@ from ifam.io import local_path
 
 __all__ = [
     "BENCHMARKS",
+    "Augmentation",
     "Benchmark",
     "Digits",
     "DigitsConfig",
@@ -65,7 +66,7 @@ def load_digits(root: Path | None, config: DigitsConfig) -> Benchmark:
     """Handwritten digits on the same backgrounds, drawn now; `root` is not used."""
     splits = {name: Digits(name, config) for name in ("train", "val", "test")}
     note = f"validation: {config.num_val} images of other digits, drawn like the training images, seed {config.seed}"
-    return Benchmark("digits", splits, Digits.class_names, Digits.group_names, note)
+    return Benchmark("digits", splits, Digits.class_names, Digits.group_names, note, mirrored=False)
 
 
 # Name on the command line -> (settings, loader).

@@ -52,6 +52,7 @@ class Benchmark:
         treatments: Splits that show the same objects in different ways, judged together where no split is asked for;
             some may be missing.
         gap: Two treatments, of which the first has the helpful background and the second has not.
+        mirrored: Whether a mirror image means the same, so that training may show it.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Benchmark:
     class_of_logit: tuple[int, ...] | None = None
     treatments: tuple[str, ...] = ()
     gap: tuple[str, str] | None = None
+    mirrored: bool = True
 
     @property
     def judged(self) -> str:
@@ -161,6 +163,24 @@ class Benchmark:
         return torch.tensor(self.class_of_logit, device=logits.device)[logits.argmax(dim=1)]
 
 
+@dataclass(frozen=True)
+class Augmentation:
+    """What is done to training images at random.
+
+    Attributes:
+        flip: Mirror half of the images, left and right.
+        crop: Crops of at least this share of the area; 1 for none.
+    """
+
+    flip: bool = False
+    crop: float = 1.0
+
+    def __str__(self) -> str:
+        flips = ["half of the images mirrored"] * self.flip
+        crops = [f"crops of at least {self.crop:.0%} of the area"] * (self.crop < 1)
+        return ", ".join(flips + crops) or "none"
+
+
 class Prepared(Dataset[dict[str, Any]]):
     """Examples resized, cropped, augmented and normalised for a model; all annotations follow their images.
 
@@ -168,8 +188,7 @@ class Prepared(Dataset[dict[str, Any]]):
         examples: The examples.
         size: Height and width of the model's input in pixels.
         normalisation: Channel means and standard deviations.
-        augment: None for evaluation (resize the shorter side, centre crop); otherwise random horizontal flips, and
-            random crops of at least this share of the area.
+        augmentation: What is done to training images; None for evaluation.
     """
 
     def __init__(
@@ -177,15 +196,16 @@ class Prepared(Dataset[dict[str, Any]]):
         examples: Examples,
         size: tuple[int, int],
         normalisation: tuple[Sequence[float], Sequence[float]],
-        augment: float | None = None,
+        augmentation: Augmentation | None = None,
     ) -> None:
         self.examples = examples
         steps: list[Any] = [v2.ToImage()]
-        if augment is not None and augment < 1:
-            steps += [v2.RandomResizedCrop(size, scale=(augment, 1.0), antialias=True)]
+        if augmentation is not None and augmentation.crop < 1:
+            steps += [v2.RandomResizedCrop(size, scale=(augmentation.crop, 1.0), antialias=True)]
         else:
+            # The shorter side resized, the center cut out.
             steps += [FitAndCrop(size)]
-        if augment is not None:
+        if augmentation is not None and augmentation.flip:
             steps += [v2.RandomHorizontalFlip()]
         mean, std = normalisation
         steps += [v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}, scale=True)]

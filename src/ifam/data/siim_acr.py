@@ -82,7 +82,7 @@ def load_siim_acr(root: Path | None, config: SiimAcrConfig) -> Benchmark:
                 # The names are dotted numbers, which `with_suffix` would shorten.
                 mask = root / MASKS / f"{path.name.removesuffix('.dcm')}.png" if masks else None
                 splits[split].append(Record(path, label, group, mask))
-    return assemble(Benchmark("siim_acr", {}, CLASSES, GROUPS), splits, config, reader=DICOM)
+    return assemble(Benchmark("siim_acr", {}, CLASSES, GROUPS, mirrored=False), splits, config, reader=DICOM)
 
 
 def require_pydicom() -> Any:
