@@ -124,7 +124,7 @@ def predict(
         changes.append(KeepParts(keep_parts))
     net = hub.load_any(model)
     # Deep images are read as in training.
-    white = hub.read_config(model)[1].get("data", {}).get("white", 0)
+    white = int(hub.read_config(model)[1].get("data", {}).get("white", 0))
     kept: dict[str, Any] = {"out": out, "overwrite": overwrite, "white": white}
     rows = predict(net, images, batch_size=batch_size, skip_bad=skip_bad, interventions=changes, **kept)
     print_predictions(rows, hides=net.hides)

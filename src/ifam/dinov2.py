@@ -158,9 +158,12 @@ def _describe(source: str, settings: Mapping[str, Any], preprocessor: Mapping[st
         swiglu, ratio = bool(settings.get("use_swiglu_ffn", False)), float(settings.get("mlp_ratio", 4))
         registers = int(settings.get("num_register_tokens", 4)) if settings["model_type"] == _TYPES[1] else 0
         depth = int(settings["num_hidden_layers"])
+        if min(width, heads, patch, size, depth) < 1 or not 0 < ratio < 1000:
+            raise ValueError("one is not positive")
     except (KeyError, TypeError, ValueError) as error:
         raise IfamError(
-            f"{source} describes no Dinov2: {CONFIG} lacks a number ({error}); restore the one saved with the weights."
+            f"{source} describes no Dinov2: a number in {CONFIG} is missing or impossible ({error}); restore the one "
+            f"saved with the weights."
         ) from error
     # Two thirds of the stated width, in steps of eight, and twice that: gate and value.
     hidden = 2 * ((int(int(width * ratio) * 2 / 3) + 7) // 8 * 8) if swiglu else int(width * ratio)
@@ -178,7 +181,15 @@ def _describe(source: str, settings: Mapping[str, Any], preprocessor: Mapping[st
     )
     name, kwargs = name_architecture(vit, {}, heads)
     stated = {"mean": preprocessor.get("image_mean"), "std": preprocessor.get("image_std")}
-    overlay = {key: list(value) for key, value in stated.items() if value is not None}
+    try:
+        overlay = {key: [float(one) for one in value] for key, value in stated.items() if value is not None}
+        if any(len(value) != 3 for value in overlay.values()) or min(overlay.get("std", [1.0])) <= 0:
+            raise ValueError("three numbers are expected for each")
+    except (TypeError, ValueError) as error:
+        raise IfamError(
+            f"{source} has an impossible image_mean or image_std in {PREPROCESSOR} ({error}); restore the file, or "
+            f"remove it for ImageNet's."
+        ) from error
     return name, {**kwargs, "img_size": size, **({"pretrained_cfg_overlay": overlay} if overlay else {})}
 
 

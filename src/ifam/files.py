@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from ifam._typing import Tensor
 from ifam.errors import IfamError
-from ifam.io import local_path
+from ifam.io import foreign_content, local_path
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
@@ -51,9 +51,11 @@ def read_json(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise IfamError(f"{path} cannot be read as JSON ({error}); restore the one saved with the weights.") from error
+        settings = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise IfamError(
+            f"{path} cannot be read as JSON ({foreign_content(path) or error}); restore it, or write it again."
+        ) from error
     if not isinstance(settings, dict):
         raise IfamError(f"{path} holds a {type(settings).__name__}, but an object of settings is expected.")
     return settings
@@ -67,12 +69,15 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (SafetensorError, OSError) as error:
         raise IfamError(
-            f"{path} is no safetensors file, or a damaged one ({first_line(error)}); fetch it again."
+            f"{path} is no safetensors file, or a damaged one ({foreign_content(path) or first_line(error)}); fetch it "
+            f"again."
         ) from error
 
 
 def read_pickle(path: Path) -> Any:
     """What `torch.save` wrote, if it is made of tensors and plain Python values; no code in it is run."""
+    if foreign := foreign_content(path):
+        raise _no_checkpoint(path, foreign)
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(_numpy_scalars()):
             # torch warns of files that it did not write; those are refused below anyway.
@@ -93,12 +98,12 @@ def read_pickle(path: Path) -> Any:
         ) from error
     # A file of any other kind makes the reader stumble in any way.
     except Exception as error:
-        raise _no_checkpoint(path, error) from error
+        raise _no_checkpoint(path, first_line(error)) from error
 
 
-def _no_checkpoint(path: Path, error: Exception) -> IfamError:
+def _no_checkpoint(path: Path, reason: str) -> IfamError:
     return IfamError(
-        f"{path} is no checkpoint, or a damaged one ({first_line(error)}); a file that torch.save or "
+        f"{path} is no checkpoint, or a damaged one ({reason}); a file that torch.save or "
         f"safetensors wrote is expected."
     )
 

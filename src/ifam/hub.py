@@ -1,5 +1,6 @@
 """Models on disk and on the Hugging Face hub. Reading one never runs code that came with it."""
 
+import math
 import re
 import tempfile
 from collections.abc import Mapping
@@ -125,7 +126,7 @@ def read_method(source: str | Path, *, revision: str | None = None) -> str:
     """
     path, settings = _settings(source, revision)
     found = settings.get("method") or _former_method(path.parent)
-    if found not in METHODS:
+    if not isinstance(found, str) or found not in METHODS:
         raise IfamError(
             f"{path} names the method {found!r}, but ifam {ifam.__version__} has {', '.join(METHODS)}; install the "
             f"version that wrote it ({settings['ifam_version']})."
@@ -167,12 +168,16 @@ def read_config(source: str | Path, *, revision: str | None = None) -> tuple[Mod
     listed = [key for key in ("class_names", "mean", "std", "image_size") if isinstance(settings.get(key), list)]
     settings |= {key: tuple(settings[key]) for key in listed}
     plain = asdict(ModelConfig())
-    wrong = [name for name, value in settings.items() if not _like(value, plain[name])]
+    wrong = [name for name, value in settings.items() if not (_like(value, plain[name]) and _is_sound(name, value))]
     if wrong:
         raise IfamError(
             f"{path} describes no model: {wrong[0]} is {settings[wrong[0]]!r}, but a value like "
             f"{plain[wrong[0]]!r} is expected; save the model again."
         )
+    if not isinstance(extra, dict):
+        raise IfamError(f"{path} has {extra!r} under `extra`, but an object is expected; save the model again.")
+    if odd := [key for key, kinds in _EXTRA.items() if key in extra and not isinstance(extra[key], kinds)]:
+        raise IfamError(f"{path} has an impossible {odd[0]}, {extra[odd[0]]!r}, under `extra`; save the model again.")
     return ModelConfig(**settings), extra
 
 
@@ -361,10 +366,24 @@ def _locate(source: str | Path, revision: str | None = None) -> Path:
     return path
 
 
+# What is remembered of the training, if anything, and its types.
+_EXTRA: dict[str, tuple[type, ...]] = {"benchmark": (str,), "root": (str, type(None)), "data": (dict,)}
+
+
 def _like(value: Any, default: Any) -> bool:
     """Whether a value has the type of a default; a default of None says nothing."""
     kinds = (int, float) if isinstance(default, float) else type(default)
-    return default is None or isinstance(value, kinds)
+    return default is None or (isinstance(value, kinds) and isinstance(value, bool) == isinstance(default, bool))
+
+
+def _is_sound(name: str, value: Any) -> bool:
+    """Whether a value that the default tells too little about, or that is a number, can be used."""
+    if name == "class_names":
+        return all(isinstance(one, str) for one in value)
+    if name in ("mean", "std") and value is not None:
+        numbers = isinstance(value, tuple) and all(_like(one, 0.0) and math.isfinite(one) for one in value)
+        return numbers and len(value) == 3 and (name == "mean" or min(value) > 0)
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 # --- reading ---------------------------------------------------------------------------------------------

@@ -47,14 +47,24 @@ class Runs:
 
     def _read(self) -> list[dict[str, Any]]:
         """All runs; a last line that was not finished is removed."""
-        text = self.path.read_text(encoding="utf-8")
+        try:
+            text = self.path.read_text(encoding="utf-8")
+        except ValueError as error:
+            raise IfamError(
+                f"{self.path} is not text in UTF-8 ({error}); remove it, or choose another --out."
+            ) from error
         whole = text[: text.rfind("\n") + 1]
         if whole != text:
             self.path.write_text(whole, encoding="utf-8")
         try:
-            return [json.loads(line) for line in whole.split("\n")[:-1]]
+            runs = [json.loads(line) for line in whole.split("\n")[:-1]]
         except ValueError as error:
             raise IfamError(f"{self.path} has a damaged line ({error}); remove it, or choose another --out.") from error
+        kinds = {"row": str, "seed": int, "settings": dict, "elapsed": int | float}
+        for number, run in enumerate(runs, 1):
+            if not isinstance(run, dict) or not all(isinstance(run.get(key), kind) for key, kind in kinds.items()):
+                raise IfamError(f"{self.path}, line {number} is not a run; remove it, or choose another --out.")
+        return runs
 
     def _difference(self, key: Key) -> str | None:
         """In which setting a run differs from what is wanted, as a sentence: the two are never mixed."""

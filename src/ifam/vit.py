@@ -4,9 +4,12 @@ import difflib
 import re
 from collections.abc import Sequence
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import timm
+import torch
+from huggingface_hub import try_to_load_from_cache
 from safetensors.torch import load_file
 from timm.layers.patch_embed import PatchEmbed, resample_patch_embed
 from timm.layers.pos_embed import resample_abs_pos_embed
@@ -17,6 +20,7 @@ from torch import nn
 
 from ifam._typing import Tensor
 from ifam.errors import IfamError
+from ifam.io import foreign_content
 
 # timm's two families of vision transformers on plain patches; the second has rotary positions too.
 Vit = VisionTransformer | Eva
@@ -187,13 +191,44 @@ def _from_timm(name: str, pretrained: bool, kwargs: dict[str, Any]) -> Any:
     """The model of timm, without its head."""
     try:
         return timm.create_model(name, pretrained=pretrained, num_classes=0, **kwargs)
-    except (OSError, RuntimeError) as error:
+    except Exception as error:  # a damaged file makes its reader stumble in any way
+        if pretrained and (cached := _damaged_weights(name)):
+            reason = foreign_content(cached) or _reason(error)
+            raise IfamError(
+                f"The pretrained weights of {name} in {cached} are damaged ({reason}); remove that file, so that it is "
+                f"downloaded again."
+            ) from error
         # OSErrors are the hub's where it cannot be reached, RuntimeErrors timm's where a model has no
         # pretrained weights at all; any other RuntimeError is not about weights.
-        if not pretrained or (isinstance(error, RuntimeError) and "pretrained" not in str(error).lower()):
+        if not pretrained or not isinstance(error, OSError | RuntimeError):
             raise
-        reason = str(error).strip().splitlines()[0]
+        if isinstance(error, RuntimeError) and "pretrained" not in str(error).lower():
+            raise
         raise WeightsUnavailable(
-            f"The pretrained weights of {name} cannot be had ({reason}); connect to the network, or choose the "
+            f"The pretrained weights of {name} cannot be had ({_reason(error)}); connect to the network, or choose the "
             f"embedded backbone {TINY!r}."
         ) from error
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of an error."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def _damaged_weights(name: str) -> Path | None:
+    """The file of pretrained weights that was downloaded before and cannot be read; None where there is none."""
+    stated = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    candidates: list[Any] = []  # a path, or an object of the hub's for what it knows to be absent
+    if stated is not None and stated.hf_hub_id:
+        repository, _, revision = str(stated.hf_hub_id).partition("@")
+        files: set[str] = {stated.hf_hub_filename or "model.safetensors", "model.safetensors", "pytorch_model.bin"}
+        candidates += [try_to_load_from_cache(repository, file, revision=revision or None) for file in sorted(files)]
+    if stated is not None and stated.url:
+        candidates.append(Path(torch.hub.get_dir(), "checkpoints", Path(str(stated.url)).name))
+    for file in (Path(str(one)) for one in candidates if isinstance(one, str | Path)):
+        try:
+            if file.is_file():
+                load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
+        except Exception:  # as above
+            return file
+    return None

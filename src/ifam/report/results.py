@@ -127,7 +127,7 @@ def write_report(results: Sequence[str | Path], out: str | Path, *, overwrite: b
     read = [(file, _read(file)) for file in files]
     try:
         page = _page(run, [(file, one) for file, found in read for one in one_by_one(found)])
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
         raise IfamError(
             f"{', '.join(map(str, files))} cannot be read as results ({type(error).__name__}: {error}); write them "
             f"again with this version of ifam."
