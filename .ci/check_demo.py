@@ -24,7 +24,7 @@ def failures(run: dict) -> list[str]:
 
 
 if __name__ == "__main__":
-    runs = json.loads(Path(sys.argv[1]).read_text())["runs"]
+    runs = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))["runs"]
     broken = [sentence for run in runs for sentence in failures(run)]
     if not runs:
         broken = ["The demo left no run to check."]

@@ -74,7 +74,7 @@ def test_an_unknown_name_is_an_attribute_error():
 
 def test_type_checkers_see_every_name():
     """The names imported under TYPE_CHECKING, which tools read, are those that are given out."""
-    tree = ast.parse(Path(ifam.__file__).read_text())
+    tree = ast.parse(Path(ifam.__file__).read_text(encoding="utf-8"))
     block = next(node for node in tree.body if isinstance(node, ast.If))
     assert {alias.asname for node in block.body for alias in node.names} == PUBLIC
     assert (Path(ifam.__file__).parent / "py.typed").exists()

@@ -383,7 +383,7 @@ BELOW_A_FILE = {
 @pytest.mark.parametrize("words", BELOW_A_FILE.values(), ids=BELOW_A_FILE)
 def test_where_nothing_can_be_written_is_known_before_anything_is_read(words, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    Path("file").write_text("mine")
+    Path("file").write_text("mine", encoding="utf-8")
     said = fails(capsys, *words)
     assert "file" in said
     assert "choose another" in said

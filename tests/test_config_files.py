@@ -54,7 +54,7 @@ def fails(capsys, *words):
 @pytest.mark.parametrize("joined", [False, True])
 def test_a_mistake_in_a_file_is_one_sentence(text, verb, says, joined, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    Path("mine.yaml").write_text(text)
+    Path("mine.yaml").write_text(text, encoding="utf-8")
     said = fails(capsys, verb, *(["--config=mine.yaml"] if joined else ["--config", "mine.yaml"]))
     assert says in said
     assert "mine.yaml" in said
@@ -72,8 +72,8 @@ def test_what_is_no_file_of_text_is_named(tmp_path, monkeypatch, capsys):
 
 def test_the_second_of_two_files_is_checked_too(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    Path("a.yaml").write_text("benchmark: folder\n")
-    Path("b.yaml").write_text("seed: 3\nseed: 4\n")
+    Path("a.yaml").write_text("benchmark: folder\n", encoding="utf-8")
+    Path("b.yaml").write_text("seed: 3\nseed: 4\n", encoding="utf-8")
     assert "b.yaml, line 2" in fails(capsys, "evaluate", "--config", "a.yaml", "--config", "b.yaml")
 
 

@@ -3,6 +3,9 @@
 import csv
 import inspect
 import json
+import os
+import subprocess
+import sys
 from dataclasses import fields
 
 import numpy as np
@@ -148,3 +151,13 @@ def test_odd_names_from_training_to_report(tmp_path, capsys):
     assert "no [/y] &lt;script&gt;" in page
     rows = json.loads((tmp_path / "predictions" / "predictions.json").read_text(encoding="utf-8"))["predictions"]
     assert rows[0]["class_name"] in classes
+
+
+def test_names_are_the_same_under_a_locale_of_ascii(tmp_path):
+    """Read as ASCII, a name would be another text than the one that the model knows."""
+    (tmp_path / "modèle 🦆").mkdir()
+    here = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-m", "ifam.cli", "train", "--config", str(tmp_path / "modèle 🦆")]
+    done = subprocess.run(command, capture_output=True, env=here, check=False)
+    assert done.returncode == 2
+    assert "modèle 🦆 is a folder, but a file is expected" in done.stderr.decode("utf-8")

@@ -1,6 +1,7 @@
 """The command line: a dict from verb to function, whose docstrings are the help."""
 
 import json
+import os
 import re
 import sys
 from collections.abc import Mapping
@@ -331,6 +332,8 @@ RANGES = {
 
 def main(args: list[str] | None = None) -> None:
     """Run a verb; errors of the input are one sentence on standard error, and exit status 2."""
+    if args is None:
+        _use_utf8()
     try:
         # A name that the terminal cannot show is no reason to stop.
         if isinstance(sys.stdout, TextIOWrapper):
@@ -355,6 +358,16 @@ def main(args: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("ifam: stopped.", file=sys.stderr)
         sys.exit(130)
+
+
+def _use_utf8() -> None:
+    """Start again in Python's UTF-8 mode where the locale knows no more than ASCII or another single alphabet.
+
+    Names of files and classes would otherwise be different texts than in any other locale, or none at all.
+    """
+    if sys.getfilesystemencoding().lower() != "utf-8" and not sys.flags.utf8_mode:
+        sys.stdout.flush()
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", "-m", "ifam.cli", *sys.argv[1:]])
 
 
 def _expanded(name: str, value: Any) -> Any:

@@ -86,7 +86,7 @@ class Runs:
     def add(self, run: dict[str, Any]) -> None:
         """Keep a run, at once: what comes after it may be interrupted. Of several processes the first writes."""
         if place()[0] == 0:
-            with self.path.open("a", encoding="utf-8") as file:
+            with self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(json.dumps(run, ensure_ascii=False, default=str) + "\n")
                 file.flush()
                 os.fsync(file.fileno())

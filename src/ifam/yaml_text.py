@@ -52,8 +52,8 @@ def loader(read: Callable[[str], Any], function: Callable[..., Any]) -> Callable
 
     def load(text: str) -> Any:
         if ":" not in text or text.strip().endswith(":"):
-            # A value, not settings.
-            return read(text)
+            # A value, not settings. A path in another encoding than the locale's is none that YAML knows.
+            return text if _has_surrogates(text) else read(text)
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         if not isinstance(node, yaml.MappingNode):
             return read(text)
@@ -61,6 +61,10 @@ def loader(read: Callable[[str], Any], function: Callable[..., Any]) -> Callable
         return read(yaml.serialize(node, allow_unicode=True))
 
     return load
+
+
+def _has_surrogates(text: str) -> bool:
+    return any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _make_text_below(node: yaml.Node, names: Mapping[str, bool]) -> None:
