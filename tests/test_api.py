@@ -5,6 +5,7 @@ import importlib
 import inspect
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -111,4 +112,4 @@ def test_every_setting_is_documented(config):
     documented = {
         line.strip().split(":")[0] for line in kind.__doc__.split("Attributes:")[1].splitlines() if ":" in line
     }
-    assert set(kind.__dataclass_fields__) <= documented
+    assert {field.name for field in fields(kind)} <= documented

@@ -455,6 +455,21 @@ def test_a_model_of_another_method_is_no_ifam(name, tmp_path):
     assert type(type(model).from_pretrained(tmp_path)) is type(model)
 
 
+def test_every_name_belongs_to_one_class():
+    """A class reads the folders of its own names alone: a late mask has the tensors of an IFAM, and is none."""
+    classes = {method.build for method in METHODS.values()}
+    for name, method in METHODS.items():
+        assert [kind for kind in classes if name in (kind.method, *kind.variants)] == [method.build]
+
+
+def test_a_class_reads_its_variants_and_no_subclass_does(tmp_path):
+    make("frozen_predictor").save_pretrained(tmp_path)
+    assert IFAM.from_pretrained(tmp_path).method == "frozen_predictor"
+    for kind in (baselines.LateMask, SoftMaskIFAM):
+        with pytest.raises(IfamError, match="holds a model of the method 'frozen_predictor'"):
+            kind.from_pretrained(tmp_path)
+
+
 def test_a_method_of_a_later_version_is_named(tmp_path):
     make("plain_vit").save_pretrained(tmp_path)
     path = tmp_path / "config.json"

@@ -18,10 +18,9 @@ from ifam.cli import main
 from ifam.config import ModelConfig
 from ifam.data.base import Prepared
 from ifam.errors import IfamError
-from ifam.evaluation.tables import print_predictions
 from ifam.interventions import DropParts, UseMask
 from ifam.model import IFAM
-from ifam.prediction import display_crop, load_image, predict, preprocess
+from ifam.prediction import display_crop, load_image, predict, preprocess, print_predictions
 
 PHOTOS = ("astronaut", "chelsea", "coffee")
 

@@ -9,7 +9,6 @@ from typing import Any
 
 from torchvision.transforms.v2.functional import to_pil_image
 
-from ifam import hub
 from ifam._typing import Tensor
 from ifam.baselines import PlainViT
 from ifam.data import Benchmark, denormalise
@@ -212,12 +211,12 @@ def audit(
 
 
 def load_plain(source: str | Path) -> PlainViT:
-    """A plain ViT from the folder that `ifam.hub.save` wrote.
+    """A plain ViT from the folder that `save_pretrained` wrote.
 
     Raises:
         IfamError: The folder holds no plain ViT.
     """
-    return hub.load_as(source, PlainViT)
+    return PlainViT.from_pretrained(source)
 
 
 def write(result: AuditResult, model: IFAM, folder: str | Path) -> tuple[Path, Path]:

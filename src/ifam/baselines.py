@@ -1,6 +1,6 @@
 """What a user would compare with: the same parts, put together otherwise (docs/comparisons.md)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,6 +51,7 @@ class PlainViT(OneStage):
     """
 
     method = "plain_vit"
+    variants = ("group_dro",)
 
     def forward(self, images: Float[Tensor, "B 3 S1 S2"]) -> Float[Tensor, "B C"]:
         """Class logits of the whole image."""
@@ -75,6 +76,7 @@ class PlainViTAttentive(OneStage):
     """
 
     method = "plain_vit_attentive"
+    variants = ("attentive_probe",)
 
     def __init__(self, config: ModelConfig, pretrained: bool = True) -> None:
         super().__init__(config, pretrained)
@@ -213,12 +215,12 @@ class Method:
 
     Attributes:
         about: What it is, in one line.
-        build: Makes the model from its settings, pretrained or not.
+        build: The model's class, which is called with the settings and whether to start from pretrained weights.
         train: Fields of `TrainConfig` that make the method what it is; they hold whatever else is set.
     """
 
     about: str
-    build: Callable[[ModelConfig, bool], Classifier]
+    build: type[Classifier]
     train: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -3,13 +3,17 @@
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, get_args
 
+import torch
 from torch import nn
 
+from ifam import saved_models
 from ifam._typing import Float, Tensor
-from ifam.backbone import Backbone, selector_backbone
+from ifam.architecture import check_tensors
+from ifam.backbone import Backbone, fill_buffers, selector_backbone
 from ifam.config import Execution, MaskGradient, ModelConfig
 from ifam.dinov2 import resolve
 from ifam.errors import IfamError
+from ifam.files import CONFIG, WEIGHTS, read_safetensors
 from ifam.selector import Selector
 from ifam.types import Batch, Output, Selection
 
@@ -27,15 +31,21 @@ class Classifier(nn.Module):
 
     Attributes:
         method: Name in `METHODS`; what `config.json` remembers.
+        variants: Other names in `METHODS` with a model of this very class, which is trained otherwise.
         needs_masks: Whether it answers only to images with a true mask.
         hides: Whether its answer depends on visible patches alone.
     """
 
     method: str = "ifam"
+    variants: ClassVar[tuple[str, ...]] = ()
     needs_masks: ClassVar[bool] = False
     hides: ClassVar[bool] = False
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init_subclass__(cls) -> None:
+        # A subclass is another model: it shares no name with its parent.
+        cls.variants = cls.__dict__.get("variants", ())
+
+    def __init__(self, config: ModelConfig, pretrained: bool = True) -> None:
         super().__init__()
         self.config = resolve(config)
 
@@ -71,17 +81,53 @@ class Classifier(nn.Module):
         return {"classification": out.logits if isinstance(out, Output) else out}
 
     def save_pretrained(self, folder: str | Path, extra: dict[str, Any] | None = None) -> None:
-        """Write `config.json` and `model.safetensors` to a folder; see `ifam.hub.save`."""
-        from ifam import hub
+        """Write `config.json` and `model.safetensors` to a folder.
 
-        hub.save(self, folder, extra)
+        Each file is complete or absent, and a failure leaves no new folder.
+
+        Args:
+            folder: Where to; made if need be.
+            extra: Anything for JSON that should travel with the model (`ifam.hub.read_config` gives it back).
+
+        Raises:
+            IfamError: The folder cannot be written, or `extra` or the configuration cannot be written as JSON.
+        """
+        saved_models.write(folder, self.state_dict(), self.config, self.method, extra)
 
     @classmethod
-    def from_pretrained(cls: type[_Model], source: str | Path) -> _Model:
-        """Read a model from a folder or from the Hugging Face hub; see `ifam.hub.load_as`."""
-        from ifam import hub
+    def from_pretrained(cls: type[_Model], source: str | Path, *, revision: str | None = None) -> _Model:
+        """Read a model of this class from a folder or from the Hugging Face hub.
 
-        return hub.load_as(source, cls)
+        Args:
+            source: A folder, or the id `owner/name` of a model on the Hugging Face hub.
+            revision: Branch, tag or commit on the hub.
+
+        Returns:
+            The model, in evaluation mode.
+
+        Raises:
+            IfamError: It is of another class, a file is missing or damaged, the configuration has unknown or impossible
+                fields, or the weights do not fit it.
+        """
+        folder = saved_models.locate(source, revision)
+        method, (config, _) = saved_models.read_method(folder), saved_models.read_config(folder)
+        if method not in (cls.method, *cls.variants):
+            raise IfamError(
+                f"{folder} holds a model of the method {method!r}, but one of {cls.method!r} is expected; give one "
+                f"of those (`ifam.hub.load_any` reads every method)."
+            )
+        try:
+            # No memory is taken before the weights are read into it.
+            with torch.device("meta"):
+                model = cls(config, pretrained=False)
+        except (TypeError, AttributeError, RuntimeError, AssertionError) as error:
+            raise IfamError(f"{folder / CONFIG} describes no model ({error}); save the model again.") from error
+        model.method = method
+        weights = read_safetensors(folder / WEIGHTS)
+        check_tensors({name: tuple(t.shape) for name, t in model.state_dict().items()}, weights)
+        model.load_state_dict(weights, assign=True)
+        fill_buffers(model)
+        return model.eval()
 
 
 class PartClassifier(Classifier):

@@ -113,9 +113,8 @@ def predict(
         overwrite: Replace what is in `out`; without that, only the predictions of the same model for the same images.
     """
     from ifam import hub
-    from ifam.evaluation.tables import print_predictions
     from ifam.interventions import DropParts, Intervention, KeepParts
-    from ifam.prediction import predict
+    from ifam.prediction import predict, print_predictions
 
     ensure_writable(out, folder=True)
     changes: list[Intervention] = []
@@ -445,7 +444,7 @@ def _plain(error: IfamError) -> str:
 
 
 def _version() -> str:
-    from ifam import __version__
+    from ifam.version import __version__
 
     return __version__
 

@@ -1,78 +1,36 @@
 """Models on disk and on the Hugging Face hub. Reading one never runs code that came with it."""
 
-import math
-import re
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-import torch
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError
 
-import ifam
+from ifam import saved_models
 from ifam._typing import Tensor
-from ifam.architecture import check_tensors, count_heads
-from ifam.backbone import fill_buffers
-from ifam.baselines import METHODS, PlainViT, build
+from ifam.architecture import count_heads
+from ifam.baselines import METHODS
 from ifam.classifier import Classifier
-from ifam.config import ModelConfig
 from ifam.errors import IfamError
-from ifam.files import CONFIG, WEIGHTS, download, first_line, read_json, read_pickle, read_safetensors, write_model
+from ifam.files import CONFIG, WEIGHTS, first_line, read_json, read_pickle, read_safetensors, write_model
 from ifam.io import check_absent, ensure_writable, local_path
 from ifam.model import IFAM
 from ifam.official import RGB, Layout, from_official, to_official
-
-Kind = TypeVar("Kind", bound=Classifier)
+from ifam.saved_models import find, locate
+from ifam.saved_models import read_config as read_config
+from ifam.version import __version__
 
 
 def save(model: Classifier, folder: str | Path, extra: dict[str, Any] | None = None) -> None:
-    """Write `model.safetensors` and `config.json` to a folder.
-
-    Each file is complete or absent: it is written under another name first. A failure leaves no new folder.
-
-    Args:
-        model: The model, of any method.
-        folder: Where to; made if need be.
-        extra: Anything for JSON that should travel with the model (`read_config` gives it back).
-
-    Raises:
-        IfamError: The folder cannot be written, or `extra` or the configuration is nothing for JSON.
-    """
-    config = {"method": model.method, **asdict(model.config), "ifam_version": ifam.__version__, "extra": extra or {}}
-    write_model(folder, model.state_dict(), config)
+    """Write a model to a folder; see `Classifier.save_pretrained`."""
+    model.save_pretrained(folder, extra)
 
 
 def load(source: str | Path, *, revision: str | None = None) -> IFAM:
-    """Read an `IFAM` that `save` or `push` wrote; the arguments are those of `load_as`."""
-    return load_as(source, IFAM, revision=revision)
-
-
-def load_as(source: str | Path, kind: type[Kind], *, revision: str | None = None) -> Kind:
-    """Read a model of one class that `save` or `push` wrote.
-
-    Args:
-        source: A folder, or the id `owner/name` of a model on the Hugging Face hub.
-        kind: The class, exactly.
-        revision: Branch, tag or commit on the hub.
-
-    Returns:
-        The model, in evaluation mode.
-
-    Raises:
-        IfamError: It is of another class, or cannot be read (see `load_any`).
-    """
-    folder = _locate(source, revision)
-    model = _build(folder)
-    if type(model) is not kind:
-        raise IfamError(
-            f"{folder} holds a model of the method {model.method!r}, but one of {kind.method!r} is expected; give one "
-            f"of those (`ifam.hub.load_any` reads every method)."
-        )
-    _fill(model, folder)
-    return model
+    """Read an `IFAM` from a folder or from the hub; see `Classifier.from_pretrained`."""
+    return IFAM.from_pretrained(source, revision=revision)
 
 
 def load_any(source: str | Path, *, revision: str | None = None) -> Classifier:
@@ -89,29 +47,8 @@ def load_any(source: str | Path, *, revision: str | None = None) -> Classifier:
         IfamError: A file is missing or damaged, the method is unknown, the configuration has unknown or impossible
             fields, or the weights do not fit it.
     """
-    folder = _locate(source, revision)
-    model = _build(folder)
-    _fill(model, folder)
-    return model
-
-
-def _build(folder: Path) -> Classifier:
-    """The model that a folder describes, without memory for its weights."""
-    name, (config, _) = read_method(folder), read_config(folder)
-    try:
-        with torch.device("meta"):
-            return build(name, config, pretrained=False)
-    except (TypeError, AttributeError, RuntimeError, AssertionError) as error:
-        raise IfamError(f"{folder / CONFIG} describes no model ({error}); save the model again.") from error
-
-
-def _fill(model: Classifier, folder: Path) -> None:
-    """Read the weights of a folder into a model."""
-    weights = read_safetensors(folder / WEIGHTS)
-    check_tensors({name: tuple(t.shape) for name, t in model.state_dict().items()}, weights)
-    model.load_state_dict(weights, assign=True)
-    fill_buffers(model)
-    model.eval()
+    folder = locate(source, revision)
+    return METHODS[read_method(folder)].build.from_pretrained(folder)
 
 
 def read_method(source: str | Path, *, revision: str | None = None) -> str:
@@ -124,75 +61,14 @@ def read_method(source: str | Path, *, revision: str | None = None) -> str:
     Raises:
         IfamError: There is no `config.json`, or this version does not know the method.
     """
-    path, settings = _settings(source, revision)
-    found = settings.get("method") or _former_method(path.parent)
-    if not isinstance(found, str) or found not in METHODS:
+    folder = locate(source, revision)
+    name = saved_models.read_method(folder)
+    if name not in METHODS:
         raise IfamError(
-            f"{path} names the method {found!r}, but ifam {ifam.__version__} has {', '.join(METHODS)}; install the "
-            f"version that wrote it ({settings['ifam_version']})."
+            f"{folder / CONFIG} names the method {name!r}, but ifam {__version__} has {', '.join(METHODS)}; install "
+            f"the version that wrote it."
         )
-    return str(found)
-
-
-def _former_method(folder: Path) -> str:
-    """The method of a folder that was written before folders named it: a plain ViT had no selector."""
-    names = read_safetensors(folder / WEIGHTS)
-    return (IFAM if any(name.startswith("selector.") for name in names) else PlainViT).method
-
-
-def read_config(source: str | Path, *, revision: str | None = None) -> tuple[ModelConfig, dict[str, Any]]:
-    """The configuration of a saved model, and what was saved beside it as `extra`.
-
-    Args:
-        source: A folder, or the id of a model on the hub.
-        revision: Branch, tag or commit on the hub.
-
-    Returns:
-        Configuration and extra.
-
-    Raises:
-        IfamError: There is no `config.json`, or it was not written by ifam, or by another version.
-    """
-    path, settings = _settings(source, revision)
-    settings.pop("method", None)
-    version, extra = settings.pop("ifam_version"), settings.pop("extra", {})
-    known = {field.name for field in fields(ModelConfig)}
-    unknown = sorted(set(settings) - known)
-    if unknown:
-        raise IfamError(
-            f"{path} has {len(unknown)} unknown fields ({', '.join(map(repr, unknown[:3]))}): it was "
-            f"written by ifam {version} and this is {ifam.__version__}; install that version, or remove "
-            f"the fields."
-        )
-    # JSON has lists where the configuration has tuples.
-    listed = [key for key in ("class_names", "mean", "std", "image_size") if isinstance(settings.get(key), list)]
-    settings |= {key: tuple(settings[key]) for key in listed}
-    plain = asdict(ModelConfig())
-    wrong = [name for name, value in settings.items() if not (_like(value, plain[name]) and _is_sound(name, value))]
-    if wrong:
-        raise IfamError(
-            f"{path} describes no model: {wrong[0]} is {settings[wrong[0]]!r}, but a value like "
-            f"{plain[wrong[0]]!r} is expected; save the model again."
-        )
-    if not isinstance(extra, dict):
-        raise IfamError(f"{path} has {extra!r} under `extra`, but an object is expected; save the model again.")
-    if odd := [key for key, kinds in _EXTRA.items() if key in extra and not isinstance(extra[key], kinds)]:
-        raise IfamError(f"{path} has an impossible {odd[0]}, {extra[odd[0]]!r}, under `extra`; save the model again.")
-    return ModelConfig(**settings), extra
-
-
-def _settings(source: str | Path, revision: str | None) -> tuple[Path, dict[str, Any]]:
-    """Path and content of the `config.json` that `save` wrote."""
-    path = _locate(source, revision) / CONFIG
-    settings = read_json(path)
-    if settings is None:
-        raise IfamError(f"{path.parent} has no {CONFIG}; give a folder that `save_pretrained` wrote.")
-    if "ifam_version" not in settings:
-        raise IfamError(
-            f"{path} was not written by ifam (no 'ifam_version' in it); `ifam.load_official` reads the "
-            f"models that the authors of the paper published."
-        )
-    return path, settings
+    return name
 
 
 def push(
@@ -262,7 +138,7 @@ def load_official(
         IfamError: The file is no such checkpoint, is damaged or incomplete, carries code, contradicts its
             `config.json`, or leaves something open; the sentence says what, and how to go on.
     """
-    tensors, settings = _read_official(_find(path_or_hub_id, revision))
+    tensors, settings = _read_official(find(path_or_hub_id, revision))
     return from_official(tensors, settings, num_heads=num_heads, image_size=image_size, mean=mean, std=std)
 
 
@@ -294,7 +170,7 @@ def convert(
     folder = local_path(folder)
     ensure_writable(folder, folder=True)
     check_absent([folder / CONFIG, folder / WEIGHTS], overwrite)
-    path = _find(source)
+    path = find(source)
     extra: dict[str, Any] = {}
     if path.is_dir() and "ifam_version" in (read_json(path / CONFIG) or {}):
         model = load(path)
@@ -329,64 +205,6 @@ def _official_settings(model: IFAM) -> dict[str, Any]:
         # Nothing in the tensors tells it, and the name of a custom architecture does not either.
         "num_heads": count_heads(model.selector.backbone.vit),
     }
-
-
-# --- finding ---------------------------------------------------------------------------------------------
-
-
-def _find(source: str | Path, revision: str | None = None) -> Path:
-    """A local file or folder, or the local copy of a model on the hub."""
-    path = local_path(source)
-    if path.exists():
-        return path
-    owner = path.parts[0] if len(path.parts) == 2 else ""
-    # `runs/ifam` and whatever lies in a folder of this name here is meant to be local: no wait for the network.
-    local = owner == "runs" or Path(owner).is_dir()
-    if isinstance(source, Path) or local or not re.fullmatch(r"[\w.-]+/[\w.-]+", source) or path.suffix in _SUFFIXES:
-        raise IfamError(
-            f"There is no file or folder {source}; give an existing one, or the id `owner/name` of the hub."
-        )
-    path = download(source, [CONFIG, WEIGHTS], revision)
-    if not path.is_dir():
-        raise IfamError(f"The hub's {source!r} has neither {WEIGHTS} nor {CONFIG}; give the id of a model.")
-    return path
-
-
-_SUFFIXES = {".pt", ".pth", ".ckpt", ".bin", ".safetensors"}
-
-
-def _locate(source: str | Path, revision: str | None = None) -> Path:
-    """A local folder of a saved model."""
-    path = _find(source, revision)
-    if not path.is_dir():
-        raise IfamError(
-            f"{path} is a file, but a folder that `save_pretrained` wrote is expected; `ifam.load_official` "
-            f"reads files of the paper's authors."
-        )
-    return path
-
-
-# What is remembered of the training, if anything, and its types.
-_EXTRA: dict[str, tuple[type, ...]] = {"benchmark": (str,), "root": (str, type(None)), "data": (dict,)}
-
-
-def _like(value: Any, default: Any) -> bool:
-    """Whether a value has the type of a default; a default of None says nothing."""
-    kinds = (int, float) if isinstance(default, float) else type(default)
-    return default is None or (isinstance(value, kinds) and isinstance(value, bool) == isinstance(default, bool))
-
-
-def _is_sound(name: str, value: Any) -> bool:
-    """Whether a value that the default tells too little about, or that is a number, can be used."""
-    if name == "class_names":
-        return all(isinstance(one, str) for one in value)
-    if name in ("mean", "std") and value is not None:
-        numbers = isinstance(value, tuple) and all(_like(one, 0.0) and math.isfinite(one) for one in value)
-        return numbers and len(value) == 3 and (name == "mean" or min(value) > 0)
-    return not isinstance(value, float) or math.isfinite(value)
-
-
-# --- reading ---------------------------------------------------------------------------------------------
 
 
 def _read_official(path: Path) -> tuple[Mapping[str, Any], dict[str, Any]]:

@@ -25,6 +25,7 @@ class IFAM(PartClassifier):
         IfamError: A setting makes no model.
     """
 
+    variants = ("frozen_predictor",)
     hides = True
 
     def __init__(self, config: ModelConfig, pretrained: bool = True) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from PIL import Image
 from rich.progress import track
+from rich.table import Table
 from torchvision.transforms import v2
 
 from ifam._typing import Float, Tensor
@@ -147,6 +148,15 @@ def predict(
             f"check the paths."
         )
     return rows
+
+
+def print_predictions(rows: Sequence[Prediction], *, hides: bool = True) -> None:
+    """Print one line an image; the mask of a model that does not hide is no statement about what was seen."""
+    table = Table("image", "class", "probability", "visible" if hides else "in the mask, which hides nothing")
+    for row in rows:
+        visible = "nothing" if row.empty else f"{row.visible_fraction:.0%}"
+        table.add_row(printable(row.path), row.class_name, f"{row.probability:.1%}", visible)
+    PlainConsole().print(table)
 
 
 def preprocess(image: Image.Image, model: Classifier) -> Float[Tensor, "3 S1 S2"]:

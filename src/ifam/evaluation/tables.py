@@ -2,22 +2,21 @@
 
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-import ifam
 from ifam.console import PlainConsole
 from ifam.evaluation.challenge import Challenge
 from ifam.evaluation.groups import Accuracy, Evaluation
 from ifam.evaluation.intervals import Interval
 from ifam.evaluation.part_quality import PartQuality
 from ifam.evaluation.treatments import Treated
-from ifam.io import printable, write_json
-from ifam.prediction import Prediction
+from ifam.io import write_json
+from ifam.version import __version__
 
 # Longer lists of classes are cut to the lowest; the file has them all.
 _LONGEST, _LOWEST = 40, 10
@@ -180,15 +179,6 @@ def print_leave_one_out(whole: Evaluation, others: Mapping[str, Evaluation]) -> 
     PlainConsole().print(table)
 
 
-def print_predictions(rows: Sequence[Prediction], *, hides: bool = True) -> None:
-    """Print one line an image; the mask of a model that does not hide is no statement about what was seen."""
-    table = Table("image", "class", "probability", "visible" if hides else "in the mask, which hides nothing")
-    for row in rows:
-        visible = "nothing" if row.empty else f"{row.visible_fraction:.0%}"
-        table.add_row(printable(row.path), row.class_name, f"{row.probability:.1%}", visible)
-    PlainConsole().print(table)
-
-
 def write_results(
     found: Evaluation, path: Path, conditions: Mapping[str, Any], others: Mapping[str, Evaluation] | None = None
 ) -> None:
@@ -223,7 +213,7 @@ def _write(content: Mapping[str, Any], path: Path, conditions: Mapping[str, Any]
 def provenance() -> dict[str, str | None]:
     """Version, revision of the source where it is a checkout, and time."""
     return {
-        "ifam_version": ifam.__version__,
+        "ifam_version": __version__,
         "git_revision": _revision(Path(__file__).parent),
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }

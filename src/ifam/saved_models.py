@@ -1,0 +1,165 @@
+"""Saved models: a folder, or a repository of the Hugging Face hub, with `config.json` and `model.safetensors`.
+
+This knows the files alone; a model's class reads and writes its own, and `ifam.hub` finds the class.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from ifam._typing import Tensor
+from ifam.config import ModelConfig
+from ifam.errors import IfamError
+from ifam.files import CONFIG, WEIGHTS, download, read_json, read_safetensors, write_model
+from ifam.io import local_path
+from ifam.version import __version__
+
+# Single files that hold weights; none of them is the id of a model.
+_SUFFIXES = {".pt", ".pth", ".ckpt", ".bin", ".safetensors"}
+# What is remembered of the training, if anything, and its types.
+_EXTRA: dict[str, tuple[type, ...]] = {"benchmark": (str,), "root": (str, type(None)), "data": (dict,)}
+
+
+def write(
+    folder: str | Path, tensors: Mapping[str, Tensor], config: ModelConfig, method: str, extra: dict[str, Any] | None
+) -> None:
+    """Write `model.safetensors` and `config.json` to a folder.
+
+    Each file is complete or absent: it is written under another name first. A failure leaves no new folder.
+
+    Args:
+        folder: Where to; made if need be.
+        tensors: The model's state dict.
+        config: Its settings.
+        method: Its name in `ifam.baselines.METHODS`.
+        extra: Anything for JSON that should travel with the model (`read_config` gives it back).
+
+    Raises:
+        IfamError: The folder cannot be written, or `extra` or the configuration cannot be written as JSON.
+    """
+    settings = {"method": method, **asdict(config), "ifam_version": __version__, "extra": extra or {}}
+    write_model(folder, tensors, settings)
+
+
+def find(source: str | Path, revision: str | None = None) -> Path:
+    """A local file or folder, or the local copy of a model on the hub."""
+    path = local_path(source)
+    if path.exists():
+        return path
+    owner = path.parts[0] if len(path.parts) == 2 else ""
+    # `runs/ifam` and whatever lies in a folder of this name here is meant to be local: no wait for the network.
+    local = owner == "runs" or Path(owner).is_dir()
+    if isinstance(source, Path) or local or not re.fullmatch(r"[\w.-]+/[\w.-]+", source) or path.suffix in _SUFFIXES:
+        raise IfamError(
+            f"There is no file or folder {source}; give an existing one, or the id `owner/name` of the hub."
+        )
+    path = download(source, [CONFIG, WEIGHTS], revision)
+    if not path.is_dir():
+        raise IfamError(f"The hub's {source!r} has neither {WEIGHTS} nor {CONFIG}; give the id of a model.")
+    return path
+
+
+def locate(source: str | Path, revision: str | None = None) -> Path:
+    """A local folder of a saved model."""
+    path = find(source, revision)
+    if not path.is_dir():
+        raise IfamError(
+            f"{path} is a file, but a folder that `save_pretrained` wrote is expected; `ifam.load_official` "
+            f"reads files of the paper's authors."
+        )
+    return path
+
+
+def read_method(source: str | Path, *, revision: str | None = None) -> str:
+    """The name of the method of a saved model, whether this version knows it or not.
+
+    Args:
+        source: A folder, or the id of a model on the hub.
+        revision: Branch, tag or commit on the hub.
+
+    Raises:
+        IfamError: There is no `config.json`, it was not written by ifam, or the method is not a name.
+    """
+    path, settings = _settings(source, revision)
+    name = settings.get("method")
+    if name is None:
+        # Folders from before there were methods: a plain ViT had no selector.
+        tensors = read_safetensors(path.parent / WEIGHTS)
+        return "ifam" if any(tensor.startswith("selector.") for tensor in tensors) else "plain_vit"
+    if not isinstance(name, str):
+        raise IfamError(f"{path} names the method {name!r}, but a text is expected; save the model again.")
+    return name
+
+
+def read_config(source: str | Path, *, revision: str | None = None) -> tuple[ModelConfig, dict[str, Any]]:
+    """The configuration of a saved model, and what was saved beside it as `extra`.
+
+    Args:
+        source: A folder, or the id of a model on the hub.
+        revision: Branch, tag or commit on the hub.
+
+    Returns:
+        Configuration and extra.
+
+    Raises:
+        IfamError: There is no `config.json`, or it was not written by ifam, or by another version.
+    """
+    path, settings = _settings(source, revision)
+    settings.pop("method", None)
+    version, extra = settings.pop("ifam_version"), settings.pop("extra", {})
+    known = {field.name for field in fields(ModelConfig)}
+    unknown = sorted(set(settings) - known)
+    if unknown:
+        raise IfamError(
+            f"{path} has {len(unknown)} unknown fields ({', '.join(map(repr, unknown[:3]))}): it was "
+            f"written by ifam {version} and this is {__version__}; install that version, or remove "
+            f"the fields."
+        )
+    # JSON has lists where the configuration has tuples.
+    listed = [key for key in ("class_names", "mean", "std", "image_size") if isinstance(settings.get(key), list)]
+    settings |= {key: tuple(settings[key]) for key in listed}
+    plain = asdict(ModelConfig())
+    wrong = [name for name, value in settings.items() if not (_like(value, plain[name]) and _is_sound(name, value))]
+    if wrong:
+        raise IfamError(
+            f"{path} describes no model: {wrong[0]} is {settings[wrong[0]]!r}, but a value like "
+            f"{plain[wrong[0]]!r} is expected; save the model again."
+        )
+    if not isinstance(extra, dict):
+        raise IfamError(f"{path} has {extra!r} under `extra`, but an object is expected; save the model again.")
+    if odd := [key for key, kinds in _EXTRA.items() if key in extra and not isinstance(extra[key], kinds)]:
+        raise IfamError(f"{path} has an impossible {odd[0]}, {extra[odd[0]]!r}, under `extra`; save the model again.")
+    return ModelConfig(**settings), extra
+
+
+def _settings(source: str | Path, revision: str | None) -> tuple[Path, dict[str, Any]]:
+    """Path and content of the `config.json` that `save` wrote."""
+    path = locate(source, revision) / CONFIG
+    settings = read_json(path)
+    if settings is None:
+        raise IfamError(f"{path.parent} has no {CONFIG}; give a folder that `save_pretrained` wrote.")
+    if "ifam_version" not in settings:
+        raise IfamError(
+            f"{path} was not written by ifam (no 'ifam_version' in it); `ifam.load_official` reads the "
+            f"models that the authors of the paper published."
+        )
+    return path, settings
+
+
+def _like(value: Any, default: Any) -> bool:
+    """Whether a value has the type of a default; a default of None says nothing."""
+    kinds = (int, float) if isinstance(default, float) else type(default)
+    return default is None or (isinstance(value, kinds) and isinstance(value, bool) == isinstance(default, bool))
+
+
+def _is_sound(name: str, value: Any) -> bool:
+    """Whether a value that the default tells too little about, or that is a number, can be used."""
+    if name == "class_names":
+        return all(isinstance(one, str) for one in value)
+    if name in ("mean", "std") and value is not None:
+        numbers = isinstance(value, tuple) and all(_like(one, 0.0) and math.isfinite(one) for one in value)
+        return numbers and len(value) == 3 and (name == "mean" or min(value) > 0)
+    return not isinstance(value, float) or math.isfinite(value)
