@@ -3,7 +3,6 @@
 import json
 import re
 from dataclasses import asdict
-from pathlib import Path
 
 import pytest
 import timm
@@ -18,9 +17,8 @@ from ifam.errors import IfamError
 from ifam.model import IFAM
 from ifam.official import to_official
 from ifam.vit import WeightsUnavailable
+from parity import reference as numbers
 
-PARITY = Path(__file__).parents[1].parent / "shared" / "parity"
-needs_fixtures = pytest.mark.skipif(not PARITY.is_dir(), reason=f"no parity fixtures at {PARITY}")
 GREY = {"image_mean": [0.53, 0.53, 0.53], "image_std": [0.26, 0.26, 0.26], "crop_size": {"height": 56, "width": 56}}
 SETTINGS = {
     "model_type": "dinov2",
@@ -130,12 +128,10 @@ def test_the_transformer_is_that_of_timm_after_renaming(tmp_path, kind):
     torch.testing.assert_close(backbone(images), vit.forward_features(images), rtol=0, atol=1e-5)
 
 
-@needs_fixtures
 @torch.no_grad()
 def test_tokens_are_those_of_the_library_itself(tmp_path):
     """Numbers that `transformers` gave, from the stages of the parity fixtures."""
-    weights = load_file(PARITY / "tiny_hf" / "state_dict.safetensors")
-    data = load_file(PARITY / "tiny_hf" / "data.safetensors")
+    weights, (data, _) = numbers.weights("tiny_hf"), numbers.read("tiny_hf")
     heads = ("stage_1.fc", "stage_1.modulation")
     tensors = {
         name.removeprefix("stage_1."): tensor
@@ -144,7 +140,8 @@ def test_tokens_are_those_of_the_library_itself(tmp_path):
     }
     settings = {**SETTINGS, "hidden_size": 64, "num_attention_heads": 2}
     backbone = Backbone(str(write(tmp_path / "model", settings, tensors)))
-    torch.testing.assert_close(backbone(data["input"]), data["eval.stage1_tokens_after_norm"], rtol=0, atol=1.5e-5)
+    tokens = backbone(numbers.images("tiny_hf"))
+    torch.testing.assert_close(tokens, data["eval.stage1_tokens_after_norm"], rtol=0, atol=1.5 * numbers.PARITY)
 
 
 @torch.no_grad()

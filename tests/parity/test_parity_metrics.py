@@ -1,27 +1,21 @@
 """The part metrics against numbers of the authors' public code."""
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from ifam.evaluation import parts
-
-FOLDER = Path(__file__).parents[2].parent / "shared" / "parity" / "metrics"
-pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason=f"no parity fixtures at {FOLDER}")
+from parity.reference import read
 
 
 @pytest.fixture(scope="module")
 def tensors():
-    return load_file(FOLDER / "data.safetensors")
+    return read("metrics")[0]
 
 
 @pytest.fixture(scope="module")
 def manifest():
-    return json.loads((FOLDER / "manifest.json").read_text())
+    return read("metrics")[1]
 
 
 @pytest.fixture(scope="module")

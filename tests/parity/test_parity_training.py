@@ -1,18 +1,13 @@
 """Weight decay, parameter groups and schedules against numbers of the authors' public code."""
 
-import json
-from pathlib import Path
-
 import pytest
 
-from ifam import hub
 from ifam.config import TrainConfig
+from ifam.official import from_official
 from ifam.training import learning_rate_factor, normalised_weight_decay, parameter_groups
+from parity import reference
 
-PARITY = Path(__file__).parents[2].parent / "shared" / "parity"
-MANIFEST = PARITY / "weight_decay_lr" / "manifest.json"
-pytestmark = pytest.mark.skipif(not MANIFEST.is_file(), reason=f"no parity fixtures at {MANIFEST.parent}")
-NUMBERS = json.loads(MANIFEST.read_text()) if MANIFEST.is_file() else {}
+_, NUMBERS = reference.read("weight_decay_lr")
 
 FROZEN = "freeze_backbone=True,freeze_second_stage=True,freeze_params_stage_1=True,freeze_params_stage_2=True"
 # The authors' flags in our words: what is trained in the selector's and in the predictor's backbone.
@@ -52,7 +47,7 @@ def test_every_kind_of_number_has_a_test():
     }
 
 
-@pytest.mark.parametrize("case", NUMBERS.get("weight_decay", []), ids=lambda case: str(case["dataset_length"]))
+@pytest.mark.parametrize("case", NUMBERS["weight_decay"], ids=lambda case: str(case["dataset_length"]))
 def test_normalised_weight_decay(case):
     found = normalised_weight_decay(
         case["weight_decay"], case["dataset_length"], batch_size=case["batch_size"], epochs=case["epochs"]
@@ -60,7 +55,7 @@ def test_normalised_weight_decay(case):
     assert found == pytest.approx(case["normalised_weight_decay"], rel=1e-12)
 
 
-@pytest.mark.parametrize("case", NUMBERS.get("param_groups", {}))
+@pytest.mark.parametrize("case", NUMBERS["param_groups"])
 def test_parameter_groups(case):
     name, flags = case.split("/")
     factors = NUMBERS["group_lr_factors_used"]
@@ -74,7 +69,7 @@ def test_parameter_groups(case):
         selector_tuning=selector,
         predictor_tuning=predictor,
     )
-    model = hub.load_official(PARITY / name / "state_dict.safetensors", num_heads=2)
+    model = from_official(reference.weights(name), num_heads=2)
     groups = parameter_groups(model, config)
     found = {member: (group.factor, group.decays, group.trained) for group in groups for member in group.parameters}
     official = NUMBERS["param_groups"][case]
@@ -90,7 +85,7 @@ def test_parameter_groups(case):
         assert len({theirs[member] for member in group.parameters}) == 1, group.name
 
 
-@pytest.mark.parametrize("case", NUMBERS.get("schedules", {}))
+@pytest.mark.parametrize("case", NUMBERS["schedules"])
 def test_schedules(case):
     kind, *rest = case.split(",")
     warmup = dict(part.split("=") for part in rest)

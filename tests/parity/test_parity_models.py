@@ -1,16 +1,13 @@
-"""Whole models against numbers of the authors' public code (../shared/parity, made with all noise off).
-
-Losses, the affine transform and metrics by themselves are in tests/parity/.
-"""
+"""Whole models against numbers of the authors' public code (README.md); all noise is off."""
 
 import copy
-import json
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from ifam import hub, losses
@@ -18,13 +15,13 @@ from ifam.config import LossConfig, ModelConfig
 from ifam.geometry import Affine, transform
 from ifam.interventions import DropParts, DropUnsure
 from ifam.model import IFAM
-from ifam.official import to_official
+from ifam.official import from_official, to_official
 from ifam.soft_mask import FadeParts, SoftMaskIFAM
+from parity import reference
+from parity.reference import DATA, TOLERANCE
 
-PARITY = Path(__file__).parents[1].parent / "shared" / "parity"
-needs_fixtures = pytest.mark.skipif(not PARITY.is_dir(), reason=f"no parity fixtures at {PARITY}")
-
-TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
+# The full set, from which `derive.py` made the numbers here.
+FULL = Path(__file__).parents[3] / "shared" / "parity"
 TIMM = ("tiny_reg4", "tiny_noreg")
 ALL = (*TIMM, "tiny_hf")
 REMOVALS = {"eval_remove1": [1], "eval_remove02": [0, 2], "eval_remove_all": [0, 1, 2]}
@@ -37,12 +34,11 @@ class Case:
     """One fixture: its numbers, and models with its weights."""
 
     def __init__(self, name):
-        self.folder = PARITY / name
+        self.name = name
         self.layout = "transformers" if name == "tiny_hf" else "timm"
-        self.data = load_file(self.folder / "data.safetensors")
-        self.manifest = json.loads((self.folder / "manifest.json").read_text())
-        self.images = self.data["input"]
-        self.model = hub.load_official(self.folder / "state_dict.safetensors", num_heads=2)
+        self.data, self.manifest = reference.read(name)
+        self.images, self.weights = reference.images(name), reference.weights(name)
+        self.model = from_official(self.weights, num_heads=2)
 
     def build(self, kind=IFAM, **fields):
         """A model with these weights and other settings, in evaluation mode."""
@@ -95,9 +91,40 @@ def _no_gradients(request):
         yield
 
 
-@needs_fixtures
+@pytest.mark.skipif(not FULL.is_dir(), reason=f"the full set is not at {FULL}")
+@pytest.mark.parametrize("folder", sorted(path.name for path in DATA.iterdir()))
+def test_the_numbers_here_are_those_of_the_full_set(folder):
+    """Bit by bit; weights and images, which are drawn again here, to the precision in which they were drawn."""
+    source, (tensors, manifest) = FULL / folder, reference.read(folder)
+    full = load_file(source / "data.safetensors") if tensors else {}
+    if "drawn" in manifest:
+        drawn, expected = reference.weights(folder), load_file(source / "state_dict.safetensors")
+        assert set(drawn) == set(expected)
+        for name, tensor in expected.items():
+            assert_close(drawn[name], tensor, atol=1e-6, rtol=0)
+        assert_close(reference.images(folder), full.pop("input"), atol=2e-6, rtol=0)
+    assert set(full) == set(tensors)
+    assert all(torch.equal(full[name], tensor) for name, tensor in tensors.items())
+
+
+@pytest.mark.skipif(not FULL.is_dir(), reason=f"the full set is not at {FULL}")
+def test_nothing_of_the_full_set_is_left_out():
+    assert {path.parent.name for path in FULL.glob("*/manifest.json")} == {path.name for path in DATA.iterdir()}
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/differences.md"])
+def test_the_documents_state_the_tolerance_that_is_checked(document):
+    text = (Path(__file__).parents[2] / document).read_text(encoding="utf-8")
+    stated = re.findall(r"within\s+(\S+) \(absolute plus relative\)", text)
+    assert [float(number) for number in stated] == [TOLERANCE["atol"]] == [TOLERANCE["rtol"]]
+
+
+def test_the_numbers_are_small():
+    assert sum(path.stat().st_size for path in DATA.rglob("*") if path.is_file()) < 1e6
+
+
 def test_every_scenario_of_the_fixtures_has_a_test(case):
-    tested = {"input", "eval", "eval_single", "eval_soft", "eval_soft_remove1", "eval_temp0p5", "stage2_only"}
+    tested = {"eval", "eval_single", "eval_soft", "eval_soft_remove1", "eval_temp0p5", "stage2_only"}
     tested |= {
         *REMOVALS,
         "eval_threshold",
@@ -111,7 +138,6 @@ def test_every_scenario_of_the_fixtures_has_a_test(case):
     assert prescribed <= {*PRESCRIBED, "without_part1"}
 
 
-@needs_fixtures
 def test_plain_inference(case):
     out = case.model(case.images)
     case.check_selection(out, "eval")
@@ -122,10 +148,9 @@ def test_plain_inference(case):
     assert_close(out.part_maps[:, -1], soft[:, 1], **TOLERANCE)
 
 
-@needs_fixtures
 def test_intermediate_tokens(case):
-    """Tight enough to tell the epsilon of the norms."""
-    tight = {"atol": 1.5e-5, "rtol": 0}
+    """Tight enough to tell the epsilon of the norms: another one changes them by 2e-5 at least."""
+    tight = {"atol": 1.5 * reference.PARITY, "rtol": 0}
     tokens = case.model.selector.backbone(case.images)
     assert_close(tokens, case.data["eval.stage1_tokens_after_norm"], **tight)
     visible = case.model(case.images).mask.flatten(1)
@@ -134,20 +159,17 @@ def test_intermediate_tokens(case):
     assert_close(case.model(case.images).logits, case.data["eval.stage2_logits"], **tight)
 
 
-@needs_fixtures
 def test_epsilon_of_every_norm(case):
     for name, module in case.model.named_modules():
         if isinstance(module, torch.nn.LayerNorm):
             assert module.eps == (1e-6 if ".vit." in name else 1e-5), name
 
 
-@needs_fixtures
 def test_one_image_alone(timm_case):
     out = timm_case.model(timm_case.images[1:2])
     assert_close(out.logits, timm_case.data["eval_single.stage2_logits"], **TOLERANCE)
 
 
-@needs_fixtures
 @pytest.mark.parametrize("scenario", REMOVALS)
 def test_removal_of_parts(timm_case, scenario):
     out = timm_case.model(timm_case.images, [DropParts(REMOVALS[scenario])])
@@ -156,7 +178,6 @@ def test_removal_of_parts(timm_case, scenario):
     assert_close(out.logits, timm_case.data[f"{scenario}.stage2_logits"], **TOLERANCE)
 
 
-@needs_fixtures
 def test_removal_of_a_part_in_the_transformers_variant():
     case = Case("tiny_hf")
     out = case.model(case.images, [DropParts([1])])
@@ -164,7 +185,6 @@ def test_removal_of_a_part_in_the_transformers_variant():
     assert_close(out.logits, case.data["stage2_only.without_part1.logits"], **TOLERANCE)
 
 
-@needs_fixtures
 @pytest.mark.parametrize("name", PRESCRIBED)
 def test_prescribed_masks(case, name):
     mask = case.data[f"stage2_only.{name}.mask"] > 0.5
@@ -172,7 +192,6 @@ def test_prescribed_masks(case, name):
     assert_close(logits, case.data[f"stage2_only.{name}.logits"], **TOLERANCE)
 
 
-@needs_fixtures
 def test_temperature(timm_case):
     out = timm_case.build(temperature=0.5)(timm_case.images)
     timm_case.check_selection(out, "eval_temp0p5")
@@ -180,7 +199,6 @@ def test_temperature(timm_case):
     assert_close(out.logits, timm_case.data["eval_temp0p5.stage2_logits"], **TOLERANCE)
 
 
-@needs_fixtures
 def test_soft_mask(timm_case):
     model = timm_case.build(SoftMaskIFAM)
     out = model(timm_case.images)
@@ -191,7 +209,6 @@ def test_soft_mask(timm_case):
     assert_close(foreground, timm_case.data["eval_soft.mask_soft"][:, 0], **TOLERANCE)
 
 
-@needs_fixtures
 def test_soft_mask_with_a_part_removed(timm_case):
     model = timm_case.build(SoftMaskIFAM)
     out = model(timm_case.images, [FadeParts([1])])
@@ -205,14 +222,12 @@ def test_soft_mask_with_a_part_removed(timm_case):
     assert (dropped.logits - out.logits).abs().max() > 0.5
 
 
-@needs_fixtures
 def test_soft_prescribed_masks(timm_case):
     weights = timm_case.data["stage2_only_softmask.mask"]
     logits = timm_case.build(SoftMaskIFAM).predictor(timm_case.images, weights > 0.5, weights)
     assert_close(logits, timm_case.data["stage2_only_softmask.logits"], **TOLERANCE)
 
 
-@needs_fixtures
 @pytest.mark.parametrize("removed", [[], [1]])
 def test_thresholds_by_our_definition_and_by_theirs(timm_case, removed):
     """Ours hides what is below its winner's threshold; theirs also takes dot products for distances."""
@@ -237,7 +252,7 @@ def test_thresholds_by_our_definition_and_by_theirs(timm_case, removed):
     if not removed:
         assert_close(maps, timm_case.data[f"{scenario}.part_maps"], **TOLERANCE)
     assert (out.part_maps - maps).abs().max() > 0.1
-    if timm_case.folder.name == "tiny_reg4" or removed:
+    if timm_case.name == "tiny_reg4" or removed:
         assert not torch.equal(ours, theirs)
 
 
@@ -285,7 +300,6 @@ def official_gradients(model):
     return to_official(copied)
 
 
-@needs_fixtures
 @pytest.mark.parametrize(("scenario", "kind"), [("train", IFAM), ("train_soft", SoftMaskIFAM)])
 def test_training_objective(timm_case, scenario, kind):
     data = timm_case.data
@@ -306,7 +320,6 @@ def test_training_objective(timm_case, scenario, kind):
     assert_close(total, data[f"{scenario}.total_with_orthogonality_between_parts"], **TOLERANCE)
 
 
-@needs_fixtures
 @pytest.mark.parametrize(("scenario", "kind"), [("train", IFAM), ("train_soft", SoftMaskIFAM)])
 @pytest.mark.parametrize("name", ["total", "total_with_orthogonality_between_parts", "classification_stage2"])
 def test_training_gradients_of_every_parameter(timm_case, scenario, kind, name):
@@ -328,7 +341,6 @@ def test_training_gradients_of_every_parameter(timm_case, scenario, kind, name):
         assert_close(gradients[key.removeprefix(f"{scenario}.grad.{name}.")], value, **TOLERANCE)
 
 
-@needs_fixtures
 def test_training_without_mask_gradient_leaves_the_selector_alone_and_with_it_does_not(timm_case):
     """The authors' code cuts the gradient at the mask; here that is one of three settings."""
     without = timm_case.manifest["train"]["train"]["parameters_without_gradient_from_stage2_classification"]
@@ -345,17 +357,14 @@ def test_training_without_mask_gradient_leaves_the_selector_alone_and_with_it_do
 # --- checkpoints -----------------------------------------------------------------------------------------
 
 
-@needs_fixtures
 def test_the_way_back_gives_the_very_file(case):
-    expected = load_file(case.folder / "state_dict.safetensors")
-    found = to_official(case.model, case.layout)
-    assert set(found) == set(expected)
-    for name, tensor in expected.items():
-        assert found[name].shape == tensor.shape
-        assert torch.equal(found[name], tensor)
+    official = to_official(case.model, case.layout)
+    assert set(official) == set(case.weights)
+    for name, tensor in case.weights.items():
+        assert official[name].shape == tensor.shape
+        assert torch.equal(official[name], tensor)
 
 
-@needs_fixtures
 def test_there_and_back_keeps_every_bit_of_the_logits(case, tmp_path):
     expected = case.model(case.images).logits
 
@@ -368,7 +377,8 @@ def test_there_and_back_keeps_every_bit_of_the_logits(case, tmp_path):
     assert torch.equal(logits(hub.load_official(tmp_path / "theirs")), expected)
     hub.convert(tmp_path / "theirs", tmp_path / "ours")
     assert torch.equal(logits(IFAM.from_pretrained(tmp_path / "ours")), expected)
-    hub.convert(case.folder / "state_dict.safetensors", tmp_path / "direct", num_heads=2)
+    save_file(case.weights, tmp_path / "weights.safetensors")
+    hub.convert(tmp_path / "weights.safetensors", tmp_path / "direct", num_heads=2)
     assert torch.equal(logits(IFAM.from_pretrained(tmp_path / "direct")), expected)
 
 
