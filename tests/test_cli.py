@@ -36,17 +36,17 @@ def ifam(*words, cwd):
 
 
 def fails(capsys, *words):
-    """What a command that must be refused says: status 2, and one line on standard error."""
+    """The one sentence of a command that must be refused; information may come before it."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as caught:
         main([str(word) for word in words])
     assert caught.value.code == 2
     said = capsys.readouterr()
-    assert said.err.startswith("ifam: ")
-    assert said.err.count("\n") == 1
-    assert said.err.endswith("\n")
     assert "Traceback" not in said.out + said.err
-    return said.err
+    *before, sentence = said.err.splitlines()
+    assert all(line.startswith("Augmentation: ") for line in before)
+    assert sentence.startswith("ifam: ")
+    return f"{sentence}\n"
 
 
 def contents(folder):
@@ -541,9 +541,18 @@ def offline(tmp_path, monkeypatch):
 
 def test_without_a_network_the_embedded_backbone_takes_the_defaults_place(offline, pictures, tmp_path, capsys):
     words = ["train", "--benchmark", "folder", "--root", str(pictures), "--out", str(tmp_path / "new")]
-    main([*words, "--train.epochs", "1", "--model.num_parts", "2"])
-    said = capsys.readouterr().out
-    assert "Warning: The pretrained weights of vit_base_patch14_reg4_dinov2.lvd142m cannot be had" in said
+    words += ["--train.epochs", "1", "--model.num_parts", "2", "--train.seed", "0"]
+    # Never by itself: the error names the three ways out.
+    refused = fails(capsys, *words)
+    assert re.search(
+        r"weights of vit_base_patch14_reg4_dinov2\.lvd142m are unavailable \(.*network.*--model\.backbone DIR"
+        r".*--model\.backbone ifam_tiny .*--allow-tiny-backbone",
+        refused,
+    )
+    assert not (tmp_path / "new").exists()
+    main([*words, "--allow-tiny-backbone"])
+    said = capsys.readouterr().err
+    assert "Warning: The pretrained weights of vit_base_patch14_reg4_dinov2.lvd142m" in said
     assert "ifam_tiny" in said
     resolved = yaml.safe_load((tmp_path / "new" / "train.yaml").read_text())
     assert resolved["model"]["backbone"] == "ifam_tiny"
@@ -561,7 +570,7 @@ def test_the_embedded_backbone_takes_the_defaults_place_for_other_methods(offlin
     images = load_benchmark("pondbirds", options={"num_train": 8, "num_val": 8, "num_test": 8})
     config = ModelConfig(num_classes=2)
     for method in ("attention_crops", "attentive_probe"):
-        plan = build(config, settle(method, TrainConfig()), LossConfig(), images, method)
+        plan = build(config, settle(method, TrainConfig()), LossConfig(), images, method, allow_tiny_backbone=True)
         assert plan.model.method == method
         assert plan.config.backbone == "ifam_tiny"
         assert plan.train.base_lr == TINY_TRAIN.base_lr
@@ -617,3 +626,89 @@ def test_a_name_that_the_terminal_cannot_show_does_not_end_the_run(trained, tmp_
     )
     assert done.returncode == 0, done.stderr
     assert b"gr" in done.stdout
+
+
+# --- what was asked for ----------------------------------------------------------------------------------
+
+_FROZEN = "train.predictor_tuning = 'none', not 'all'"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["--method", "frozen_predictor", "--train.predictor_tuning", "all"],
+            "train.predictor_tuning = 'none', not 'all'",
+        ),
+        (["--method", "attentive_probe", "--train.predictor_tuning=all"], _FROZEN),
+        (["--method", "group_dro", "--train.group_dro", "null"], "train.group_dro = 0.01, not None"),
+        (["--model.num_classes", "2", "--data.num_classes", "3"], "model.num_classes is 2, but pondbirds has 3"),
+        (["--model.num_classes", "7"], "model.num_classes is 7, but pondbirds has 2"),
+        (["--model.class_names", "[a, b]"], "model.class_names is"),
+    ],
+)
+def test_what_was_asked_for_is_never_overridden_in_silence(words, said, capsys, tmp_path):
+    assert said in fails(capsys, "train", *QUICK, *TINY_DATA, *words, "--out", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_what_was_asked_for_in_a_file_counts_too(capsys, tmp_path):
+    (tmp_path / "mine.yaml").write_text("method: frozen_predictor\ntrain:\n  predictor_tuning: all\n")
+    said = fails(capsys, "train", *QUICK, *TINY_DATA, "--config", tmp_path / "mine.yaml", "--out", tmp_path / "new")
+    assert "train.predictor_tuning = 'none', not 'all'" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--train.seed", "3"], "train.seed is 3, but a comparison takes its seeds from --seeds"),
+        (
+            ["--methods", "[frozen_predictor]", "--train.predictor_tuning", "all"],
+            "predictor_tuning = 'none', not 'all'",
+        ),
+    ],
+)
+def test_a_comparison_overrides_nothing_in_silence(words, said, capsys, tmp_path):
+    assert said in fails(capsys, "compare", *QUICK, *TINY_DATA, *words, "--out", tmp_path / "new")
+
+
+def test_flags_stand_alone_or_with_a_value():
+    from ifam.cli import parse
+
+    for words in (
+        ["--overwrite"],
+        ["--overwrite", "true"],
+        ["--overwrite=true"],
+        ["--overwrite", "--train.epochs", "3"],
+    ):
+        assert parse(["train", *words])[1]["overwrite"] is True
+    for words in ([], ["--overwrite", "false"], ["--overwrite=false"]):
+        assert parse(["train", *words])[1]["overwrite"] is False
+    assert parse(["predict", "x.png", "--skip-bad"])[1]["skip_bad"] is True
+    assert parse(["train", "--allow_tiny_backbone"])[1]["allow_tiny_backbone"] is True
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["evaluate", "--batch_size", "0"], "batch_size is 0, but a whole number of at least 1 is expected"),
+        (["evaluate", "--workers=-1"], "workers is -1"),
+        (["evaluate", "--seed=-1"], "seed is -1, but a whole number from 0 to 4294967295 is expected"),
+        (["evaluate", "--num_resamples=-5"], "num_resamples is -5"),
+        (["evaluate", "--drop_unsure", ".nan"], "drop_unsure is nan, but a share between 0 and 1 is expected"),
+        (["evaluate", "--drop_parts", "[-1]"], "drop_parts is -1"),
+        (["audit", "--limit", "0"], "limit is 0"),
+        (["audit", "--explain=-1"], "explain is -1"),
+        (["thresholds", "--quantiles", "[0.5, 1.0]"], "quantiles is 1.0"),
+        (["retrain", "--draws", "0"], "draws is 0"),
+        (["compare", "--seeds", "[0, -1]"], "seeds is -1"),
+        (["demo", "--threads", "0"], "threads is 0"),
+        (["pretrain-tiny", "--minutes", "0"], "minutes is 0.0, but a number above 0 is expected"),
+        (["train", "--train.clip_norm=-1"], "train.clip_norm is -1.0, but 0 (off) or a positive number is expected"),
+        (["train", "--loss.entropy=-1"], "loss.entropy is -1.0, but 0 (off) or a positive number is expected"),
+    ],
+)
+def test_numbers_out_of_their_range_are_refused_before_work_begins(words, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert said in fails(capsys, *words)
+    assert not list(tmp_path.iterdir())

@@ -6,7 +6,7 @@ import pytest
 from rich.table import Table
 
 from ifam.console import PlainConsole
-from ifam.progress import progress_bar
+from ifam.progress import ProgressBar
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ def test_names_are_not_parsed(name):
     for place in ("title", "caption", "cell", "line"):
         assert f"{place} {name}" in screen.getvalue()
     screen = io.StringIO()
-    with progress_bar(console=PlainConsole(file=screen, force_terminal=True, width=160)) as bar:
+    with ProgressBar(console=PlainConsole(file=screen, force_terminal=True, width=160)) as bar:
         bar.add_task(name, total=1)
     assert name in screen.getvalue()
 

@@ -15,7 +15,7 @@ from ifam.config import LossConfig, ModelConfig, TrainConfig
 from ifam.data import Benchmark, Prepared, collate, load_benchmark
 from ifam.errors import IfamError
 from ifam.group_dro import group_dro
-from ifam.training import Training, _loaders, check, fit, seed_everything
+from ifam.training import Batches, Training, check, fit, seed_everything
 
 LOSSES = torch.tensor([1.0, 3.0, 0.5, 2.0], dtype=torch.double)
 GROUPS = torch.tensor([0, 0, 2, 2])
@@ -206,7 +206,8 @@ def test_the_weights_are_saved_with_the_checkpoint(birds, tmp_path):
 def test_every_group_is_drawn_equally_often(birds):
     groups = birds.groups("train")
     assert groups.bincount().tolist() == [12, 4, 4, 12]
-    loaders = {step: _loaders(make("plain_vit"), birds, replace(TRAIN, group_dro=step))[0] for step in (None, 0.0)}
+    settings = {step: replace(TRAIN, group_dro=step) for step in (None, 0.0)}
+    loaders = {step: Batches(make("plain_vit"), birds, one).train_dataloader() for step, one in settings.items()}
     drawn = torch.tensor([index for _ in range(100) for index in loaders[0.0].sampler])
     assert groups[drawn].bincount().tolist() == pytest.approx([800] * 4, rel=0.12)
     assert sorted(loaders[None].sampler) == list(range(32))

@@ -11,7 +11,8 @@ SOURCE = Path(__file__).parents[1] / "src" / "ifam"
 
 # From top to bottom; what stands on one line may import each other, but never in a circle.
 LAYERS = [
-    ["_typing", "version", "types", "errors", "ranges", "config", "progress", "io", "console", "yaml_text"],
+    ["_typing", "version", "types", "errors", "ranges", "config", "interruption", "logs", "io"],
+    ["console", "progress", "yaml_text"],
     ["attention"],
     ["layout"],
     ["vit"],

@@ -21,6 +21,7 @@ from ifam.errors import IfamError
 from ifam.interventions import DropParts, UseMask
 from ifam.model import IFAM
 from ifam.prediction import display_crop, load_image, predict, preprocess, print_predictions
+from ifam.progress import ProgressBar
 
 PHOTOS = ("astronaut", "chelsea", "coffee")
 
@@ -174,11 +175,11 @@ def test_a_file_that_is_no_image_is_named(model, tmp_path, name):
         predict(model, tmp_path / name)
 
 
-def test_bad_files_are_skipped_and_counted(model, tmp_path, capsys):
+def test_bad_files_are_skipped_and_counted(model, tmp_path, caplog):
     bad_files(tmp_path)
     rows = predict(model, tmp_path, skip_bad=True, out=tmp_path / "out")
     assert [row.path.name for row in rows] == ["whole.jpg"]
-    assert "Skipped 3 files" in capsys.readouterr().err
+    assert "Skipped 3 files" in caplog.text
     skipped = json.loads((tmp_path / "out" / "predictions.json").read_text())["skipped"]
     assert [Path(line["path"]).name for line in skipped] == ["cut.jpg", "empty.png", "text.jpg"]
 
@@ -339,11 +340,13 @@ def test_the_mode_of_the_model_is_kept(model, tmp_path):
     assert first == second
 
 
-def test_many_images_show_progress(model, tmp_path, capsys):
+def test_many_images_show_progress(model, tmp_path, caplog, monkeypatch):
+    caplog.set_level("INFO", "ifam")
+    monkeypatch.setattr(ProgressBar, "first", 0.0)
     for number in range(21):
         photo().resize((96, 96)).save(tmp_path / f"{number:02}.png")
     predict(model, tmp_path)
-    assert "Predicting" in capsys.readouterr().err
+    assert re.search(r"predicting: \d+ of 21, .* left", caplog.text)
 
 
 @pytest.mark.parametrize("name", ["selector", "late_mask", "soft_mask"])

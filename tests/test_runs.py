@@ -88,13 +88,14 @@ def test_a_folder_that_cannot_be_written(tmp_path):
         Runs(tmp_path / "file" / "runs.jsonl", WANTED)
 
 
-def test_the_time_left_is_that_of_the_runs_that_are_left(tmp_path, capsys):
+def test_the_time_left_is_that_of_the_runs_that_are_left(tmp_path, caplog):
+    caplog.set_level("INFO", "ifam")
     runs = Runs(tmp_path / "runs.jsonl", WANTED)
     runs.announce("ours", 0)
-    assert capsys.readouterr().out == "Run 1 of 3: ours, seed 0\n"
+    assert caplog.messages[-1] == "Run 1 of 3: ours, seed 0"
     runs.add(run(elapsed=100.0))
     runs.announce("theirs", 0)
-    assert capsys.readouterr().out == "Run 2 of 3: theirs, seed 0, about 3 min left in all\n"
+    assert caplog.messages[-1] == "Run 2 of 3: theirs, seed 0, about 3 min left in all"
     runs.add(run("theirs", elapsed=20.0))
     runs.announce("ours", 1)
-    assert capsys.readouterr().out == "Run 3 of 3: ours, seed 1, about 2 min left in all\n"
+    assert caplog.messages[-1] == "Run 3 of 3: ours, seed 1, about 2 min left in all"

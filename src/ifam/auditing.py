@@ -24,7 +24,7 @@ from ifam.evaluation.tables import provenance
 from ifam.masking import patch_mask
 from ifam.metrics import MaskIoU
 from ifam.model import IFAM
-from ifam.progress import progress_bar
+from ifam.progress import ProgressBar
 from ifam.report.results import write_audit
 from ifam.types import Batch
 
@@ -336,7 +336,7 @@ def _totals(images: int, explained: int, num_parts: int) -> dict[str, int]:
 @contextmanager
 def _stages(totals: Mapping[str, int]) -> Iterator[Any]:
     """A bar for each stage, with rate and time left."""
-    with progress_bar() as bar:
+    with ProgressBar() as bar:
 
         def stage(name: str) -> Any:
             task = bar.add_task(f"{name:<12}", total=totals[name])

@@ -4,8 +4,9 @@ import json
 import os
 import re
 import sys
-from collections.abc import Mapping
-from dataclasses import asdict, replace
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import asdict
+from inspect import signature
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -16,7 +17,9 @@ from ifam.comparison_verbs import compare, retrain
 from ifam.config import LossConfig, ModelConfig, TrainConfig
 from ifam.config_files import checked, config_files
 from ifam.errors import IfamError
+from ifam.interruption import Interrupted, interruptible
 from ifam.io import check_absent, check_folder, ensure_writable, local_path, run_digest
+from ifam.logs import first_process, shown
 from ifam.ranges import COUNT, NATURAL, POSITIVE, QUANTILE, SEED, check_ranges
 from ifam.verbs import challenge, check_free, evaluate, prepare, thresholds
 from ifam.yaml_text import decoded, encoded, loader
@@ -32,6 +35,8 @@ def train(
     train: TrainConfig = TrainConfig(),  # noqa: B008
     loss: LossConfig = LossConfig(),  # noqa: B008
     data: dict[str, Any] | None = None,
+    allow_tiny_backbone: bool = False,
+    given: Collection[str] = (),
 ) -> None:
     """Train a model on a benchmark or on your own folder of images.
 
@@ -47,6 +52,9 @@ def train(
         train: How to train.
         loss: Weight of each loss term.
         data: Settings of the data set, by name.
+        allow_tiny_backbone: Train the small embedded backbone where the weights of the default one cannot be fetched:
+            good for trying things out, not for an answer to trust.
+        given: Names of the settings that were asked for, such as "train.seed"; they win, or are refused.
     """
     from ifam import recipes
     from ifam.classifier import PartClassifier
@@ -56,13 +64,13 @@ def train(
     from ifam.files import weights_digest
     from ifam.training import augmentation, check, fit, seed_everything
 
-    train, out = recipes.settle(method, train), out or Path("runs") / method
+    train, out = recipes.settle(method, train, given), out or Path("runs") / method
     check_free(out, overwrite)
     ensure_writable(out, folder=True)
     images = load_benchmark(benchmark, root, data)
-    config = replace(model, num_classes=len(images.class_names), class_names=images.class_names)
+    config = recipes.with_classes(model, images, given)
     seed_everything(train.seed)
-    plan = recipes.build(config, train, loss, images, method)
+    plan = recipes.build(config, train, loss, images, method, allow_tiny_backbone=allow_tiny_backbone, given=given)
     check(images, plan.train, plan.model)
     settings = {
         "method": method,
@@ -78,14 +86,16 @@ def train(
     recipes.begin_run(settings, out, overwrite)
     result = fit(plan.model, images, plan.train, plan.losses, out, label=f"training on {images.name}")
     remembered = {name: settings[name] for name in ("benchmark", "root", "data")}
-    plan.model.save_pretrained(out, {**remembered, "seed": plan.train.seed, "best_epoch": result.best_epoch})
+    if first_process():
+        plan.model.save_pretrained(out, {**remembered, "seed": plan.train.seed, "best_epoch": result.best_epoch})
     split = images.judged
     found = evaluate(plan.model, images, split)
     conditions = {**settings, "split": split, "note": images.note, "weights": weights_digest(plan.model.state_dict())}
     try:
         print_evaluation(found, f"{images.name}, {split}")
     finally:
-        write_results(found, out / "results.json", conditions)
+        if first_process():
+            write_results(found, out / "results.json", conditions)
     try_out = f"predict --model {out} IMAGES" if isinstance(plan.model, PartClassifier) else f"evaluate --model {out}"
     print(f"The model is in {out}: try `ifam {try_out}`.")
 
@@ -149,9 +159,13 @@ def demo(
         threads: CPU threads; all cores where none is given.
         overwrite: Replace what is in `out`; without that, only a demo of the same seeds and size.
     """
-    from ifam.demo import run_demo
+    from ifam.demo import print_demo, run_demo
 
-    run_demo(out, seed=seed, seeds=seeds, quick=quick, threads=threads, overwrite=overwrite)
+    results = run_demo(out, seed=seed, seeds=seeds, quick=quick, threads=threads, overwrite=overwrite)
+    print_demo(results["runs"])
+    print(
+        f"Open {out / 'report.html'} to look; the figures are in {out / 'results.json'}, the model in {out / 'model'}."
+    )
 
 
 def audit(
@@ -304,6 +318,9 @@ VERBS: dict[str, Any] = {
 # Verbs whose needed arguments come one after another, without names.
 POSITIONAL = {"convert", "prepare"}
 
+# Verbs that must know which settings were asked for.
+WANT_GIVEN = {"train", "compare"}
+
 # Verbs that take files, and the name of that argument.
 FILES = {"predict": "images", "report": "results"}
 
@@ -329,34 +346,92 @@ RANGES = {
 }
 
 
+# What is left of a verb that a signal ends, by its settings.
+STOPPED: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "train": lambda chosen: _training_left(chosen["out"] or Path("runs") / chosen["method"]),
+    "compare": lambda chosen: (
+        f"runs that were done are kept in {chosen['out'] / 'runs.jsonl'}, and the same command goes on with the others"
+    ),
+    "challenge": lambda chosen: "objects that were done are kept, and the same command goes on with the others",
+    "predict": lambda chosen: (
+        f"rows of images that were done are kept in {chosen['out'] / 'predictions.csv'}; the same command starts over"
+    ),
+    "prepare": lambda chosen: "files that were written are kept, and the same command goes on with the others",
+    "demo": lambda chosen: f"seeds that were done are kept in {chosen['out'] / 'results.json'}; the demo starts over",
+}
+
+
+def _training_left(out: Path) -> str:
+    """What is left of a training that did not end."""
+    last = out / "checkpoints" / "last.ckpt"
+    weights = f"the weights of the last whole epoch are in {last}" if last.exists() else "no epoch was finished"
+    return f"there is no model yet, and {weights}; the same command starts over"
+
+
 def main(args: list[str] | None = None) -> None:
     """Run a verb; errors of the input are one sentence on standard error, and exit status 2."""
     if args is None:
         _use_utf8()
+    chosen: dict[str, Any] = {}
+    verb = ""
     try:
-        # A name that the terminal cannot show is no reason to stop.
-        if isinstance(sys.stdout, TextIOWrapper):
-            sys.stdout.reconfigure(errors="backslashreplace")
-        words = _underscored(sys.argv[1:] if args is None else args)
-        if words[:1] and words[0] in VERBS:
-            words = checked(words, words[0], VERBS[words[0]])
-        parser = build_parser(words)
-        # jsonargparse 4.49 has a shorter name for it, and warns of the old one.
-        instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
-        settings = instantiate(parser.parse_args(words if "--print_config" in words else encoded(words)))
-        chosen = settings[settings.verb].as_dict()
-        for name in ("config", "print_config"):
-            chosen.pop(name, None)
-        if chosen.get("data"):
-            chosen["data"] = decoded(chosen["data"])
-        check_ranges(chosen, RANGES)
-        VERBS[settings.verb](**{name: _expanded(name, value) for name, value in chosen.items()})
+        with shown(), interruptible():
+            verb, chosen = parse(sys.argv[1:] if args is None else args)
+            VERBS[verb](**chosen)
     except IfamError as error:
         print(f"ifam: {_plain(error)}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("ifam: stopped.", file=sys.stderr)
-        sys.exit(130)
+    except Interrupted as signal:
+        left = STOPPED[verb](chosen) if verb in STOPPED else "nothing was written; the same command starts over"
+        print(f"ifam: Stopped by {signal}: {left}.", file=sys.stderr)
+        sys.exit(signal.exit_status)
+
+
+def parse(args: list[str]) -> tuple[str, dict[str, Any]]:
+    """Verb and settings, from the words of a command line; they are checked as far as they can be by themselves."""
+    # A name that the terminal cannot show is no reason to stop.
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    words = _underscored(args)
+    if words[:1] and words[0] in VERBS:
+        words = checked(_flagged(words, VERBS[words[0]]), words[0], VERBS[words[0]])
+    parser = build_parser(words)
+    # jsonargparse 4.49 has a shorter name for it, and warns of the old one.
+    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
+    # Text that looks like a number stays text, unless the settings are only shown.
+    said = words if "--print_config" in words else encoded(words)
+    settings = instantiate(parser.parse_args(said))
+    verb = settings.verb
+    chosen = settings[verb].as_dict()
+    for name in ("config", "print_config"):
+        chosen.pop(name, None)
+    if chosen.get("data"):
+        chosen["data"] = decoded(chosen["data"])
+    check_ranges(chosen, RANGES)
+    chosen = {name: _expanded(name, value) for name, value in chosen.items()}
+    if verb in WANT_GIVEN:
+        chosen["given"] = _given(parser.parse_args(said, defaults=False)[verb])
+    return verb, chosen
+
+
+def _given(settings: Any) -> frozenset[str]:
+    """Names of the settings that were given on the command line or in a file, "train.seed" for one."""
+
+    def names(values: Mapping[str, Any], before: str = "") -> Iterator[str]:
+        for name, value in values.items():
+            yield from names(value, f"{before}{name}.") if isinstance(value, Mapping) else [f"{before}{name}"]
+
+    return frozenset(names(settings.as_dict()))
+
+
+def _flagged(words: list[str], function: Callable[..., None]) -> list[str]:
+    """Flags may stand alone: `--overwrite` means `--overwrite true`."""
+    flags = {f"--{name}" for name, one in signature(function).parameters.items() if one.annotation is bool}
+    values = {"true", "false", "yes", "no", "on", "off", "0", "1"}
+    return [
+        f"{word}=true" if word in flags and following.lower() not in values else word
+        for word, following in zip(words, [*words[1:], ""], strict=True)
+    ]
 
 
 def _use_utf8() -> None:
@@ -416,7 +491,9 @@ def build_parser(args: list[str] | None = None) -> Any:
             # Several files after one another, as a shell expands them.
             one.add_argument(FILES[verb], nargs="+", type=str, help="Files, or folders of files.")
         # Groups of their own would clash: `train` is a verb and one of its arguments.
-        one.add_function_arguments(function, as_group=False, as_positional=verb in POSITIONAL, skip={*FILES.values()})
+        one.add_function_arguments(
+            function, as_group=False, as_positional=verb in POSITIONAL, skip={*FILES.values(), "given"}
+        )
     return parser
 
 

@@ -6,15 +6,15 @@ table is made of the runs that are there.
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ifam import hub, retraining
-from ifam.baselines import METHODS, build, method
+from ifam import hub, recipes, retraining
+from ifam.baselines import METHODS, build
 from ifam.classifier import Classifier
 from ifam.config import LossConfig, ModelConfig, TrainConfig
 from ifam.data import BENCHMARKS, Benchmark, load_benchmark
@@ -139,7 +139,11 @@ class Comparison:
 
 
 def read_rows(
-    methods: Sequence[str] | Mapping[str, Any], model: ModelConfig, train: TrainConfig, loss: LossConfig
+    methods: Sequence[str] | Mapping[str, Any],
+    model: ModelConfig,
+    train: TrainConfig,
+    loss: LossConfig,
+    given: Collection[str] = (),
 ) -> tuple[Row, ...]:
     """The rows of a configuration.
 
@@ -147,8 +151,10 @@ def read_rows(
         methods: Names of methods, each perhaps with "+dfr" behind it; or, by the name of the row, a dict with `method`
             (the name of the row where it is missing) and the fields of `model`, `train` and `loss` that differ.
         model: Settings common to all.
-        train: Settings common to all. What makes a method goes before them, and what a row says before that.
+        train: Settings common to all. What makes a method goes before them, unless they were asked for, and what a row
+            says before that.
         loss: Settings common to all.
+        given: Names of the common settings that were asked for, such as "train.epochs".
 
     Raises:
         IfamError: There is no method, one is unknown or listed twice, or a setting is unknown or impossible.
@@ -156,13 +162,13 @@ def read_rows(
     if not methods:
         raise IfamError(f"There is no method to compare; list some of {', '.join(METHODS)} under `methods`.")
     if isinstance(methods, Mapping):
-        return tuple(_row(str(name), own or {}, model, train, loss) for name, own in methods.items())
+        return tuple(_row(str(name), own or {}, model, train, loss, given) for name, own in methods.items())
     if twice := [name for name in methods if methods.count(name) > 1]:
         raise IfamError(f"The method {twice[0]!r} is listed twice; list it once, or give rows names of their own.")
-    return tuple(_row(name, {}, model, train, loss) for name in methods)
+    return tuple(_row(name, {}, model, train, loss, given) for name in methods)
 
 
-def _row(name: str, own: Any, model: ModelConfig, train: TrainConfig, loss: LossConfig) -> Row:
+def _row(name: str, own: Any, model: ModelConfig, train: TrainConfig, loss: LossConfig, given: Collection[str]) -> Row:
     """One row, from what the configuration says of it."""
     known = ("method", "model", "train", "loss")
     if not isinstance(own, Mapping):
@@ -172,7 +178,7 @@ def _row(name: str, own: Any, model: ModelConfig, train: TrainConfig, loss: Loss
     wanted = str(own.get("method", name))
     base = wanted.removesuffix(RETRAINED)
     # What makes the method, before what the row says of it.
-    train = replace(train, **method(base).train)
+    train = recipes.settle(base, train, given)
     changed = [
         _changed(config, own.get(key) or {}, f"{key} of the row {name!r}")
         for key, config in (("model", model), ("train", train), ("loss", loss))
@@ -229,7 +235,7 @@ def check_rows(comparison: Comparison, images: Benchmark) -> None:
 
 def _model(row: Row, images: Benchmark) -> ModelConfig:
     """The model of a row, for the classes of the data."""
-    return replace(row.model, num_classes=len(images.class_names), class_names=images.class_names)
+    return recipes.with_classes(row.model, images)
 
 
 # ----------------------------------------------------------------------------------------------------- runs

@@ -1,10 +1,12 @@
 """Verbs of the command line that compare methods, and fit the last layer of a model again (see `ifam.cli`)."""
 
+from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ifam.config import LossConfig, ModelConfig, TrainConfig
+from ifam.errors import IfamError
 from ifam.io import check_absent, ensure_writable
 from ifam.verbs import check_classes, check_free, chosen_device, remembered_root, trained_on
 
@@ -24,6 +26,7 @@ def compare(
     train: TrainConfig = TrainConfig(),  # noqa: B008
     loss: LossConfig = LossConfig(),  # noqa: B008
     data: dict[str, Any] | None = None,
+    given: Collection[str] = (),
 ) -> None:
     """Train several methods over several seeds, judge them alike, and put them into one table.
 
@@ -46,13 +49,16 @@ def compare(
         train: How to train, common to all; the seed comes from `seeds`.
         loss: Weight of each loss term, common to all.
         data: Settings of the data set, by name.
+        given: Names of the settings that were asked for, such as "train.epochs"; they win, or are refused.
     """
     from ifam.comparing import TABLE, Comparison, read_rows, run_comparison
     from ifam.evaluation.records import place
     from ifam.report.comparisons import print_comparison
     from ifam.report.results import write_report
 
-    rows = read_rows(["plain_vit", "ifam"] if methods is None else methods, model, train, loss)
+    if "train.seed" in given:
+        raise IfamError(f"train.seed is {train.seed}, but a comparison takes its seeds from --seeds; leave it out.")
+    rows = read_rows(["plain_vit", "ifam"] if methods is None else methods, model, train, loss, given)
     chosen = (0,) if seeds is None else tuple(seeds)
     comparison = Comparison(rows, chosen, benchmark, root, data or {}, split, num_resamples)
     kept = {"save_models": save_models, "overwrite": overwrite}

@@ -105,10 +105,6 @@ def run_demo(
         num_parts=first.ifam.config.num_parts,
     )
     write_demo_report(out / "report.html", report)
-    _print(runs)
-    print(
-        f"Open {out / 'report.html'} to look; the figures are in {out / 'results.json'}, the model in {out / 'model'}."
-    )
     return results
 
 
@@ -260,8 +256,8 @@ def _curves(fits: Mapping[str, FitResult]) -> dict[str, dict[str, list[tuple[int
     }
 
 
-def _print(runs: Sequence[Mapping[str, Any]]) -> None:
-    """The table of the report, on the screen."""
+def print_demo(runs: Sequence[Mapping[str, Any]]) -> None:
+    """Print the table of the report."""
     summary = _summary(runs)
 
     def spread(model: str, name: str, form: str = ".1%") -> str:
@@ -280,4 +276,4 @@ def _print(runs: Sequence[Mapping[str, Any]]) -> None:
     print(f"Largest change of any logit when all hidden pixels are replaced: {influence}")
 
 
-__all__ = ["run_demo"]
+__all__ = ["print_demo", "run_demo"]

@@ -1,6 +1,7 @@
 """From files to answers: any images in, one row each out, with a picture of what the answer rests on."""
 
 import csv
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from itertools import islice
@@ -9,7 +10,6 @@ from typing import Any
 
 import torch
 from PIL import Image
-from rich.progress import track
 from rich.table import Table
 from torchvision.transforms import v2
 
@@ -32,8 +32,11 @@ from ifam.io import (
     write_json,
 )
 from ifam.model import IFAM
+from ifam.progress import ProgressBar
 from ifam.report.overlays import triptych
 from ifam.types import Output
+
+logger = logging.getLogger(__name__)
 
 _TOP = 5
 # Photographs are drawn at this many pixels at most: enough to look at, and what the paper's models see.
@@ -248,17 +251,19 @@ def _read(
     files: dict[Path, str], model: Classifier, skipped: list[tuple[Path, str]] | None, white: int
 ) -> Iterator[_Item]:
     """Read the files one by one; bad ones are added to `skipped`, or raise where it is None."""
-    console = PlainConsole(stderr=True)
-    shown = len(files) > _QUIET_UP_TO
-    for path, name in track(files.items(), "Predicting", console=console, disable=not shown):
-        try:
-            image = load_image(path, white)
-        except IfamError as error:
-            if skipped is None:
-                raise
-            skipped.append((path, str(error.__cause__)))
-            continue
-        yield _Item(path, name, preprocess(image, model), display_crop(image, model))
+    quiet = len(files) <= _QUIET_UP_TO
+    with ProgressBar(console=PlainConsole(stderr=True), disable=quiet) as bar:
+        task = bar.add_task("predicting", total=len(files))
+        for path, name in files.items():
+            try:
+                image = load_image(path, white)
+            except IfamError as error:
+                if skipped is None:
+                    raise
+                skipped.append((path, str(error.__cause__)))
+            else:
+                yield _Item(path, name, preprocess(image, model), display_crop(image, model))
+            bar.advance(task)
 
 
 @torch.inference_mode()
@@ -368,8 +373,7 @@ def _as_dict(row: Prediction) -> dict[str, Any]:
 
 
 def _report(skipped: Sequence[tuple[Path, str]]) -> None:
-    """Say on stderr which files were left out."""
-    console = PlainConsole(stderr=True)
+    """Log which files were left out."""
     what = "1 file that is" if len(skipped) == 1 else f"{len(skipped)} files that are"
     names = ", ".join(str(path) for path, _ in skipped[:5]) + (", ..." if len(skipped) > 5 else "")
-    console.print(f"Skipped {what} no readable image: {names}")
+    logger.warning("Skipped %s not a readable image: %s", what, names)

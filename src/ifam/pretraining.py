@@ -19,6 +19,7 @@ The file in the package is `pretrain_tiny(out, steps=1800, threads=1)`; its .jso
 
 import hashlib
 import json
+import logging
 import math
 import time
 from dataclasses import dataclass
@@ -47,6 +48,8 @@ _LEARNING_RATE, _WEIGHT_DECAY = 2e-3, 0.05
 _WEIGHTS = {"splice": 1.0, "reconstruction": 0.5, "summary": 2.0, "layout": 0.2}
 _SPLICE_SCALE = 0.5
 _CHUNK = 16  # scenes drawn at once: small enough for the processor's cache
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -289,7 +292,7 @@ def _train(trainer: _Trainer) -> dict[str, float]:
             rate = f"{step / (time.perf_counter() - start):.1f} steps/s"
             progress.update(task, advance=1, rate=rate, losses=losses)
             if not console.is_terminal and step % lines == 0:
-                print(f"pretraining {step}/{trainer.steps}  {rate}  {losses}", flush=True)
+                logger.info("pretraining %d of %d, %s, %s", step, trainer.steps, rate, losses)
     return running
 
 

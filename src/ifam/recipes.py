@@ -1,7 +1,8 @@
 """Settings that belong together, and where a model comes from when its pretrained weights cannot be had."""
 
+import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from ifam.data import Benchmark
 from ifam.errors import IfamError
 from ifam.io import check_absent, first_process, write_text
 from ifam.vit import TINY, WeightsUnavailable
+
+logger = logging.getLogger(__name__)
 
 # What `ifam demo` and recipes/pondbirds.yaml use (chosen on validation images of other seeds, docs/pondbirds.md).
 TINY_MODEL = ModelConfig(backbone=TINY, image_size=80, num_parts=4, mask_gradient="visible")
@@ -49,12 +52,27 @@ class Plan:
     losses: LossConfig
 
 
-def build(config: ModelConfig, train: TrainConfig, losses: LossConfig, images: Benchmark, method: str = "ifam") -> Plan:
+def build(
+    config: ModelConfig,
+    train: TrainConfig,
+    losses: LossConfig,
+    images: Benchmark,
+    method: str = "ifam",
+    *,
+    allow_tiny_backbone: bool = False,
+    given: Collection[str] = (),
+) -> Plan:
     """The model of a method and a configuration, from pretrained weights; `settle` goes before it.
 
-    Where the default backbone's weights cannot be had, say without a network, the embedded backbone and its training
-    settings take its place, with a warning: a weaker model that works beats none. Settings that are not the
-    defaults are kept, and a backbone that was asked for is never replaced.
+    Args:
+        config: The model.
+        train: How to train it.
+        losses: Weight of each loss term.
+        images: What it is trained on.
+        method: Name of the method.
+        allow_tiny_backbone: Where the default backbone's weights are unavailable, take the embedded backbone and its
+            training settings, with a warning. Settings that were asked for are kept.
+        given: Names of the settings that were asked for ("model.num_parts"), beside those that are not the defaults.
 
     Returns:
         The model, and the settings that hold in the end.
@@ -65,31 +83,59 @@ def build(config: ModelConfig, train: TrainConfig, losses: LossConfig, images: B
     try:
         return Plan(baselines.build(method, config), config, train, losses)
     except WeightsUnavailable as error:
-        if config.backbone != ModelConfig().backbone:
+        if config.backbone != ModelConfig().backbone or "model.backbone" in given:
             raise
-        print(
-            f"Warning: {error}\nTraining goes on with the small embedded backbone {TINY!r}, which knows far less than "
-            f"{config.backbone}; connect to the network once for a much better model."
+        if not allow_tiny_backbone:
+            raise WeightsUnavailable(
+                f"The weights of {config.backbone} are unavailable ({_first_sentence(error)}): connect to the network "
+                f"once, name a folder of weights with --model.backbone DIR, or train the small embedded backbone with "
+                f"--model.backbone {TINY} (--allow-tiny-backbone takes it whenever the others are unavailable)."
+            ) from error
+        logger.warning(
+            "%s Training goes on with the small embedded backbone %r, which knows far less than %s.",
+            *(error, TINY, config.backbone),
         )
     # What was asked for by name holds for any backbone.
-    config = replace(TINY_MODEL, **_asked(config, ModelConfig()))
-    asked = _asked(train, TrainConfig())
+    config = replace(TINY_MODEL, **_asked(config, ModelConfig(), "model", given))
+    asked = _asked(train, TrainConfig(), "train", given)
     small = small_data(replace(TINY_TRAIN, **asked), len(images.split("train")), seed=train.seed)
     small = replace(small, **asked)
-    losses = replace(TINY_LOSS, **_asked(losses, LossConfig()))
+    losses = replace(TINY_LOSS, **_asked(losses, LossConfig(), "loss", given))
     return Plan(baselines.build(method, config), config, small, losses)
 
 
-def settle(method: str, train: TrainConfig) -> TrainConfig:
+def _first_sentence(error: Exception) -> str:
+    """What an error says, without advice."""
+    return str(error).partition("; ")[0].rstrip(".")
+
+
+def with_classes(model: ModelConfig, images: Benchmark, given: Collection[str] = ()) -> ModelConfig:
+    """The configuration of a model for the classes of the data.
+
+    Raises:
+        IfamError: Another number of classes, or other names, were asked for.
+    """
+    fitting = replace(model, num_classes=len(images.class_names), class_names=images.class_names)
+    for name in ("num_classes", "class_names"):
+        wanted, there = getattr(model, name), getattr(fitting, name)
+        if f"model.{name}" in given and wanted not in (there, list(there) if isinstance(there, tuple) else there):
+            raise IfamError(
+                f"model.{name} is {wanted!r}, but {images.name} has {there!r}; leave it out, since classes come from "
+                f"the data."
+            )
+    return fitting
+
+
+def settle(method: str, train: TrainConfig, given: Collection[str] = ()) -> TrainConfig:
     """The settings of a training with those that make a method what it is.
 
-    A field that has its default value was not asked for, as far as anyone can tell, and gives way to the method's.
+    A field that was not asked for gives way to the method's: one that has its default value and is not in `given`.
 
     Raises:
         IfamError: There is no such method, or a field was set to something else.
     """
     own = baselines.method(method).train
-    for name, value in _asked(train, TrainConfig()).items():
+    for name, value in _asked(train, TrainConfig(), "train", given).items():
         if name in own and value != own[name]:
             raise IfamError(
                 f"The method {method} has train.{name} = {own[name]!r}, not {value!r}; leave that away, or choose "
@@ -98,10 +144,14 @@ def settle(method: str, train: TrainConfig) -> TrainConfig:
     return replace(train, **own)
 
 
-def _asked(given: Any, default: Any) -> dict[str, Any]:
-    """The fields in which a configuration differs from the default one."""
+def _asked(config: Any, default: Any, prefix: str, given: Collection[str]) -> dict[str, Any]:
+    """The fields of a configuration that were asked for: given by name, or other than the defaults."""
     known = asdict(default)
-    return {name: value for name, value in asdict(given).items() if value != known[name]}
+    return {
+        name: value
+        for name, value in asdict(config).items()
+        if value != known[name] or any(f"{key}.".startswith(f"{prefix}.{name}.") for key in given)
+    }
 
 
 def small_data(train: TrainConfig, num_images: int, seed: int, steps: int = 250) -> TrainConfig:

@@ -27,7 +27,7 @@ from ifam._typing import Float, Int, Tensor
 from ifam.classifier import Classifier
 from ifam.data import Benchmark, Prepared, collate
 from ifam.errors import IfamError
-from ifam.progress import progress_bar
+from ifam.progress import ProgressBar
 
 # Inverse strengths C of the penalty that are tried, those of the paper; from strong to weak.
 STRENGTHS = (0.01, 0.03, 0.07, 0.1, 0.3, 0.7, 1.0)
@@ -177,7 +177,7 @@ def embed(
     features, labels, groups = [], [], []
     model.eval()
     try:
-        with progress_bar() as bar:
+        with ProgressBar() as bar:
             task = bar.add_task(label, total=len(examples))
             for batch in loader:
                 given.clear()

@@ -1,6 +1,7 @@
 """Runs that are done, kept in a file, so that what was interrupted goes on where it was."""
 
 import json
+import logging
 import os
 import statistics
 from collections.abc import Iterator, Mapping
@@ -9,6 +10,9 @@ from typing import Any
 
 from ifam.errors import IfamError
 from ifam.evaluation.records import place
+from ifam.progress import duration
+
+logger = logging.getLogger(__name__)
 
 # Name of a row, and seed.
 Key = tuple[str, int]
@@ -103,15 +107,9 @@ class Runs:
         # A row that has not run yet is taken to be like the others.
         usual = [seconds for of_row in took.values() for seconds in of_row]
         seconds = sum(statistics.fmean(took.get(row, usual)) for row, _ in left) if usual else None
-        estimate = "" if seconds is None else f", about {_duration(seconds)} left in all"
+        estimate = "" if seconds is None else f", about {duration(seconds)} left in all"
         number = len(self.wanted) - len(left) + 1
-        print(f"Run {number} of {len(self.wanted)}: {name}, seed {seed}{estimate}", flush=True)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
+        logger.info("Run %d of %d: %s, seed %d%s", number, len(self.wanted), name, seed, estimate)
 
 
 def flat(settings: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:

@@ -4,6 +4,7 @@ import logging
 import math
 import os
 import shutil
+import signal
 import tempfile
 import time
 import warnings
@@ -15,6 +16,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
@@ -22,7 +24,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from lightning_utilities.core.imports import RequirementCache
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, WeightedRandomSampler
+from torch.utils.data import DataLoader, RandomSampler, Subset, WeightedRandomSampler
 from torchmetrics import MeanMetric
 
 from ifam._typing import Tensor
@@ -33,6 +35,7 @@ from ifam.data import Augmentation, Benchmark, Prepared, collate
 from ifam.errors import IfamError
 from ifam.geometry import sample_affine, transform
 from ifam.group_dro import group_dro
+from ifam.interruption import handlers
 from ifam.io import ensure_space, local_path
 from ifam.losses import all_terms, classification, weighted_sum
 from ifam.masking import patch_mask
@@ -70,7 +73,7 @@ class Training(L.LightningModule):
                 backbone.compile_blocks()
         self.accuracy = GroupAccuracy(len(benchmark.group_names))
         self.mask_iou = MaskIoU()
-        self.val_loss = MeanMetric()
+        self.val_loss, self.visible = MeanMetric(), MeanMetric()
         self.best: tuple[float, ...] = ()
         if config.group_dro is not None:
             there = benchmark.groups("train").bincount(minlength=len(benchmark.group_names)) > 0
@@ -90,7 +93,14 @@ class Training(L.LightningModule):
                 f"a --train.*_lr_factor."
             )
         for name, value in {**terms, "total": total}.items():
-            self.log(f"train/{name}", value.detach(), on_step=False, on_epoch=True, batch_size=len(batch.images))
+            self.log(
+                f"train/{name}",
+                value.detach(),
+                on_step=False,
+                on_epoch=True,
+                batch_size=len(batch.images),
+                sync_dist=True,
+            )
         return total
 
     def terms(self, batch: Batch) -> dict[str, Tensor]:
@@ -136,7 +146,7 @@ class Training(L.LightningModule):
         size = len(batch.images)
         self.val_loss.update(classification(logits, batch.labels), size)
         if isinstance(out, Output):
-            self.log("val/visible_fraction", out.visible_fraction.mean(), batch_size=size)
+            self.visible.update(out.visible_fraction)
             if batch.masks is not None:
                 truth = patch_mask(batch.masks, (out.mask.shape[1], out.mask.shape[2]))
                 self.mask_iou.update(out.mask, truth)
@@ -147,16 +157,19 @@ class Training(L.LightningModule):
         figures = {"accuracy": self.accuracy.average(), "worst_group": self.accuracy.worst()}
         loss = float(self.val_loss.compute())
         for name, value in {**figures, "loss": loss}.items():
-            self.log(f"val/{name}", value)
+            self.log(f"val/{name}", value, sync_dist=True)
         # Small validation groups tie often. The checkpoint is kept whose number is the highest: that of the best epoch.
         other = figures["worst_group" if self.config.monitor == "accuracy" else "accuracy"]
         rank = (figures[self.config.monitor], other, -loss)
-        self.log("val/choice", float(self.current_epoch + 1 if self.is_best(rank) else 0))
+        self.log("val/choice", float(self.current_epoch + 1 if self.is_best(rank) else 0), sync_dist=True)
+        if self.visible.update_called:
+            self.log("val/visible_fraction", self.visible.compute(), sync_dist=True)
         if self.mask_iou.known():
-            self.log("val/mask_iou", self.mask_iou.compute())
+            self.log("val/mask_iou", self.mask_iou.compute(), sync_dist=True)
         self.accuracy.reset()
         self.mask_iou.reset()
         self.val_loss.reset()
+        self.visible.reset()
 
     def is_best(self, rank: tuple[float, ...]) -> bool:
         """Whether an epoch is at least as good as all before it: its figures count in order, the higher the better."""
@@ -241,8 +254,6 @@ def fit(
     """
     check(benchmark, config, model)
     seed_everything(config.seed)
-    loaders = _loaders(model, benchmark, config)
-    logger.info("Augmentation: %s.", augmentation(config, benchmark))
     module = Training(model, config, losses or LossConfig(), benchmark, len(benchmark.split("train")))
     with _quiet(), _run_folder(folder) as path:
         # The model, and two checkpoints with two moments of each trained weight.
@@ -260,12 +271,15 @@ def fit(
         callbacks: list[L.Callback] = [best, last, history, Progress(label)]
         if config.ema_decay is not None:
             callbacks.append(EMAWeightAveraging(decay=config.ema_decay))
-        trainer = _trainer(config, callbacks, path)
+        callbacks.append(_KeepSignals())
+        trainer = _trainer(config, losses or LossConfig(), callbacks, path)
+        _check_devices(benchmark, config, trainer.world_size)
+        logger.info("Augmentation: %s.", augmentation(config, benchmark))
         # Lightning keeps the mode it finds, and a model that was loaded or trained before is in evaluation mode.
         module.train()
         started = time.perf_counter()
         try:
-            trainer.fit(module, *loaders)
+            trainer.fit(module, datamodule=Batches(model, benchmark, config))
         except OSError as error:
             raise IfamError(f"Training cannot go on ({error.strerror or error}); its files are in {path}.") from error
         seconds = time.perf_counter() - started
@@ -278,14 +292,67 @@ def fit(
     return FitResult(history.rows, seconds, int(checkpoint["epoch"]) + 1)
 
 
-def _trainer(config: TrainConfig, callbacks: list[L.Callback], folder: Path) -> L.Trainer:
+class _KeepSignals(L.Callback):
+    """Keeps what SIGINT and SIGTERM did before the training: Lightning would end it as if it were complete."""
+
+    def __init__(self) -> None:
+        self.handlers = handlers()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Put the handlers back that Lightning has replaced."""
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+
+
+def _check_devices(benchmark: Benchmark, config: TrainConfig, world_size: int) -> None:
+    """Refuse more devices than the images are enough for."""
+    count = len(benchmark.split("train"))
+    if count // world_size < config.batch_size:
+        raise IfamError(
+            f"{benchmark.name} has {count} training images, on {world_size} devices {count // world_size} each, which "
+            f"is fewer than a batch of {config.batch_size}; use fewer devices, or --train.batch_size "
+            f"{max(1, count // world_size)} or less."
+        )
+    if len(benchmark.split("val")) < world_size:
+        raise IfamError(
+            f"{benchmark.name} has {len(benchmark.split('val'))} validation images for {world_size} devices; use fewer."
+        )
+
+
+def _check_slurm() -> None:
+    """Refuse variables of SLURM that are half set: Lightning would look for the others."""
+    missing = [name for name in ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID") if name not in os.environ]
+    if "SLURM_NTASKS" in os.environ and missing and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
+        raise IfamError(
+            f"SLURM_NTASKS is set in the environment, but {missing[0]} is not; start the training with `srun`, or "
+            f"unset SLURM_NTASKS."
+        )
+
+
+def _trainer(config: TrainConfig, losses: LossConfig, callbacks: list[L.Callback], folder: Path) -> L.Trainer:
     """Lightning's trainer for these settings."""
+    _check_slurm()
+    trainer = _lightning(config, callbacks, folder, config.strategy)
+    if trainer.world_size > 1 and config.strategy in ("auto", "ddp") and _may_leave_unused(losses):
+        # A term of weight 0 may leave parameters without a gradient, which the other devices would wait for.
+        trainer = _lightning(config, callbacks, folder, "ddp_find_unused_parameters_true")
+    return trainer
+
+
+def _may_leave_unused(losses: LossConfig) -> bool:
+    """Whether a term is off; that of concentration is by default, and reads nothing that others do not."""
+    return any(weight == 0 for name, weight in asdict(losses).items() if name != "concentration")
+
+
+def _lightning(config: TrainConfig, callbacks: list[L.Callback], folder: Path, strategy: str) -> L.Trainer:
     try:
         return L.Trainer(
             accelerator=config.accelerator,
             devices=config.devices,
             num_nodes=config.num_nodes,
-            strategy=config.strategy,
+            strategy=strategy,
+            # Lightning's own would show images twice where they cannot be shared out evenly.
+            use_distributed_sampler=False,
             precision=config.precision,  # type: ignore[arg-type]
             max_epochs=config.epochs,
             gradient_clip_val=config.clip_norm or None,
@@ -339,34 +406,61 @@ def check(benchmark: Benchmark, config: TrainConfig, model: Classifier | None = 
             benchmark.require_masks(split, f"The method {model.method}")
 
 
-def _loaders(model: Classifier, benchmark: Benchmark, config: TrainConfig) -> tuple[DataLoader[Any], DataLoader[Any]]:
-    """Batches of training and validation images."""
-    train, val = benchmark.split("train"), benchmark.split("val")
-    gpu = torch.cuda.is_available() and config.accelerator != "cpu"
-    workers = config.workers
-    if workers is None:
-        workers = min(8, os.cpu_count() or 1) if gpu else 0
-    shared: dict[str, Any] = {
-        "batch_size": config.batch_size,
-        "num_workers": workers,
-        "persistent_workers": workers > 0,
-        "pin_memory": gpu,
-        "collate_fn": collate,
-    }
-    prepared = [
-        Prepared(train, model.image_size, model.normalisation, augmentation(config, benchmark)),
-        Prepared(val, model.image_size, model.normalisation),
-    ]
-    drawn: dict[str, Any] = {"shuffle": True}
-    if config.group_dro is not None:
-        # Algorithm 1 of arXiv 1911.08731 draws the group first: a rare one would hardly ever be in a batch.
-        groups = benchmark.groups("train")
-        drawn = {"sampler": WeightedRandomSampler((1 / groups.bincount()[groups]).tolist(), len(groups))}
-    # A last batch of one or two images would make the batch-wide presence loss meaningless.
-    return (
-        DataLoader(prepared[0], drop_last=True, **drawn, **shared),
-        DataLoader(prepared[1], shuffle=False, **shared),
-    )
+class Batches(L.LightningDataModule):
+    """Batches of training and validation images, shared out among the devices.
+
+    Args:
+        model: What is trained, for size and normalization of the images.
+        benchmark: The images.
+        config: How to train.
+    """
+
+    def __init__(self, model: Classifier, benchmark: Benchmark, config: TrainConfig) -> None:
+        super().__init__()
+        self.model, self.benchmark, self.config = model, benchmark, config
+        gpu = torch.cuda.is_available() and config.accelerator != "cpu"
+        workers = config.workers
+        if workers is None:
+            workers = min(8, os.cpu_count() or 1) if gpu else 0
+        self.shared: dict[str, Any] = {
+            "batch_size": config.batch_size,
+            "num_workers": workers,
+            "persistent_workers": workers > 0,
+            "pin_memory": gpu,
+            "collate_fn": collate,
+        }
+
+    def _place(self) -> tuple[int, int]:
+        """Number of this process, and of processes in all."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Shuffled images, or every group equally often for GroupDRO; each device takes its share of whole batches."""
+        rank, world = self._place()
+        images = Prepared(
+            self.benchmark.split("train"),
+            self.model.image_size,
+            self.model.normalisation,
+            augmentation(self.config, self.benchmark),
+        )
+        drawn: dict[str, Any] = {"shuffle": True}
+        if self.config.group_dro is not None:
+            # Algorithm 1 of arXiv 1911.08731 draws the group first: a rare one would hardly ever be in a batch.
+            groups = self.benchmark.groups("train")
+            drawn = {"sampler": WeightedRandomSampler((1 / groups.bincount()[groups]).tolist(), len(groups))}
+        if world > 1:
+            every = drawn.get("sampler") or RandomSampler(images)
+            share = DistributedSamplerWrapper(every, num_replicas=world, rank=rank, shuffle=False, drop_last=True)
+            drawn = {"sampler": share}
+        # A last batch of one or two images would make the batch-wide presence loss meaningless.
+        return DataLoader(images, drop_last=True, **drawn, **self.shared)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Every image once, on one of the devices."""
+        rank, world = self._place()
+        images = Prepared(self.benchmark.split("val"), self.model.image_size, self.model.normalisation)
+        mine = images if world == 1 else Subset(images, range(rank, len(images), world))
+        return DataLoader(mine, shuffle=False, **self.shared)
 
 
 def augmentation(config: TrainConfig, benchmark: Benchmark) -> Augmentation:
@@ -406,6 +500,8 @@ def _quiet() -> Iterator[None]:
             ".*does not have many workers.*",
             ".*GPU available but not used.*",
             ".*num_workers.*",
+            # The order in memory of gradients that devices exchange.
+            ".*Grad strides do not match bucket view strides.*",
             # Lightning's own use of a name that PyTorch has renamed.
             ".*isinstance.treespec, LeafSpec.*",
             # A run in the folder of an earlier one takes its place.

@@ -278,13 +278,13 @@ def prepare(
         tubes: The chest tube annotations; `cxr_tube_dict.pkl` below the root where none are given.
     """
     from ifam.data import prepare_siim_acr
-    from ifam.progress import progress_bar
+    from ifam.progress import ProgressBar
 
     if root is None:
         raise IfamError(f"Preparing {benchmark} needs to know where its files are; give --root DIR.")
     target = out or root
     ensure_writable(target, folder=True)
-    with progress_bar() as bar:
+    with ProgressBar() as bar:
         task = bar.add_task(f"preparing {benchmark}", total=None)
         counts = prepare_siim_acr(
             root, target, tubes, lambda done, total: bar.update(task, completed=done, total=total)

@@ -5,6 +5,7 @@ A loader in this package reads its lists into `Record`s, one an image, sorted in
 returns a `Benchmark`.
 """
 
+import logging
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -23,6 +24,8 @@ from ifam.data.images import UNREADABLE, load_image, upright_size, why_unreadabl
 from ifam.data.layout import CutConfig, FilesConfig
 from ifam.data.masks import is_ambiguous, load_mask, mask_size, mask_turn
 from ifam.errors import IfamError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +168,7 @@ def _is_sound(record: Record, skip: bool, reader: Reader) -> bool:
     # Only decoding finds a file that was cut off; it takes time, so only those pay who ask for it.
     problem = _problem(record, reader, decode=skip)
     if problem and skip:
-        print(f"Left out {record.path}: {problem[0]}.")
+        logger.warning("Left out %s: %s.", record.path, problem[0])
     elif problem:
         raise IfamError(f"{problem[1]}; remove it, or leave such files out with --data.skip_bad true.")
     return not problem

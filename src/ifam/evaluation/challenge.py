@@ -26,7 +26,7 @@ from ifam.errors import IfamError
 from ifam.evaluation.intervals import LEVEL, Interval
 from ifam.evaluation.pairings import Fooled, Pair, Pairings
 from ifam.files import weights_digest
-from ifam.progress import progress_bar
+from ifam.progress import ProgressBar
 from ifam.types import Batch, Output
 
 NONE = "none of the classes"
@@ -105,7 +105,7 @@ def run_challenge(
     was_training = model.training
     model.eval()
     try:
-        with _open(journal, header, pairings) as file, progress_bar() as bar:
+        with _open(journal, header, pairings) as file, ProgressBar() as bar:
             task = bar.add_task("challenge", total=len(objects) * len(backgrounds), completed=pairings.decided)
             for first, through in _outcomes(model, benchmark, objects, backgrounds, pairings):
                 file.write(json.dumps({"fooled": first, "robust": through}) + "\n")

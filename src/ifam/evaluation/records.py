@@ -22,7 +22,7 @@ from ifam.evaluation.part_quality import Annotations, annotations, part_rows
 from ifam.interventions import Intervention, UseMask
 from ifam.masking import patch_mask
 from ifam.model import IFAM
-from ifam.progress import progress_bar
+from ifam.progress import ProgressBar
 from ifam.types import Batch, Output
 
 # Columns of the rows, each a tensor [N].
@@ -74,7 +74,7 @@ def collect(
     was_training, done = model.training, 0
     model.eval()
     try:
-        with progress_bar(disable=rank > 0) as bar:
+        with ProgressBar(disable=rank > 0) as bar:
             task = bar.add_task(label, total=len(mine))
             for batch, known, parts in loader:
                 indices = torch.tensor(mine[done : done + len(known)])

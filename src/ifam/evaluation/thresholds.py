@@ -20,7 +20,7 @@ from ifam.errors import IfamError
 from ifam.evaluation.cases import spread
 from ifam.files import CONFIG, read_json, weights_digest
 from ifam.io import local_path, write_json
-from ifam.progress import progress_bar
+from ifam.progress import ProgressBar
 
 QUANTILES = tuple(round(0.01 * i, 2) for i in range(1, 100))
 
@@ -100,7 +100,7 @@ def compute_thresholds(
     was_training = model.training
     model.eval()
     try:
-        with progress_bar() as bar:
+        with ProgressBar() as bar:
             task = bar.add_task("looking at won patches", total=len(chosen))
             for start in range(0, len(chosen), batch_size):
                 batch = collate([examples[i] for i in chosen[start : start + batch_size]]).to(device)
