@@ -7,18 +7,23 @@ import math
 import re
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
 from ifam import demo
+from ifam.baselines import PlainViT
 from ifam.cli import main
 from ifam.data import load_benchmark
 from ifam.errors import IfamError
 from ifam.evaluation.groups import evaluate
+from ifam.files import weights_digest
 from ifam.model import IFAM
 from ifam.prediction import predict
+from ifam.training import fit
 
 pytestmark = pytest.mark.slow
 
@@ -28,15 +33,34 @@ NUMBER = (int, float)
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory):
-    """`ifam demo --quick true` over two seeds: its folder, and what it returned."""
+def demo_run(tmp_path_factory):
+    """`ifam demo --quick true` over two seeds: its folder, what it returned, and what was trained."""
+    fits = []
     folder = tmp_path_factory.mktemp("demo") / "out"
     with pytest.MonkeyPatch.context() as patch:
         # A quarter of the images of --quick.
         data = {"num_train": 64, "num_val": 24, "num_test": 48}
         patch.setattr(demo, "_data", lambda seed, quick: {"seed": seed, **data})
+        patch.setattr(demo, "fit", lambda *args, **options: _watched(fits, *args, **options))
         found = demo.run_demo(folder, seed=3, seeds=2, quick=True, threads=1)
-    return folder, found
+    return folder, found, fits
+
+
+def _watched(fits, model, benchmark, config, *args, **options):
+    """Train, and note what the training began with."""
+    weights = weights_digest(model.predictor.backbone.state_dict())
+    fits.append(SimpleNamespace(model=model, benchmark=benchmark, config=config, backbone=weights))
+    return fit(model, benchmark, config, *args, **options)
+
+
+@pytest.fixture(scope="module")
+def ran(demo_run):
+    return demo_run[:2]
+
+
+@pytest.fixture(scope="module")
+def fits(demo_run):
+    return demo_run[2]
 
 
 @pytest.fixture
@@ -114,26 +138,18 @@ def test_the_model_of_the_first_seed_is_there_and_predicts(ran, tmp_path):
     assert written["predictor"]["average"] == found["runs"][0]["ifam"]["average"]
 
 
-def test_both_models_are_trained_alike(ran):
-    """The same images, epochs and batches: only the learning rates may differ."""
-    from dataclasses import asdict
-
-    from ifam.recipes import TINY_PLAIN, TINY_TRAIN
-
-    plain, ours = asdict(TINY_PLAIN), asdict(TINY_TRAIN)
-    for name in (
-        "epochs",
-        "batch_size",
-        "augment",
-        "flip",
-        "crop",
-        "schedule",
-        "weight_decay",
-        "clip_norm",
-        "monitor",
-        "ema_decay",
-    ):
-        assert plain[name] == ours[name], name
+def test_both_models_are_trained_alike(fits):
+    """The same images, backbone, seed, epochs and batches: only learning rates and loss weights may differ."""
+    assert [(type(fit.model), fit.config.seed) for fit in fits] == [(PlainViT, 3), (IFAM, 3), (PlainViT, 4), (IFAM, 4)]
+    for plain, ours in zip(fits[::2], fits[1::2], strict=True):
+        assert plain.benchmark is ours.benchmark
+        assert plain.backbone == ours.backbone
+        settings = [
+            {name: value for name, value in asdict(fit.config).items() if not name.endswith(("base_lr", "lr_factor"))}
+            for fit in (plain, ours)
+        ]
+        assert settings[0] == settings[1]
+    assert fits[0].benchmark is not fits[2].benchmark
 
 
 def test_no_seed_is_an_error(tmp_path):
