@@ -138,7 +138,7 @@ def test_an_empty_path_is_refused(words, home, capsys):
 
 
 def test_what_is_meant_to_be_local_is_not_looked_for_on_the_hub(home, capsys, monkeypatch):
-    monkeypatch.setattr("ifam.hub.download", lambda *_: pytest.fail("the hub was asked"))
+    monkeypatch.setattr("ifam.saved_models.download", lambda *_: pytest.fail("the hub was asked"))
     Path("models").mkdir()
     for name in ("runs/ifam", "models/birds", "./models/birds", "runs/ifam/", "models\\birds", "a/b/c"):
         assert "There is no file or folder" in fails(capsys, "evaluate", "--model", name)
