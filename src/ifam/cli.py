@@ -331,7 +331,7 @@ RANGES = {
     "draws": COUNT,
     "drop_parts": NATURAL,
     "drop_unsure": QUANTILE,
-    "explain": NATURAL,
+    "explain": COUNT,
     "keep_parts": NATURAL,
     "limit": COUNT,
     "minutes": POSITIVE,

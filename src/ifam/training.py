@@ -395,6 +395,12 @@ def check(benchmark: Benchmark, config: TrainConfig, model: Classifier | None = 
             "train.compile needs a C++ compiler, and there is none on the path; install one (such as g++), name it in "
             "the environment variable CXX, or leave compile off."
         )
+    for split in ("train", "val"):
+        if split not in benchmark.splits:
+            raise IfamError(
+                f"{benchmark.name} has no split {split!r}, but images to train on and others to validate with are "
+                f"expected; it has {', '.join(benchmark.splits)} (data.val_fraction above 0 sets some aside)."
+            )
     count = len(benchmark.split("train"))
     if count < config.batch_size:
         raise IfamError(

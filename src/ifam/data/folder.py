@@ -111,7 +111,10 @@ def _load_classes(root: Path, config: FolderConfig) -> Benchmark:
     _check_unique(splits, classes, config)
     # The files have been looked at, class by class.
     return assemble(
-        Benchmark("folder", {}, classes, classes, note), splits, replace(config, check=False, skip_bad=False)
+        Benchmark("folder", {}, classes, classes, note),
+        splits,
+        replace(config, check=False, skip_bad=False),
+        every_class=not config.classes,
     )
 
 
@@ -260,7 +263,12 @@ def _load_csv(root: Path, config: FolderConfig) -> Benchmark:
         )
     note = "validation images as listed" if "val" in splits else ""
     ordered: dict[str, list[Record]] = {name: splits[name] for name in ("train", "val", "test", ALL) if name in splits}
-    return assemble(Benchmark("folder", {}, tuple(classes), tuple(groups or classes), note), ordered, config)
+    return assemble(
+        Benchmark("folder", {}, tuple(classes), tuple(groups or classes), note),
+        ordered,
+        config,
+        every_class=not config.classes,
+    )
 
 
 def _needed_columns(config: FolderConfig) -> list[str]:
