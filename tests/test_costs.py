@@ -204,6 +204,7 @@ def test_checkpointing_learns_the_same(step):
         torch.manual_seed(1)
         setting.run()
         gradients[checkpointing] = {name: p.grad for name, p in setting.model.named_parameters()}
+    assert any(gradient is not None and gradient.any() for gradient in gradients[False].values())
     for name, gradient in gradients[False].items():
         if gradient is None:
             assert gradients[True][name] is None
