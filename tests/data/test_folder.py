@@ -197,18 +197,18 @@ def test_a_class_that_validation_lacks(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["text", "empty", "damaged"])
-def test_a_file_that_is_no_image_is_named(tmp_path, capsys, kind):
+def test_a_file_that_is_no_image_is_named(tmp_path, caplog, kind):
     root = tree(tmp_path, a=4, b=4)
     bad = root / "b" / "bad.png"
     content = (root / "b" / "000.png").read_bytes()
     bad.write_bytes({"text": b"hello", "empty": b"", "damaged": content[:60] + b"?" + content[61:]}[kind])
     with pytest.raises(IfamError, match=r"b.bad\.png is no image that can be read.*skip_bad true"):
         load(root)
-    assert capsys.readouterr().out == ""
+    assert caplog.text == ""
     found = load(root, skip_bad=True)
     assert "b/bad.png" not in names(found.split("train")) + names(found.split("val"))
     assert sum(map(len, found.splits.values())) == 8
-    assert f"Left out {bad}" in capsys.readouterr().out
+    assert f"Left out {bad}" in caplog.text
 
 
 def test_skip_bad_leaves_out_what_was_cut_off(tmp_path):

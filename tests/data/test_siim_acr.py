@@ -107,7 +107,7 @@ def test_compressed_files_are_read(tmp_path):
     assert np.abs(np.asarray(image)[..., 0].astype(int) - RAMP * 6).max() < 8
 
 
-def test_a_file_that_was_cut_off_is_named(prepared, capsys):
+def test_a_file_that_was_cut_off_is_named(prepared, caplog):
     root, found = prepared
     path = found.split("train").paths[0]
     path.write_bytes(path.read_bytes()[:-500])
@@ -117,7 +117,7 @@ def test_a_file_that_was_cut_off_is_named(prepared, capsys):
     assert "\n" not in str(caught.value)
     kept = load_benchmark("siim_acr", root, {"skip_bad": True})
     assert path not in kept.split("train").paths + kept.split("val").paths
-    assert f"Left out {path}" in capsys.readouterr().out
+    assert f"Left out {path}" in caplog.text
 
 
 def test_without_pydicom_the_extra_is_named(prepared, monkeypatch):
