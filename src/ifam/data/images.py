@@ -2,6 +2,8 @@
 
 import sys
 import warnings
+from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,10 @@ from PIL import ExifTags, Image, ImageCms, ImageOps
 
 from ifam.errors import IfamError
 from ifam.io import foreign_content
+
+# The extra `heif`: Pillow reads HEIC where this has been registered, which every process that reads images must do.
+with suppress(ImportError):
+    import_module("pillow_heif").register_heif_opener()
 
 # Pillow, and numpy for masks, raise whatever a damaged file leads them to.
 UNREADABLE = (Exception,)
