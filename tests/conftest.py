@@ -131,7 +131,11 @@ def gated_tokens():
         return attn.proj(mixed.transpose(1, 2).flatten(2))
 
     def tokens(vit, images, gate):
-        x = vit.norm_pre(vit._pos_embed(vit.patch_embed(images)))
+        entering = []
+        hook = vit.blocks[0].register_forward_pre_hook(lambda _, args: entering.append(args[0]))
+        vit.forward_features(images)
+        hook.remove()
+        (x,) = entering
         gates = torch.cat([gate.new_ones(len(gate), vit.num_prefix_tokens), gate], dim=1)
         for block in vit.blocks:
             x = x + block.ls1(attention(block.attn, block.norm1(x), gates))

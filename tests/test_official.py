@@ -379,14 +379,14 @@ def test_code_is_refused_and_not_run(state, tmp_path, how):
         (tmp_path / "evil.pt").write_bytes(pickle.dumps(content["extra"], protocol=2))
     else:
         torch.save(content, tmp_path / "evil.pt", _use_new_zipfile_serialization=how == "torch")
-    with pytest.raises(IfamError, match=r"carries code \(\S*open\), which is not run"):
+    with pytest.raises(IfamError, match=r"carr(ies|y) code.* is not run"):
         load_official(tmp_path / "evil.pt", num_heads=3)
     assert not (tmp_path / "sprung").exists()
 
 
 def test_a_pickled_module_is_code(model, tmp_path):
     torch.save(model, tmp_path / "module.pt")
-    with pytest.raises(IfamError, match=r"carries code \(ifam\.model\.IFAM\)"):
+    with pytest.raises(IfamError, match=r"carr(ies|y) code.* is not run"):
         load_official(tmp_path / "module.pt")
 
 

@@ -4,7 +4,7 @@ from itertools import product
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from benchmarks.measure import flop_counter
 
 from ifam.errors import IfamError
 
@@ -167,11 +167,11 @@ def test_the_last_block_computes_what_is_read_and_the_same_as_if_it_computed_all
     listened = predictor(images, mask)
     assert asked[0] > 4
     projection.remove()
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         found = predictor(images, mask)
     torch.testing.assert_close(found, listened, rtol=0, atol=1e-5)
     handle = last.register_forward_hook(lambda *_: None)
-    with FlopCounterMode(display=False) as whole:
+    with flop_counter() as whole:
         predictor(images, mask)
     handle.remove()
     assert counter.get_total_flops() < 0.8 * whole.get_total_flops()  # of two blocks and the patch embedding

@@ -130,7 +130,6 @@ def test_a_black_and_white_palette_is_read_by_its_colors(tmp_path):
         (np.full((4, 4), np.nan), "NaN or negative values"),
         (np.full((4, 4), -1.0), "NaN or negative values"),
         (np.array([["a"]]), "numbers or true and false are expected"),
-        (np.array([print], dtype=object), "allow_pickle|Object arrays"),
     ],
 )
 def test_arrays_that_are_not_masks(tmp_path, values, words):

@@ -227,8 +227,13 @@ def test_two_processes_find_what_one_finds(tiny_model, tmp_path):
     in_two_processes(_process, tmp_path, tmp_path, tiny_model, data)
     found = evaluate(tiny_model, data, num_resamples=20, keypoint_regression=True).parts
     expected = json.loads(json.dumps(asdict(found)))
+    # Centroids are not counts: batches of other sizes may round them differently.
+    error, interval = expected.pop("keypoint_error"), expected["intervals"].pop("keypoint_error")
     for rank in range(2):
-        assert json.loads((tmp_path / f"{rank}.json").read_text()) == expected
+        parts = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert parts.pop("keypoint_error") == pytest.approx(error, rel=1e-5)
+        assert parts["intervals"].pop("keypoint_error") == pytest.approx(interval, rel=1e-5)
+        assert parts == expected
 
 
 def test_parts_of_pondbirds_are_compared_with_the_birds(make_model):
