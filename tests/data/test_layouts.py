@@ -250,7 +250,7 @@ def test_flowers102_names_a_damaged_list(load, tmp_path, file):
 # --- masks -----------------------------------------------------------------------------------------------
 
 
-def test_a_missing_or_damaged_mask_is_named(load, tmp_path, capsys):
+def test_a_missing_or_damaged_mask_is_named(load, tmp_path, caplog):
     load("cub")
     mask = tmp_path / "segmentations" / "002.Laysan_Albatross" / "Laysan_Albatross_0001.png"
     content = mask.read_bytes()
@@ -261,7 +261,7 @@ def test_a_missing_or_damaged_mask_is_named(load, tmp_path, capsys):
     with pytest.raises(IfamError, match=r"The mask .*0001\.png does not exist.*images\.txt, image 10"):
         load("cub")
     assert sum(len(e) for e in load("cub", skip_bad=True).splits.values()) == 23
-    assert "Laysan_Albatross_0001.jpg: there is no mask" in capsys.readouterr().out
+    assert "Laysan_Albatross_0001.jpg: there is no mask" in caplog.text
     mask.write_bytes(content)
     draw_mask(mask, (WIDTH, HEIGHT + 1))
     with pytest.raises(IfamError, match=r"0001\.png is 40 x 31 pixels, but its image .* is 40 x 30"):

@@ -82,11 +82,11 @@ def test_nothing_is_opened_without_the_check(tmp_path):
         sound(missing, CutConfig())
 
 
-def test_skip_bad_looks_even_without_the_check(tmp_path, capsys):
+def test_skip_bad_looks_even_without_the_check(tmp_path, caplog):
     good, bad = draw(tmp_path / "good.png"), tmp_path / "bad.png"
     kept = sound([Record(good, 0), Record(bad, 1)], CutConfig(check=False, skip_bad=True))
     assert [r.path for r in kept] == [good]
-    assert "bad.png: there is no such file" in capsys.readouterr().out
+    assert "bad.png: there is no such file" in caplog.text
 
 
 def test_examples(tmp_path):
