@@ -10,20 +10,20 @@ READY := $(VENV)/.ready
 demo: $(READY)  ## train a plain ViT and iFAM on drawn birds, judge both, write demo/report.html (offline, minutes)
 	$(BIN)/ifam demo
 
-# One thread a process: two would compete for one core.
-PYTEST := OMP_NUM_THREADS=1 python -m pytest --numprocesses auto --dist worksteal
+# All tests in an environment; one thread a process, since two would compete for one core.
+PYTEST = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest --numprocesses auto --dist worksteal
 
 test: $(READY)  ## all tests
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(PYTEST)
+	$(call PYTEST,$(VENV))
 
 test-fast: $(READY)  ## all but the slow tests, in less than 90 seconds on two cores
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(PYTEST) -m 'not slow'
+	$(call PYTEST,$(VENV)) -m 'not slow'
 
 test-oldest: .venv-oldest/.ready  ## all tests, with the lowest versions that pyproject.toml allows
-	PATH="$(CURDIR)/.venv-oldest/bin:$$PATH" $(PYTEST)
+	$(call PYTEST,.venv-oldest)
 
 test-newest: .venv-newest/.ready  ## all tests, with the newest versions of the index
-	PATH="$(CURDIR)/.venv-newest/bin:$$PATH" $(PYTEST)
+	$(call PYTEST,.venv-newest)
 
 check: $(READY)  ## lint, formatting, types
 	$(BIN)/ruff check .
