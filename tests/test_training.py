@@ -14,12 +14,13 @@ import pytest
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from ifam import training
+from ifam import losses, training
 from ifam.baselines import PlainViT
 from ifam.config import LossConfig, ModelConfig, TrainConfig
 from ifam.data import Augmentation, Benchmark, Prepared, collate, load_benchmark
 from ifam.errors import IfamError
 from ifam.evaluation.groups import evaluate
+from ifam.geometry import sample_affine, transform
 from ifam.losses import weighted_sum
 from ifam.model import IFAM
 from ifam.ranges import check_ranges
@@ -268,6 +269,19 @@ def test_nothing_runs_twice(birds):
     assert "equivariance" in module.terms(batch)
     # The transformed images meet the selector, and never the predictor.
     assert passes == [("selector", 8), ("predictor", 4)]
+
+
+def test_the_equivariance_term_compares_with_the_maps_of_the_transformed_images(birds):
+    model = make().eval()  # without noise
+    module = Training(model, TRAIN, LossConfig(), birds, 32).eval()
+    batch = collate([Prepared(birds.split("train"), model.image_size, model.normalisation)[i] for i in range(4)])
+    torch.manual_seed(5)
+    terms = module.terms(batch)
+    torch.manual_seed(5)
+    affine = sample_affine(model.image_size)
+    maps = [model.selector(images).part_maps for images in (batch.images, transform(batch.images, affine))]
+    torch.testing.assert_close(terms["equivariance"], losses.equivariance(*maps, affine, model.image_size))
+    assert terms["equivariance"] > 1e-3
 
 
 @pytest.mark.slow

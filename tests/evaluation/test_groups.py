@@ -136,6 +136,9 @@ def test_images_of_which_nothing_is_visible_are_counted(tiny_model):
         tiny_model.selector.prototypes[-1].zero_()
     found = evaluate(tiny_model, make_benchmark([0, 1, 2], [0, 1, 1], torch.ones(3, SIZE, SIZE).bool()))
     assert (found.empty, found.visible_fraction, found.mask_iou) == (3, 0.0, 0.0)
+    # Where there is no object either, the two masks agree.
+    nothing = evaluate(tiny_model, make_benchmark([0, 1, 2], [0, 1, 1], torch.zeros(3, SIZE, SIZE).bool()))
+    assert nothing.mask_iou == 1.0
 
 
 def test_an_unknown_split_is_an_error(tiny_model):
