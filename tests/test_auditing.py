@@ -1,6 +1,7 @@
 """The audit as a whole: its verdict, what it writes, and the verb's exit status."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -53,6 +54,12 @@ def test_a_faithful_model_passes(tiny_model, batch):
     found = audit(tiny_model, batch, explain=2)
     assert found.passed
     assert found.verdict.startswith("PASSED: ")
+    # A bit that another background alone changes is a failure too, though no answer changes.
+    hidden = replace(found.backgrounds.hidden, any_bit=0.25)
+    failed = replace(found, backgrounds=replace(found.backgrounds, hidden=hidden))
+    assert hidden.answers == 0
+    assert not failed.passed
+    assert failed.verdict == "FAILED: another background in hidden patches alone changes bits of an answer."
     assert tiny_model.training
     assert len(found.certificate.settings) == 9
     assert found.certificate.settings[-1] == "whole model, evaluation"

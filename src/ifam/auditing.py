@@ -114,7 +114,7 @@ class AuditResult:
                 f"{len(found.failing_images)} of {found.certified} images fail."
             )
         if not self.backgrounds.passed:
-            return "FAILED: another background in hidden patches alone changes an answer."
+            return "FAILED: another background in hidden patches alone changes bits of an answer."
         if not found.certified:
             return "NOT CERTIFIED: every mask shows every patch, so there is no hidden pixel to attack."
         return (
