@@ -165,7 +165,8 @@ def test_what_is_done_is_not_done_again(done, capsys):
     assert "3 methods on pondbirds, 2 seeds" in said
 
 
-def test_an_interrupted_comparison_goes_on_with_the_same_figures(done, tmp_path, capsys):
+def test_an_interrupted_comparison_goes_on_with_the_same_figures(done, tmp_path, caplog):
+    caplog.set_level("INFO", "ifam")
     whole = (done / "runs.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "out").mkdir()
     kept = "".join(whole[:4])
@@ -173,7 +174,7 @@ def test_an_interrupted_comparison_goes_on_with_the_same_figures(done, tmp_path,
     rows = {name: METHOD_ROWS[name] for name in ("plain_vit", "plain_vit+dfr")}
     out = compare(tmp_path, methods=rows)
     assert (out / "runs.jsonl").read_text().startswith(kept)
-    assert re.findall(r"Run (\d) of 4", capsys.readouterr().out) == ["4"]
+    assert re.findall(r"Run (\d) of 4", caplog.text) == ["4"]
     before, after = lines(done), lines(out)
     assert after["plain_vit+dfr", 1]["evaluation"] == before["plain_vit+dfr", 1]["evaluation"]
 
