@@ -238,9 +238,9 @@ class Unknown:
 
 def test_where_no_groups_are_known_the_classes_are_the_groups():
     names = ("cat", "dog")
-    pets = Benchmark("pets", {"train": Unknown()}, names, names)
+    pets = Benchmark("pets", {"train": Unknown(), "val": Unknown()}, names, names)
     assert pets.groups("train").tolist() == [0, 1] * 10
     check(pets, TRAIN)
-    places = Benchmark("places", {"train": Unknown()}, names, ("here", "there"))
+    places = Benchmark("places", {"train": Unknown(), "val": Unknown()}, names, ("here", "there"))
     with pytest.raises(IfamError, match="places has groups, but image 0 of its split 'train' is in none; give"):
         check(places, TRAIN)
