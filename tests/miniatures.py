@@ -9,6 +9,7 @@ are simple enough to be written down in the tests.
 
 import csv
 import json
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -26,9 +27,10 @@ PARTS = ("back", "beak", "tail")
 
 
 def draw(path: Path, colour: tuple[int, int, int] = (90, 120, 60), size: tuple[int, int] = (WIDTH, HEIGHT)) -> Path:
-    """A picture of one colour with a red object and a little noise, in the format that its name says."""
+    """A picture of one colour with a red object and a little noise of its own, in the format that its name says."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(len(path.name)).integers(0, 20, (size[1], size[0], 3)) + np.array(colour)
+    chance = np.random.default_rng([*os.fsencode(path.parent.name + path.name)])
+    pixels = chance.integers(0, 20, (size[1], size[0], 3)) + np.array(colour)
     pixels[OBJECT] = (220, 30, 30)
     Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path)
     return path

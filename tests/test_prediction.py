@@ -198,6 +198,9 @@ def test_paths_that_lead_nowhere(model, tmp_path):
     (tmp_path / "notes.txt").write_text("no image")
     with pytest.raises(IfamError, match="holds no image"):
         predict(model, tmp_path)
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(IfamError, match=r"pipe\.jpg is not a regular file"):
+        predict(model, tmp_path / "pipe.jpg")
     with pytest.raises(IfamError, match="No path"):
         predict(model, [])
     (tmp_path / "a.jpg").write_text("no image")
@@ -216,6 +219,9 @@ def test_folders_are_searched_and_pictures_never_collide(model, tmp_path):
     assert [row.path.relative_to(tmp_path).as_posix() for row in first] == ["a/1.png", "b/1.JPG", "b/1.png"]
     assert sorted(path.name for path in out.glob("*.png")) == ["a_1.png", "b_1-2.png", "b_1.png"]
     assert len(predict(model, tmp_path, out=out)) == 3  # our own pictures are no input
+    assert len(predict(model, tmp_path, out=tmp_path / "again")) == 3  # nor those of an earlier run
+    spelled = [tmp_path / "a" / "1.png", os.path.relpath(tmp_path / "a" / "1.png"), tmp_path / "b" / ".." / "a"]
+    assert len(predict(model, spelled)) == 1
 
 
 # --- what is kept ----------------------------------------------------------------------------------------

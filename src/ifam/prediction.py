@@ -2,6 +2,7 @@
 
 import csv
 import logging
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from itertools import islice
@@ -17,7 +18,7 @@ from ifam._typing import Float, Tensor
 from ifam.classifier import Classifier, PartClassifier
 from ifam.console import PlainConsole
 from ifam.data.base import FitAndCrop
-from ifam.data.files import list_images, readable_extensions
+from ifam.data.files import list_images
 from ifam.data.images import load_image
 from ifam.errors import IfamError
 from ifam.files import weights_digest
@@ -209,14 +210,16 @@ def _centre(image: Any, size: tuple[int, int]) -> Any:
 def _find(paths: Iterable[str | Path], out: Path | None) -> dict[Path, str]:
     """The image files, each with a name of its own for its picture."""
     files: dict[Path, str] = {}
+    places: set[str] = set()
     for given in map(local_path, paths):
         if not given.exists():
             raise IfamError(f"{given} does not exist; give image files or folders that hold some.")
-        found = [given] if not given.is_dir() else _images_in(given, out)
-        if not found:
-            known = ", ".join(sorted(readable_extensions()))
-            raise IfamError(f"The folder {given} holds no image ({known}); give one that does.")
-        for file in found:
+        if not (given.is_dir() or given.is_file()):
+            raise IfamError(f"{given} is not a regular file; give image files or folders that hold some.")
+        for file in _images_in(given, out) if given.is_dir() else [given]:
+            if os.path.abspath(file) in places:
+                continue
+            places.add(os.path.abspath(file))
             inside = file.name if file == given else str(file.relative_to(given))
             files.setdefault(file, Path(inside).with_suffix("").as_posix().replace("/", "_"))
     if not files:
@@ -232,6 +235,7 @@ def _images_in(folder: Path, out: Path | None) -> list[Path]:
     """Image files anywhere below a folder, without our own pictures in `out`; what is left out is logged."""
     ours = set() if out is None or out.resolve() == folder.resolve() else {out.resolve()}
     listing = list_images(folder, outside=ours)
+    listing.need_images(folder)
     listing.warn(folder)
     return listing.paths
 

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import unicodedata
 from dataclasses import replace
 
 import numpy as np
@@ -16,9 +17,9 @@ NORMALISATION = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
 def draw(path, colour=(200, 30, 30), size=(40, 30)):
-    """A picture of one colour with a little noise, in the format that its name says."""
+    """A picture of one colour with a little noise of its own, in the format that its name says."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    noise = np.random.default_rng(len(path.name)).integers(0, 20, (size[1], size[0], 3))
+    noise = np.random.default_rng([*os.fsencode(path.parent.name + path.name)]).integers(0, 20, (size[1], size[0], 3))
     Image.fromarray((np.array(colour) + noise).clip(0, 255).astype(np.uint8)).save(path)
     return path
 
@@ -128,7 +129,7 @@ def test_every_class_is_on_both_sides_in_its_share(tmp_path, counts, share, monk
     picture = draw(tmp_path.parent / "one.png", size=(4, 4)).read_bytes()
     for i, count in enumerate(counts):
         for j in range(count):
-            (root / f"c{i}" / f"{j}.png").write_bytes(picture)
+            (root / f"c{i}" / f"{j}.png").write_bytes(picture + bytes([i, j]))
     found = load(root, val_fraction=share)
     train, val = found.split("train"), found.split("val")
     for count, here, there in zip(counts, by_class(train), by_class(val), strict=True):
@@ -174,7 +175,9 @@ def test_fewer_than_two_classes(tmp_path, counts):
 def test_a_class_without_an_image(tmp_path):
     tree(tmp_path, full=2, hollow=0)
     (tmp_path / "hollow" / "notes.txt").write_text("nothing here")
-    with pytest.raises(IfamError, match=r"class folder .*hollow holds no image.*\.jpg.*remove the folder"):
+    with pytest.raises(
+        IfamError, match=r"folder .*hollow holds no image .*\.jpg.*, but 1 \.txt; add some, or leave the folder out"
+    ):
         load(tmp_path)
 
 
@@ -225,7 +228,7 @@ def test_skip_bad_leaves_out_what_was_cut_off(tmp_path):
 def test_skip_bad_does_not_hide_a_class_of_bad_files(tmp_path):
     root = tree(tmp_path, a=2, b=0)
     (root / "b" / "x.jpg").write_text("no")
-    with pytest.raises(IfamError, match=r"class folder .*b holds no image"):
+    with pytest.raises(IfamError, match=r"folder .*b holds no image"):
         load(root, skip_bad=True)
 
 
@@ -275,7 +278,7 @@ def test_a_class_called_train_may_have_folders_of_its_own(tmp_path):
 
 def test_an_empty_train_folder_is_no_split(tmp_path):
     (tmp_path / "train" / "notes").mkdir(parents=True)
-    with pytest.raises(IfamError, match=r"class folder .*train holds no image"):
+    with pytest.raises(IfamError, match=r"folder .*train holds no image"):
         load(tree(tmp_path, bus=2, car=2))
 
 
@@ -330,6 +333,43 @@ def test_a_split_without_classes_beside_one_with_classes(tmp_path):
     tree(tmp_path / "train", cat=2, dog=2)
     with pytest.raises(IfamError, match="val looks like a split, but holds images itself"):
         load(tree(tmp_path, val=4))
+
+
+@pytest.mark.parametrize("name", ["test", "val", "training", "unlabeled", "holdout", "test_set"])
+def test_a_split_of_images_beside_classes_is_no_class(tmp_path, name):
+    """Competitions give `test/` unsorted, beside the classes."""
+    with pytest.raises(IfamError, match=rf"{name} looks like a split, but holds images itself; .*--data\.csv"):
+        load(tree(tmp_path, cat=4, dog=4, **{name: 4}))
+
+
+@pytest.mark.parametrize("name", ["train", "valid", "split"])
+def test_a_class_that_is_called_like_a_split_is_said(tmp_path, caplog, name):
+    assert name in load(tree(tmp_path, cat=4, dog=4, **{name: 4})).class_names
+    assert f"{name} holds images itself: it is taken as a class, not as a split" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("one", "two"), [("train_A", "test_A"), ("catsTrain", "catsTest"), ("2021 train", "2021 valid")]
+)
+@pytest.mark.parametrize("classes", [True, False])
+def test_folders_that_look_like_splits_of_something_are_no_classes(tmp_path, one, two, classes):
+    for name in (one, two):
+        _ = tree(tmp_path / name, cat=2, dog=2) if classes else tree(tmp_path, **{name: 4})
+    with pytest.raises(IfamError, match=r"look like splits, but are called otherwise; name them train, val and test"):
+        load(tmp_path)
+
+
+def test_freight_trains_and_passenger_trains_are_classes(tmp_path):
+    assert load(tree(tmp_path, freight_train=4, passenger_train=4)).class_names == ("freight_train", "passenger_train")
+
+
+@pytest.mark.parametrize(("below", "fault"), [("photos", "photos"), ("train/photos", "photos"), ("train", "train")])
+def test_splits_below_the_place_of_classes(tmp_path, below, fault):
+    """`--root` too high by a level, or splits in each class."""
+    for name in ("train", "val"):
+        tree(tmp_path / below / name, cat=2, dog=2)
+    with pytest.raises(IfamError, match=rf"{fault} holds the splits train and val, where class folders .* with --root"):
+        load(tmp_path)
 
 
 def test_two_folders_for_one_split(tmp_path):
@@ -394,6 +434,44 @@ def test_other_files_are_counted_by_reason(tmp_path, caplog):
         assert reason in caplog.text
 
 
+def test_what_our_own_verbs_wrote_is_not_trained_on(tmp_path, caplog):
+    root = tree(tmp_path, cat=4, dog=4)
+    for place, name in (("out", "predictions.json"), ("cat/audit", "audit.json"), ("runs/ifam", "train.yaml")):
+        draw(root / place / "picture.png")
+        (root / place / name).write_text("{}")
+    images = load(root)
+    assert images.class_names == ("cat", "dog")
+    assert sum(map(len, images.splits.values())) == 8
+    assert "1 written by ifam" in caplog.text
+
+
+def test_a_class_whose_images_are_all_left_out_says_why(tmp_path):
+    root = tree(tmp_path, cat=4, dog=0)
+    for number in range(3):
+        (root / "dog" / f"{number}.jxl").write_bytes(b"no reader")
+    with pytest.raises(IfamError, match=r"dog holds no image .*, but 3 \.jxl; add some"):
+        load(root)
+
+
+def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch):
+    root = tree(tmp_path, cat=4, dog=4)
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.scandir", refuse)
+        with pytest.raises(IfamError, match=r"cannot be read \(Permission denied\); change its permissions"):
+            load(root)
+
+
+def test_a_link_to_a_folder_above_is_left_out(tmp_path, caplog):
+    root = tree(tmp_path / "photos", cat=4, dog=4)
+    (root / "cat" / "up").symlink_to(tmp_path)
+    assert sum(map(len, load(root).splits.values())) == 8
+    assert "1 linked twice" in caplog.text
+
+
 def test_a_folder_is_not_an_image_whatever_its_name(tmp_path):
     tree(tmp_path, cat=4, dog=4)
     draw(tmp_path / "cat" / "x.jpg" / "inside.png")
@@ -420,7 +498,10 @@ def test_formats_that_need_a_library_are_read_or_named(tmp_path, caplog, monkeyp
     draw(root / "cat" / "phone.heic")
     assert sum(map(len, load(root).splits.values())) == 9
     assert load(root, val_fraction=0.0).split("all")[4]["image"].size == (40, 30)
-    monkeypatch.setattr("ifam.data.files.find_spec", lambda name: None)
+    (root / "dog" / "sent.jpg").write_bytes((root / "cat" / "phone.heic").read_bytes())
+    assert sum(map(len, load(root).splits.values())) == 10
+    (root / "dog" / "sent.jpg").unlink()
+    monkeypatch.setattr("ifam.data.files.READS_HEIF", False)
     assert sum(map(len, load(root).splits.values())) == 8
     assert "1 .heic (needs `pip install 'ifam[heif]'`)" in caplog.text
 
@@ -453,8 +534,28 @@ def test_copies_in_two_splits_and_in_two_classes_are_counted(tmp_path, caplog):
     for target in ("val/cat/x.png", "train/dog/y.png"):
         shutil.copy(tmp_path / "train" / "cat" / "1.png", tmp_path / target)
     load(tmp_path)
-    assert "2 pairs of images have the same content in two splits" in caplog.text
-    assert "2 pairs of images have the same content and different classes" in caplog.text
+    assert "3 images have the same content as one in another split" in caplog.text
+    assert "3 images have the same content as one of another class" in caplog.text
+
+
+def test_copies_are_on_one_side_of_the_cut(tmp_path, caplog):
+    root = tree(tmp_path, cat=6, dog=6)
+    for number in range(6):
+        shutil.copy(root / "cat" / f"00{number}.{'jpg' if number % 2 else 'png'}", root / "cat" / f"copy{number}")
+        (root / "cat" / f"copy{number}").rename(root / "cat" / f"copy{number}.png")
+    for check in (True, False):
+        images = load(root, val_fraction=0.5, check=check)
+        sides = [{path.read_bytes() for path in images.split(split).paths} for split in ("train", "val")]
+        assert not sides[0] & sides[1]
+        assert (len(images.split("train")), len(images.split("val"))) == (9, 9)
+    assert "12 images have the same content as another of the same class and split" in caplog.text
+
+
+def test_a_class_of_nothing_but_copies_is_cut_and_said(tmp_path, caplog):
+    root = tree(tmp_path, cat=1, dog=4)
+    shutil.copy(root / "cat" / "000.png", root / "cat" / "again.png")
+    assert by_class(load(root).split("val")) == [1, 1]
+    assert "2 images have the same content as another of the same class and split" in caplog.text
 
 
 # --- folders to evaluate on ------------------------------------------------------------------------------
@@ -499,6 +600,39 @@ def test_a_folder_and_a_list_agree(tmp_path, classes):
         assert sorted(zip(names(a.split(split)), a.split(split).labels, strict=True)) == sorted(
             zip(names(b.split(split)), b.split(split).labels, strict=True)
         )
+
+
+def test_names_are_the_same_however_accents_are_encoded(tmp_path):
+    """Archives from macOS have letters and their accents apart."""
+    apart, together = (unicodedata.normalize(form, "Übung") for form in ("NFD", "NFC"))
+    tree(tmp_path / "a" / "train", **{apart: 2, "wren": 2})
+    tree(tmp_path / "a" / "val", **{together: 2, "wren ": 1})
+    images = load(tmp_path / "a")
+    assert images.class_names == ("wren", together)
+    assert by_class(images.split("val")) == [1, 2]
+    rows = [f"{together}/000.png,{apart}", f"{together}/001.jpg,{together}", "wren/000.png,wren"]
+    (tmp_path / "a" / "train" / "list.csv").write_text("\n".join(["path,label", *rows]), encoding="utf-8")
+    images = load(tmp_path / "a" / "train", csv="list.csv", val_fraction=0.0)
+    assert images.class_names == ("wren", together)
+    tree(tmp_path / "a" / "train", **{together: 2})
+    with pytest.raises(IfamError, match="are two folders of one class; merge them"):
+        load(tmp_path / "a")
+
+
+def test_classes_that_differ_in_case_are_said(tmp_path, caplog):
+    assert load(tree(tmp_path, Cat=2, cat=2, dog=2)).class_names == ("Cat", "cat", "dog")
+    assert "The classes 'Cat' and 'cat' differ in upper and lower case only" in caplog.text
+
+
+def test_paths_in_a_list_are_taken_as_written_first(tmp_path):
+    """A shell would read each of these names otherwise."""
+    odd = ["$x.png", "a\\b.png", "~q.png", "with space.png", " ".join("äöü") + ".png"]
+    for name in odd:
+        draw(tmp_path / name)
+    rows = [f'"{name}",{"ab"[number % 2]}' for number, name in enumerate(odd)]
+    (tmp_path / "list.csv").write_text("path,label\n" + "\n".join(rows), encoding="utf-8")
+    images = load(tmp_path, csv="list.csv", val_fraction=0.0)
+    assert [path.name for path in images.split("all").paths] == odd
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
@@ -615,6 +749,12 @@ def test_a_list_without_training_images_can_be_tested_on(listed):
         (["0.png,a"], "path,kind", r"images\.csv has no column 'label'; it has path, kind"),
         ([], "path,label", "lists no image"),
         (["0.png,a", "1.png,a"], "path,label", "has a single class, a; at least two"),
+        (
+            ["0.png,a", "C:\\photos\\1.jpg,b"],
+            "path,label",
+            r"line 3: The path C:.* begins with C:/, which",
+        ),
+        (["0.png,a", f"{'x' * 300}.jpg,b"], "path,label", r"x\.jpg does not exist .*line 3"),
         (["0.png,a", "1.png"], "path,label", "line 3 has 1 values, but the header has 2"),
         (["0.png,a", ",b"], "path,label", "line 3 has no path"),
         (["0.png,a", "1.png,"], "path,label", "line 3 has no label"),

@@ -60,6 +60,14 @@ def test_sets_labels_and_groups(prepared):
     assert "by class, seed 0" in found.note
 
 
+def test_what_programs_leave_behind_is_no_x_ray(prepared):
+    root, before = prepared
+    first = sorted((root / "train_set" / "0").glob("*.dcm"))[0]
+    first.with_name(f"._{first.name}").write_bytes(b"what a Mac leaves behind")
+    again = load_benchmark("siim_acr", root, {"val_fraction": 0.25})
+    assert numbers(again.split("train")) == numbers(before.split("train"))
+
+
 def test_masks_go_down_the_columns(prepared):
     _, found = prepared
     test = found.split("test")

@@ -4,10 +4,10 @@ import hashlib
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from itertools import combinations
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 
+from ifam.data.fingerprints import sample
 from ifam.data.tables import Record
 from ifam.errors import IfamError
 
@@ -37,42 +37,91 @@ def _place(record: Record) -> str:
     return f"{record.path} ({record.line})" if record.line else str(record.path)
 
 
-def warn_of_copies(splits: Mapping[str, Sequence[Record]], class_names: Sequence[str]) -> None:
-    """Warn of images that are copies of each other, in two splits or in two classes.
+def copies_of_images(paths: Iterable[Path]) -> dict[Path, int]:
+    """A number for each file that has the same content as another, the same for all of them.
+
+    Only files of the same size are read, and whole only those that begin, go on and end alike.
+    """
+    groups = [list(paths)]
+    for key in (_size, _beginning, _content):
+        groups = [alike for group in groups for alike in _alike(group, key)]
+    return {path: number for number, group in enumerate(groups) for path in group}
+
+
+def count_shared(known: Sequence[Path], others: Sequence[Path]) -> int:
+    """Number of files in `others` that are, or have the content of, one in `known`."""
+    places = {*map(os.path.realpath, known)}
+    rest = [path for path in others if os.path.realpath(path) not in places]
+    copies = copies_of_images([*known, *rest])
+    shared = {copies[path] for path in known if path in copies}
+    return len(others) - len(rest) + sum(copies.get(path) in shared for path in rest)
+
+
+def _alike(paths: Sequence[Path], key: Callable[[Path], Hashable]) -> list[list[Path]]:
+    """Files for which a key is the same, where there are several; none that cannot be read, which others report."""
+    groups: dict[Hashable, list[Path]] = defaultdict(list)
+    for path in paths:
+        try:
+            groups[key(path)].append(path)
+        except OSError:
+            continue
+    return [group for value, group in groups.items() if value and len(group) > 1]
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size
+
+
+def _beginning(path: Path) -> bytes:
+    return hashlib.sha256(sample(path)).digest()
+
+
+def _content(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+def warn_of_copies(
+    splits: Mapping[str, Sequence[Record]], class_names: Sequence[str], copies: Mapping[Path, int]
+) -> None:
+    """Warn of images that are copies of each other: in two splits, in two classes, or else.
 
     Args:
         splits: Images by split.
         class_names: For the message.
+        copies: See `copies_of_images`.
     """
-    named = [(split, record) for split, records in splits.items() for record in records]
-    pairs = [pair for copies in _copies([record.path for _, record in named]) for pair in combinations(copies, 2)]
-    across = [(named[i], named[j]) for i, j in pairs if named[i][0] != named[j][0]]
-    labels = [(named[i][1], named[j][1]) for i, j in pairs if named[i][1].label != named[j][1].label]
-    for (split, first), (other, second) in across[:1]:
+    groups: dict[int, list[tuple[str, Record]]] = defaultdict(list)
+    for split, records in splits.items():
+        for record in records:
+            if record.path in copies:
+                groups[copies[record.path]].append((split, record))
+    across, labels, others = [], [], []
+    for group in groups.values():
+        in_splits, in_classes = len({split for split, _ in group}) > 1, len({record.label for _, record in group}) > 1
+        across += [group] if in_splits else []
+        labels += [group] if in_classes else []
+        others += [] if in_splits or in_classes else [group]
+    if across:
         logger.warning(
-            "%d pairs of images have the same content in two splits, such as %s (%s) and %s (%s); figures on them say "
-            "nothing about new images: remove one of each.",
-            *(len(across), first.path, split, second.path, other),
+            "%d images have the same content as one in another split, such as %s; figures on them say nothing about "
+            "new images: remove all but one of each.",
+            *(sum(map(len, across)), _two(across[0], [split for split, _ in across[0]])),
         )
-    for one, two in labels[:1]:
+    if labels:
         logger.warning(
-            "%d pairs of images have the same content and different classes, such as %s (%s) and %s (%s); remove what "
-            "is wrong.",
-            *(len(labels), one.path, class_names[one.label], two.path, class_names[two.label]),
+            "%d images have the same content as one of another class, such as %s; remove what is wrong.",
+            *(sum(map(len, labels)), _two(labels[0], [class_names[record.label] for _, record in labels[0]])),
+        )
+    if others:
+        logger.warning(
+            "%d images have the same content as another of the same class and split, such as %s; they count as often "
+            "as they are there.",
+            *(sum(map(len, others)), _two(others[0], [str(number) for number in range(1, len(others[0]) + 1)])),
         )
 
 
-def _copies(paths: Sequence[Path]) -> list[list[int]]:
-    """Indices of files with the same content; only files of the same size are read."""
-    sizes: dict[int, list[int]] = defaultdict(list)
-    for index, path in enumerate(paths):
-        try:
-            sizes[path.stat().st_size].append(index)
-        except OSError:
-            continue  # named when the file is read
-    contents: dict[bytes, list[int]] = defaultdict(list)
-    for indices in sizes.values():
-        for index in indices if len(indices) > 1 else ():
-            with paths[index].open("rb") as file:
-                contents[hashlib.file_digest(file, "sha256").digest()].append(index)
-    return [indices for indices in contents.values() if len(indices) > 1]
+def _two(group: Sequence[tuple[str, Record]], names: Sequence[str]) -> str:
+    """Two of the copies, with names in which they differ."""
+    other = next(i for i, name in enumerate(names) if name != names[0])
+    return f"{group[0][1].path} ({names[0]}) and {group[other][1].path} ({names[other]})"

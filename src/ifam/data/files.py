@@ -2,15 +2,17 @@
 
 import errno
 import logging
+import os
 import stat
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 
 from PIL import features
 
+from ifam.data.images import READS_HEIF
 from ifam.errors import IfamError
 
 logger = logging.getLogger(__name__)
@@ -26,6 +28,8 @@ _SYSTEM_FOLDERS = frozenset(
     {"__macosx", "__pycache__", "@eadir", "#recycle", "$recycle.bin", "lost+found", "system volume information"}
 )
 _SYSTEM_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"})
+# What our own verbs leave in the folders that they write to: pictures there are about images, and are none.
+_OUR_FILES = ("predictions.json", "audit.json", "challenge.json", "results.json", "train.yaml")
 
 # How image files begin, whatever they are called.
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\x00", b"MM\x00*", b"BM")
@@ -33,15 +37,60 @@ _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\x00", b"MM\x00*",
 
 def readable_extensions() -> frozenset[str]:
     """Endings of image files that can be read here, in lower case: HEIC and AVIF need libraries of their own."""
-    heif = HEIF if find_spec("pillow_heif") else frozenset()
-    avif = AVIF if features.check("avif") else frozenset()
-    return EXTENSIONS | heif | avif
+    return EXTENSIONS | (HEIF if READS_HEIF else frozenset()) | (AVIF if features.check("avif") else frozenset())
 
 
-def is_hidden(path: Path) -> bool:
+def is_hidden(name: str) -> bool:
     """Whether a file or folder is nobody's image by its name: hidden, or left behind by a program."""
-    name = path.name.lower()
+    name = name.lower()
     return name.startswith(".") or name in _SYSTEM_FOLDERS or name in _SYSTEM_FILES
+
+
+def is_ours(folder: Path) -> bool:
+    """Whether a verb of `ifam` wrote to a folder, or to every folder in it, as in `runs/`."""
+    return _has_ours(folder) or _holds_only_ours(folder)
+
+
+def _has_ours(folder: str | Path) -> bool:
+    return any(os.path.exists(os.path.join(folder, name)) for name in _OUR_FILES)
+
+
+def _holds_only_ours(folder: Path) -> bool:
+    """Whether there are folders in a folder, all of them ours, and nothing else; stops at the first that is not."""
+    count = 0
+    with suppress(OSError), os.scandir(folder) as inside:
+        for entry in inside:
+            if not is_hidden(entry.name):
+                if not (is_folder(entry) and _has_ours(entry.path)):
+                    return False
+                count += 1
+    return count > 0
+
+
+def entries(folder: Path) -> list[os.DirEntry[str]]:
+    """What lies in a folder and is not hidden, links last, without asking the file system about each of them.
+
+    Raises:
+        IfamError: It cannot be read.
+    """
+    return [entry for entry in _entries(folder) if not is_hidden(entry.name)]
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as inside:
+            return sorted(inside, key=lambda entry: (entry.is_symlink(), entry.name))
+    except OSError as error:
+        raise _unreadable(folder, error) from error
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether this is a folder, or a link to one; without an error for links that lead nowhere."""
+    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
+
+
+def _unreadable(path: Path, error: OSError) -> IfamError:
+    return IfamError(f"{path} cannot be read ({error.strerror or error}); change its permissions, or move it away.")
 
 
 @dataclass
@@ -56,29 +105,46 @@ class Listing:
     paths: list[Path] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
 
+    @property
+    def reasons(self) -> str:
+        """What was left out, by reason: "3 .txt, 1 linked twice"."""
+        return ", ".join(f"{count} {reason}" for reason, count in self.left_out.most_common())
+
     def warn(self, folder: Path) -> None:
         """Log what was left out of a folder, if anything was."""
         if self.left_out:
-            reasons = ", ".join(f"{count} {reason}" for reason, count in self.left_out.most_common())
-            logger.warning("%s: %d images; left out %s.", folder, len(self.paths), reasons)
+            logger.warning("%s: %d images; left out %s.", folder, len(self.paths), self.reasons)
+
+    def need_images(self, folder: Path) -> None:
+        """Refuse a folder without an image.
+
+        Raises:
+            IfamError: There is none.
+        """
+        if not self.paths:
+            but = f", but {self.reasons}" if self.left_out else ""
+            known = ", ".join(sorted(readable_extensions()))
+            raise IfamError(f"The folder {folder} holds no image ({known}){but}; add some, or leave the folder out.")
 
 
-def list_images(folder: Path, *, outside: Collection[Path] = ()) -> Listing:
+def list_images(folder: Path, *, outside: Collection[Path] = (), extensions: Collection[str] = ()) -> Listing:
     """Every image in a folder, at any depth.
 
-    Hidden files and folders are left out, and those that programs leave behind. Links are followed, but no file or
-    folder is read twice.
+    Hidden files and folders are left out, and those that programs leave behind, `ifam` among them. Links are followed,
+    but no file or folder is read twice, and no folder that the given one lies in.
 
     Args:
         folder: The folder.
         outside: Folders below it that are none of it, resolved.
+        extensions: Endings of the images, in lower case; those that can be read where none are given.
 
     Raises:
         IfamError: A folder cannot be read.
     """
     listing = Listing()
-    extensions = readable_extensions()
-    seen = {_identity(folder)}
+    extensions = extensions or readable_extensions()
+    real = folder.resolve()
+    seen = {_identity(path) for path in (real, *real.parents)}
     for path in _walk(folder, listing.left_out, seen, {*outside}):
         reason = _why_not(path, extensions)
         if not reason and path.is_symlink() and _identity(path) in seen:
@@ -94,18 +160,19 @@ def list_images(folder: Path, *, outside: Collection[Path] = ()) -> Listing:
 
 def _walk(folder: Path, left_out: Counter[str], seen: set[tuple[int, int]], outside: set[Path]) -> Iterator[Path]:
     """Every visible file below a folder; links after what they may point to."""
-    try:
-        entries = sorted(folder.iterdir(), key=lambda path: (path.is_symlink(), path.name))
-    except OSError as error:
-        raise IfamError(f"The folder {folder} cannot be read ({error.strerror}); change its permissions.") from error
-    for path in entries:
-        if is_hidden(path):
+    for entry in _entries(folder):
+        path = Path(entry.path)
+        if is_hidden(entry.name):
             left_out["hidden or of the system"] += 1
-        elif not path.is_dir():
+        elif not is_folder(entry):
             yield path
         elif _identity(path) in seen:
             left_out["linked twice"] += 1
-        elif not (outside and path.resolve() in outside):
+        elif outside and path.resolve() in outside:
+            continue
+        elif is_ours(path):
+            left_out["written by ifam"] += 1
+        else:
             seen.add(_identity(path))
             yield from _walk(path, left_out, seen, outside)
 
@@ -116,19 +183,21 @@ def _identity(path: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _why_not(path: Path, extensions: frozenset[str]) -> str:
+def _why_not(path: Path, extensions: Collection[str]) -> str:
     """Why a file is not an image to read; empty where it is one."""
     try:
         status = path.stat()
     except OSError as error:
+        if error.errno == errno.EACCES:
+            raise _unreadable(path, error) from error
         return "linked in a circle" if error.errno == errno.ELOOP else "linked to nothing"
     ending = path.suffix.lower()
     if not stat.S_ISREG(status.st_mode):
         return "not a regular file"
-    if ending in HEIF - extensions:
+    if ending in HEIF.difference(extensions):
         return f"{ending} (needs `pip install 'ifam[heif]'`)"
-    if ending in AVIF - extensions:
-        return ".avif (needs Pillow 11.3 or newer)"
+    if ending in AVIF.difference(extensions):
+        return ".avif (needs a Pillow with AVIF)"
     if ending not in extensions:
         if _looks_like_image(path):
             return f"an image by its content, but named {ending or 'without an ending'} (rename it)"
@@ -146,16 +215,17 @@ def _looks_like_image(path: Path) -> bool:
     return start.startswith(_SIGNATURES) or start[8:12] in (b"WEBP", b"avif", b"heic", b"mif1")
 
 
-def image_files(folder: Path) -> list[Path]:
+def image_files(folder: Path, extensions: Collection[str] = ()) -> list[Path]:
     """Every image in a folder, at any depth, in the order of their paths; what is left out is logged."""
-    listing = list_images(folder)
+    listing = list_images(folder, extensions=extensions)
     listing.warn(folder)
     return listing.paths
 
 
 def sub_folders(folder: Path) -> list[str]:
-    """Names of the folders in a folder, without hidden ones and those of the system, in order."""
-    return ordered(path.name for path in folder.iterdir() if path.is_dir() and not is_hidden(path))
+    """Names of the folders in a folder, in order, without hidden ones, those of the system and our own."""
+    folders = [Path(entry.path) for entry in entries(folder) if is_folder(entry)]
+    return ordered(path.name for path in folders if not is_ours(path))
 
 
 def ordered(names: Iterable[str]) -> list[str]:

@@ -15,6 +15,8 @@ from ifam.data.tables import Record
 # Of larger files, the beginning, the middle and the end are read; so an edit is noticed without reading all of a
 # data set twice.
 _WHOLE, _PIECE = 1 << 16, 1 << 14
+# Files whose content is looked at, to tell lists of files of the same names and sizes apart.
+_FEW = 64
 
 
 def fingerprint(benchmark: Benchmark, splits: Iterable[str] | None = None) -> str:
@@ -43,20 +45,45 @@ def fingerprint(benchmark: Benchmark, splits: Iterable[str] | None = None) -> st
     return digest.hexdigest()[:16]
 
 
+def list_digest(benchmark: Benchmark) -> dict[str, Any]:
+    """How many files a data set has, and a hash by which they are known again in another place.
+
+    The hash is about places, classes and sizes of all files, and the content of a few.
+    """
+    files: list[tuple[Path, str]] = []
+    for examples in benchmark.splits.values():
+        records: Sequence[Record] = getattr(examples, "records", ())
+        files += [(record.path, benchmark.class_names[record.label]) for record in records]
+    files.sort()
+    top = _common_folder([path for path, _ in files])
+    digest = hashlib.sha256()
+    for number, (path, name) in enumerate(files):
+        place = os.path.relpath(path.absolute(), top)
+        size = path.stat().st_size if path.is_file() else 0
+        digest.update(os.fsencode(f"{place}|{name}|{size}|"))
+        if number % (len(files) // _FEW + 1) == 0:
+            digest.update(sample(path))
+    return {"count": len(files), "digest": digest.hexdigest()[:16]}
+
+
+def _common_folder(paths: Sequence[Path]) -> str:
+    return os.path.commonpath([path.absolute().parent for path in paths]) if paths else ""
+
+
 def _add_files(digest: Any, records: Sequence[Record]) -> None:
     """Every record, with the content of its files."""
-    top = os.path.commonpath([record.path.absolute().parent for record in records]) if records else ""
+    top = _common_folder([record.path for record in records])
     for record in records:
         place = os.path.relpath(record.path.absolute(), top)
         digest.update(os.fsencode(f"{place}|{record.label}|{record.group}|"))
         for path in (record.path, record.mask):
             if path is not None:
-                digest.update(_sample(path))
+                digest.update(sample(path))
         for name, values in sorted((record.extra or {}).items()):
             digest.update(name.encode() + values.tobytes())
 
 
-def _sample(path: Path) -> bytes:
+def sample(path: Path) -> bytes:
     """The size of a file and enough of its content; nothing where it cannot be read, which others report."""
     try:
         with path.open("rb") as file:

@@ -15,32 +15,30 @@ cut from the training images. A mask is an image of the same size, below half of
 cell may be empty. Classes are in the order of their names, whole numbers in the order of their values.
 """
 
-import re
-from collections import Counter
-from collections.abc import Iterable, Mapping
+import os
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
 from ifam.data.base import Benchmark
-from ifam.data.duplicates import refuse_repeated_files, warn_of_copies
-from ifam.data.files import Listing, is_hidden, list_images, ordered, readable_extensions, sub_folders
+from ifam.data.duplicates import copies_of_images, refuse_repeated_files, warn_of_copies
+from ifam.data.files import Listing, list_images, ordered
 from ifam.data.layout import CutConfig, read_csv
+from ifam.data.splits import (
+    ALL,
+    SPLIT_NAMES,
+    class_folders,
+    class_name,
+    count_images,
+    split_folders,
+    warn_of_similar_names,
+)
 from ifam.data.tables import Record, assemble, sound
 from ifam.errors import IfamError
 from ifam.io import local_path
-
-SPLIT_NAMES = {
-    **{"train": "train", "training": "train", "test": "test", "testing": "test"},
-    **{"val": "val", "valid": "val", "validation": "val"},
-}
-# The split of images that belong to none.
-ALL = "all"
-_LIKE_A_SPLIT = re.compile(
-    r"(train|training|trn|test|testing|tst|val|valid|validation|dev|eval|evaluation|trainval|held.?out|hold.?out|"
-    r"unlabell?ed|fold|split)[\W_\d]*(set|data|images|imgs|split|samples|fold)?s?[\W_\d]*",
-    re.IGNORECASE,
-)
 
 
 @dataclass(frozen=True)
@@ -97,124 +95,89 @@ def load_folder(root: Path | None, config: FolderConfig) -> Benchmark:
 
 
 def _load_classes(root: Path, config: FolderConfig) -> Benchmark:
-    folders = _split_folders(root)
-    whole = "train" if config.val_fraction else ALL
-    classes = config.classes or _class_names(folders.get("train", root) if "train" in folders else root, folders)
-    listing = Listing(left_out=Counter({_OUTSIDE: _count_outside(root, folders)}))
+    folders = split_folders(root)
+    sources = folders or {"train" if config.val_fraction else ALL: root}
+    by_class = {split: class_folders(folder) for split, folder in sources.items()}
+    classes = config.classes or _class_names(root, by_class)
+    outside = sum(count_images(folder) for folder in {root, *folders.values()})
+    listing = Listing(left_out=+Counter({"outside of the class folders": outside}))
     splits = {
-        name: _read(folder, classes, config, listing, name in ("train", ALL))
-        for name, folder in (folders or {whole: root}).items()
+        split: _read(sources[split], by_class[split], classes, config, listing, split in ("train", ALL))
+        for split in sources
     }
-    listing.left_out += Counter()  # drops reasons that are counted zero times
     listing.warn(root)
+    if not any(splits.values()):
+        raise IfamError(f"{root} has no image in a folder for its class; sort the images into {root / 'CLASS'}/.")
     note = f"validation images as found in {folders['val'].name}/" if "val" in folders else ""
-    _check_unique(splits, classes, config)
     # The files have been looked at, class by class.
-    return assemble(
-        Benchmark("folder", {}, classes, classes, note),
-        splits,
-        replace(config, check=False, skip_bad=False),
-        every_class=not config.classes,
-    )
+    checked = replace(config, check=False, skip_bad=False)
+    return _assemble(Benchmark("folder", {}, classes, classes, note), splits, config, checked)
 
 
-_OUTSIDE = "outside of the class folders"
-
-
-def _split_folders(root: Path) -> dict[str, Path]:
-    """The folder of each split, in the order train, val, test; none where the folders are classes.
-
-    A folder is one of a split if its name says so and it holds class folders: one with images of its own is a class.
-    """
-    filled = {root / name: kind for name in sub_folders(root) if (kind := _content(root / name))}
-    named = [path for path in filled if path.name.casefold() in SPLIT_NAMES]
-    alike = [path for path in filled if path not in named and _LIKE_A_SPLIT.fullmatch(path.name)]
-    expected = "train, val and test (or training, valid, validation, testing)"
-    if nested := [path for path in alike if filled[path] == "classes"]:
-        raise IfamError(
-            f"{nested[0]} looks like a split and holds class folders, but splits are called {expected}; rename it."
-        )
-    splits = [path for path in named if filled[path] == "classes"]
-    flat = [path for path in (*named, *alike) if filled[path] == "images"]
-    if flat and (splits or len(flat) > 1):
-        raise IfamError(
-            f"{flat[0]} looks like a split, but holds images itself; sort them into a folder for each class below it."
-        )
-    if not splits:
-        return {}
-    if others := [path for path in filled if path not in splits]:
-        raise IfamError(
-            f"{root} has the split {splits[0].name!r} and beside it the folder {others[0].name!r}, which is none; "
-            f"splits are called {expected}: rename or move it."
-        )
-    found: dict[str, Path] = {}
-    for path in splits:
-        name = SPLIT_NAMES[path.name.casefold()]
-        if name in found:
-            raise IfamError(f"{found[name]} and {path} are both the split {name!r}; merge them, or move one away.")
-        found[name] = path
-    return {name: found[name] for name in ("train", "val", "test") if name in found}
-
-
-def _content(folder: Path) -> str:
-    """Whether a folder holds "images" itself, "classes" of images, or neither."""
-    extensions = readable_extensions()
-    if any(p.suffix.lower() in extensions and p.is_file() and not is_hidden(p) for p in folder.iterdir()):
-        return "images"
-    return "classes" if any(list_images(folder / name).paths for name in sub_folders(folder)) else ""
-
-
-def _count_outside(root: Path, folders: Mapping[str, Path]) -> int:
-    """Images that lie beside the class folders."""
-    extensions = readable_extensions()
-    return sum(
-        path.suffix.lower() in extensions and path.is_file() and not is_hidden(path)
-        for folder in {root, *folders.values()}
-        for path in folder.iterdir()
-    )
-
-
-def _class_names(root: Path, folders: Mapping[str, Path]) -> tuple[str, ...]:
-    sources = list(folders.values()) if folders and root not in folders.values() else [root]
-    classes = tuple(ordered(name for source in sources for name in sub_folders(source)))
+def _class_names(root: Path, by_class: Mapping[str, Mapping[str, Path]]) -> tuple[str, ...]:
+    """The classes of the training images, or else of all."""
+    sources = [by_class["train"]] if "train" in by_class else list(by_class.values())
+    classes = tuple(ordered(name for folders in sources for name in folders))
     if len(classes) < 2:
         raise IfamError(
             f"{root} has {len(classes)} sub-folder{'s' if len(classes) != 1 else ''}, but one for each of at least "
-            f"two classes is expected; sort the images into {root / 'CLASS'}/."
+            f"two classes is expected; sort the images into {root / 'CLASS'}/, or give the folder that holds the "
+            f"classes with --root."
         )
+    warn_of_similar_names(classes)
     return classes
 
 
 def _read(
-    root: Path, classes: tuple[str, ...], config: FolderConfig, listing: Listing, every_class: bool
+    root: Path,
+    folders: Mapping[str, Path],
+    classes: tuple[str, ...],
+    config: FolderConfig,
+    listing: Listing,
+    every_class: bool,
 ) -> list[Record]:
     """Every image of every class; what is left out is added to the listing."""
-    unknown = [name for name in sub_folders(root) if name not in classes]
+    labels = {class_name(name): label for label, name in enumerate(classes)}
+    unknown = [name for name in folders if name not in labels]
     if unknown:
         raise IfamError(
             f"{root} has a class {unknown[0]!r}, but only {', '.join(classes[:5])}{' ...' * (len(classes) > 5)} are "
             f"known from {'the model' if config.classes else 'training'}; move, rename or remove it."
         )
     records: list[Record] = []
-    for label, name in enumerate(classes):
-        images = list_images(root / name) if (root / name).is_dir() else Listing()
+    for name, label in labels.items():
+        folder = folders.get(name, root / name)
+        images = list_images(folder) if name in folders else Listing()
         listing.paths += images.paths
         listing.left_out += images.left_out
         usable = sound([Record(path, label) for path in images.paths], config)
-        if not usable and every_class and not config.classes:
-            raise IfamError(
-                f"The class folder {root / name} holds no image; add some "
-                f"({', '.join(sorted(readable_extensions()))}) or remove the folder."
-            )
+        if every_class and not config.classes:
+            images.paths = [record.path for record in usable]
+            images.need_images(folder)
         records += usable
     return records
 
 
-def _check_unique(splits: Mapping[str, list[Record]], classes: tuple[str, ...], config: FolderConfig) -> None:
-    """Refuse files that are listed twice, and warn of copies."""
+def _assemble(
+    benchmark: Benchmark, splits: Mapping[str, list[Record]], config: FolderConfig, checked: FolderConfig
+) -> Benchmark:
+    """The benchmark, if no file is in it twice; copies of an image stay on one side of the cut."""
     refuse_repeated_files(splits)
+    cut = "train" in splits and "val" not in splits and config.val_fraction > 0
+    paths = (record.path for records in splits.values() for record in records)
+    copies = copies_of_images(paths) if cut or config.check else {}
     if config.check:
-        warn_of_copies(splits, classes)
+        warn_of_copies(splits, benchmark.class_names, copies)
+    together = _kept_together(splits.get("train", []), copies)
+    return assemble(benchmark, splits, checked, together=together, every_class=not config.classes)
+
+
+def _kept_together(records: Iterable[Record], copies: Mapping[Path, int]) -> Callable[[Record], Hashable]:
+    """What is equal for copies of an image; not in a class of nothing else, which could not be cut then."""
+    contents: dict[int, set[Hashable]] = defaultdict(set)
+    for record in records:
+        contents[record.label].add(copies.get(record.path, record.path))
+    return lambda record: copies.get(record.path, record.path) if len(contents[record.label]) > 1 else record.path
 
 
 # ------------------------------------------------------------------------------------------------ CSV files
@@ -227,48 +190,63 @@ def _load_csv(root: Path, config: FolderConfig) -> Benchmark:
     rows = read_csv(path, _needed_columns(config))
     if not rows:
         raise IfamError(f"{path} lists no image; add a row for each.")
-    classes = _numbered(row[config.label_column] for _, row in rows)
-    if config.classes:
-        unknown = [name for name in classes if name not in config.classes]
-        if unknown:
-            raise IfamError(f"{path} has the class {unknown[0]!r}, which the model does not know; remove its rows.")
-        classes = {name: index for index, name in enumerate(config.classes)}
+    for line, row in rows:
+        for column in (config.path_column, config.label_column):
+            if not row[column]:
+                raise IfamError(f"{path}, line {line} has no {column}; fill it in or remove the line.")
+    classes = _listed_classes(path, rows, config)
     groups = _numbered(row[config.group_column] for _, row in rows if row.get(config.group_column))
     splits: dict[str, list[Record]] = {}
     for line, row in rows:
         where = f"{path}, line {line}"
-        for column in (config.path_column, config.label_column):
-            if not row[column]:
-                raise IfamError(f"{where} has no {column}; fill it in or remove the line.")
-        group, mask = row.get(config.group_column, ""), row.get(config.mask_column, "")
+        group, mask = class_name(row.get(config.group_column, "")), row.get(config.mask_column, "")
         if groups and not group:
             raise IfamError(f"{where} has no {config.group_column}, but other lines have one; fill it in.")
         record = Record(
-            root / local_path(row[config.path_column]),
-            classes[row[config.label_column]],
+            _listed_path(root, row[config.path_column], where),
+            classes[class_name(row[config.label_column])],
             groups[group] if groups else None,
-            root / local_path(mask) if mask else None,
+            _listed_path(root, mask, where) if mask else None,
             line=where,
         )
         splits.setdefault(_split_of(row, config, where), []).append(record)
-    if len(classes) < 2:
-        raise IfamError(f"{path} has a single class, {next(iter(classes))}; at least two are needed.")
-    _check_unique(splits, tuple(classes), config)
+    names = config.classes or tuple(classes)
     known = {record.label for record in splits.get("train", [])} if not config.classes else set()
     stray = [r for records in splits.values() for r in records if known and r.label not in known]
     if stray:
         raise IfamError(
-            f"{stray[0].line} has the class {list(classes)[stray[0].label]}, which no training image has; add one or "
-            f"remove the line."
+            f"{stray[0].line} has the class {names[stray[0].label]}, which no training image has; add one or remove "
+            f"the line."
         )
     note = "validation images as listed" if "val" in splits else ""
-    ordered: dict[str, list[Record]] = {name: splits[name] for name in ("train", "val", "test", ALL) if name in splits}
-    return assemble(
-        Benchmark("folder", {}, tuple(classes), tuple(groups or classes), note),
-        ordered,
-        config,
-        every_class=not config.classes,
-    )
+    listed = {name: splits[name] for name in ("train", "val", "test", ALL) if name in splits}
+    return _assemble(Benchmark("folder", {}, names, tuple(groups or names), note), listed, config, config)
+
+
+def _listed_classes(path: Path, rows: Iterable[tuple[int, Mapping[str, str]]], config: FolderConfig) -> dict[str, int]:
+    """The label of each class: as the model has it, or in the order of their names."""
+    classes = _numbered(row[config.label_column] for _, row in rows)
+    if config.classes:
+        labels = {class_name(name): index for index, name in enumerate(config.classes)}
+        unknown = [name for name in classes if name not in labels]
+        if unknown:
+            raise IfamError(f"{path} has the class {unknown[0]!r}, which the model does not know; remove its rows.")
+        return labels
+    if len(classes) < 2:
+        raise IfamError(f"{path} has a single class, {next(iter(classes))}; at least two are needed.")
+    warn_of_similar_names(classes)
+    return classes
+
+
+def _listed_path(root: Path, cell: str, where: str) -> Path:
+    """A file that a list names: as it is written, or else as a shell or another system would have written it."""
+    for text in (cell, *(unicodedata.normalize(form, cell) for form in ("NFC", "NFD"))):
+        if os.path.lexists(root / text):
+            return root / text
+    try:
+        return root / local_path(cell)
+    except IfamError as error:
+        raise IfamError(f"{where}: {error}") from None
 
 
 def _needed_columns(config: FolderConfig) -> list[str]:
@@ -283,7 +261,7 @@ def _needed_columns(config: FolderConfig) -> list[str]:
 
 
 def _numbered(names: Iterable[str]) -> dict[str, int]:
-    return {name: index for index, name in enumerate(ordered({*names} - {""}))}
+    return {name: index for index, name in enumerate(ordered({class_name(name) for name in names} - {""}))}
 
 
 def _split_of(row: Mapping[str, str], config: FolderConfig, where: str) -> str:

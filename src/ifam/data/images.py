@@ -14,8 +14,10 @@ from ifam.errors import IfamError
 from ifam.io import foreign_content
 
 # The extra `heif`: Pillow reads HEIC where this has been registered, which every process that reads images must do.
+READS_HEIF = False
 with suppress(ImportError):
     import_module("pillow_heif").register_heif_opener()
+    READS_HEIF = True
 
 # Pillow, and numpy for masks, raise whatever a damaged file leads them to.
 UNREADABLE = (Exception,)
@@ -68,7 +70,19 @@ def load_image(path: str | Path, white: int = 0) -> Image.Image:
 def why_unreadable(path: Path, error: Exception) -> str:
     """Why a file cannot be read: what it holds instead, or else the reader's own words without the path."""
     words = " ".join(str(error).replace(f" {str(path)!r}", "").split()).rstrip(".")
-    return foreign_content(path) or words or type(error).__name__
+    return foreign_content(path) or _needs_library(path) or words or type(error).__name__
+
+
+def _needs_library(path: Path) -> str:
+    """How an image can be read whose library is missing, whatever its name; empty where none is."""
+    try:
+        with path.open("rb") as file:
+            kind = file.read(12)[4:]
+    except OSError:
+        return ""
+    if kind in (b"ftypheic", b"ftypheix", b"ftypmif1") and not READS_HEIF:
+        return "it is a HEIC image, and reading those needs `pip install 'ifam[heif]'`"
+    return ""
 
 
 def _eight_bits(image: Image.Image, path: Path, white: int) -> Image.Image:

@@ -141,8 +141,13 @@ def _decoded(path: Path) -> str:
         data = path.read_bytes()
         encoding = "utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
         text = data.decode(encoding)
-    except (OSError, UnicodeDecodeError) as error:
-        raise IfamError(f"{path} cannot be read as a CSV file ({error}); save it in UTF-8.") from None
+    except OSError as error:
+        raise IfamError(f"{path} cannot be read ({error.strerror}); change its permissions.") from None
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise IfamError(
+            f"{path}, line {line} cannot be read as a CSV file, since it is not in UTF-8; save it again in UTF-8."
+        ) from None
     if "\0" in text:
         raise IfamError(f"{path} is not a CSV file: it holds zero bytes; save it as CSV in UTF-8.")
     return text

@@ -30,6 +30,7 @@ import numpy as np
 from PIL import Image
 
 from ifam.data.base import Benchmark
+from ifam.data.files import image_files
 from ifam.data.layout import CutConfig, find_root
 from ifam.data.tables import Reader, Record, assemble
 from ifam.errors import IfamError
@@ -69,18 +70,18 @@ def load_siim_acr(root: Path | None, config: SiimAcrConfig) -> Benchmark:
         path.name: (label == 1) == helps
         for name, helps in ((SETS["robust"], False), (SETS["non_robust"], True))
         for label in (0, 1)
-        for path in (root / name / str(label)).glob("*.dcm")
+        for path in image_files(root / name / str(label), {".dcm"})
     }
     masks = (root / MASKS).is_dir()
     splits: dict[str, list[Record]] = {}
     for split, name in SETS.items():
         splits[split] = []
         for label in (0, 1):
-            for path in sorted((root / name / str(label)).glob("*.dcm")):
+            for path in image_files(root / name / str(label), {".dcm"}):
                 known = split != "train" and path.name in tubes
                 group = 2 + 2 * label + int(tubes[path.name]) if known else None
                 # The names are dotted numbers, which `with_suffix` would shorten.
-                mask = root / MASKS / f"{path.name.removesuffix('.dcm')}.png" if masks else None
+                mask = root / MASKS / f"{path.name[: -len('.dcm')]}.png" if masks else None
                 splits[split].append(Record(path, label, group, mask))
     return assemble(Benchmark("siim_acr", {}, CLASSES, GROUPS, mirrored=False), splits, config, reader=DICOM)
 

@@ -23,6 +23,7 @@ import numpy as np
 from PIL import Image
 
 from ifam.data._pickles import read_plain_pickle
+from ifam.data.files import image_files
 from ifam.data.layout import find_root, read_csv
 from ifam.data.siim_acr import MASKS, SETS, dicom_size, require_pydicom
 from ifam.errors import IfamError
@@ -55,7 +56,7 @@ def prepare(
     require_pydicom()
     runs = _read_runs(root / "train-rle.csv")
     with_tube = _read_tubes(root / "cxr_tube_dict.pkl" if tubes is None else tubes)
-    files = {path.name.removesuffix(".dcm"): path for path in sorted((root / "dicom-images-train").rglob("*.dcm"))}
+    files = {path.name[: -len(".dcm")]: path for path in image_files(root / "dicom-images-train", {".dcm"})}
     missing = next((name for name in runs if name not in files), None)
     if missing is not None:
         raise IfamError(

@@ -6,6 +6,7 @@ returns a `Benchmark`.
 """
 
 import logging
+import os
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -182,7 +183,8 @@ def _problem(record: Record, reader: Reader, decode: bool) -> tuple[str, str] | 
         kinds.append(("mask", record.mask, _MASKS))
     sizes = []
     for kind, path, (load, size_of) in kinds:
-        if not path.is_file():
+        # Unlike `path.is_file()`, with no error for names that are too long.
+        if not os.path.isfile(path):
             short = "there is no such file" if kind == "image" else f"there is no mask {path}"
             return short, f"The {kind} {path} does not exist{place}"
         try:

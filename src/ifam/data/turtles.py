@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from ifam.data.base import Benchmark
-from ifam.data.folder import SPLIT_NAMES
 from ifam.data.layout import CutConfig, choose, find_root, number_labels, read_csv
+from ifam.data.splits import SPLIT_NAMES
 from ifam.data.tables import Record, assemble
 from ifam.errors import IfamError
 
