@@ -30,7 +30,7 @@ LAYERS = [
     ["losses", "geometry", "metrics", "group_dro"],
     ["hub", "official"],
     ["data"],
-    ["recipes", "optimization"],
+    ["recipes", "optimization", "eval_data"],
     ["training"],
     ["evaluation"],
     ["report"],

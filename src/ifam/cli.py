@@ -59,6 +59,7 @@ def train(
     from ifam import recipes
     from ifam.classifier import PartClassifier
     from ifam.data import load_benchmark
+    from ifam.eval_data import training_list
     from ifam.evaluation.groups import evaluate
     from ifam.evaluation.tables import print_evaluation, write_results
     from ifam.files import weights_digest
@@ -85,7 +86,7 @@ def train(
     }
     recipes.begin_run(settings, out, overwrite)
     result = fit(plan.model, images, plan.train, plan.losses, out, label=f"training on {images.name}")
-    remembered = {name: settings[name] for name in ("benchmark", "root", "data")}
+    remembered = {name: settings[name] for name in ("benchmark", "root", "data")} | training_list(images)
     if first_process():
         plan.model.save_pretrained(out, {**remembered, "seed": plan.train.seed, "best_epoch": result.best_epoch})
     split = images.judged
@@ -204,14 +205,15 @@ def audit(
     """
     from ifam.auditing import audit, load_plain, write
     from ifam.data.fingerprints import fingerprint
+    from ifam.eval_data import load_eval_dataset, remembered_root
     from ifam.files import weights_digest
     from ifam.report.audit_tables import print_audit
-    from ifam.verbs import chosen_device, remembered_root, trained_on
+    from ifam.verbs import chosen_device
 
     ensure_writable(out, folder=True)
     net, trained = _load(model)
     net.to(chosen_device(device))
-    name, images, options = trained_on(trained, benchmark, root, data, net.config.class_names, split)
+    name, images, options = load_eval_dataset(trained, benchmark, root, data, net.config.class_names, split)
     split, source = split or images.judged, remembered_root(trained, benchmark, root)
     print(images.describe(split))
     other = None if plain is None else load_plain(plain)

@@ -20,6 +20,7 @@ from ifam.config import LossConfig, ModelConfig, TrainConfig
 from ifam.data import BENCHMARKS, Benchmark, load_benchmark
 from ifam.data.fingerprints import fingerprint
 from ifam.errors import IfamError
+from ifam.eval_data import training_list
 from ifam.evaluation.groups import Evaluation, evaluate
 from ifam.evaluation.records import place
 from ifam.evaluation.seeds import summarise
@@ -325,12 +326,13 @@ def _train_and_judge(
         split, label = comparison.judged(images), f"judging {row.name}, seed {seed}"
         found = evaluate(model, images, split, num_resamples=comparison.num_resamples, label=label)
         if models is not None and place()[0] == 0:
-            root = None if comparison.root is None else str(comparison.root)
+            root = None if comparison.root is None else str(comparison.root.absolute())
             remembered = {
                 "benchmark": comparison.benchmark,
                 "root": root,
                 "data": comparison.options(seed),
                 "seed": seed,
+                **training_list(images),
             }
             hub.save(model, models / _folder(row, seed), {**remembered, "best_epoch": facts["best_epoch"], **extra})
         run = {

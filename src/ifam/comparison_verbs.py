@@ -8,7 +8,7 @@ from typing import Any
 from ifam.config import LossConfig, ModelConfig, TrainConfig
 from ifam.errors import IfamError
 from ifam.io import check_absent, ensure_writable
-from ifam.verbs import check_classes, check_free, chosen_device, remembered_root, trained_on
+from ifam.verbs import check_classes, check_free, chosen_device
 
 
 def compare(
@@ -78,7 +78,7 @@ def retrain(
     out: Path = Path("runs/ifam-dfr"),
     benchmark: str | None = None,
     root: Path | None = None,
-    split: str = "val",
+    split: str | None = None,
     draws: int = 10,
     seed: int = 0,
     batch_size: int = 64,
@@ -97,7 +97,7 @@ def retrain(
         out: Folder for the result.
         benchmark: Name of the data set; the one the model was trained on where none is given.
         root: Where the images are.
-        split: Images to fit to; the model must not have been trained on them.
+        split: Images to fit to, on which the model must not have been trained; "val", or all where there are no splits.
         draws: Group-balanced draws whose coefficients are averaged.
         seed: Seed of the draws.
         batch_size: Images at a time; changes nothing but speed.
@@ -108,6 +108,7 @@ def retrain(
         data: Settings of the data set, by name.
     """
     from ifam import hub
+    from ifam.eval_data import default_split, load_eval_dataset, remembered_root
     from ifam.evaluation.groups import evaluate
     from ifam.evaluation.tables import print_evaluation, write_results
     from ifam.files import weights_digest
@@ -117,8 +118,10 @@ def retrain(
     check_absent([out / "results.json"], overwrite)
     ensure_writable(out, folder=True)
     net, (config, extra) = hub.load_any(model), hub.read_config(model)
-    name, images, options = trained_on(extra, benchmark, root, data, config.class_names, split)
+    name, images, options = load_eval_dataset(extra, benchmark, root, data, config.class_names, split)
     check_classes(images, config)
+    split = split or default_split(images, "val")
+    print(f"Fitted to {images.describe(split)}.")
     net.to(chosen_device(device))
     shared: dict[str, Any] = {"batch_size": batch_size, "workers": workers}
     done = asdict(retrain(net, images, split=split, draws=draws, seed=seed, **shared))
@@ -132,6 +135,7 @@ def retrain(
         # Figures on what the layer was fitted to would say nothing, and look like any others.
         print(f"Not judged: {name} has no test images but those that were fitted to. The model is in {out}.")
         return
+    print(f"Judged on {images.describe(judged)}.")
     found = evaluate(net, images, judged, num_resamples=num_resamples, **shared)
     source = remembered_root(extra, benchmark, root)
     conditions = {

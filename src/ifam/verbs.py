@@ -67,6 +67,7 @@ def evaluate(
     """
     from ifam import hub
     from ifam.data.fingerprints import fingerprint
+    from ifam.eval_data import load_eval_dataset, remembered_root
     from ifam.evaluation.groups import evaluate_variants
     from ifam.evaluation.records import processes
     from ifam.evaluation.treatments import evaluate_treatments
@@ -78,7 +79,7 @@ def evaluate(
     ensure_writable(beside / "evaluations" if out is None else out, folder=out is None)
     net, (config, extra) = hub.load_any(model), hub.read_config(model)
     chosen = _with_masks(extra, benchmark, mask_from, data)
-    name, images, options = trained_on(extra, benchmark, root, chosen, config.class_names, split)
+    name, images, options = load_eval_dataset(extra, benchmark, root, chosen, config.class_names, split)
     check_classes(images, config)
     together = split is None and bool(images.treatments)
     if together and (leave_one_out or keypoint_regression):
@@ -219,7 +220,7 @@ def thresholds(
     model: str = "runs/ifam",
     benchmark: str | None = None,
     root: Path | None = None,
-    split: str = "train",
+    split: str | None = None,
     quantiles: list[float] | None = None,
     limit: int | None = None,
     batch_size: int = 64,
@@ -233,7 +234,7 @@ def thresholds(
         model: Folder of the model; its `config.json` is written.
         benchmark: Name of the data set; the one the model was trained on where none is given.
         root: Where the images are.
-        split: Split to look at; the one that the model was trained on.
+        split: Split to look at; "train", or all images where there are no splits.
         quantiles: Which quantiles; 0.01, 0.02, ..., 0.99 where none are given.
         limit: Images at most, evenly spread over the split.
         batch_size: Images at a time.
@@ -243,13 +244,16 @@ def thresholds(
     """
     from ifam import hub
     from ifam.data.fingerprints import fingerprint
+    from ifam.eval_data import default_split, load_eval_dataset
     from ifam.evaluation.thresholds import QUANTILES, compute_thresholds, selector_digest, store
 
     net, (config, extra) = hub.load_any(model), hub.read_config(model)
     if not Path(model).expanduser().is_dir():
         raise IfamError(f"{model} is on the hub, where nothing can be kept; copy it to a folder and name that.")
     ensure_writable(local_path(model), folder=True)
-    name, images, options = trained_on(extra, benchmark, root, data, config.class_names, split)
+    name, images, options = load_eval_dataset(extra, benchmark, root, data, config.class_names, split)
+    split = split or default_split(images, "train")
+    print(images.describe(split))
     chosen = QUANTILES if quantiles is None else quantiles
     made = {"benchmark": name, "split": split, "data": options, "quantiles": list(chosen), "limit": limit}
     run = run_digest({**made, "images": fingerprint(images, [split]), "selector": selector_digest(net)})
@@ -313,53 +317,6 @@ def _show(found: Any, title: str, target: Path, conditions: Mapping[str, Any]) -
 
 
 # ------------------------------------------------------------------------------------------------- choices
-
-
-def trained_on(
-    extra: Mapping[str, Any],
-    benchmark: str | None,
-    root: Path | None,
-    data: Mapping[str, Any] | None,
-    class_names: tuple[str, ...] = (),
-    split: str | None = None,
-) -> tuple[str, "Benchmark", dict[str, Any]]:
-    """Name, images and settings: those that the model was trained with where nothing else is asked for.
-
-    The classes of a folder of other images are matched with the model's by their names (`class_names`), and unless a
-    split is named, a folder without splits is taken whole.
-    """
-    from ifam.data import load_benchmark
-
-    name = benchmark or str(extra.get("benchmark", "pondbirds"))
-    same = name == extra.get("benchmark")
-    options = dict(extra.get("data", {}) if same else {})
-    source = remembered_root(extra, benchmark, root)
-    if name == "folder" and not (same and _same_place(source, extra)):
-        options |= {"classes": class_names} | ({"val_fraction": 0.0} if split is None else {})
-    options |= data or {}
-    return name, load_benchmark(name, source, options), options
-
-
-def _same_place(root: Path | None, extra: Mapping[str, Any]) -> bool:
-    """Whether images lie where those lay that a model was trained on."""
-    trained = extra.get("root")
-    return root is not None and trained is not None and os.path.realpath(root) == os.path.realpath(trained)
-
-
-def remembered_root(extra: Mapping[str, Any], benchmark: str | None, root: Path | None) -> Path | None:
-    """Where the images are: as asked for, or where they were when the model was trained.
-
-    Raises:
-        IfamError: They are no longer there.
-    """
-    if root is not None or not extra.get("root") or benchmark not in (None, extra.get("benchmark")):
-        return root
-    source = Path(extra["root"])
-    if not source.exists():
-        raise IfamError(
-            f"The model was trained on images in {source}, which does not exist here; say where they are with --root."
-        )
-    return source
 
 
 def _with_masks(

@@ -7,7 +7,17 @@ from PIL import Image
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from ifam.data import Benchmark, Examples, Pondbirds, PondbirdsConfig, Prepared, collate, denormalise, part_masks
+from ifam.data import (
+    Benchmark,
+    Examples,
+    Pondbirds,
+    PondbirdsConfig,
+    Prepared,
+    collate,
+    denormalise,
+    load_benchmark,
+    part_masks,
+)
 from ifam.data.base import Augmentation, FitAndCrop
 from ifam.errors import IfamError
 from ifam.prediction import preprocess
@@ -344,3 +354,11 @@ def test_answers_are_the_best_logit_of_those_that_compete():
     assert coarse.answers(torch.tensor([[0.0, 1.0]])).tolist() == [1]
     with pytest.raises(IfamError, match="mine needs a model of 3 classes, but this one has 2; give"):
         plain.answers(logits[:, :2])
+
+
+def test_a_split_says_what_it_is():
+    drawn = load_benchmark("pondbirds", options={"num_train": 6, "num_val": 4, "num_test": 12})
+    assert drawn.describe("test") == "12 images of 2 classes, split test"
+    assert drawn.describe("val").startswith("4 images of 2 classes, split val (validation: 4 images drawn like")
+    with pytest.raises(IfamError, match="pondbirds has no split 'all'; it has train, val, test"):
+        drawn.describe("all")

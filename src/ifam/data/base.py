@@ -76,9 +76,9 @@ class Benchmark:
     def describe(self, split: str) -> str:
         """What a split is, in one line: "50 images of 2 classes, no split named"."""
         examples = self.split(split)
-        classes = len({*getattr(examples, "labels", ())}) or len(self.class_names)
+        classes = len({int(label) for label in getattr(examples, "labels", ())}) or len(self.class_names)
         which = "no split named" if split == "all" else f"split {split}"
-        note = f" ({self.note})" if split == "val" and self.note else ""
+        note = f" ({self.note})" if split in ("val", "all") and self.note else ""
         images = f"{len(examples)} image{'s' * (len(examples) != 1)}"
         return f"{images} of {classes} class{'es' * (classes != 1)}, {which}{note}"
 
@@ -88,6 +88,8 @@ class Benchmark:
         Raises:
             IfamError: There is no such split.
         """
+        if name not in self.splits and list(self.splits) == ["all"]:
+            raise IfamError(f"{self.name} has no splits here; leave --split out (or give 'all') to take all images.")
         if name not in self.splits:
             raise IfamError(f"{self.name} has no split {name!r}; it has {', '.join(self.splits)}.")
         return self.splits[name]
