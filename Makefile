@@ -50,7 +50,7 @@ $(READY): pyproject.toml
 	$(PYTHON) -m venv --clear $(@D)
 	$(@D)/bin/pip install --quiet --disable-pip-version-check uv
 	$(@D)/bin/uv pip install --quiet --python $(@D)/bin/python --resolution $(RESOLUTION) --editable .
-	$(@D)/bin/python -c 'import ifam; [getattr(ifam, name) for name in ifam.__all__]'
+	$(@D)/bin/python -c 'import ifam, pkgutil; [__import__(m.name) for m in pkgutil.walk_packages(ifam.__path__, "ifam.")]'
 	$(@D)/bin/uv pip install --quiet --python $(@D)/bin/python --resolution $(RESOLUTION) --editable '.[dev]'
 	$(@D)/bin/uv pip list --python $(@D)/bin/python
 	@touch $@
