@@ -114,6 +114,7 @@ def read(backbone, tokens, visible):
     return (tokens[:, backbone.num_prefix_tokens :] * shown).sum(dim=1) / shown.sum(dim=1)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("execution", EXECUTIONS)
 def test_visible_tokens_are_those_of_timm_with_the_hidden_keys_masked(backbone, execution):

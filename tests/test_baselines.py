@@ -149,6 +149,7 @@ def test_the_last_layer_gives_the_answer(name, batch):
     assert torch.equal(after[:, 0], before[:, 0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_a_trunk_never_learns_at_the_rate_of_a_head(name):
     model = make(name)
@@ -162,6 +163,7 @@ def test_a_trunk_never_learns_at_the_rate_of_a_head(name):
             assert group.factor == ({"selector": 3.0, "predictor": 5.0}[key.split(".")[0]] if inside else 13.0), key
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_it_is_judged_by_the_common_evaluation(name, birds, batch):
     model = make(name)

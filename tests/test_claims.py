@@ -49,6 +49,7 @@ def test_hidden_pixels_have_no_influence_on_the_predictor(make_model, layout, ma
                 assert torch.equal(predictor(changed, visible, gate), expected), (filling, mode)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("filling", FILLINGS)
 @pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
 def test_hidden_pixels_have_no_influence_on_the_model(make_model, images, mask, filling, training):
@@ -94,6 +95,7 @@ def test_hidden_pixels_have_no_influence_on_gradients(make_model, layout, mask, 
             assert other_gate.isfinite().all(), filling
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("filling", ["noise", "nan", "inf"])
 @pytest.mark.parametrize("execution", EXECUTIONS)

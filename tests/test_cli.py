@@ -215,6 +215,7 @@ def test_predict_on_a_folder_with_parts_dropped(trained, photographs, tmp_path, 
     assert "nothing" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_training_on_pondbirds_judges_the_test_set(tmp_path):
     main(["train", *QUICK, *TINY_DATA, "--train.batch_size", "16", "--out", str(tmp_path / "run")])
     results = json.loads((tmp_path / "run" / "results.json").read_text())
@@ -253,6 +254,7 @@ def test_help_and_documentation_name_every_method(capsys):
         assert re.search(rf"^### .*\b{name}\b", page, re.MULTILINE) or name == "ifam"
 
 
+@pytest.mark.slow
 def test_another_method_is_trained_saved_and_judged(late, tmp_path):
     assert yaml.safe_load((late / "train.yaml").read_text())["method"] == "late_mask"
     assert json.loads((late / "config.json").read_text())["method"] == "late_mask"
@@ -266,6 +268,7 @@ def test_another_method_is_trained_saved_and_judged(late, tmp_path):
     assert json.loads((tmp_path / "without.json").read_text())["mask_iou"] == 0
 
 
+@pytest.mark.slow
 def test_a_run_of_another_method_is_repeated_by_its_settings(late, tmp_path):
     main(["train", "--config", str(late / "train.yaml"), "--out", str(tmp_path / "again")])
     first, again = (load_file(folder / "model.safetensors") for folder in (late, tmp_path / "again"))
@@ -273,6 +276,7 @@ def test_a_run_of_another_method_is_repeated_by_its_settings(late, tmp_path):
     assert all(first[name].equal(again[name]) for name in first)
 
 
+@pytest.mark.slow
 def test_models_go_to_a_folder_named_by_their_method(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     words = [*QUICK, *TINY_DATA, "--train.batch_size", "16"]
@@ -302,6 +306,7 @@ def test_a_model_is_not_overwritten_unasked(trained, pictures, capsys):
     assert contents(trained) == before
 
 
+@pytest.mark.slow
 def test_a_model_is_overwritten_when_asked(pictures, trained, tmp_path):
     shutil.copytree(trained, tmp_path / "copy")
     words = ["train", "--benchmark", "folder", "--root", pictures, "--out", tmp_path / "copy", *QUICK]
@@ -351,6 +356,7 @@ def test_nothing_that_is_there_is_replaced_unasked(words, there, trained, capsys
     assert (contents(tmp_path), contents(trained)) == before
 
 
+@pytest.mark.slow
 def test_images_are_found_again_from_another_folder(pictures, tmp_path, monkeypatch):
     """A root that was given relative to one folder is known in any."""
     monkeypatch.chdir(pictures.parent)
@@ -392,6 +398,7 @@ def test_where_nothing_can_be_written_is_known_before_anything_is_read(words, ca
     assert contents(tmp_path).keys() == {"file"}
 
 
+@pytest.mark.slow
 def test_a_training_that_fails_leaves_no_model_beside_the_settings_of_another(trained, pictures, tmp_path, capsys):
     """Whoever stops it: the folder has the settings and logs of one run, and a model of the same one or none."""
     shutil.copytree(trained, tmp_path / "copy")
@@ -539,6 +546,7 @@ def offline(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
 
 
+@pytest.mark.slow
 def test_without_a_network_the_embedded_backbone_takes_the_defaults_place(offline, pictures, tmp_path, capsys):
     words = ["train", "--benchmark", "folder", "--root", str(pictures), "--out", str(tmp_path / "new")]
     words += ["--train.epochs", "1", "--model.num_parts", "2", "--train.seed", "0"]
@@ -566,6 +574,7 @@ def test_without_a_network_the_embedded_backbone_takes_the_defaults_place(offlin
     assert resolved["train"]["base_lr"] == TINY_TRAIN.base_lr
 
 
+@pytest.mark.slow
 def test_the_embedded_backbone_takes_the_defaults_place_for_other_methods(offline):
     images = load_benchmark("pondbirds", options={"num_train": 8, "num_val": 8, "num_test": 8})
     config = ModelConfig(num_classes=2)
@@ -614,6 +623,7 @@ def test_a_yaml_file_with_a_mistake_is_named(tmp_path, capsys, joined):
     assert said.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_name_that_the_terminal_cannot_show_does_not_end_the_run(trained, tmp_path):
     name = os.fsdecode("größe.png".encode())
     Image.new("RGB", (30, 30)).save(tmp_path / name)

@@ -67,6 +67,7 @@ def test_the_answer_rests_on_the_mask_of_the_predictors_patches(pair):
     assert model(images, [DropParts([0, 1, 2])]).empty.all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
 def test_hidden_pixels_have_no_influence(pair, training):
     """Bit by bit, in every execution and mode, whatever the hidden pixels hold."""

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -53,11 +54,14 @@ ONLY = {"data": {"data", "types", "_typing", "errors", "io"}}
 KNOW_TIMM = {"vit", "positions", "backbone", "pretraining", "demo"}
 
 
+@cache
 def _modules():
     """Dotted name below `ifam` and syntax tree of every file."""
+    trees = []
     for path in sorted(SOURCE.rglob("*.py")):
         name = ".".join(path.relative_to(SOURCE).with_suffix("").parts)
-        yield name.removesuffix(".__init__"), ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+        trees.append((name.removesuffix(".__init__"), ast.parse(path.read_text(encoding="utf-8"), filename=str(path))))
+    return trees
 
 
 def _exists(name):

@@ -142,7 +142,7 @@ def counted(values, grid):
 
 @pytest.mark.parametrize(("old", "new"), GRIDS, ids=str)
 def test_a_patch_of_another_grid_is_visible_when_half_of_its_pixels_are(old, new):
-    visible = torch.rand(50, *old) > 0.5
+    visible = torch.rand(20, *old) > 0.5
     found = regrid(Mask(visible, visible.float()), new)
     count, area = counted(visible.long(), new)
     assert torch.equal(found.visible, 2 * count >= area)

@@ -69,6 +69,7 @@ def test_a_snapshot_with_optimiser_state(model, tmp_path):
     assert same_answers(load_official(tmp_path / "8_parts_cub_snapshot_best.pt", num_heads=3), model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefix", ["", "module.", "module.module.", "_orig_mod.", "_orig_mod.module._orig_mod."])
 def test_a_bare_state_dict_with_the_prefixes_of_wrappers(model, tmp_path, prefix):
     state = {prefix + name: tensor for name, tensor in to_official(model).items()}
@@ -173,6 +174,7 @@ def test_a_gated_mlp_as_in_the_giant(make_model):
     assert same_answers(loaded, model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["small_patch14_reg4", "base_patch14", "base_patch14_reg4", "large_patch14"])
 def test_published_architectures_are_named(which):
     name = f"vit_{which}_dinov2.lvd142m"
@@ -182,6 +184,7 @@ def test_published_architectures_are_named(which):
     assert (config.backbone, config.backbone_kwargs, config.image_size) == (name, {}, 224)
 
 
+@pytest.mark.slow
 def test_where_the_heads_come_from():
     """The argument first, then the architecture that is named, then the number that is stated, then width / 64."""
     name = "vit_small_patch14_dinov2.lvd142m"

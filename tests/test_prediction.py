@@ -355,6 +355,7 @@ def test_many_images_show_progress(model, tmp_path, caplog, monkeypatch):
     assert re.search(r"predicting: \d+ of 21, .* left", caplog.text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["selector", "late_mask", "soft_mask"])
 def test_models_whose_mask_hides_nothing_are_drawn_too(name, model, tmp_path, capsys):
     other = build(name, model.config, pretrained=False).eval()

@@ -120,6 +120,7 @@ def test_each_parses(path, capsys):
     assert f"benchmark: {settings.benchmark}" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_each_can_be_overridden_field_by_field(path):
     words = ["train", "--config", str(path), "--train.epochs", "77", "--model.num_parts", "9", "--loss.entropy", "0.5"]

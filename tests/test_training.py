@@ -74,6 +74,7 @@ def tokens(names):
 # --- parameter groups ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tuning", ["none", "tokens", "all"])
 @pytest.mark.parametrize("other", ["none", "tokens", "all"])
 def test_every_parameter_is_in_exactly_one_group_with_its_settings(make_model, layout, tuning, other):
@@ -173,6 +174,7 @@ def test_a_warm_up_that_never_ends_is_refused():
             TrainConfig(epochs=3, warmup_epochs=epochs)
 
 
+@pytest.mark.slow
 def test_the_learning_rate_falls_epoch_by_epoch(birds):
     """The rates that every step of the optimiser found, two steps in each epoch."""
     used = []
@@ -208,6 +210,7 @@ def test_a_step_changes_what_it_must_and_nothing_else(birds, tuning):
     assert changed & selector == expected
 
 
+@pytest.mark.slow
 def test_with_a_rate_of_zero_nothing_changes(birds):
     model = make()
     before = weights(model)
@@ -215,6 +218,7 @@ def test_with_a_rate_of_zero_nothing_changes(birds):
     assert not differing(before, weights(model))
 
 
+@pytest.mark.slow
 def test_accumulated_steps_are_one_step_of_the_larger_batch(birds):
     """Two batches of 16 whose gradients are added up move a plain ViT as one batch of 32 does."""
     found = []
@@ -227,6 +231,7 @@ def test_accumulated_steps_are_one_step_of_the_larger_batch(birds):
     assert (found[2] - found[0]).abs().max() > 1e-4
 
 
+@pytest.mark.slow
 def test_the_gradient_is_clipped(birds):
     """AdamW hides the scale of the gradient, so a tiny bound shows only against its epsilon."""
     before = weights(make(PlainViT))
@@ -241,6 +246,7 @@ def test_the_gradient_is_clipped(birds):
 # --- losses ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_term_is_logged_by_name_and_they_add_up(birds):
     losses = LossConfig(entropy=0.5, concentration=2.0)
     history = fit(make(), birds, replace(TRAIN, batch_size=32), losses).history
@@ -444,6 +450,7 @@ def test_the_checkpoint_is_chosen_on_validation_data(tmp_path, monitor, epoch):
     assert not torch.equal(last["model.predictor.head.weight"], model.predictor.head.weight)
 
 
+@pytest.mark.slow
 def test_the_model_is_left_with_the_weights_that_were_validated(birds):
     model = make()
     result = fit(model, birds, replace(TRAIN, epochs=3))
@@ -457,6 +464,7 @@ def test_the_model_is_left_with_the_weights_that_were_validated(birds):
     assert found.visible_fraction == pytest.approx(row["val/visible_fraction"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_folder_holds_logs_and_checkpoints(birds, tmp_path):
     result = fit(make(), birds, replace(TRAIN, epochs=2, batch_size=32), folder=tmp_path / "deep" / "run")
     folder = tmp_path / "deep" / "run"
@@ -476,6 +484,7 @@ def test_the_folder_holds_logs_and_checkpoints(birds, tmp_path):
     assert {f"train/{name}" for name in asdict(LossConfig())} <= set(events.Tags()["scalars"])
 
 
+@pytest.mark.slow
 def test_a_second_run_takes_the_first_ones_place(birds, tmp_path):
     config = replace(TRAIN, batch_size=32)
     fit(make(PlainViT), birds, config, folder=tmp_path)
@@ -499,6 +508,7 @@ def test_without_a_folder_nothing_is_left_behind(birds, tmp_path, monkeypatch):
 # --- options ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_moving_average_is_what_is_validated_and_saved(birds, tmp_path):
     """After steps to w1 and w2, the average is d w1 + (1 - d) w2, and the steps are those without an average."""
     plain = make(PlainViT)
@@ -517,6 +527,7 @@ def test_the_moving_average_is_what_is_validated_and_saved(birds, tmp_path):
     torch.testing.assert_close(distance[0.75], 1.5 * distance[0.5], rtol=1e-3, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_half_precision_trains_on_a_processor(birds, make_model):
     few = torch.utils.data.Subset(birds.split("train"), range(8))
     small = replace(birds, splits={"train": few, "val": few})
@@ -545,6 +556,7 @@ def test_the_same_seed_gives_the_same_weights_bit_for_bit(birds):
     assert differing(runs[0][0], runs[2][0])
 
 
+@pytest.mark.slow
 def test_the_seed_of_training_alone_decides_order_and_noise(birds):
     found = []
     for seed in (0, 1):
@@ -554,6 +566,7 @@ def test_the_seed_of_training_alone_decides_order_and_noise(birds):
     assert differing(*found)
 
 
+@pytest.mark.slow
 def test_a_model_in_evaluation_mode_is_trained_in_training_mode(birds):
     """Otherwise a model that was loaded would be tuned without noise and dropout."""
     found = []

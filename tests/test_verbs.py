@@ -113,6 +113,7 @@ def test_parts_are_dropped_and_kept(model, words, changes):
     }
 
 
+@pytest.mark.slow
 def test_unsure_patches_need_thresholds(model, capsys):
     before = load_file(model / "model.safetensors")
     said = fails(capsys, "evaluate", "--model", model, "--drop_unsure", "0.3")
@@ -155,6 +156,7 @@ def test_thresholds_are_replaced_by_the_same_or_when_asked(model, capsys, save):
     assert "were computed with other weights" in said
 
 
+@pytest.mark.slow
 def test_leaving_each_part_out(model, capsys):
     found = result(model, "--leave-one-out", "true")
     assert list(found["leave_one_out"]) == [f"without part {part}" for part in range(3)]
@@ -175,6 +177,7 @@ def test_the_true_mask_is_shown_instead(model, capsys):
     assert "'outline'" in fails(capsys, "evaluate", "--model", model, "--mask_from", "outline")
 
 
+@pytest.mark.slow
 def test_the_mask_is_a_column_of_a_list(tmp_path, capsys, save):
     """Two columns of masks: where the bird is, and where it is not."""
     miniatures.folder(tmp_path / "images")
@@ -205,6 +208,7 @@ def kept(model):
     return sorted(path.parent.name for path in model.glob("evaluations/*/results.json"))
 
 
+@pytest.mark.slow
 def test_results_under_other_conditions_are_kept_beside_each_other(model, save):
     names = set()
     for words in (
@@ -318,6 +322,7 @@ def test_images_that_are_no_longer_where_they_were_are_named(tmp_path, save, cap
     assert "photos, which does not exist here; say where they are with --root" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["imagenet_a", "imagenet_r", "imagenet_v2", "imagenet", "imagenet9"])
 def test_a_model_of_a_thousand_classes(name, tmp_path, save):
     options = miniatures.MINIATURES[name](tmp_path / "data")
@@ -357,7 +362,6 @@ def test_preparing_chest_x_rays(tmp_path, capsys):
     assert "no.pkl" in lost
 
 
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning")
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_damaged_image_is_one_sentence_whichever_process_meets_it(tmp_path, capsys, workers, save):
     miniatures.folder(tmp_path / "data")

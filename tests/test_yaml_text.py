@@ -115,6 +115,7 @@ def test_runs_of_rows_with_odd_names(tmp_path, text):
     assert Runs(tmp_path / "runs.jsonl", {(text, 0): {"a": text}}).done[text, 0]["settings"] == {"a": text}
 
 
+@pytest.mark.slow
 def test_odd_names_from_training_to_report(tmp_path, capsys):
     """Columns and classes that YAML, markup and HTML read otherwise, through every verb of a usual day."""
     classes = ["1e3", "no [/y] <script>alert(1)</script> $a$b_c"]

@@ -123,8 +123,8 @@ def _without_silence(images: Benchmark, split: str, extra: Mapping[str, Any]) ->
             trained = trained.split("train")
     except IfamError:
         logger.warning(
-            "The images that the model was trained on are no longer in %s; whether some of these are among them cannot be "
-            "checked.",
+            "The images that the model was trained on are no longer in %s; whether some of these are among them cannot "
+            "be checked.",
             root,
         )
         return images

@@ -48,6 +48,7 @@ def test_an_attack_changes_every_hidden_value_and_no_visible_one(images, mask, f
     assert differing(images, images, hidden)[hidden].ne(images[hidden]).all()
 
 
+@pytest.mark.slow
 def test_a_faithful_predictor_passes_in_every_setting(make_model, images, mask):
     found = certify(make_model().predictor, images, mask, mask.float(), settings=predictor_settings(), batch_size=3)
     assert found.passed
@@ -100,6 +101,7 @@ def test_the_predictor_is_left_as_it_was(peeking, images, mask):
         assert all(module.training is training for module in peeking.modules())
 
 
+@pytest.mark.slow
 def test_what_is_random_in_training_is_held_equal(make_model, images, mask):
     """Stochastic depth draws the same for every call; packed execution cannot have it, and is reported."""
     predictor = make_model(backbone_kwargs={"drop_path_rate": 0.4}).predictor

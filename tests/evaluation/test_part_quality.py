@@ -151,6 +151,7 @@ def test_the_batch_size_changes_nothing(tiny_model, batch_size):
     assert asdict(other) == asdict(whole)
 
 
+@pytest.mark.slow
 def test_intervals_are_those_of_a_loop(tiny_model, looked):
     """Each resample written out: every image as often as it was drawn."""
     data = make(complete=True, train=Annotated(12, seed=1, complete=True))
@@ -220,8 +221,8 @@ def _process(rank, folder, model, data):
     (folder / f"{rank}.json").write_text(json.dumps(asdict(found.parts)))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="PyTorch without distributed")
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning")
 def test_two_processes_find_what_one_finds(tiny_model, tmp_path):
     data = make(7, train=Annotated(9, seed=1))
     in_two_processes(_process, tmp_path, tmp_path, tiny_model, data)

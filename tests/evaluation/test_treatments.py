@@ -99,6 +99,7 @@ def test_without_one_of_its_treatments_there_is_no_gap(capsys):
     assert evaluate_treatments(Told(RIGHT), make(Numbered([0]), Numbered([1])), num_resamples=0).gap.intervals == {}
 
 
+@pytest.mark.slow
 def test_imagenet_9_on_the_command_line(tmp_path, capsys, make_model, monkeypatch):
     monkeypatch.setenv("COLUMNS", "150")
     root = tmp_path / "data"

@@ -140,6 +140,7 @@ def test_json_names_pictures_that_exist_and_the_page_holds_them(tmp_path):
     assert "<script>alert" not in source
 
 
+@pytest.mark.slow
 def test_flagged_images_come_first(page):
     order = [int(i) for i in re.findall(r">Image (\d+) ·", page.read_text())]
     flagged = [10 * i for i in range(200) if i % 7 == 3]
