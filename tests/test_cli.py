@@ -438,6 +438,18 @@ BAD = {
         ["train", "--method", "frozen_predictor", "--train.predictor_tuning", "tokens", *TINY_DATA],
         "train.predictor_tuning = 'none', not 'tokens'",
     ),
+    "a mean of bytes": (["train", *TINY, "--model.mean", "[124, 116, 104]"], "mean is 124.0, but a share from 0 to 1"),
+    "an argument that is none of timm's": (
+        ["train", *TINY, "--model.predictor_kwargs", "{pretrained: false}", *TINY_DATA],
+        "predictor_kwargs has 'pretrained'",
+    ),
+    "one number for a list": (
+        ["evaluate", "--drop_parts", "0"],
+        "drop_parts is 0, but list[int] or null is expected (in brackets, such as '[0, 1]'); `ifam evaluate --help`",
+    ),
+    "a word in a list": (["evaluate", "--drop_parts", "[0, x]"], "drop_parts is [0, 'x'], but list[int] or null"),
+    "a word for a truth value": (["train", "--train.flip", "maybe"], "train.flip is maybe, but bool or null is"),
+    "a word for a size": (["train", "--model.image_size", "x"], "is x, but int or tuple[int, int] or null is"),
     "no epochs": (["train", *QUICK, *TINY_DATA, "--train.epochs", "0"], "epochs is 0"),
     "missing configuration": (["train", "--config", "no.yaml"], "no.yaml"),
     "evaluating no model": (["evaluate", "--model", "nowhere"], "nowhere"),
@@ -454,6 +466,19 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(words, named, capsys, tmp_
     out = ["--out", "new"] if words[:1] == ["train"] else []
     assert named in fails(capsys, *words, *out)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("words", [["--train.precision", "16-mixed"], ["--train.accelerator", "gpu"]])
+def test_a_model_is_not_removed_for_settings_that_cannot_be_trained(words, trained, pictures, capsys, tmp_path):
+    model = shutil.copytree(trained, tmp_path / "model")
+    before = {path: path.read_bytes() for path in model.rglob("*") if path.is_file()}
+    where = ["--benchmark", "folder", "--root", pictures, "--out", model, "--overwrite"]
+    assert f"{words[0].removeprefix('--')}" in fails(capsys, "train", *where, *QUICK, *words)
+    assert {path: path.read_bytes() for path in model.rglob("*") if path.is_file()} == before
+
+
+def test_a_device_that_holds_no_numbers_is_refused(trained, capsys):
+    assert "There is no device 'meta' here" in fails(capsys, "evaluate", "--model", trained, "--device", "meta")
 
 
 @pytest.mark.parametrize("option", ["--train.precision", "--train.accelerator", "--train.strategy"])

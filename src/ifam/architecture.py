@@ -254,8 +254,8 @@ def check_tensors(
     ]
     if any(problems):
         raise IfamError(
-            f"The checkpoint does not fit the model: {'; '.join(filter(None, problems))}. "
-            f"{wanted[0].upper()}{wanted[1:]} is expected; this one is damaged or of another model."
+            f"The checkpoint does not fit the model: {'; '.join(filter(None, problems))}; {wanted} is expected, but this "
+            f"one is damaged or of another model."
         )
 
 

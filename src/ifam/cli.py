@@ -508,8 +508,26 @@ def _sentence(message: str, words: list[str]) -> str:
         last = key[1].rpartition(".")[2]
         named = [file for file in files if re.search(rf"\b{last}\b", Path(file).read_text(encoding="utf-8-sig"))]
         message = message.replace(key[0], f"{key[0]} in {named[-1]}" if named else key[0], 1)
+    message = _plain_types(" ".join(message.split()))
     verb = next((word for word in words[:1] if word in VERBS), "")
-    return f"{' '.join(message.split()).rstrip('.')}; `ifam {verb + ' ' if verb else ''}--help` lists what there is."
+    return f"{message.rstrip('.')}; `ifam {verb + ' ' if verb else ''}--help` lists what there is."
+
+
+def _plain_types(message: str) -> str:
+    """The parser's message on a value of the wrong type as one sentence, in the words of settings files."""
+    wrong = re.fullmatch(
+        r'Parser key "(?P<key>[\w.]+)"(?P<where>[^:]*): '
+        r"(?:Expected an? (?P<one>.*?)\.|.*?Subtypes: \[(?P<several>.*)\] Errors: .*) (?:Got|Given) value: (?P<value>.*)",
+        message,
+    )
+    if not wrong:
+        return message
+    names = re.sub(r"<class '(?:\w+\.)*(\w+)'>|typing\.(\w+)", r"\1\2", wrong["one"] or wrong["several"])
+    kinds = re.split(r", (?![^\[]*\])", names.replace("NoneType", "null"))
+    hint = " (in brackets, such as '[0, 1]')" if any(kind.startswith(("list", "tuple")) for kind in kinds) else ""
+    # Null, which is what most are where they are left out, comes last in any version of the parser.
+    expected = " or ".join(sorted(kinds, key="null".__eq__))
+    return f"{wrong['key']}{wrong['where']} is {wrong['value']}, but {expected} is expected{hint}"
 
 
 def _underscored(words: list[str]) -> list[str]:

@@ -77,12 +77,16 @@ class ModelConfig:
         "temperature": POSITIVE,
         "part_dropout": PROBABILITY,
         "mask_part_dropout": PROBABILITY,
-        "mean": Range("a finite number", low=float("-inf")),
+        # Of pixels from 0 to 1: a mean of 124 would be that of bytes.
+        "mean": SHARE,
         "std": POSITIVE,
     }
 
     def __post_init__(self) -> None:
         check_ranges(vars(self), self.ranges)
+        for name in ("backbone_kwargs", "predictor_kwargs"):
+            if taken := [key for key in ("name", "image_size", "pretrained") if key in (getattr(self, name) or {})]:
+                raise IfamError(f"{name} has {taken[0]!r}, which is no setting of the architecture; leave it out.")
 
 
 @dataclass(frozen=True)

@@ -346,7 +346,7 @@ def _may_leave_unused(losses: LossConfig) -> bool:
 
 def _lightning(config: TrainConfig, callbacks: list[L.Callback], folder: Path, strategy: str) -> L.Trainer:
     try:
-        return L.Trainer(
+        trainer = L.Trainer(
             accelerator=config.accelerator,
             devices=config.devices,
             num_nodes=config.num_nodes,
@@ -369,6 +369,12 @@ def _lightning(config: TrainConfig, callbacks: list[L.Callback], folder: Path, s
             f"Lightning cannot train so ({' '.join(str(error).split()).rstrip('.')}); change --train.precision, "
             f"--train.accelerator, --train.devices or --train.strategy."
         ) from error
+    if config.precision.startswith("16") and trainer.precision != "16-mixed":
+        # Lightning would take bf16 instead.
+        raise IfamError(
+            f"train.precision is {config.precision!r}, which processors do not know; train in 'bf16-mixed', or on a GPU."
+        )
+    return trainer
 
 
 def seed_everything(seed: int) -> None:
@@ -505,6 +511,7 @@ def _quiet() -> Iterator[None]:
         for pattern in (
             ".*does not have many workers.*",
             ".*GPU available but not used.*",
+            ".*AMP with fp16 is not supported on CPU.*",  # refused in a sentence of our own
             ".*num_workers.*",
             # The order in memory of gradients that devices exchange.
             ".*Grad strides do not match bucket view strides.*",

@@ -397,7 +397,7 @@ def chosen_device(name: str) -> "torch.device":
         name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.empty(0, device=device).cpu()
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise IfamError(f"There is no device {name!r} here ({reason}); give --device cpu or cuda.") from None

@@ -291,5 +291,6 @@ def assemble(
         note = "; ".join(part for part in (note, said) if part)
     for name, records in kept.items():
         if not records:
-            raise IfamError(f"{benchmark.name} has no image in its split {name!r}; get the data anew.")
+            where = "" if name == "all" else f" in its split {name!r}"
+            raise IfamError(f"{benchmark.name} has no image{where}; check that --root is the folder of its layout.")
     return replace(benchmark, splits={name: files(records, reader) for name, records in kept.items()}, note=note)
