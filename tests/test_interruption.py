@@ -1,7 +1,8 @@
 """Runs that are asked to end: one sentence, the status of the signal, and nothing that looks finished."""
 
+import contextlib
+import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import time
 
 import pytest
 
-from ifam.cli import main
+from ifam import cli
 from ifam.interruption import Interrupted, handlers, interruptible
 
 QUICK = ["--model.backbone", "ifam_tiny", "--train.batch_size", "16", "--data.num_train", "64", "--data.num_val", "8"]
@@ -47,53 +48,123 @@ def test_other_threads_are_left_alone():
     assert not errors
 
 
+def test_a_signal_that_is_repeated_at_once_is_one_request():
+    """`timeout` and batch systems send one to the process and another to its group."""
+    done = []
+
+    def stop():
+        with interruptible():
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+            finally:
+                os.kill(os.getpid(), signal.SIGTERM)
+                done.append("cleaned up")
+
+    with pytest.raises(Interrupted):
+        stop()
+    assert done == ["cleaned up"]
+
+
+def test_an_error_while_ending_does_not_hide_the_signal():
+    def stop():
+        with interruptible():
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+            finally:
+                raise RuntimeError("a worker is gone")
+
+    with pytest.raises(Interrupted):
+        stop()
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning")
+def test_forks_of_the_process_leave_the_end_to_it():
+    """Processes that load images get the signal of a terminal too."""
+    with interruptible():
+        child = os.fork()
+        if child == 0:
+            with contextlib.suppress(BaseException):
+                os.kill(os.getpid(), signal.SIGINT)
+                os._exit(7)
+            os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+        child = os.fork()
+        if child == 0:
+            with contextlib.suppress(BaseException):
+                os.kill(os.getpid(), signal.SIGTERM)
+            os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize(
-    ("words", "left"),
-    [
-        (["train"], r"there is no model yet, and no epoch was finished; the same command starts over"),
-        (["compare"], r"are kept in runs/compare/runs\.jsonl, and the same command goes on with the others"),
-        (["predict", "x.png"], r"are kept in predictions/predictions\.csv; the same command starts over"),
-        (["evaluate"], "nothing was written; the same command starts over"),
-    ],
-)
-def test_what_is_left_is_said_in_one_sentence(words, left, number, capsys, monkeypatch, tmp_path):
+def test_the_sentence_and_the_status(number, capsys, monkeypatch, tmp_path):
     """The verb is replaced by one that is asked to end at once."""
 
     def verb(**settings):
         os.kill(os.getpid(), number)
         time.sleep(5)
 
-    from ifam import cli
-
-    original = cli.VERBS[words[0]]
-    verb.__doc__, verb.__signature__ = original.__doc__, cli.signature(original)
     monkeypatch.chdir(tmp_path)
-    parsed = cli.parse(words)
+    parsed = cli.parse(["evaluate"])
     monkeypatch.setattr(cli, "parse", lambda args: parsed)
-    monkeypatch.setitem(cli.VERBS, words[0], verb)
+    monkeypatch.setitem(cli.VERBS, "evaluate", verb)
     with pytest.raises(SystemExit) as caught:
-        main(words)
+        cli.main(["evaluate"])
     assert caught.value.code == 128 + number
-    said = capsys.readouterr().err
-    assert re.fullmatch(rf"ifam: Stopped by {signal.Signals(number).name}: .*{left}\.\n", said)
+    name = signal.Signals(number).name
+    assert capsys.readouterr().err == f"ifam: Stopped by {name}: nothing was written; the same command starts over.\n"
+
+
+def ended(words, number, seen, *, group=False, times=1):
+    """Status and error output of a command that gets a signal as soon as something is seen."""
+    words = [sys.executable, "-m", "ifam.cli", *map(str, words)]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(words, **streams, start_new_session=True) as process:
+        until = time.monotonic() + 100
+        while not seen() and time.monotonic() < until:
+            time.sleep(0.05)
+        for _ in range(times):
+            (os.killpg if group else os.kill)(process.pid, number)
+            time.sleep(0.2)
+        out, said = process.communicate(timeout=60)
+    assert "Traceback" not in said + out
+    return process.returncode, said.splitlines()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_training_that_is_stopped_does_not_look_finished(number, tmp_path):
+@pytest.mark.parametrize(
+    ("number", "options", "how"),
+    [
+        # As from a terminal, by somebody impatient.
+        (signal.SIGINT, ["--train.workers", "2"], {"group": True, "times": 3}),
+        # As from a batch system that knows one process.
+        (signal.SIGTERM, ["--train.devices", "2", "--train.accelerator", "cpu"], {}),
+    ],
+)
+def test_a_training_that_is_stopped_does_not_look_finished(number, options, how, tmp_path):
     out = tmp_path / "run"
-    words = [sys.executable, "-m", "ifam.cli", "train", *QUICK, "--train.epochs", "1000", "--out", str(out)]
-    with subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        until = time.monotonic() + 100
-        while not (out / "checkpoints" / "last.ckpt").exists() and time.monotonic() < until:
-            time.sleep(0.1)
-        process.send_signal(number)
-        out_text, said = process.communicate(timeout=60)
-    assert process.returncode == 128 + number
-    last = said.splitlines()[-1]
-    assert last.startswith(f"ifam: Stopped by {signal.Signals(number).name}: there is no model yet, and the weights of")
-    assert "Traceback" not in said + out_text
+    last = out / "checkpoints" / "last.ckpt"
+    status, said = ended(["train", *QUICK, *options, "--train.epochs", 1000, "--out", out], number, last.exists, **how)
+    assert status == 128 + number
+    assert said[-1].startswith(
+        f"ifam: Stopped by {signal.Signals(number).name}: there is no model yet, and the weights"
+    )
+    assert sum("Stopped" in line for line in said) == 1
     assert not (out / "config.json").exists()
     assert not (out / "results.json").exists()
-    assert (out / "checkpoints" / "last.ckpt").exists()
+    assert last.exists()
+
+
+@pytest.mark.slow
+def test_a_comparison_that_is_stopped_keeps_its_runs(tmp_path):
+    rows = {"quick": {"method": "plain_vit", "train": {"epochs": 1}}, "endless": {"method": "plain_vit"}}
+    (tmp_path / "rows.yaml").write_text(json.dumps({"methods": rows}), encoding="utf-8")
+    out, runs = tmp_path / "out", tmp_path / "out" / "runs.jsonl"
+    words = ["compare", "--config", tmp_path / "rows.yaml", *QUICK, "--train.epochs", 1000, "--num_resamples", 0]
+    status, said = ended([*words, "--out", out], signal.SIGTERM, lambda: runs.exists() and runs.stat().st_size)
+    assert status == 143
+    assert said[-1] == (
+        f"ifam: Stopped by SIGTERM: runs that were done are kept in {runs}, and the same command goes on with the others."
+    )
+    assert len(runs.read_text(encoding="utf-8").splitlines()) == 1
+    assert not (out / "compare.json").exists()

@@ -12,7 +12,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "ifam"
 
 # From top to bottom; what stands on one line may import each other, but never in a circle.
 LAYERS = [
-    ["_typing", "version", "types", "errors", "ranges", "config", "interruption", "logs", "io"],
+    ["_typing", "version", "types", "errors", "ranges", "config", "interruption", "distributed", "logs", "io"],
     ["console", "progress", "yaml_text"],
     ["attention"],
     ["layout"],
@@ -40,7 +40,7 @@ LAYERS = [
     ["auditing", "retraining", "runs"],
     ["comparing"],
     ["verbs", "comparison_verbs"],
-    ["config_files"],
+    ["config_files", "stopped"],
     ["demo", "app", "export", "cli"],
     ["__init__", "__main__"],
 ]

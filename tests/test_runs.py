@@ -26,7 +26,7 @@ def test_what_is_added_is_there_at_once_and_again_later(tmp_path):
 
 def test_of_several_processes_one_writes(tmp_path, monkeypatch):
     runs = Runs(tmp_path / "runs.jsonl", WANTED)
-    monkeypatch.setattr("ifam.runs.place", lambda: (1, 2))
+    monkeypatch.setattr("ifam.runs.rank_and_world_size", lambda: (1, 2))
     runs.add(run())
     assert ("ours", 0) in runs.done
     assert not runs.path.read_text()

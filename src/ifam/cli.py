@@ -4,6 +4,7 @@ import json
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict
 from inspect import signature
@@ -16,11 +17,13 @@ import yaml
 from ifam.comparison_verbs import compare, retrain
 from ifam.config import LossConfig, ModelConfig, TrainConfig
 from ifam.config_files import checked, config_files
+from ifam.distributed import first_process, wait_for_first
 from ifam.errors import IfamError
-from ifam.interruption import Interrupted, interruptible
+from ifam.interruption import Interrupted, ignore_signals, interruptible
 from ifam.io import check_absent, check_folder, ensure_writable, local_path, run_digest
-from ifam.logs import first_process, shown
+from ifam.logs import shown
 from ifam.ranges import COUNT, NATURAL, POSITIVE, QUANTILE, SEED, check_ranges
+from ifam.stopped import what_is_left
 from ifam.verbs import challenge, check_free, evaluate, prepare, thresholds
 from ifam.yaml_text import decoded, encoded, loader
 
@@ -348,30 +351,9 @@ RANGES = {
 }
 
 
-# What is left of a verb that a signal ends, by its settings.
-STOPPED: dict[str, Callable[[Mapping[str, Any]], str]] = {
-    "train": lambda chosen: _training_left(chosen["out"] or Path("runs") / chosen["method"]),
-    "compare": lambda chosen: (
-        f"runs that were done are kept in {chosen['out'] / 'runs.jsonl'}, and the same command goes on with the others"
-    ),
-    "challenge": lambda chosen: "objects that were done are kept, and the same command goes on with the others",
-    "predict": lambda chosen: (
-        f"rows of images that were done are kept in {chosen['out'] / 'predictions.csv'}; the same command starts over"
-    ),
-    "prepare": lambda chosen: "files that were written are kept, and the same command goes on with the others",
-    "demo": lambda chosen: f"seeds that were done are kept in {chosen['out'] / 'results.json'}; the demo starts over",
-}
-
-
-def _training_left(out: Path) -> str:
-    """What is left of a training that did not end."""
-    last = out / "checkpoints" / "last.ckpt"
-    weights = f"the weights of the last whole epoch are in {last}" if last.exists() else "no epoch was finished"
-    return f"there is no model yet, and {weights}; the same command starts over"
-
-
 def main(args: list[str] | None = None) -> None:
     """Run a verb; errors of the input are one sentence on standard error, and exit status 2."""
+    begun, alone = time.time(), args is None
     if args is None:
         _use_utf8()
     chosen: dict[str, Any] = {}
@@ -381,12 +363,16 @@ def main(args: list[str] | None = None) -> None:
             verb, chosen = parse(sys.argv[1:] if args is None else args)
             VERBS[verb](**chosen)
     except IfamError as error:
+        wait_for_first()
         print(f"ifam: {_plain(error)}", file=sys.stderr)
         sys.exit(2)
-    except Interrupted as signal:
-        left = STOPPED[verb](chosen) if verb in STOPPED else "nothing was written; the same command starts over"
-        print(f"ifam: Stopped by {signal}: {left}.", file=sys.stderr)
-        sys.exit(signal.exit_status)
+    except Interrupted as interrupted:
+        if alone:
+            ignore_signals()
+        if first_process():
+            left = what_is_left(verb, chosen, begun)
+            print(f"ifam: Stopped by {interrupted}: {left}.", file=sys.stderr)
+        sys.exit(interrupted.exit_status)
 
 
 def parse(args: list[str]) -> tuple[str, dict[str, Any]]:

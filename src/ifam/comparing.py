@@ -19,10 +19,10 @@ from ifam.classifier import Classifier
 from ifam.config import LossConfig, ModelConfig, TrainConfig
 from ifam.data import BENCHMARKS, Benchmark, load_benchmark
 from ifam.data.fingerprints import fingerprint
+from ifam.distributed import rank_and_world_size
 from ifam.errors import IfamError
 from ifam.eval_data import training_list
 from ifam.evaluation.groups import Evaluation, evaluate
-from ifam.evaluation.records import place
 from ifam.evaluation.seeds import summarise
 from ifam.evaluation.tables import provenance
 from ifam.io import check_absent, ensure_writable, write_json
@@ -296,7 +296,7 @@ def run_comparison(
     shared = {key: value for key, value in settings[rows[0].name].items() if key not in ("method", "retrained")}
     conditions = {**shared, "seeds": list(seeds), "threads": torch.get_num_threads(), **provenance()}
     result = {"kind": "comparison", "methods": methods, **table, "conditions": conditions}
-    if place()[0] == 0:
+    if rank_and_world_size()[0] == 0:
         write_json(out / TABLE, result)
     return result
 
@@ -325,7 +325,7 @@ def _train_and_judge(
             seconds, extra = seconds + again.seconds, {"retraining": asdict(again)}
         split, label = comparison.judged(images), f"judging {row.name}, seed {seed}"
         found = evaluate(model, images, split, num_resamples=comparison.num_resamples, label=label)
-        if models is not None and place()[0] == 0:
+        if models is not None and rank_and_world_size()[0] == 0:
             root = None if comparison.root is None else str(comparison.root.absolute())
             remembered = {
                 "benchmark": comparison.benchmark,

@@ -52,7 +52,7 @@ def compare(
         given: Names of the settings that were asked for, such as "train.epochs"; they win, or are refused.
     """
     from ifam.comparing import TABLE, Comparison, read_rows, run_comparison
-    from ifam.evaluation.records import place
+    from ifam.distributed import rank_and_world_size
     from ifam.report.comparisons import print_comparison
     from ifam.report.results import write_report
 
@@ -63,7 +63,7 @@ def compare(
     comparison = Comparison(rows, chosen, benchmark, root, data or {}, split, num_resamples)
     kept = {"save_models": save_models, "overwrite": overwrite}
     found = run_comparison(comparison, out, device=chosen_device(device), **kept)
-    if place()[0] > 0:
+    if rank_and_world_size()[0] > 0:
         # Of the processes that a training on several devices has started, the first writes and prints.
         return
     try:

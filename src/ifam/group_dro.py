@@ -3,17 +3,9 @@
 from collections.abc import Callable
 
 import torch
-from torch import distributed
 
 from ifam._typing import Float, Int, Tensor
-
-
-def over_devices(values: Tensor) -> Tensor:
-    """The sum over all devices, where `torch.distributed` knows several."""
-    if distributed.is_available() and distributed.is_initialized():
-        values = values.clone()
-        distributed.all_reduce(values)
-    return values
+from ifam.distributed import sum_over_processes
 
 
 def group_dro(
@@ -22,7 +14,7 @@ def group_dro(
     weights: Float[Tensor, " G"],
     step_size: float,
     *,
-    total: Callable[[Tensor], Tensor] = over_devices,
+    total: Callable[[Tensor], Tensor] = sum_over_processes,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, " G"]]:
     """The robust loss of a batch, and the weights of the groups that go with it (algorithm 1).
 

@@ -1,13 +1,19 @@
-"""SIGINT and SIGTERM as an exception, so that a run ends with a sentence and nothing half-done. No torch here."""
+"""SIGINT and SIGTERM as an exception, so that a run ends with one sentence and nothing half-written. No torch here."""
 
+import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+# Seconds in which further signals are taken for the same request: `timeout` and batch systems send one to a process
+# and another to its group.
+_REPEATED = 2.0
 
 
 class Interrupted(BaseException):
@@ -30,22 +36,54 @@ class Interrupted(BaseException):
         return signal.Signals(self.number).name
 
 
-def _raise(number: int, frame: FrameType | None) -> NoReturn:
-    raise Interrupted(number)
-
-
 @contextmanager
 def interruptible() -> Iterator[None]:
     """SIGINT and SIGTERM raise `Interrupted` in here; in other threads than the main one, nothing changes."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, _raise) for number in SIGNALS}
+    process, requests = os.getpid(), list[tuple[int, float]]()
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != process:
+            _in_child(number)
+            return
+        now = time.monotonic()
+        repeated = bool(requests) and now - requests[0][1] < _REPEATED
+        requests.append((number, now))
+        if not repeated:
+            raise Interrupted(number)
+
+    before = {number: signal.signal(number, interrupt) for number in SIGNALS}
     try:
         yield
+    except Exception as error:
+        if not requests:
+            raise
+        # Ending early has failed somewhere, but that is not why the run ends.
+        raise Interrupted(requests[0][0]) from error
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _in_child(number: int) -> None:
+    """What a signal does in a fork of the process, such as one that loads images: its parent ends it after Ctrl-C."""
+    if number != signal.SIGINT:
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+
+def ignore_signals() -> None:
+    """Ignore SIGINT and SIGTERM from now on: the process ends anyway, and has said so.
+
+    So does the end of processes that load images, of which PyTorch would raise an error.
+    """
+    if threading.current_thread() is threading.main_thread():
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+        if hasattr(signal, "SIGCHLD"):
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def handlers() -> dict[int, Any]:

@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from ifam.distributed import first_process
 from ifam.errors import IfamError
 
 # Enough to notice a full disk before the work whose result would not fit.
@@ -173,11 +174,6 @@ def foreign_content(path: Path) -> str:
     if start.startswith((b"<!doctype html", b"<html")):
         return "it is a web page in the place of the file; open it in a browser to see why, and download the file again"
     return ""
-
-
-def first_process() -> bool:
-    """Whether this is the first of the processes that torchrun, Lightning or Slurm have started: it alone writes."""
-    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
 
 
 # ------------------------------------------------------------------------------------------------- replacing

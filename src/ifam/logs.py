@@ -1,11 +1,16 @@
-"""What the package logs, shown on standard error by the command line. No torch here."""
+"""What the package logs and warns of, shown on standard error by the command line. No torch here."""
 
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TextIO
+from typing import Any, TextIO
+
+from ifam.distributed import first_process
+
+logger = logging.getLogger("ifam")
 
 
 class _StandardError(logging.StreamHandler[TextIO]):
@@ -26,23 +31,23 @@ class _Sentence(logging.Formatter):
         return before + super().format(record)
 
 
-def first_process() -> bool:
-    """Whether this is the first of the processes that a launcher has started, by its environment; alone, it is."""
-    names = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
-    return next((os.environ[name] for name in names if os.environ.get(name)), "0") == "0"
+def _log_warning(message: Warning | str, *about: Any, **more: Any) -> None:
+    """Log a warning without the file and line that Python would name: users of the command line see no code."""
+    logger.warning("%s", message)
 
 
 @contextmanager
 def shown() -> Iterator[None]:
-    """Show what is logged; of several processes, the first shows it and prints."""
-    logger, handler = logging.getLogger("ifam"), _StandardError()
+    """Show what is logged and warned of; of several processes, the first shows it and prints."""
+    handler = _StandardError()
     handler.setFormatter(_Sentence())
     before = logger.level
     logger.setLevel(logging.INFO if first_process() else logging.ERROR)
     logger.addHandler(handler)
     stdout = sys.stdout
     try:
-        with open(os.devnull, "w", encoding="utf-8") as nowhere:
+        with open(os.devnull, "w", encoding="utf-8") as nowhere, warnings.catch_warnings():
+            warnings.showwarning = _log_warning
             if not first_process():
                 sys.stdout = nowhere
             yield

@@ -11,8 +11,9 @@ from ifam import baselines, yaml_text
 from ifam.classifier import Classifier
 from ifam.config import LossConfig, ModelConfig, TrainConfig
 from ifam.data import Benchmark
+from ifam.distributed import first_process
 from ifam.errors import IfamError
-from ifam.io import check_absent, first_process, write_text
+from ifam.io import check_absent, write_text
 from ifam.vit import TINY, WeightsUnavailable
 
 logger = logging.getLogger(__name__)

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ifam.distributed import rank_and_world_size
 from ifam.errors import IfamError
-from ifam.evaluation.records import place
 from ifam.progress import duration
 
 logger = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ class Runs:
 
     def add(self, run: dict[str, Any]) -> None:
         """Keep a run, at once: what comes after it may be interrupted. Of several processes the first writes."""
-        if place()[0] == 0:
+        if rank_and_world_size()[0] == 0:
             with self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(json.dumps(run, ensure_ascii=False, default=str) + "\n")
                 file.flush()
@@ -98,7 +98,7 @@ class Runs:
 
     def announce(self, name: str, seed: int) -> None:
         """Say which run begins, and how long all that are left will take; of several processes the first says it."""
-        if place()[0] > 0:
+        if rank_and_world_size()[0] > 0:
             return
         left = [key for key in self.wanted if key not in self.done]
         took: dict[str, list[float]] = {}

@@ -32,6 +32,7 @@ from ifam.backbone import Backbone
 from ifam.classifier import Classifier, PartClassifier
 from ifam.config import LossConfig, TrainConfig
 from ifam.data import Augmentation, Benchmark, Prepared, collate
+from ifam.distributed import ended_together
 from ifam.errors import IfamError
 from ifam.geometry import sample_affine, transform
 from ifam.group_dro import group_dro
@@ -279,7 +280,8 @@ def fit(
         module.train()
         started = time.perf_counter()
         try:
-            trainer.fit(module, datamodule=Batches(model, benchmark, config))
+            with ended_together(trainer.strategy.launcher):
+                trainer.fit(module, datamodule=Batches(model, benchmark, config))
         except OSError as error:
             raise IfamError(f"Training cannot go on ({error.strerror or error}); its files are in {path}.") from error
         seconds = time.perf_counter() - started

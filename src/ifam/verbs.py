@@ -67,9 +67,9 @@ def evaluate(
     """
     from ifam import hub
     from ifam.data.fingerprints import fingerprint
+    from ifam.distributed import process_group
     from ifam.eval_data import load_eval_dataset, remembered_root
     from ifam.evaluation.groups import evaluate_variants
-    from ifam.evaluation.records import processes
     from ifam.evaluation.treatments import evaluate_treatments
     from ifam.files import weights_digest
     from ifam.interventions import DropParts
@@ -113,7 +113,7 @@ def evaluate(
     conditions["run"] = run_digest(conditions)
     target = out or beside / "evaluations" / _run_name(name, split, record, conditions) / "results.json"
     check_replaceable(target, conditions["run"], overwrite)
-    with processes() as first:
+    with process_group() as first:
         net = net.to(chosen_device(device))
         found: Any
         if together:

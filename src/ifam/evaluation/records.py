@@ -4,9 +4,7 @@ Every process takes every n-th image, none of them twice, and all end up with al
 Figures are made of the rows afterwards, so they are the same however the work was shared.
 """
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -17,6 +15,7 @@ from torch.utils.data import DataLoader, Subset
 from ifam._typing import Bool, Tensor
 from ifam.classifier import Classifier
 from ifam.data import Benchmark, Prepared, collate
+from ifam.distributed import rank_and_world_size
 from ifam.errors import IfamError
 from ifam.evaluation.part_quality import Annotations, annotations, part_rows
 from ifam.interventions import Intervention, UseMask
@@ -64,7 +63,7 @@ def collect(
     if not isinstance(model, IFAM) and (true_masks or any(variants)):
         raise IfamError(f"The answer of {model.method} is drawn from no mask of parts; leave the interventions away.")
     examples = Prepared(benchmark.split(split), model.image_size, model.normalisation)
-    rank, world = place()
+    rank, world = rank_and_world_size()
     mine = range(rank, len(examples), world)
     annotated = (len(benchmark.keypoint_names), len(benchmark.part_names))
     join = partial(_collate, annotated=annotated)
@@ -174,26 +173,6 @@ def _judge(benchmark: Benchmark, batch: Batch, logits: Tensor, who: str) -> Rows
 # ---------------------------------------------------------------------------------------- several processes
 
 
-def place() -> tuple[int, int]:
-    """Number of this process, and of processes in all."""
-    if distributed.is_available() and distributed.is_initialized():
-        return distributed.get_rank(), distributed.get_world_size()
-    return 0, 1
-
-
-@contextmanager
-def processes() -> Iterator[bool]:
-    """Join the other processes that `torchrun` has started, if it has; true in the first, which alone writes."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or distributed.is_initialized():
-        yield place()[0] == 0
-        return
-    distributed.init_process_group("gloo")
-    try:
-        yield place()[0] == 0
-    finally:
-        distributed.destroy_process_group()
-
-
 def gather(rows: Sequence[Rows], total: int) -> Rows:
     """The rows of all processes, in order.
 
@@ -204,7 +183,7 @@ def gather(rows: Sequence[Rows], total: int) -> Rows:
     # A process may have no image at all.
     own = {name: torch.cat([batch[name] for batch in rows]) for name in (rows[0] if rows else ())}
     shares: list[Any] = [own]
-    _, world = place()
+    _, world = rank_and_world_size()
     if world > 1:
         shares = [None] * world
         distributed.all_gather_object(shares, own)

@@ -1,0 +1,113 @@
+"""What is left of a command that a signal has ended, and how to go on: one clause for each verb. No torch here."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ifam.io import local_path
+
+
+@dataclass(frozen=True)
+class _Stopped:
+    """A command that was stopped.
+
+    Attributes:
+        settings: Its settings by name.
+        begun: When it began, in seconds since the epoch.
+    """
+
+    settings: Mapping[str, Any]
+    begun: float
+
+    def written(self, path: Path) -> bool:
+        """Whether this command has written a file, which may be left of an earlier one."""
+        # Some file systems know whole seconds only.
+        return path.exists() and path.stat().st_mtime >= int(self.begun)
+
+
+def what_is_left(verb: str, settings: Mapping[str, Any], begun: float) -> str:
+    """Say what a command that was stopped has left, and how to go on.
+
+    Args:
+        verb: Name of the command; empty where none was read yet.
+        settings: Its settings by name.
+        begun: When it began, in seconds since the epoch.
+    """
+    return _LEFT.get(verb, _nothing)(_Stopped(settings, begun))
+
+
+def _nothing(command: _Stopped) -> str:
+    return "nothing was written; the same command starts over"
+
+
+def _training(command: _Stopped) -> str:
+    out = command.settings["out"] or Path("runs") / command.settings["method"]
+    last = out / "checkpoints" / "last.ckpt"
+    if command.written(out / "config.json"):
+        return _evaluated_or_not(command, out)
+    if command.written(last):
+        return (
+            f"there is no model yet, and the weights of the last whole epoch are in {last}; the same command starts "
+            f"over"
+        )
+    if (out / "config.json").exists():
+        return f"the earlier model in {out} is as it was; the same command starts over"
+    return "there is no model yet, and no epoch was finished; the same command starts over"
+
+
+def _retraining(command: _Stopped) -> str:
+    out = command.settings["out"]
+    return _evaluated_or_not(command, out) if command.written(out / "config.json") else _nothing(command)
+
+
+def _evaluated_or_not(command: _Stopped, out: Path) -> str:
+    if command.written(out / "results.json"):
+        return f"the model and its results are in {out}"
+    return f"the model is in {out}, but was not evaluated; `ifam evaluate --model {out}` does it"
+
+
+def _comparison(command: _Stopped) -> str:
+    runs = command.settings["out"] / "runs.jsonl"
+    if not runs.exists() or not runs.stat().st_size:
+        return "no run was finished; the same command starts over"
+    return f"runs that were done are kept in {runs}, and the same command goes on with the others"
+
+
+def _challenge(command: _Stopped) -> str:
+    model = local_path(command.settings["model"])
+    folder = command.settings["out"] or (model if model.is_dir() else Path()) / "challenge"
+    journal = folder / "challenge.jsonl"
+    if not journal.exists():
+        return _nothing(command)
+    again = "the same command without --overwrite" if command.settings["overwrite"] else "the same command"
+    return f"what was done is kept in {journal}, and {again} goes on with the rest"
+
+
+def _prediction(command: _Stopped) -> str:
+    table = command.settings["out"] / "predictions.csv"
+    if not command.written(table):
+        return _nothing(command)
+    return f"rows of images that were done are kept in {table}; the same command starts over"
+
+
+def _preparation(command: _Stopped) -> str:
+    return "files that were written are kept, and the same command goes on with the others"
+
+
+def _demo(command: _Stopped) -> str:
+    results = command.settings["out"] / "results.json"
+    if not command.written(results):
+        return _nothing(command)
+    return f"seeds that were done are kept in {results}; the same command starts over"
+
+
+_LEFT: dict[str, Callable[[_Stopped], str]] = {
+    "train": _training,
+    "retrain": _retraining,
+    "compare": _comparison,
+    "challenge": _challenge,
+    "predict": _prediction,
+    "prepare": _preparation,
+    "demo": _demo,
+}
