@@ -12,7 +12,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "ifam"
 
 # From top to bottom; what stands on one line may import each other, but never in a circle.
 LAYERS = [
-    ["_typing", "version", "types", "errors", "ranges", "config", "interruption", "distributed", "logs", "io"],
+    ["_typing", "version", "types", "errors", "ranges", "config", "interruption", "distributed", "logs", "pulse", "io"],
     ["console", "progress", "yaml_text"],
     ["attention"],
     ["layout"],
@@ -48,7 +48,7 @@ RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 
 # Stronger than the order.
 NEVER = {("selector", "predictor"), ("predictor", "selector")}
-ONLY = {"data": {"data", "types", "_typing", "errors", "io"}}
+ONLY = {"data": {"data", "types", "_typing", "errors", "io", "pulse"}}
 
 # `pretraining` makes the embedded backbone's weights, from timm's class; `demo` notes timm's version.
 KNOW_TIMM = {"vit", "positions", "backbone", "pretraining", "demo"}

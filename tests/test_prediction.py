@@ -21,7 +21,7 @@ from ifam.errors import IfamError
 from ifam.interventions import DropParts, UseMask
 from ifam.model import IFAM
 from ifam.prediction import display_crop, load_image, predict, preprocess, print_predictions
-from ifam.progress import ProgressBar
+from ifam.pulse import Pulse
 
 PHOTOS = ("astronaut", "chelsea", "coffee")
 
@@ -348,7 +348,8 @@ def test_the_mode_of_the_model_is_kept(model, tmp_path):
 
 def test_many_images_show_progress(model, tmp_path, caplog, monkeypatch):
     caplog.set_level("INFO", "ifam")
-    monkeypatch.setattr(ProgressBar, "first", 0.0)
+    monkeypatch.setattr(Pulse, "first", 0.0)
+    monkeypatch.setattr(Pulse, "interval", 0.01)
     for number in range(21):
         photo().resize((96, 96)).save(tmp_path / f"{number:02}.png")
     predict(model, tmp_path)

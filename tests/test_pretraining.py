@@ -111,4 +111,5 @@ def test_imports_no_benchmark():
         "ifam.data.textures",
         "ifam.errors",
         "ifam.io",
+        "ifam.progress",
     }

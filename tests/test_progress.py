@@ -2,68 +2,122 @@
 
 import io
 import logging
+import re
+import time
 
 import pytest
 
-from ifam import progress
+from ifam.baselines import build
+from ifam.config import ModelConfig, TrainConfig
 from ifam.console import PlainConsole
-from ifam.progress import ProgressBar, duration
+from ifam.data import load_benchmark
+from ifam.progress import ProgressBar
+from ifam.pulse import Pulse, described, duration, reported
+from ifam.training import fit
 
 
 @pytest.fixture
-def clock(monkeypatch):
-    """Seconds that pass when the test says so."""
-
-    class Clock:
-        now = 1000.0
-
-        def monotonic(self):
-            return self.now
-
-    clock = Clock()
-    monkeypatch.setattr(progress, "time", clock)
-    return clock
-
-
-def run(clock, steps, seconds, caplog, **kwargs):
-    """What is logged while so many steps are taken, each of so many seconds."""
+def often(monkeypatch, caplog):
+    """Many lines a second, in the place of one a minute."""
+    assert (Pulse.first, Pulse.interval) == (10.0, 60.0)
+    monkeypatch.setattr(Pulse, "first", 0.0)
+    monkeypatch.setattr(Pulse, "interval", 0.01)
     caplog.set_level(logging.INFO, "ifam")
-    with ProgressBar(console=PlainConsole(file=io.StringIO()), **kwargs) as bar:
-        task = bar.add_task("reading [bold]x", total=steps)
-        for _ in range(steps):
-            clock.now += seconds
-            bar.advance(task)
-    return [record.getMessage() for record in caplog.records]
+    return caplog
 
 
-def test_a_long_run_says_something_once_a_minute(clock, caplog):
-    lines = run(clock, 100, 2.0, caplog)
-    assert lines == [
-        "reading [bold]x: 5 of 100, 30.0/min, 190 s left".replace("190 s", "3 min"),
-        "reading [bold]x: 35 of 100, 30.0/min, 2 min left",
-        "reading [bold]x: 65 of 100, 30.0/min, 70 s left",
-        "reading [bold]x: 95 of 100, 30.0/min, 10 s left",
-    ]
+def log_bar():
+    """A bar whose output is not a terminal."""
+    return ProgressBar(console=PlainConsole(file=io.StringIO()))
 
 
-def test_a_short_run_says_nothing(clock, caplog):
-    assert run(clock, 9, 1.0, caplog) == []
+def test_a_step_that_takes_long_is_no_reason_to_say_nothing(often):
+    with log_bar() as bar:
+        task = bar.add_task("reading [bold]x", total=3)
+        time.sleep(0.1)
+        silent = len(often.messages)
+        bar.advance(task)
+        time.sleep(0.1)
+    assert silent >= 3
+    assert len(often.messages) > silent
+    assert re.fullmatch(r"reading \[bold\]x: 0 of 3, 0 s gone", often.messages[0])
+    assert re.fullmatch(r"reading \[bold\]x: 1 of 3, [\d.]+/(s|min), \d+ s left", often.messages[-1])
+    time.sleep(0.05)
+    assert len(often.messages) == len(often.records)
 
 
-def test_what_is_silent_says_nothing(clock, caplog):
-    assert run(clock, 100, 2.0, caplog, disable=True) == []
+def test_a_bar_of_several_tasks_is_about_the_last_of_them(often):
+    """Its rate is not that of the time before it."""
+    with log_bar() as bar:
+        bar.advance(bar.add_task("first", total=1))
+        time.sleep(0.3)
+        task = bar.add_task("second", total=100, completed=50)
+        time.sleep(0.1)
+        bar.advance(task, 10)
+        time.sleep(0.05)
+        line = often.messages[-1]
+        bar.remove_task(task)
+        time.sleep(0.05)
+    rate = float(re.fullmatch(r"second: 60 of 100, ([\d.]+)/s, \d+ s left", line)[1])
+    assert 20 < rate < 100
+    assert often.messages[-1].startswith("first: 1 of 1")
 
 
-def test_a_terminal_gets_a_bar_and_no_lines(clock, caplog):
+def test_work_without_a_bar_says_something_too(often):
+    for seconds in reported(iter([0.05, 0.05]), "listing x"):
+        time.sleep(seconds)
+    assert often.messages[0] == "listing x: 0, 0 s gone"
+    assert re.fullmatch(r"listing x: 1, [\d.]+/s", often.messages[-1])
+    often.clear()
+    assert list(reported([1, 2], "checking")) == [1, 2]
+
+
+def test_a_short_run_and_one_that_is_silent_say_nothing(often, monkeypatch):
+    with ProgressBar(disable=True, console=PlainConsole(file=io.StringIO())) as bar:
+        bar.advance(bar.add_task("reading", total=2))
+        time.sleep(0.05)
+    monkeypatch.setattr(Pulse, "first", 10.0)
+    with log_bar() as bar:
+        bar.advance(bar.add_task("reading", total=2))
+        time.sleep(0.05)
+    assert not often.messages
+
+
+def test_a_terminal_gets_a_bar_and_no_lines(often):
     screen = io.StringIO()
-    caplog.set_level(logging.INFO, "ifam")
     with ProgressBar(console=PlainConsole(file=screen, force_terminal=True, width=100)) as bar:
         task = bar.add_task("reading", total=2)
-        clock.now += 500
+        time.sleep(0.05)
         bar.advance(task)
         bar.refresh()
     assert "1/2" in screen.getvalue()
-    assert not caplog.records
+    assert not often.messages
+
+
+def test_training_and_its_validation_say_how_far_they_are(often, capsys):
+    birds = load_benchmark("pondbirds", options={"num_train": 16, "num_val": 64, "num_test": 8})
+    often.clear()
+    model = build("plain_vit", ModelConfig("ifam_tiny", image_size=40, num_classes=2))
+    fit(model, birds, TrainConfig(1, 8, accelerator="cpu"), label="training on birds")
+    lines = "\n".join(often.messages)
+    assert re.search(r"^training on birds: [012] of 2, ", lines, re.MULTILINE)
+    assert re.search(r"^validation of epoch 1: \d of 8, ", lines, re.MULTILINE)
+    assert re.search(r"^epoch 1 of 1: val accuracy \d", lines, re.MULTILINE)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ((120, 400, 60.0), "x: 120 of 400, 2.0/s, 2 min left"),
+        ((30, None, 60.0), "x: 30, 30.0/min"),
+        ((0, 400, 10.0), "x: 0 of 400, 10 s gone"),
+        # What was done before, by an earlier command, does not count for the rate.
+        ((220, 400, 60.0, 100), "x: 220 of 400, 2.0/s, 2 min left"),
+    ],
+)
+def test_lines(given, line):
+    assert described("x", *given) == line
 
 
 @pytest.mark.parametrize(

@@ -254,8 +254,8 @@ def check_tensors(
     ]
     if any(problems):
         raise IfamError(
-            f"The checkpoint does not fit the model: {'; '.join(filter(None, problems))}; {wanted} is expected, but this "
-            f"one is damaged or of another model."
+            f"The checkpoint does not fit the model: {'; '.join(filter(None, problems))}; {wanted} is expected, but "
+            f"this one is damaged or of another model."
         )
 
 

@@ -503,7 +503,8 @@ def _plain_types(message: str) -> str:
     """The parser's message on a value of the wrong type as one sentence, in the words of settings files."""
     wrong = re.fullmatch(
         r'Parser key "(?P<key>[\w.]+)"(?P<where>[^:]*): '
-        r"(?:Expected an? (?P<one>.*?)\.|.*?Subtypes: \[(?P<several>.*)\] Errors: .*) (?:Got|Given) value: (?P<value>.*)",
+        r"(?:Expected an? (?P<one>.*?)\.|.*?Subtypes: \[(?P<several>.*)\] Errors: .*) "
+        r"(?:Got|Given) value: (?P<value>.*)",
         message,
     )
     if not wrong:

@@ -29,7 +29,7 @@ def first_process() -> bool:
 
 
 def wait_for_first() -> None:
-    """Let the first process speak: if it fails for the same reason, it ends the others, so that one message is shown."""
+    """Let the first process speak: if it fails for the same reason, it ends the others, and one message is shown."""
     if not first_process():
         time.sleep(_FIRST_SPEAKS)
 

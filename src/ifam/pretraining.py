@@ -19,7 +19,6 @@ The file in the package is `pretrain_tiny(out, steps=1800, threads=1)`; its .jso
 
 import hashlib
 import json
-import logging
 import math
 import time
 from dataclasses import dataclass
@@ -28,8 +27,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors.torch import save
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
@@ -39,6 +36,7 @@ from ifam._typing import Bool, Float, Int, Tensor
 from ifam.data.textures import Scenes, draw_scenes, hsv_to_rgb, patch_coverage
 from ifam.errors import IfamError
 from ifam.io import replacing, write_json
+from ifam.progress import ProgressBar
 from ifam.vit import TINY_ARCH
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -48,8 +46,6 @@ _LEARNING_RATE, _WEIGHT_DECAY = 2e-3, 0.05
 _WEIGHTS = {"splice": 1.0, "reconstruction": 0.5, "summary": 2.0, "layout": 0.2}
 _SPLICE_SCALE = 0.5
 _CHUNK = 16  # scenes drawn at once: small enough for the processor's cache
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -272,27 +268,15 @@ def _steps_within(minutes: float, seed: int, batch_size: int, device: torch.devi
 def _train(trainer: _Trainer) -> dict[str, float]:
     """Run all steps behind a progress bar and give the losses, averaged over the last tenth of them."""
     running: dict[str, float] = {}
-    columns = (
-        TextColumn("pretraining"),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total} steps  {task.fields[rate]}"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[losses]}"),
-    )
-    console = Console()
-    start, lines = time.perf_counter(), max(1, trainer.steps // 20)
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=trainer.steps, rate="", losses="")
+    with ProgressBar() as bar:
+        task = bar.add_task("pretraining", total=trainer.steps)
         for step in range(1, trainer.steps + 1):
             for name, value in trainer.step().items():
                 running[name] = 0.97 * running.get(name, value) + 0.03 * value
             if not all(math.isfinite(value) for value in running.values()):
                 raise IfamError(f"Pretraining diverged at step {step}: the loss is not finite; try another seed.")
             losses = "  ".join(f"{name} {value:.3f}" for name, value in sorted(running.items()))
-            rate = f"{step / (time.perf_counter() - start):.1f} steps/s"
-            progress.update(task, advance=1, rate=rate, losses=losses)
-            if not console.is_terminal and step % lines == 0:
-                logger.info("pretraining %d of %d, %s, %s", step, trainer.steps, rate, losses)
+            bar.update(task, advance=1, description=f"pretraining ({losses})")
     return running
 
 

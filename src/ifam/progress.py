@@ -1,9 +1,8 @@
 """Progress with rate and time left: a bar in a terminal, a line a minute in a log."""
 
 import logging
-import math
 import time
-from typing import Any, ClassVar
+from typing import Any
 
 import lightning as L
 from rich.console import Console
@@ -21,6 +20,7 @@ from rich.progress import Progress as RichProgress
 from rich.text import Text
 
 from ifam.console import PlainConsole
+from ifam.pulse import Pulse, described
 
 logger = logging.getLogger(__name__)
 
@@ -42,16 +42,11 @@ class ProgressBar(RichProgress):
         console: Where the bar is drawn.
     """
 
-    # Seconds before the first line in the log, and from one to the next.
-    first: ClassVar[float] = 10.0
-    interval: ClassVar[float] = 60.0
-
     def __init__(self, *, disable: bool = False, console: Console | None = None) -> None:
-        self.silent = disable
         console = console or PlainConsole()
-        self.in_terminal = console.is_terminal
-        self.begun = time.monotonic()
-        self.due = self.begun + self.first
+        self.pulse = None if disable or console.is_terminal else Pulse(self._described)
+        # When each task began, and how much of it was done then; the last one is what is under way.
+        self.begun: dict[TaskID, tuple[float, float]] = {}
         super().__init__(
             TextColumn("{task.description}", markup=False),
             # Narrow enough that rate and time left still fit into 80 columns.
@@ -62,44 +57,41 @@ class ProgressBar(RichProgress):
             TextColumn("left"),
             TimeRemainingColumn(),
             console=console,
-            disable=disable or not self.in_terminal,
+            disable=disable or not console.is_terminal,
         )
 
-    def advance(self, task_id: TaskID, advance: int | float = 1) -> None:
-        """Some steps more."""
-        super().advance(task_id, advance)
-        self._log(task_id)
+    def start(self) -> None:
+        """Draw the bar, or begin to log."""
+        super().start()
+        if self.pulse is not None:
+            self.pulse.__enter__()
 
-    def update(self, task_id: TaskID, **fields: Any) -> None:
-        """Other fields of a task; see rich."""
-        super().update(task_id, **fields)
-        self._log(task_id)
+    def stop(self) -> None:
+        """Draw or log no more."""
+        super().stop()
+        if self.pulse is not None:
+            self.pulse.__exit__(None, None, None)
 
-    def _log(self, task_id: TaskID) -> None:
-        """Log how far a task is, if it is time to."""
-        now = time.monotonic()
-        if self.silent or self.in_terminal or now < self.due:
-            return
-        self.due = now + self.interval
-        task = next(task for task in self.tasks if task.id == task_id)
-        rate = task.completed / (now - self.begun)
-        total = "" if task.total is None else f" of {task.total:.0f}"
-        left = "" if task.total is None or not rate else f", {duration((task.total - task.completed) / rate)} left"
-        logger.info("%s: %.0f%s, %s%s", task.description, task.completed, total, _per_time(rate), left)
+    def add_task(
+        self, description: str, start: bool = True, total: float | None = 100.0, completed: int = 0, **fields: Any
+    ) -> TaskID:
+        """Begin a task; see rich."""
+        task_id = super().add_task(description, start, total, completed, **fields)
+        self.begun[task_id] = time.monotonic(), completed
+        return task_id
 
+    def remove_task(self, task_id: TaskID) -> None:
+        """Go back to the task before this one."""
+        self.begun.pop(task_id)
+        super().remove_task(task_id)
 
-def _per_time(rate: float) -> str:
-    """A rate in steps a second, or a minute where it is slow."""
-    return f"{rate:.1f}/s" if rate >= 1 else f"{rate * 60:.1f}/min"
-
-
-def duration(seconds: float) -> str:
-    """A duration in words: "45 s", "12 min", "3.5 h"."""
-    if not math.isfinite(seconds):
-        return "unknown time"
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
+    def _described(self) -> str:
+        """How far the task is that began last."""
+        task_id, (begun, before) = next(reversed(self.begun.items()), (None, (0.0, 0.0)))
+        for task in self.tasks:
+            if task.id == task_id:
+                return described(task.description.strip(), task.completed, task.total, time.monotonic() - begun, before)
+        return ""
 
 
 class Progress(L.Callback):
@@ -126,9 +118,21 @@ class Progress(L.Callback):
         if self.bar is not None:
             self.bar.advance(self.task)
 
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Show how far validation is, too."""
+        if self.bar is not None:
+            label, total = f"validation of epoch {trainer.current_epoch + 1}", sum(trainer.num_val_batches)
+            self.validation = self.bar.add_task(label, total=total)
+
+    def on_validation_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
+        """One batch of validation images more."""
+        if self.bar is not None:
+            self.bar.advance(self.validation)
+
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log what validation found."""
         if self.bar is not None:
+            self.bar.remove_task(self.validation)
             metrics = trainer.callback_metrics
             note = ", ".join(
                 f"{name} {float(metrics[key]):.1%}"

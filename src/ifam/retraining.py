@@ -28,6 +28,7 @@ from ifam.classifier import Classifier
 from ifam.data import Benchmark, Prepared, collate
 from ifam.errors import IfamError
 from ifam.progress import ProgressBar
+from ifam.pulse import reported
 
 # Inverse strengths C of the penalty that are tried, those of the paper; from strong to weak.
 STRENGTHS = (0.01, 0.03, 0.07, 0.1, 0.3, 0.7, 1.0)
@@ -221,7 +222,7 @@ class Fit:
         # One scale for all draws, so that the average of their coefficients is the average of their scores.
         scale = StandardScaler(with_mean=False).fit(self.features[rows]).scale_
         weight, bias = np.zeros((self.num_classes, len(scale))), np.zeros(self.num_classes)
-        for drawn in self.balanced(rows, draws, seed):
+        for drawn in reported(self.balanced(rows, draws, seed), f"fitting with C = {strength:g}", draws):
             classes = len(np.unique(self.labels[drawn]))
             if classes < 2:
                 raise IfamError(

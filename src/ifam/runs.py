@@ -10,7 +10,7 @@ from typing import Any
 
 from ifam.distributed import rank_and_world_size
 from ifam.errors import IfamError
-from ifam.progress import duration
+from ifam.pulse import duration
 
 logger = logging.getLogger(__name__)
 

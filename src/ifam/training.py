@@ -374,7 +374,8 @@ def _lightning(config: TrainConfig, callbacks: list[L.Callback], folder: Path, s
     if config.precision.startswith("16") and trainer.precision != "16-mixed":
         # Lightning would take bf16 instead.
         raise IfamError(
-            f"train.precision is {config.precision!r}, which processors do not know; train in 'bf16-mixed', or on a GPU."
+            f"train.precision is {config.precision!r}, which processors do not know; train in 'bf16-mixed', "
+            "or on a GPU."
         )
     return trainer
 

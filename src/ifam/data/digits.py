@@ -42,6 +42,7 @@ from ifam.data.synthetic import (
     random_table,
 )
 from ifam.errors import IfamError
+from ifam.pulse import reported
 
 CLASSES = tuple(str(digit) for digit in range(10))
 _SHARES = {"train": (0.0, 0.6), "val": (0.6, 0.75), "test": (0.75, 1.0)}
@@ -130,7 +131,7 @@ class Digits(Drawn):
         poses = random_table(self.split, config.seed, "digit", len(self), _COLUMNS)
         stream = "redrawn" if config.background == "redrawn" else "background"
         scenes = random_table(self.split, config.seed, stream, len(self), BACKGROUND_COLUMNS)
-        for start in range(0, len(self), BATCH):
+        for start in reported(range(0, len(self), BATCH), "drawing images, by hundreds"):
             rows = slice(start, start + BATCH)
             images = torch.full((len(self.labels[rows]), 3, size, size), GREY)
             if config.content != "object":

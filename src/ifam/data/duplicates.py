@@ -10,6 +10,7 @@ from pathlib import Path
 from ifam.data.fingerprints import sample
 from ifam.data.tables import Record
 from ifam.errors import IfamError
+from ifam.pulse import reported
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ def count_shared(known: Sequence[Path], others: Sequence[Path]) -> int:
 def _alike(paths: Sequence[Path], key: Callable[[Path], Hashable]) -> list[list[Path]]:
     """Files for which a key is the same, where there are several; none that cannot be read, which others report."""
     groups: dict[Hashable, list[Path]] = defaultdict(list)
-    for path in paths:
+    for path in reported(paths, "looking for copies"):
         try:
             groups[key(path)].append(path)
         except OSError:

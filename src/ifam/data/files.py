@@ -14,6 +14,7 @@ from PIL import features
 
 from ifam.data.images import READS_HEIF
 from ifam.errors import IfamError
+from ifam.pulse import reported
 
 logger = logging.getLogger(__name__)
 
@@ -145,7 +146,7 @@ def list_images(folder: Path, *, outside: Collection[Path] = (), extensions: Col
     extensions = extensions or readable_extensions()
     real = folder.resolve()
     seen = {_identity(path) for path in (real, *real.parents)}
-    for path in _walk(folder, listing.left_out, seen, {*outside}):
+    for path in reported(_walk(folder, listing.left_out, seen, {*outside}), f"listing {folder}"):
         reason = _why_not(path, extensions)
         if not reason and path.is_symlink() and _identity(path) in seen:
             reason = "linked twice"

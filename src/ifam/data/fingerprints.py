@@ -11,6 +11,7 @@ import torch
 from ifam._typing import Tensor
 from ifam.data.base import Benchmark
 from ifam.data.tables import Record
+from ifam.pulse import reported
 
 # Of larger files, the beginning, the middle and the end are read; so an edit is noticed without reading all of a
 # data set twice.
@@ -73,7 +74,7 @@ def _common_folder(paths: Sequence[Path]) -> str:
 def _add_files(digest: Any, records: Sequence[Record]) -> None:
     """Every record, with the content of its files."""
     top = _common_folder([record.path for record in records])
-    for record in records:
+    for record in reported(records, "hashing images"):
         place = os.path.relpath(record.path.absolute(), top)
         digest.update(os.fsencode(f"{place}|{record.label}|{record.group}|"))
         for path in (record.path, record.mask):

@@ -34,6 +34,7 @@ from ifam.data._drawing import (
     draw_water,
 )
 from ifam.errors import IfamError
+from ifam.pulse import reported
 
 Content = Literal["full", "background", "object"]
 Background = Literal["as_drawn", "swapped", "redrawn"]
@@ -240,7 +241,7 @@ class Pondbirds(Drawn):
         birds = random_table(self.split, config.seed, "bird", len(self), BIRD_COLUMNS + len(CUES) + 3)
         stream = "redrawn" if config.background == "redrawn" else "background"
         scenes = random_table(self.split, config.seed, stream, len(self), BACKGROUND_COLUMNS)
-        for start in range(0, len(self), BATCH):
+        for start in reported(range(0, len(self), BATCH), "drawing images, by hundreds"):
             rows = slice(start, start + BATCH)
             draws = Draws(birds[rows])
             hue, self.cues[rows] = _character(draws, self.labels[rows], config)

@@ -25,6 +25,7 @@ from ifam.data.images import UNREADABLE, load_image, upright_size, why_unreadabl
 from ifam.data.layout import CutConfig, FilesConfig
 from ifam.data.masks import is_ambiguous, load_mask, mask_size, mask_turn
 from ifam.errors import IfamError
+from ifam.pulse import reported
 
 logger = logging.getLogger(__name__)
 
@@ -145,7 +146,8 @@ def sound(records: Iterable[Record], config: FilesConfig, reader: Reader = IMAGE
     """The records whose files are there and are images; others stop, or are left out with a notice."""
     if not (config.check or config.skip_bad):
         return list(records)
-    kept = [record for record in records if _is_sound(record, config.skip_bad, reader)]
+    records = list(records)
+    kept = [one for one in reported(records, "checking files") if _is_sound(one, config.skip_bad, reader)]
     _warn_of_turned_masks(kept)
     return kept
 
