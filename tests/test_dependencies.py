@@ -18,7 +18,6 @@ FILES = {path.relative_to(SOURCE).as_posix(): path for path in sorted(SOURCE.rgl
 EXTRAS = {name: group for name, group in PROJECT["optional-dependencies"].items() if name != "dev"}
 # The files that use an extra, and which: everything else runs with the base install.
 USES = {
-    "data/files.py": {"heif"},
     "data/images.py": {"heif"},
     "data/siim_acr.py": {"medical"},
     "evaluation/posthoc.py": {"explain"},
@@ -84,6 +83,7 @@ def test_what_is_imported_is_declared(name):
     assert extras == USES.get(name, set()) or "import_module(name)" in FILES[name].read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_what_is_declared_is_imported():
     modules = {module for path in FILES.values() for module, _ in imported(path)}
     used = {distribution for module in modules for distribution in PROVIDERS.get(module, ())}

@@ -73,10 +73,16 @@ class ProgressBar(RichProgress):
             self.pulse.__exit__(None, None, None)
 
     def add_task(
-        self, description: str, start: bool = True, total: float | None = 100.0, completed: int = 0, **fields: Any
+        self,
+        description: str,
+        start: bool = True,
+        total: int | float | None = 100.0,
+        completed: int = 0,
+        visible: bool = True,
+        **fields: Any,
     ) -> TaskID:
         """Begin a task; see rich."""
-        task_id = super().add_task(description, start, total, completed, **fields)
+        task_id = super().add_task(description, start, total, completed, visible, **fields)
         self.begun[task_id] = time.monotonic(), completed
         return task_id
 

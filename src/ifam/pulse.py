@@ -54,15 +54,19 @@ def reported(items: Iterable[T], label: str, total: int | None = None) -> Iterat
         label: What is done with them.
         total: How many there are; their length where it is None and they have one.
     """
-    count, begun = 0, time.monotonic()
-    known = len(items) if total is None and isinstance(items, Sized) else total
-    with Pulse(lambda: described(label, count, known, time.monotonic() - begun)):
-        for item in items:
-            yield item
-            count += 1
+    total = len(items) if total is None and isinstance(items, Sized) else total
+    begun = time.monotonic()
+    due = begun + Pulse.first
+    # Not from a thread, which would go on where nobody takes the other items.
+    for count, item in enumerate(items, 1):
+        yield item
+        now = time.monotonic()
+        if now >= due:
+            logger.info("%s", described(label, count, total, now - begun))
+            due = now + Pulse.interval
 
 
-def described(label: str, done: float, total: float | None, seconds: float, before: float = 0) -> str:
+def described(label: str, done: int | float, total: int | float | None, seconds: float, before: int | float = 0) -> str:
     """How far some work is: "training: 120 of 400, 2.1/s, 2 min left".
 
     Args:

@@ -8,7 +8,7 @@ import signal
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -274,7 +274,6 @@ def fit(
             callbacks.append(EMAWeightAveraging(decay=config.ema_decay))
         callbacks.append(_KeepSignals())
         trainer = _trainer(config, losses or LossConfig(), callbacks, path)
-        _check_devices(benchmark, config, trainer.world_size)
         logger.info("Augmentation: %s.", augmentation(config, benchmark))
         # Lightning keeps the mode it finds, and a model that was loaded or trained before is in evaluation mode.
         module.train()
@@ -331,11 +330,16 @@ def _check_slurm() -> None:
         )
 
 
-def _trainer(config: TrainConfig, losses: LossConfig, callbacks: list[L.Callback], folder: Path) -> L.Trainer:
-    """Lightning's trainer for these settings."""
+def _trainer(
+    config: TrainConfig,
+    losses: LossConfig | None = None,
+    callbacks: Sequence[L.Callback] = (),
+    folder: Path | None = None,
+) -> L.Trainer:
+    """Lightning's trainer for these settings; without a folder, it logs nothing."""
     _check_slurm()
     trainer = _lightning(config, callbacks, folder, config.strategy)
-    if trainer.world_size > 1 and config.strategy in ("auto", "ddp") and _may_leave_unused(losses):
+    if losses and trainer.world_size > 1 and config.strategy in ("auto", "ddp") and _may_leave_unused(losses):
         # A term of weight 0 may leave parameters without a gradient, which the other devices would wait for.
         trainer = _lightning(config, callbacks, folder, "ddp_find_unused_parameters_true")
     return trainer
@@ -346,7 +350,7 @@ def _may_leave_unused(losses: LossConfig) -> bool:
     return any(weight == 0 for name, weight in asdict(losses).items() if name != "concentration")
 
 
-def _lightning(config: TrainConfig, callbacks: list[L.Callback], folder: Path, strategy: str) -> L.Trainer:
+def _lightning(config: TrainConfig, callbacks: Sequence[L.Callback], folder: Path | None, strategy: str) -> L.Trainer:
     try:
         trainer = L.Trainer(
             accelerator=config.accelerator,
@@ -359,8 +363,9 @@ def _lightning(config: TrainConfig, callbacks: list[L.Callback], folder: Path, s
             max_epochs=config.epochs,
             gradient_clip_val=config.clip_norm or None,
             accumulate_grad_batches=config.accumulate,
-            callbacks=callbacks,
-            logger=_loggers(folder),
+            callbacks=[*callbacks],
+            logger=_loggers(folder) if folder else False,
+            enable_checkpointing=bool(callbacks),
             log_every_n_steps=1,
             num_sanity_val_steps=0,
             enable_progress_bar=False,
@@ -419,6 +424,9 @@ def check(benchmark: Benchmark, config: TrainConfig, model: Classifier | None = 
     for split in ("train", "val"):
         if model is not None and model.needs_masks:
             benchmark.require_masks(split, f"The method {model.method}")
+    with _quiet():
+        devices = _trainer(config).world_size
+    _check_devices(benchmark, config, devices)
 
 
 class Batches(L.LightningDataModule):
