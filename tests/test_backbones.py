@@ -130,6 +130,7 @@ def test_visible_tokens_are_those_of_timm_with_the_hidden_keys_masked(backbone, 
     torch.testing.assert_close(summary, read(backbone, reference, visible), rtol=0, atol=1e-9)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_whole_images_are_those_of_timm(backbone):
     images, _ = draw(backbone)
@@ -140,6 +141,7 @@ def test_whole_images_are_those_of_timm(backbone):
     torch.testing.assert_close(backbone.biased_tokens(images, nothing), reference, rtol=0, atol=1e-9)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("execution", EXECUTIONS)
 def test_hidden_pixels_have_no_influence(family, execution):
@@ -185,6 +187,7 @@ def finite_differences(backbone, images, visible, weight, step=1e-7):
     return direction * (-3 * values[0] + 4 * values[1] - values[2]) / (2 * step)
 
 
+@pytest.mark.slow
 def test_every_weight_is_used(family):
     """Pooling of timm's own that nothing here reads is left out: no weight stays without a gradient."""
     backbone = build(*family)
@@ -303,6 +306,7 @@ def test_patches_that_are_no_squares_are_refused():
         Backbone("vit_tiny_patch16_224", image_size=64, pretrained=False, patch_size=(16, 8), **SMALL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [

@@ -135,6 +135,7 @@ def test_the_same_image_gets_the_same_answer(name, batch):
     assert first.std(dim=0).min() > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_the_last_layer_gives_the_answer(name, batch):
     """Rows of its weight are the classes: a row that is zero makes the logit zero, whatever the image."""

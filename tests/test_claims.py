@@ -31,7 +31,9 @@ def _refill(images, mask, filling):
     return torch.where(hidden, other, images), hidden
 
 
-@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize(
+    "execution", ["packed", *(pytest.param(e, marks=pytest.mark.slow) for e in ("padded", "dense"))]
+)
 @pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
 def test_hidden_pixels_have_no_influence_on_the_predictor(make_model, layout, mask, execution, training):
     """Whatever hidden pixels hold, the predictor's logits keep every bit, however many patches are shown."""

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import skimage.data
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
-from skimage import data
 
 from ifam.baselines import METHODS
 from ifam.cli import VERBS, main
@@ -58,6 +58,11 @@ def contents(folder):
     }
 
 
+def photograph(name):
+    """A photograph of scikit-image, read by Pillow: its own reader needs versions of Pillow that ours may not be."""
+    return Image.open(Path(skimage.data.__file__).with_name(f"{name}.png"))
+
+
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
     """Two classes of six small pictures, in JPEG and PNG."""
@@ -83,9 +88,9 @@ def trained(pictures, tmp_path_factory):
 def photographs(tmp_path_factory):
     """Real photographs of three shapes."""
     folder = tmp_path_factory.mktemp("photographs")
-    Image.fromarray(data.astronaut()).save(folder / "astronaut.png")
-    Image.fromarray(data.chelsea()).save(folder / "cat.jpg")
-    Image.fromarray(data.coffee()).save(folder / "coffee.jpeg")
+    photograph("astronaut").save(folder / "astronaut.png")
+    photograph("chelsea").save(folder / "cat.jpg")
+    photograph("coffee").save(folder / "coffee.jpeg")
     return folder
 
 
@@ -130,6 +135,7 @@ def test_the_version(capsys):
 # --- from a folder to predictions ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_training_leaves(trained, pictures):
     assert {path.name for path in trained.iterdir()} == {
         "model.safetensors",
@@ -169,6 +175,7 @@ def test_the_resolved_configuration_gives_the_same_weights_again(trained, tmp_pa
     assert "worst group" in done.stdout
 
 
+@pytest.mark.slow
 def test_evaluate_knows_what_the_model_was_trained_on(trained, capsys, tmp_path):
     main(["evaluate", "--model", str(trained), "--out", str(tmp_path / "found.json")])
     found = json.loads((tmp_path / "found.json").read_text())
@@ -186,6 +193,7 @@ def test_evaluate_writes_beside_the_model(trained, pictures):
         shutil.rmtree(trained / "evaluations")
 
 
+@pytest.mark.slow
 def test_predict_on_photographs(trained, photographs, tmp_path, capsys):
     files = [photographs / "astronaut.png", photographs / "cat.jpg", photographs / "coffee.jpeg"]
     main([str(word) for word in ["predict", *files, "--model", trained, "--out", tmp_path / "out"]])
@@ -208,6 +216,7 @@ def test_predict_on_photographs(trained, photographs, tmp_path, capsys):
     assert all(word in shown for word in ("class", "probability", "visible"))
 
 
+@pytest.mark.slow
 def test_predict_on_a_folder_with_parts_dropped(trained, photographs, tmp_path, capsys):
     main(["predict", str(photographs), "--model", str(trained), "--out", str(tmp_path), "--drop_parts", "[0,1,2,3]"])
     rows = json.loads((tmp_path / "predictions.json").read_text())["predictions"]
@@ -343,6 +352,7 @@ IN_THE_WAY = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("words", "there"), IN_THE_WAY.values(), ids=IN_THE_WAY)
 def test_nothing_that_is_there_is_replaced_unasked(words, there, trained, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -460,6 +470,7 @@ BAD = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("words", "named"), BAD.values(), ids=BAD)
 def test_bad_input_is_one_sentence_and_leaves_nothing(words, named, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -468,6 +479,7 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(words, named, capsys, tmp_
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [["--train.precision", "16-mixed"], ["--train.accelerator", "gpu"]])
 def test_a_model_is_not_removed_for_settings_that_cannot_be_trained(words, trained, pictures, capsys, tmp_path):
     model = shutil.copytree(trained, tmp_path / "model")
@@ -481,6 +493,7 @@ def test_a_device_that_holds_no_numbers_is_refused(trained, capsys):
     assert "There is no device 'meta' here" in fails(capsys, "evaluate", "--model", trained, "--device", "meta")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", ["--train.precision", "--train.accelerator", "--train.strategy"])
 def test_what_lightning_refuses_is_a_sentence_too(option, capsys, tmp_path):
     said = fails(capsys, "train", *QUICK, *TINY_DATA, option, "bogus", "--out", tmp_path / "new")
@@ -507,6 +520,7 @@ def test_a_class_folder_without_an_image(pictures, capsys, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_predict_refuses_what_it_cannot_read(trained, photographs, capsys, tmp_path):
     text = tmp_path / "notes.txt"
     text.write_text("no image")
@@ -668,6 +682,7 @@ def test_a_name_that_the_terminal_cannot_show_does_not_end_the_run(trained, tmp_
 _FROZEN = "train.predictor_tuning = 'none', not 'all'"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "said"),
     [

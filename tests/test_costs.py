@@ -113,6 +113,7 @@ def test_flops_of_a_forward_pass(step):
     assert counter.get_total_flops() == selector + predictor + heads + grids
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("tuning", "share"), [("none", 0.0), ("tokens", 1.0), ("all", 2.0)])
 def test_flops_of_the_backward_pass_through_the_selector(step, tuning, share):
     """Nothing for a trunk that is not trained; no product with its weights' gradients for one that is frozen."""
@@ -146,6 +147,7 @@ class _Largest(TorchDispatchMode):
         return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gradient", ["none", "visible", "full"])
 def test_the_largest_tensor_is_a_layer_of_the_selector(step, gradient):
     """No [B, D, K + 1, H, W], no mask of tokens by tokens: not even with 40 parts is anything larger."""
@@ -203,6 +205,7 @@ def test_checkpointing_keeps_the_tokens_between_blocks_and_nothing_inside(make_b
     assert kept(False, 4) - kept(False, 3) >= 8 * tokens
 
 
+@pytest.mark.slow
 def test_checkpointing_learns_the_same(step):
     gradients = {}
     for checkpointing in (False, True):

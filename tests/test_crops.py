@@ -72,6 +72,7 @@ def test_the_attention_is_that_of_the_last_block(class_token, images):
     assert attention.flatten(1).std(dim=1).min() > 1e-4
 
 
+@pytest.mark.slow
 def test_the_large_transformer_sees_the_box_alone(model, images):
     with torch.no_grad():
         glance = model.look(images)

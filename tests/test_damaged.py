@@ -52,6 +52,7 @@ def cut_off():
     return buffer.getvalue()[:300]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
 @pytest.mark.parametrize("content", [b"", b"abc" * 100, LFS, cut_off()], ids=["empty", "junk", "pointer", "cut"])
 def test_damaged_weights_in_the_cache_are_named(cache, name, content):

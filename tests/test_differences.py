@@ -20,6 +20,7 @@ ROWS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.split("|")[1].strip())
 def test_every_row_names_tests_that_exist(row):
     named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", row)
@@ -67,6 +68,7 @@ def test_a_soft_mask_hides_nothing(soft_model, images):
     assert (changed - out.logits).abs().max() > 1e-4
 
 
+@pytest.mark.slow
 def test_a_soft_mask_samples_in_training_and_has_gradient(soft_model, images):
     soft_model.train()
     first, second = soft_model(images), soft_model(images)

@@ -105,6 +105,7 @@ def folder(tmp_path):
     return write(tmp_path / "rad-dino", SETTINGS, theirs(reference()))
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("kind", ["plain", "registers", "gated MLP", "no bias", "with a classifier"])
 def test_the_transformer_is_that_of_timm_after_renaming(tmp_path, kind):
@@ -180,6 +181,7 @@ PAIRS = {
 }
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("fields", PAIRS.values(), ids=PAIRS)
 def test_a_saved_model_needs_no_folder(folder, tmp_path, fields):

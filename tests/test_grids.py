@@ -48,6 +48,7 @@ def pair(request, make_model):
     return model, size, own, other
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_the_answer_rests_on_the_mask_of_the_predictors_patches(pair):
     model, size, own, other = pair
@@ -91,6 +92,7 @@ def test_hidden_pixels_have_no_influence(pair, training):
         assert not torch.equal(found.selector_logits, expected.selector_logits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_the_predictors_gradient_reaches_the_selector_as_that_of_mean_gates(pair, mode):
     model, size, _, other = pair
@@ -124,6 +126,7 @@ def test_a_mask_of_the_wrong_grid_is_named(pair):
         model.predictor(images, torch.ones(2, *own, dtype=torch.bool))
 
 
+@pytest.mark.slow
 def test_saved_and_loaded_again(pair, tmp_path):
     model, size, *_ = pair
     model.save_pretrained(tmp_path)

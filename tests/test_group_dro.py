@@ -170,6 +170,7 @@ def a_batch(benchmark, model):
     return collate([prepared[i] for i in range(16)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["plain_vit", "ifam", "selector", "late_mask", "given_mask", "attention_crops"])
 def test_only_the_answers_term_is_another(birds, name):
     model = make(name)
@@ -185,6 +186,7 @@ def test_only_the_answers_term_is_another(birds, name):
         assert torch.equal(found[None][key], found[0.5][key]) == (key != answer), key
 
 
+@pytest.mark.slow
 def test_the_term_is_the_robust_loss_of_the_answer_and_moves_the_weights(birds):
     model = make("plain_vit")
     batch = a_batch(birds, model)
@@ -196,6 +198,7 @@ def test_the_term_is_the_robust_loss_of_the_answer_and_moves_the_weights(birds):
     assert not torch.equal(weights, torch.full((4,), 0.25))
 
 
+@pytest.mark.slow
 def test_the_weights_are_saved_with_the_checkpoint(birds, tmp_path):
     fit(make("ifam"), birds, TRAIN, folder=tmp_path)
     saved = torch.load(tmp_path / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]["group_weights"]
@@ -213,6 +216,7 @@ def test_every_group_is_drawn_equally_often(birds):
     assert sorted(loaders[None].sampler) == list(range(32))
 
 
+@pytest.mark.slow
 def test_it_is_a_method_and_an_option_of_every_other(birds):
     assert METHODS["group_dro"].train == {"group_dro": 0.01}
     assert make("group_dro").method == "group_dro"

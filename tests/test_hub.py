@@ -138,6 +138,7 @@ def saved(tiny_model, tmp_path):
 # --- save and load -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_saved_model_gives_bit_equal_answers(make_model, layout, tmp_path):
     model = make_model(*layout, class_names=tuple("abcde"), mean=(0.1, 0.2, 0.3), std=(1.0, 2.0, 3.0))
     images = torch.randn(2, 3, *model.image_size)
@@ -266,6 +267,7 @@ def test_a_configuration_of_something_else(saved):
         hub.load(saved)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -320,6 +322,7 @@ def test_a_file_for_a_folder(saved):
 # --- the hub -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_push_and_load(stub, tiny_model, images):
     url = hub.push(tiny_model, "someone/birds", extra={"note": "hello"})
     assert url.endswith(f"/someone/birds/commit/{SHA}")

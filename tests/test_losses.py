@@ -178,6 +178,7 @@ def test_concentration_is_the_same_by_either_axis_on_a_square():
 # ---- gradients ----
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in MAP_LOSSES if name != "presence soft_constraint"])
 def test_gradients_are_those_of_finite_differences(name):
     # Random values are at no tie, where the maximum and the absolute value have subgradients only. The weight

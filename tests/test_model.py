@@ -11,6 +11,7 @@ from ifam.model import IFAM
 from ifam.types import Output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("batch", [1, 4])
 def test_shapes_of_every_output(make_model, layout, batch, training):
@@ -41,6 +42,7 @@ def test_the_answer_is_the_predictors_on_the_mask(tiny_model, images):
     assert torch.equal(out.part_maps, selection.part_maps)
 
 
+@pytest.mark.slow
 def test_one_part(make_model, images):
     model = make_model(num_parts=1)
     out = model(images)
@@ -70,6 +72,7 @@ def test_heads_have_no_bias_and_fresh_norms_come_first(tiny_model):
     assert tiny_model.predictor.norm.weight.shape == (48,)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_interventions_are_applied_in_order(tiny_model, images):
     mask = torch.rand(4, 4, 4) > 0.5

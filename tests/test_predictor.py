@@ -19,6 +19,7 @@ def layout_predictor(make_model, layout):
     return predictor, torch.randn(4, 3, *predictor.backbone.image_size, dtype=torch.float64)
 
 
+@pytest.mark.slow
 def test_logits_equal_the_oracle(layout_predictor, mask, gated_logits):
     predictor, images = layout_predictor
     rows = slice(None) if predictor.backbone.has_class_token else [0, 2, 3]  # nothing to attend to in row 1
@@ -37,6 +38,7 @@ def test_everything_visible_is_the_plain_transformer(layout_predictor):
     torch.testing.assert_close(predictor(images, torch.ones(4, 16, dtype=torch.bool)), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_value_is_the_same_in_every_mode_and_with_or_without_gate(layout_predictor, mask, mode):
     predictor, images = layout_predictor
@@ -48,6 +50,7 @@ def test_value_is_the_same_in_every_mode_and_with_or_without_gate(layout_predict
         assert torch.equal(predictor(images, mask, mask.double().requires_grad_()), plain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("mode", MODES)
 def test_parameter_gradients_equal_the_oracle(layout_predictor, mask, gated_logits, mode, execution):
@@ -70,6 +73,7 @@ def test_parameter_gradients_equal_the_oracle(layout_predictor, mask, gated_logi
             torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("mode", MODES)
 def test_rows_with_nothing_visible_are_finite_in_value_and_gradient(make_model, layout, mask, mode, execution):
@@ -97,6 +101,7 @@ def test_mask_and_gate_as_grid_or_as_row(tiny_model, images, mask):
     assert torch.equal(*grads)
 
 
+@pytest.mark.slow
 def test_a_batch_of_one_and_of_none(tiny_model, images, mask):
     predictor = tiny_model.predictor
     for execution, mode in product(EXECUTIONS, MODES):
@@ -106,6 +111,7 @@ def test_a_batch_of_one_and_of_none(tiny_model, images, mask):
         assert predictor(images[:0], mask[:0], mask[:0].float().requires_grad_()).shape == (0, 5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -136,6 +142,7 @@ def test_low_precision_weights(tiny_model, images, mask, mode):
     assert all(p.grad.isfinite().all() for p in predictor.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_stochastic_depth(make_model, images, mask, mode):
     predictor = make_model(backbone_kwargs={"drop_path_rate": 0.5}, mask_gradient=mode).predictor
@@ -156,6 +163,7 @@ def test_stochastic_depth_cannot_be_packed(make_model, images, mask):
         predictor.train()(images, mask)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("execution", EXECUTIONS)
 def test_the_last_block_computes_what_is_read_and_the_same_as_if_it_computed_all(tiny_model, images, mask, execution):
     """One query an image in the last block; all, and the same answer, where a hook wants the whole block."""

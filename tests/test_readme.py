@@ -19,6 +19,7 @@ def test_the_readme_has_code_and_commands():
     assert sum(command.startswith("ifam ") for command in COMMANDS) >= 3
 
 
+@pytest.mark.slow
 def test_the_python_of_the_readme_runs():
     names: dict = {}
     exec(PYTHON[0], names)
@@ -33,6 +34,7 @@ def test_the_hub_snippet_names_a_function_that_exists():
     assert callable(ifam.load_official)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("ifam ")])
 def test_the_commands_of_the_readme_parse(command):
     words = shlex.split(command, comments=True)

@@ -59,6 +59,7 @@ def header(path):
     return found
 
 
+@pytest.mark.slow
 def test_every_experiment_of_the_paper_has_a_recipe():
     found: dict = {}
     for path in RECIPES:
@@ -87,6 +88,7 @@ def test_an_ablation_differs_in_one_thing_from_the_recipe_it_belongs_to(name):
     assert differences == [key]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_each_header_says_command_cost_and_figures(path):
     said = header(path)
@@ -99,6 +101,7 @@ def test_each_header_says_command_cost_and_figures(path):
     assert "Expected" in said or not re.search(r"\d %", figures) or figures.endswith("unverified here")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_the_commands_in_each_header_parse(path, monkeypatch):
     monkeypatch.chdir(FOLDER.parent)
@@ -109,6 +112,7 @@ def test_the_commands_in_each_header_parse(path, monkeypatch):
             assert build_parser(words).parse_args(words).verb == words[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_each_parses(path, capsys):
     settings = parse(path)

@@ -49,6 +49,7 @@ def logits(model, batch):
 # --- features --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_the_last_layer_makes_the_answer_of_what_is_embedded(birds, name):
     model = make(name)
@@ -60,6 +61,7 @@ def test_the_last_layer_makes_the_answer_of_what_is_embedded(birds, name):
     assert np.array_equal(groups, birds.split("val").groups)
 
 
+@pytest.mark.slow
 def test_nothing_is_left_on_the_model(birds):
     """No hook, which would keep every later batch: the layer is the same in all that is pickled of it."""
     model = make()
@@ -168,6 +170,7 @@ def test_the_worst_group_is_the_lowest_and_ties_are_broken_by_the_mean():
 # --- models ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["plain_vit", "selector", "ifam"])
 def test_only_the_last_layer_changes_and_by_the_seed_alone(birds, name):
     found = {}
@@ -199,6 +202,7 @@ def test_the_strength_is_the_one_with_the_best_worst_group(birds):
     assert done.worst_groups[1.0] > 0
 
 
+@pytest.mark.slow
 def test_a_group_without_an_image_is_named(birds):
     lone = load_benchmark("pondbirds", options={**DATA, "correlation": 1.0})
     lone = replace(lone, splits={**lone.splits, "train": birds.split("val")})
@@ -208,6 +212,7 @@ def test_a_group_without_an_image_is_named(birds):
         retrain(make(), lone)
 
 
+@pytest.mark.slow
 def test_groups_that_only_the_test_has_are_left_out(birds):
     lone = load_benchmark("pondbirds", options={**DATA, "correlation": 1.0})
     assert {"swimmer on forest", "percher on water"} <= set(lone.group_names)
@@ -228,6 +233,7 @@ def test_impossible_numbers_are_refused(birds, wrong):
 # --- the verb --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ifam", "plain_vit_mean"])
 def test_the_result_is_saved_as_a_model_of_the_same_method(birds, name, tmp_path, capsys):
     model = make(name)
@@ -258,6 +264,7 @@ def test_the_result_is_saved_as_a_model_of_the_same_method(birds, name, tmp_path
     assert "already holds a model" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_nothing_is_judged_on_what_was_fitted_to(tmp_path, capsys):
     source, out = tmp_path / "model", tmp_path / "again"
     make().save_pretrained(source, {"benchmark": "pondbirds", "data": DATA})

@@ -115,6 +115,7 @@ def test_every_parameter_is_in_exactly_one_group_with_its_settings(make_model, l
             assert group.trained == trained, name
 
 
+@pytest.mark.slow
 def test_frozen_parameters_want_no_gradient_and_the_optimizer_lacks_them(birds, tmp_path):
     model = make()
     config = replace(TRAIN, selector_tuning="tokens", predictor_tuning="none", accumulate=2, weight_decay=0.1)
@@ -197,6 +198,7 @@ def test_the_learning_rate_falls_epoch_by_epoch(birds):
 # --- one step --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tuning", ["none", "tokens", "all"])
 def test_a_step_changes_what_it_must_and_nothing_else(birds, tuning):
     model = make()
@@ -387,6 +389,7 @@ def test_precisions_that_change_the_weights_are_refused_by_name(precision):
         TrainConfig(precision=precision)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{"augment": "none"}, {"flip": False}])
 def test_without_augmentation_training_sees_the_images_as_they_are(birds, settings):
     seen = []
@@ -427,6 +430,7 @@ def test_every_weight_of_a_loss_has_a_range(name, value):
         LossConfig(**{name: value})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("monitor", "epoch"), [("accuracy", 2), ("worst_group", 4)])
 def test_the_checkpoint_is_chosen_on_validation_data(tmp_path, monitor, epoch):
     examples = Listed([0, 0, 0, 0, 1, 1, 1, 1], [0, 0, 1, 1, 2, 2, 3, 3])
@@ -498,6 +502,7 @@ def test_a_second_run_takes_the_first_ones_place(birds, tmp_path):
     assert totals == pytest.approx([row["train/total"] for row in result.history])
 
 
+@pytest.mark.slow
 def test_without_a_folder_nothing_is_left_behind(birds, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))

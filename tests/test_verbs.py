@@ -136,6 +136,7 @@ def test_unsure_patches_need_thresholds(model, capsys):
     assert "0.1, 0.3" in fails(capsys, "evaluate", "--model", model, "--drop_unsure", "0.2")
 
 
+@pytest.mark.slow
 def test_thresholds_are_replaced_by_the_same_or_when_asked(model, capsys, save):
     words = ["thresholds", "--model", model, "--batch-size", "7"]
     run(*words, "--quantiles", "[0.1]")
@@ -169,6 +170,7 @@ def test_leaving_each_part_out(model, capsys):
     assert found["predictor"]["average"] == expected(model).predictor.average
 
 
+@pytest.mark.slow
 def test_the_true_mask_is_shown_instead(model, capsys):
     found = result(model, "--mask_from", "mask")
     assert found["mask_iou"] == 1
@@ -237,6 +239,7 @@ def test_results_under_other_conditions_are_kept_beside_each_other(model, save):
     assert len(kept(model)) == 8
 
 
+@pytest.mark.slow
 def test_a_result_on_other_images_is_kept_beside_the_first(tmp_path, save):
     for name in ("a", "b"):
         miniatures.folder(tmp_path / name)
@@ -256,6 +259,7 @@ def test_a_result_on_other_images_is_kept_beside_the_first(tmp_path, save):
     assert len(kept(model)) == 3
 
 
+@pytest.mark.slow
 def test_a_file_is_replaced_by_the_same_run_or_when_asked(model, tmp_path, capsys):
     config = (model / "config.json").read_text()
     assert "is not a result of `ifam`" in fails(capsys, "evaluate", "--model", model, "--out", model / "config.json")
@@ -302,6 +306,7 @@ def test_what_cannot_be_printed_is_written_even_so(model, tmp_path, monkeypatch)
     assert json.loads((tmp_path / "x.json").read_text())["count"] == 12
 
 
+@pytest.mark.slow
 def test_a_result_about_other_weights_than_those_beside_it_says_so(model, save, tmp_path, caplog):
     run("evaluate", "--model", model, *FEW, "--out", model / "results.json")
     run("evaluate", "--model", model, *FEW)
@@ -362,6 +367,7 @@ def test_preparing_chest_x_rays(tmp_path, capsys):
     assert "no.pkl" in lost
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_damaged_image_is_one_sentence_whichever_process_meets_it(tmp_path, capsys, workers, save):
     miniatures.folder(tmp_path / "data")
@@ -376,6 +382,7 @@ def test_a_damaged_image_is_one_sentence_whichever_process_meets_it(tmp_path, ca
     assert "worker" not in said
 
 
+@pytest.mark.slow
 def test_an_error_keeps_its_own_words(capsys, monkeypatch):
     for text in ("There is no x.", "a: b: c.", "ends with IfamError: y."):
         monkeypatch.setattr("ifam.hub.load_any", lambda model, text=text: (_ for _ in ()).throw(IfamError(text)))

@@ -42,6 +42,7 @@ def test_every_text_of_the_data_sets_is_listed():
     assert known == yaml_text.DATA_TEXT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ODD)
 def test_settings_that_are_written_are_read_as_they_were(tmp_path, text):
     settings = {
@@ -61,6 +62,7 @@ def test_settings_that_are_written_are_read_as_they_were(tmp_path, text):
     assert found["train"].base_lr == 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["0", "no", "1e3", "true", "1_000", "0x1F", "2020-01-01", "yes", ".inf", "1:30"])
 def test_settings_that_people_write_without_quotes_are_text(tmp_path, text):
     path = tmp_path / "a.yaml"
@@ -83,6 +85,7 @@ def test_what_may_be_nothing_can_be_nothing(tmp_path):
     assert (found["mask_from"], found["root"]) == (None, None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ODD)
 def test_text_on_the_command_line(text):
     assert parse("train", f"--data.label_column={text}")["data"] == {"label_column": text}

@@ -110,6 +110,7 @@ def test_there_is_a_miniature_of_each():
     assert list(MINIATURES) == list(BENCHMARKS) == list(SIZES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_examples_become_batches(name, written):
     root, options = written(name)
@@ -128,6 +129,7 @@ def test_examples_become_batches(name, written):
     assert "val" not in benchmark.splits or "validation" in benchmark.note
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_examples_can_be_sent_to_another_process(name, written):
     root, options = written(name)
@@ -147,6 +149,7 @@ def test_splits_share_no_file(name, written):
     assert set(counted.values()) == {1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["folder", "cub", "nabirds", "metashift", "siim_acr", "imagenet", "part_imagenet"])
 def test_the_cut_follows_its_seed_and_leaves_the_test_set_alone(name, written):
     root, options = written(name)
@@ -187,6 +190,7 @@ def test_what_is_missing_is_named_with_its_path(name, part, copied):
     assert "https://" in message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ON_DISK)
 @pytest.mark.parametrize("how", ["text", "empty", "gone"])
 def test_a_bad_file_is_named_and_skip_bad_leaves_it_out(name, how, copied, caplog):

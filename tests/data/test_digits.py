@@ -145,6 +145,7 @@ def test_the_shape_tells_the_class_and_the_colour_does_not():
     assert accuracy(colour) < 0.15
 
 
+@pytest.mark.slow
 def test_pictures_at_another_size_show_the_same_digits(digits):
     large = Digits("train", replace(SMALL, image_size=160))
     assert large.masks.float().mean() == pytest.approx(digits.masks.float().mean().item(), abs=0.01)

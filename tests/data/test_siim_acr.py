@@ -136,6 +136,7 @@ def test_without_pydicom_the_extra_is_named(prepared, monkeypatch):
         load_benchmark("siim_acr", prepared[0])
 
 
+@pytest.mark.slow
 def test_pydicom_is_imported_only_when_it_is_needed():
     """It is no base dependency: no file may import it at its top."""
     source = Path(ifam.data.__file__).parent

@@ -90,6 +90,7 @@ def run(model, files, folder, settings=None, **more):
     return run_challenge(model, BENCHMARK, *files, folder / "challenge.jsonl", settings, **{"batch_size": 4, **more})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 3, 4, 14, 15, 64, 1000])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_robust_is_whom_no_background_fools(answers, files, tmp_path, batch_size, seed):
@@ -335,6 +336,7 @@ def test_the_challenge_on_the_command_line(tmp_path, capsys, make_model, classes
     assert said.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_what_another_has_left_there_is_replaced_when_asked(tmp_path, capsys, make_model):
     miniatures.imagenet9_challenge(tmp_path / "data")
     make_model(num_classes=9).save_pretrained(tmp_path / "model")

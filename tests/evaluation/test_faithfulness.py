@@ -62,6 +62,7 @@ def test_a_faithful_predictor_passes_in_every_setting(make_model, images, mask):
     assert {figures.tried for figures in found.attacks} == {3 * 8}
 
 
+@pytest.mark.slow
 def test_a_predictor_that_looks_at_one_hidden_pixel_is_named(peeking, images, mask):
     """With the image, the attack and the one setting in which it looks."""
     mask[0, 0, 0] = True

@@ -334,6 +334,7 @@ def _process(rank, folder, model, data):
     (folder / f"{rank}.json").write_text(json.dumps(asdict(found)))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="PyTorch without distributed")
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning")
 @pytest.mark.parametrize("count", [7, 1])

@@ -189,6 +189,7 @@ def leak(model, how):
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "least"),
     [

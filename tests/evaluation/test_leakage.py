@@ -47,6 +47,7 @@ def cases():
     return Cases(images, labels, 2 * labels + backgrounds, class_names=("a", "b"), group_names=names)
 
 
+@pytest.mark.slow
 def test_a_selector_that_copies_the_background_into_the_mask_is_caught(cases):
     """In the mask and in the part maps; and the class, which it does not copy, is not."""
     found = measure_leakage(cases, observe(Copyist(), cases.images), shuffles=6)

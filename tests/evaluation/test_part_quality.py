@@ -144,6 +144,7 @@ def test_inside_leaves_out_where_no_part_is(tiny_model):
     assert found[REGIONS].nmi > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
 def test_the_batch_size_changes_nothing(tiny_model, batch_size):
     data = make()

@@ -28,6 +28,7 @@ def test_equal_values_have_an_interval_of_no_width():
     assert [found.mean, found.low, found.high] == pytest.approx([0.7] * 3)
 
 
+@pytest.mark.slow
 def test_the_interval_covers_the_truth_in_95_of_100_cases():
     draws = np.random.default_rng(0).normal(0.6, 0.1, size=(2000, 4))
     covered = [found.low <= 0.6 <= found.high for found in map(over_seeds, draws.tolist())]

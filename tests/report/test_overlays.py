@@ -64,6 +64,7 @@ def test_first_colours_stay_apart_for_every_colour_vision(vision):
     assert distance[~np.eye(8, dtype=bool)].min() > 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(80, 80), (320, 320), (333, 250), (37, 90)])
 def test_hidden_area_holds_nothing_of_the_image(size):
     mask = visible(maps_with_background())
