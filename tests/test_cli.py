@@ -460,6 +460,8 @@ BAD = {
     "a word in a list": (["evaluate", "--drop_parts", "[0, x]"], "drop_parts is [0, 'x'], but list[int] or null"),
     "a word for a truth value": (["train", "--train.flip", "maybe"], "train.flip is maybe, but bool or null is"),
     "a word for a size": (["train", "--model.image_size", "x"], "is x, but int or tuple[int, int] or null is"),
+    "fewer seeds than none": (["demo", "--seeds", "-1"], "seeds is -1, but a whole number of at least 1"),
+    "an empty folder's name": (["convert", "nowhere", ""], "An empty path is given to `ifam convert`"),
     "no epochs": (["train", *QUICK, *TINY_DATA, "--train.epochs", "0"], "epochs is 0"),
     "missing configuration": (["train", "--config", "no.yaml"], "no.yaml"),
     "evaluating no model": (["evaluate", "--model", "nowhere"], "nowhere"),

@@ -395,7 +395,8 @@ def parse(args: list[str]) -> tuple[str, dict[str, Any]]:
         chosen.pop(name, None)
     if chosen.get("data"):
         chosen["data"] = decoded(chosen["data"])
-    check_ranges(chosen, RANGES)
+    # One number of seeds, or the seeds themselves.
+    check_ranges(chosen, RANGES | ({"seeds": COUNT} if isinstance(chosen.get("seeds"), int) else {}))
     chosen = {name: _expanded(name, value) for name, value in chosen.items()}
     if verb in WANT_GIVEN:
         chosen["given"] = _given(parser.parse_args(said, defaults=False)[verb])

@@ -38,6 +38,8 @@ def checked(words: list[str], verb: str, function: Callable[..., Any]) -> list[s
         given = value if equals else next(iter(words[place + 1 : place + 2]), None)
         if option.removeprefix("--") in paths and option.startswith("--") and given is not None and not given.strip():
             raise IfamError(f"{option} is an empty path; write one, or leave the option out.")
+        if not word.strip() and place and not words[place - 1].startswith("--"):
+            raise IfamError(f"An empty path is given to `ifam {verb}`; write one, or leave it out.")
     for place, name in config_files(words):
         path = local_path(name)
         check(path, verb, function)

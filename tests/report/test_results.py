@@ -218,6 +218,14 @@ def test_a_demo_has_a_row_for_each_model(tmp_path):
     assert "iFAM 85.0 % 55.0 % 20" in text
 
 
+def test_a_page_does_not_take_the_place_of_what_it_is_about(tmp_path):
+    results = tmp_path / "results.json"
+    results.write_text('{"accuracy": 1.0}', encoding="utf-8")
+    with pytest.raises(IfamError, match="is one of the results that the page is about"):
+        write_report([tmp_path], tmp_path / "x" / ".." / "results.json", overwrite=True)
+    assert results.read_text(encoding="utf-8") == '{"accuracy": 1.0}'
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [

@@ -115,13 +115,16 @@ def write_report(results: Sequence[str | Path], out: str | Path, *, overwrite: b
         Its path.
 
     Raises:
-        IfamError: There is no result, a file is none, the page cannot be written, or something else is there.
+        IfamError: There is no result, a file is none, the page cannot be written or would take the place of one of
+            them, or something else is there.
     """
     out = local_path(out)
     ensure_writable(out)
     files = [file for path in results for file in _files(local_path(path))]
     if not files:
         raise IfamError("There is no result to report; give files such as audit.json or results.json.")
+    if out.resolve() in {file.resolve() for file in files}:
+        raise IfamError(f"{out} is one of the results that the page is about; choose another --out.")
     run = run_digest({"results": [str(file.absolute()) for file in files]})
     check_replaceable(out, run, overwrite)
     read = [(file, _read(file)) for file in files]
