@@ -462,6 +462,7 @@ BAD = {
     "a word for a size": (["train", "--model.image_size", "x"], "is x, but int or tuple[int, int] or null is"),
     "fewer seeds than none": (["demo", "--seeds", "-1"], "seeds is -1, but a whole number of at least 1"),
     "an empty folder's name": (["convert", "nowhere", ""], "An empty path is given to `ifam convert`"),
+    "a split without a name": (["evaluate", "--split", ""], "split is empty"),
     "no epochs": (["train", *QUICK, *TINY_DATA, "--train.epochs", "0"], "epochs is 0"),
     "missing configuration": (["train", "--config", "no.yaml"], "no.yaml"),
     "evaluating no model": (["evaluate", "--model", "nowhere"], "nowhere"),

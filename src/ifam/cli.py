@@ -397,6 +397,8 @@ def parse(args: list[str]) -> tuple[str, dict[str, Any]]:
         chosen["data"] = decoded(chosen["data"])
     # One number of seeds, or the seeds themselves.
     check_ranges(chosen, RANGES | ({"seeds": COUNT} if isinstance(chosen.get("seeds"), int) else {}))
+    if chosen.get("split") == "":
+        raise IfamError("split is empty; name a split, or leave the option out.")
     chosen = {name: _expanded(name, value) for name, value in chosen.items()}
     if verb in WANT_GIVEN:
         chosen["given"] = _given(parser.parse_args(said, defaults=False)[verb])

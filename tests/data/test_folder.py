@@ -445,6 +445,20 @@ def test_what_our_own_verbs_wrote_is_not_trained_on(tmp_path, caplog):
     assert "1 written by ifam" in caplog.text
 
 
+@pytest.mark.parametrize("splits", [False, True])
+def test_an_audit_written_beside_the_images_is_not_in_the_way(tmp_path, splits):
+    root = tree(tmp_path, cat=4, dog=4)
+    if splits:
+        for split in ("train", "test"):
+            shutil.copytree(root / "cat", root / split / "cat")
+            shutil.copytree(root / "dog", root / split / "dog")
+        shutil.rmtree(root / "cat")
+        shutil.rmtree(root / "dog")
+    draw(root / "audit_pictures" / "00000-input.png")
+    (root / "audit.json").write_text("{}")
+    assert load(root, check=False).class_names == ("cat", "dog")
+
+
 def test_a_class_whose_images_are_all_left_out_says_why(tmp_path):
     root = tree(tmp_path, cat=4, dog=0)
     for number in range(3):

@@ -53,6 +53,9 @@ def is_ours(folder: Path) -> bool:
 
 
 def _has_ours(folder: str | Path) -> bool:
+    above, name = os.path.split(folder)
+    if name == "audit_pictures" and os.path.exists(os.path.join(above, "audit.json")):
+        return True
     return any(os.path.exists(os.path.join(folder, name)) for name in _OUR_FILES)
 
 
