@@ -1,4 +1,4 @@
-"""Models that version 0.1.0 saved are read, and answer as they did then: one of each class, small and with random weights."""
+"""Models that version 0.1.0 saved answer as they did then: one of each class, small and with random weights."""
 
 import json
 from pathlib import Path
