@@ -21,9 +21,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from ifam.config import ModelConfig
-from ifam.geometry import sample_affine, transform
-from ifam.losses import all_terms
-from ifam.model import IFAM
+from ifam.models.ifam import IFAM
+from ifam.training.affine import sample_affine, transform
+from ifam.training.losses import all_terms
 from ifam.types import Batch, Mask, Output, Selection
 
 Tensor = torch.Tensor

@@ -19,14 +19,14 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from ifam.baselines import PlainViT
 from ifam.config import LossConfig, ModelConfig
 from ifam.data import load_benchmark
-from ifam.evaluation.groups import evaluate
+from ifam.evaluation.accuracy import evaluate
 from ifam.evaluation.seeds import over_seeds
-from ifam.model import IFAM
-from ifam.recipes import TINY_LOSS, TINY_MODEL, TINY_PLAIN, TINY_TRAIN
-from ifam.training import fit, seed_everything
+from ifam.models.baselines import PlainViT
+from ifam.models.ifam import IFAM
+from ifam.training.fit import fit, seed_everything
+from ifam.training.presets import TINY_LOSS, TINY_MODEL, TINY_PLAIN, TINY_TRAIN
 
 
 @dataclass(frozen=True)

@@ -40,9 +40,9 @@ from benchmarks.measure import (
 from benchmarks.plain import Forced, ForcedPlain, visible_masks
 from ifam.config import LossConfig, MaskGradient, ModelConfig, TrainConfig, Tuning
 from ifam.data import Benchmark
-from ifam.losses import weighted_sum
-from ifam.optimization import parameter_groups
-from ifam.training import Training
+from ifam.training.fit import Training
+from ifam.training.losses import weighted_sum
+from ifam.training.optimization import parameter_groups
 from ifam.types import Batch
 
 Precision = Literal["float32", "bf16"]

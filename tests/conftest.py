@@ -45,7 +45,7 @@ def layout(request):
 @pytest.fixture
 def make_backbone():
     """A tiny backbone with random weights, of any name."""
-    from ifam.backbone import Backbone
+    from ifam.backbones.backbone import Backbone
 
     def make(name="vit_tiny_patch16_224", image_size=64, **kwargs):
         return wake(Backbone(name, image_size=image_size, pretrained=False, **{**TINY_VIT, **kwargs})).eval()
@@ -57,7 +57,7 @@ def make_backbone():
 def make_model():
     """A tiny model with random weights: 4 x 4 patches, 3 parts, 5 classes."""
     from ifam.config import ModelConfig
-    from ifam.model import IFAM
+    from ifam.models.ifam import IFAM
 
     def make(backbone="vit_tiny_patch16_224", image_size=64, backbone_kwargs=None, **fields):
         config = ModelConfig(

@@ -53,7 +53,7 @@ def test_the_namespace_is_what_is_written_here():
 def test_each_name_can_be_imported(name):
     value = getattr(ifam, name)
     if name == "losses":
-        assert value is importlib.import_module("ifam.losses")
+        assert value is importlib.import_module("ifam.training.losses")
     else:
         # From where it says it lives, and under its own name.
         assert value.__name__ == name
@@ -83,7 +83,7 @@ def test_type_checkers_see_every_name():
 
 def test_importing_the_package_is_quick():
     """`import ifam` and the configuration load no torch."""
-    code = "import sys, ifam, ifam.config, ifam.cli; print('torch' in sys.modules, 'lightning' in sys.modules)"
+    code = "import sys, ifam, ifam.config, ifam.cli.main; print('torch' in sys.modules, 'lightning' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
 

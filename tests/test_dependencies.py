@@ -19,9 +19,9 @@ EXTRAS = {name: group for name, group in PROJECT["optional-dependencies"].items(
 # The files that use an extra, and which: everything else runs with the base install.
 USES = {
     "data/images.py": {"heif"},
-    "data/siim_acr.py": {"medical"},
-    "evaluation/posthoc.py": {"explain"},
-    "training.py": {"tensorboard"},
+    "data/benchmarks/siim_acr.py": {"medical"},
+    "auditing/posthoc.py": {"explain"},
+    "training/fit.py": {"tensorboard"},
 }
 # Imports whose absence is provided for, in a `try` of their own: shapes are checked in tests alone.
 GUARDED = {"jaxtyping"}

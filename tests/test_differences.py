@@ -9,8 +9,8 @@ import torch
 
 from ifam.config import ModelConfig
 from ifam.errors import IfamError
-from ifam.metrics import GroupAccuracy
-from ifam.soft_mask import FadeParts, SoftMaskIFAM
+from ifam.evaluation.metrics import GroupAccuracy
+from ifam.models.soft_mask import FadeParts, SoftMaskIFAM
 
 ROOT = Path(__file__).parents[1]
 ROWS = [

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from ifam import cli
+from ifam.cli import main as cli
 from ifam.interruption import Interrupted, handlers, interruptible
 
 QUICK = ["--model.backbone", "ifam_tiny", "--train.batch_size", "16", "--data.num_train", "64", "--data.num_val", "8"]

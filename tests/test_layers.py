@@ -1,4 +1,7 @@
-"""Imports go one way: a file knows only the files above it (DESIGN, section 2). Read off the syntax tree."""
+"""Imports go one way: a package knows only those above it, and a file only those above it in its package.
+
+Read off the syntax tree.
+"""
 
 import ast
 import subprocess
@@ -10,48 +13,64 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "ifam"
 
-# From top to bottom; what stands on one line may import each other, but never in a circle.
-LAYERS = [
+# Packages and single files, from the bottom of the house to its top: each may import what stands on the lines before
+# it. Those on one line may import each other, but never in a circle.
+RANKS = [
     ["_typing", "version", "types", "errors", "ranges", "config", "interruption", "distributed", "logs", "pulse", "io"],
-    ["console", "progress", "yaml_text"],
-    ["attention"],
-    ["layout"],
-    ["vit"],
-    ["positions", "files", "architecture"],
-    ["provenance", "saved_models"],
-    ["dinov2"],
-    ["backbone"],
-    ["selector"],
-    ["interventions"],
-    ["masking"],
-    ["predictor"],
-    ["classifier"],
-    ["model"],
-    ["baselines", "soft_mask", "crops"],
-    ["losses", "geometry", "metrics", "group_dro"],
-    ["hub", "official"],
-    ["data"],
-    ["recipes", "optimization", "eval_data"],
-    ["training"],
-    ["evaluation"],
+    ["console", "progress", "yaml_text", "model_files", "saved_models", "provenance"],
+    ["backbones", "data"],
+    ["models"],
+    ["checkpoints", "evaluation", "training"],
     ["report"],
-    ["prediction"],
-    ["pretraining"],
-    ["auditing", "retraining", "runs"],
-    ["comparing"],
-    ["verbs", "comparison_verbs"],
-    ["config_files", "stopped"],
-    ["demo", "app", "export", "cli"],
-    ["__init__", "__main__"],
+    ["auditing"],
+    ["experiments", "inference", "pretraining"],
+    ["__init__"],
+    ["cli"],
 ]
-RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
+RANK = {name: rank for rank, line in enumerate(RANKS) for name in line}
+
+# The order of files inside of packages where it says something; each may import those before it.
+ORDER = {
+    "backbones": ["gated_attention", "token_layout", "vit", "rotary", "architecture", "hf_dinov2", "backbone"],
+    "models": [
+        *("selector", "interventions", "masking", "predictor", "base", "ifam", "soft_mask", "attention_crops"),
+        "baselines",
+    ],
+    "checkpoints": ["authors", "hub"],
+    "evaluation": [
+        *(
+            "metrics",
+            "attacks",
+            "bootstrap",
+            "seeds",
+            "pairings",
+            "part_metrics",
+            "part_quality",
+            "collect",
+            "accuracy",
+        ),
+        *("background_gap", "thresholds", "challenge"),
+    ],
+    "auditing": [
+        *("inputs", "certify", "certificates", "background_swap", "mask_leakage", "sufficiency", "posthoc", "run"),
+    ],
+    "experiments": ["run_log", "compare", "demo"],
+    "cli": ["config_files", "stopped", "verbs", "comparison_verbs", "main", "__main__"],
+}
 
 # Stronger than the order.
-NEVER = {("selector", "predictor"), ("predictor", "selector")}
+NEVER = {
+    ("models.selector", "models.predictor"),
+    ("models.predictor", "models.selector"),
+    ("evaluation", "training"),
+    ("evaluation", "checkpoints"),
+    ("training", "checkpoints"),
+    ("backbones", "data"),
+}
 ONLY = {"data": {"data", "types", "_typing", "errors", "io", "pulse"}}
 
-# `pretraining` makes the embedded backbone's weights, from timm's class; `demo` notes timm's version.
-KNOW_TIMM = {"vit", "positions", "backbone", "pretraining", "demo"}
+# `pretraining` makes the embedded backbone's weights, from timm's class; the demo notes timm's version.
+KNOW_TIMM = {"backbones.vit", "backbones.rotary", "backbones.backbone", "pretraining", "experiments.demo"}
 
 
 @cache
@@ -97,26 +116,37 @@ GRAPH = {name: set(_own(tree)) for name, tree in _modules()}
 
 
 def test_the_graph_is_read_at_all():
-    assert {"attention", "layout", "config", "errors", "_typing"} <= GRAPH["backbone"]
-    assert {"predictor", "masking", "classifier"} <= GRAPH["model"]
-    assert "prediction" in GRAPH["cli"], "imports inside of functions count"
+    assert {"backbones.gated_attention", "config", "errors", "_typing"} <= GRAPH["backbones.backbone"]
+    assert {"models.predictor", "models.masking", "models.base"} <= GRAPH["models.ifam"]
+    assert "inference" in GRAPH["cli.main"], "imports inside of functions count"
     assert all(_exists(target) for targets in GRAPH.values() for target in targets)
 
 
 @pytest.mark.parametrize("name", GRAPH)
 def test_every_file_has_its_place(name):
-    assert _top(name) in RANK, f"say in LAYERS where {name} belongs"
+    assert _top(name) in RANK, f"say in RANKS where {name} belongs"
+    if _top(name) in ORDER and "." in name:
+        assert name.partition(".")[2] in ORDER[_top(name)], f"say in ORDER where {name} belongs"
+
+
+def test_every_place_is_taken():
+    assert set(RANK) - {"__init__"} == set(map(_top, GRAPH)) - {"__init__"}
+    assert {f"{package}.{file}" for package, files in ORDER.items() for file in files} == {
+        name for name in GRAPH if "." in name and _top(name) in ORDER
+    }
 
 
 @pytest.mark.parametrize("name", GRAPH)
 def test_imports_go_up_only(name):
     source = _top(name)
-    for target in map(_top, GRAPH[name]):
-        if source == target:
-            continue
-        assert RANK[target] <= RANK[source], f"{name} imports {target}, which is below it"
-        assert (source, target) not in NEVER, f"{name} must not know {target}"
-        assert target in ONLY.get(source, RANK), f"{name} may import only {ONLY.get(source)}, not {target}"
+    for target in GRAPH[name]:
+        top = _top(target)
+        assert not {(name, target), (source, top)} & NEVER, f"{name} must not know {target}"
+        assert RANK[top] <= RANK[source], f"{name} imports {target}, which is below it"
+        assert top in ONLY.get(source, RANK), f"{name} may import only {ONLY.get(source)}, not {target}"
+        if source == top and source in ORDER and "." in name and "." in target:
+            order = [f"{source}.{file}" for file in ORDER[source]]
+            assert order.index(target) < order.index(name), f"{name} imports {target}, which is below it"
 
 
 def _circle(graph):
@@ -141,14 +171,24 @@ def test_no_circle():
     assert not (circle := _circle(GRAPH)), " -> ".join(circle)
 
 
-@pytest.mark.parametrize(("file", "target"), [("classifier", "hub"), ("io", "cli"), ("data.base", "data")])
+def test_no_circle_of_packages():
+    packages = {}
+    for name, targets in GRAPH.items():
+        packages.setdefault(_top(name), set()).update({_top(target) for target in targets} - {_top(name)})
+    assert not (circle := _circle(packages)), " -> ".join(circle)
+
+
+@pytest.mark.parametrize(
+    ("file", "target"), [("models.base", "checkpoints.hub"), ("io", "cli.main"), ("data.base", "data")]
+)
 def test_a_circle_would_be_noticed(file, target):
     assert len(_circle({**GRAPH, file: GRAPH[file] | {target}})) > 2
 
 
 def test_models_know_nothing_of_what_reads_checkpoints():
-    for name in ("classifier", "model", "baselines", "crops", "soft_mask"):
-        assert not {"hub", "official"} & GRAPH[name]
+    for name in GRAPH:
+        if _top(name) == "models":
+            assert "checkpoints" not in map(_top, GRAPH[name]), name
 
 
 @pytest.mark.parametrize("library", ["timm", "transformers"])
@@ -178,7 +218,7 @@ import ifam
 import torch
 from ifam._typing import Float, Tensor
 from ifam.config import ModelConfig
-from ifam.model import IFAM
+from ifam.models.ifam import IFAM
 assert Float[Tensor, "B C"] is Tensor
 config = ModelConfig("ifam_tiny", num_parts=2, backbone_kwargs={"depth": 1, "embed_dim": 16})
 out = IFAM(config, pretrained=False).eval()(torch.randn(1, 3, 80, 80))

@@ -107,7 +107,7 @@ def test_imports_no_benchmark():
     imported |= {name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
     assert {name for name in imported if name.startswith("ifam")} == {
         "ifam._typing",
-        "ifam.vit",
+        "ifam.backbones.vit",
         "ifam.data.textures",
         "ifam.errors",
         "ifam.io",

@@ -7,13 +7,13 @@ import time
 
 import pytest
 
-from ifam.baselines import build
 from ifam.config import ModelConfig, TrainConfig
 from ifam.console import PlainConsole
 from ifam.data import load_benchmark
+from ifam.models.baselines import build
 from ifam.progress import ProgressBar
 from ifam.pulse import Pulse, described, duration, reported
-from ifam.training import fit
+from ifam.training.fit import fit
 
 
 @pytest.fixture

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from ifam import recipes
-from ifam.baselines import method
-from ifam.cli import build_parser, main
+from ifam.cli.main import build_parser, main
 from ifam.config import LossConfig
 from ifam.data import BENCHMARKS, load_benchmark
-from ifam.training import fit, seed_everything
+from ifam.models.baselines import method
+from ifam.training import presets as recipes
+from ifam.training.fit import fit, seed_everything
 from miniatures import MINIATURES
 
 FOLDER = Path(__file__).parents[1] / "recipes"

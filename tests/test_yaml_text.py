@@ -13,10 +13,11 @@ import pytest
 import yaml
 from PIL import Image
 
-from ifam import hub, yaml_text
-from ifam.cli import VERBS, main
+from ifam import yaml_text
+from ifam.checkpoints import hub
+from ifam.cli.main import VERBS, main
 from ifam.data import BENCHMARKS
-from ifam.runs import Runs
+from ifam.experiments.run_log import Runs
 
 ODD = ["0", "no", "1e3", "null", "true", "~", "yes", "1_000", "0x1F", "0o17", "1:30", ".nan", "-", "+1", "2020-01-01"]
 ODD += ["a: b", "a #b", " lead", "trail ", "'quoted'", '"double"', "[x]", "{x}", "new\nline", "tab\t", "Ünïcödé", "😀"]

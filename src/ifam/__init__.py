@@ -13,51 +13,51 @@ from typing import TYPE_CHECKING, Any
 from ifam.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from ifam import losses as losses
-    from ifam.auditing import AuditResult as AuditResult
-    from ifam.auditing import audit as audit
-    from ifam.backbone import Backbone as Backbone
-    from ifam.baselines import PlainViT as PlainViT
+    from ifam.auditing.run import AuditResult as AuditResult
+    from ifam.auditing.run import audit as audit
+    from ifam.backbones.backbone import Backbone as Backbone
+    from ifam.checkpoints.hub import load_official as load_official
     from ifam.config import LossConfig as LossConfig
     from ifam.config import ModelConfig as ModelConfig
     from ifam.config import TrainConfig as TrainConfig
     from ifam.data import load_benchmark as load_benchmark
     from ifam.errors import IfamError as IfamError
-    from ifam.evaluation.groups import evaluate as evaluate
-    from ifam.hub import load_official as load_official
-    from ifam.interventions import DropParts as DropParts
-    from ifam.interventions import DropUnsure as DropUnsure
-    from ifam.interventions import KeepParts as KeepParts
-    from ifam.interventions import UseMask as UseMask
-    from ifam.model import IFAM as IFAM
-    from ifam.prediction import predict as predict
-    from ifam.training import fit as fit
+    from ifam.evaluation.accuracy import evaluate as evaluate
+    from ifam.inference import predict as predict
+    from ifam.models.baselines import PlainViT as PlainViT
+    from ifam.models.ifam import IFAM as IFAM
+    from ifam.models.interventions import DropParts as DropParts
+    from ifam.models.interventions import DropUnsure as DropUnsure
+    from ifam.models.interventions import KeepParts as KeepParts
+    from ifam.models.interventions import UseMask as UseMask
+    from ifam.training import losses as losses
+    from ifam.training.fit import fit as fit
     from ifam.types import Batch as Batch
     from ifam.types import Output as Output
     from ifam.types import Selection as Selection
 
 _HOME = {
-    "AuditResult": "ifam.auditing",
-    "Backbone": "ifam.backbone",
+    "AuditResult": "ifam.auditing.run",
+    "Backbone": "ifam.backbones.backbone",
     "Batch": "ifam.types",
-    "DropParts": "ifam.interventions",
-    "DropUnsure": "ifam.interventions",
-    "IFAM": "ifam.model",
+    "DropParts": "ifam.models.interventions",
+    "DropUnsure": "ifam.models.interventions",
+    "IFAM": "ifam.models.ifam",
     "IfamError": "ifam.errors",
-    "KeepParts": "ifam.interventions",
+    "KeepParts": "ifam.models.interventions",
     "LossConfig": "ifam.config",
     "ModelConfig": "ifam.config",
     "Output": "ifam.types",
-    "PlainViT": "ifam.baselines",
+    "PlainViT": "ifam.models.baselines",
     "Selection": "ifam.types",
     "TrainConfig": "ifam.config",
-    "UseMask": "ifam.interventions",
-    "audit": "ifam.auditing",
-    "evaluate": "ifam.evaluation.groups",
-    "fit": "ifam.training",
+    "UseMask": "ifam.models.interventions",
+    "audit": "ifam.auditing.run",
+    "evaluate": "ifam.evaluation.accuracy",
+    "fit": "ifam.training.fit",
     "load_benchmark": "ifam.data",
-    "load_official": "ifam.hub",
-    "predict": "ifam.prediction",
+    "load_official": "ifam.checkpoints.hub",
+    "predict": "ifam.inference",
 }
 
 __all__ = [
@@ -88,7 +88,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "losses":
-        return import_module("ifam.losses")
+        return import_module("ifam.training.losses")
     if name in _HOME:
         return getattr(import_module(_HOME[name]), name)
     raise AttributeError(f"module 'ifam' has no attribute {name!r}")

@@ -33,11 +33,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from ifam._typing import Bool, Float, Int, Tensor
+from ifam.backbones.vit import TINY_ARCH
 from ifam.data.textures import Scenes, draw_scenes, hsv_to_rgb, patch_coverage
 from ifam.errors import IfamError
 from ifam.io import replacing, write_json
 from ifam.progress import ProgressBar
-from ifam.vit import TINY_ARCH
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _HUES = 12

@@ -1,10 +1,13 @@
-"""Which model a result is about: results name the digest of the weights that they judged."""
+"""Where a result comes from: version, source and time, and the digest of the weights that it is about."""
 
 import logging
+import subprocess
+import time
 from pathlib import Path
 
 from ifam.errors import IfamError
-from ifam.files import WEIGHTS, read_json, read_safetensors, weights_digest
+from ifam.model_files import WEIGHTS, read_json, read_safetensors, weights_digest
+from ifam.version import __version__
 
 _log = logging.getLogger("ifam")
 
@@ -41,3 +44,24 @@ def warn_if_other_weights(result: Path, weights: str) -> None:
     known = judged_weights(result)
     if known not in (None, weights):
         _log.warning("%s is about other weights than those that are beside it now; do not read it as theirs.", result)
+
+
+def provenance() -> dict[str, str | None]:
+    """Version, revision of the source where it is a checkout, and time."""
+    return {
+        "ifam_version": __version__,
+        "git_revision": _revision(Path(__file__).parent),
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def _revision(folder: Path) -> str | None:
+    """The revision of the checkout that a source folder is in."""
+    if "site-packages" in folder.parts:
+        # Installed, it may lie in an environment inside of somebody else's checkout.
+        return None
+    command = ["git", "-C", str(folder), "rev-parse", "--short", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,6 +1,6 @@
 """Saved models: a folder, or a repository of the Hugging Face hub, with `config.json` and `model.safetensors`.
 
-This knows the files alone; a model's class reads and writes its own, and `ifam.hub` finds the class.
+This knows the files alone; a model's class reads and writes its own, and `ifam.checkpoints.hub` finds the class.
 """
 
 import math
@@ -13,8 +13,8 @@ from typing import Any
 from ifam._typing import Tensor
 from ifam.config import ModelConfig
 from ifam.errors import IfamError
-from ifam.files import CONFIG, WEIGHTS, download, read_json, read_safetensors, write_model
 from ifam.io import local_path
+from ifam.model_files import CONFIG, WEIGHTS, download, read_json, read_safetensors, write_model
 from ifam.version import __version__
 
 # Single files that hold weights; none of them is the id of a model.
@@ -34,7 +34,7 @@ def write(
         folder: Where to; made if need be.
         tensors: The model's state dict.
         config: Its settings.
-        method: Its name in `ifam.baselines.METHODS`.
+        method: Its name in `ifam.models.baselines.METHODS`.
         extra: Anything for JSON that should travel with the model (`read_config` gives it back).
 
     Raises:

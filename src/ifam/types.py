@@ -78,7 +78,7 @@ class Mask:
 
     Attributes:
         visible: True where a patch is shown to the predictor. What the predictor is given lies on the grid of its own
-            patches, which need not be the selector's (`ifam.masking.regrid`).
+            patches, which need not be the selector's (`ifam.models.masking.regrid`).
         gate: The same as 0.0 and 1.0, with the gradient of the foreground's probability (straight-through).
     """
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ifam import hub
+from ifam.checkpoints import hub
 
 SAVED = Path(__file__).parent / "saved"
 LOGITS = json.loads((SAVED / "logits.json").read_text(encoding="utf-8"))

@@ -20,7 +20,7 @@ from ifam.data import (
 )
 from ifam.data.base import Augmentation, FitAndCrop
 from ifam.errors import IfamError
-from ifam.prediction import preprocess
+from ifam.inference import preprocess
 
 PLAIN = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 SHAPES = [(1, 1), (1, 300), (300, 1), (7, 1000), (999, 1000), (1000, 999), (81, 80), (79, 80), (640, 427), (427, 641)]

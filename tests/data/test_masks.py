@@ -9,7 +9,7 @@ from PIL import Image, ImageFilter, ImageOps
 
 from ifam.data import FolderConfig
 from ifam.data.masks import load_mask
-from ifam.data.tables import ImageFiles, Record, sound
+from ifam.data.records import ImageFiles, Record, sound
 from ifam.errors import IfamError
 
 # An object of an eighth of the image, with no symmetry.

@@ -11,16 +11,16 @@ from PIL import Image
 from torch import nn
 
 import miniatures
-from ifam.classifier import Classifier
-from ifam.cli import main
+from ifam.checkpoints.hub import load
+from ifam.cli.main import main
 from ifam.config import ModelConfig
 from ifam.data import Benchmark, Prepared, load_benchmark
-from ifam.data.imagenet9 import cut_outs
-from ifam.data.tables import ImageFiles, Record
+from ifam.data.benchmarks.imagenet9 import cut_outs
+from ifam.data.records import ImageFiles, Record
 from ifam.errors import IfamError
 from ifam.evaluation.challenge import NONE, name_of, run_challenge
 from ifam.evaluation.pairings import Pairings
-from ifam.hub import load
+from ifam.models.base import Classifier
 
 SIZE, OBJECTS, SCENES, CLASSES = 8, 14, 9, 3
 LABELS = [i % CLASSES for i in range(OBJECTS)]

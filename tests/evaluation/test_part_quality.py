@@ -8,22 +8,22 @@ import pytest
 import torch
 
 import miniatures
-from ifam.baselines import PlainViT
-from ifam.cli import main
+from ifam.cli.main import main
 from ifam.config import ModelConfig
 from ifam.data import Benchmark, Prepared, load_benchmark
 from ifam.errors import IfamError
-from ifam.evaluation.groups import evaluate, evaluate_variants
-from ifam.evaluation.intervals import resamples
-from ifam.evaluation.part_quality import INSIDE, KEYPOINTS, REGIONS
-from ifam.evaluation.parts import (
+from ifam.evaluation.accuracy import evaluate, evaluate_variants
+from ifam.evaluation.bootstrap import resamples
+from ifam.evaluation.part_metrics import (
     Keypoints,
     foreground_iou,
     keypoint_agreement,
     keypoint_regression_error,
     mask_agreement,
 )
-from ifam.interventions import DropParts
+from ifam.evaluation.part_quality import INSIDE, KEYPOINTS, REGIONS
+from ifam.models.baselines import PlainViT
+from ifam.models.interventions import DropParts
 from ifam.report.results import write_report
 from processes import in_two_processes
 

@@ -6,13 +6,13 @@ import math
 import pytest
 import torch
 
-from ifam.baselines import PlainViT
+from ifam.checkpoints.hub import load, read_config
 from ifam.data import Benchmark, Prepared
 from ifam.errors import IfamError
-from ifam.evaluation.parts import part_thresholds
+from ifam.evaluation.part_metrics import part_thresholds
 from ifam.evaluation.thresholds import QUANTILES, Thresholds, compute_thresholds, store, stored
-from ifam.hub import load, read_config
-from ifam.interventions import DropUnsure
+from ifam.models.baselines import PlainViT
+from ifam.models.interventions import DropUnsure
 
 
 class Random:

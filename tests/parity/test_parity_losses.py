@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from ifam import losses
-from ifam.geometry import Affine, inverse_transform, sample_affine, transform
+from ifam.training import losses
+from ifam.training.affine import Affine, inverse_transform, sample_affine, transform
 from parity import reference
 from parity.reference import PARITY, images, read
 

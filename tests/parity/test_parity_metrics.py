@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from ifam.evaluation import parts
+from ifam.evaluation import part_metrics as parts
 from parity.reference import read
 
 

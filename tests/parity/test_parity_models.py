@@ -10,13 +10,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
-from ifam import hub, losses
+from ifam.checkpoints import hub
+from ifam.checkpoints.authors import from_official, to_official
 from ifam.config import LossConfig, ModelConfig
-from ifam.geometry import Affine, transform
-from ifam.interventions import DropParts, DropUnsure
-from ifam.model import IFAM
-from ifam.official import from_official, to_official
-from ifam.soft_mask import FadeParts, SoftMaskIFAM
+from ifam.models.ifam import IFAM
+from ifam.models.interventions import DropParts, DropUnsure
+from ifam.models.soft_mask import FadeParts, SoftMaskIFAM
+from ifam.training import losses
+from ifam.training.affine import Affine, transform
 from parity import reference
 from parity.reference import DATA, TOLERANCE
 

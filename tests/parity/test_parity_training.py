@@ -2,9 +2,9 @@
 
 import pytest
 
+from ifam.checkpoints.authors import from_official
 from ifam.config import TrainConfig
-from ifam.official import from_official
-from ifam.training import learning_rate_factor, normalised_weight_decay, parameter_groups
+from ifam.training.fit import learning_rate_factor, normalised_weight_decay, parameter_groups
 from parity import reference
 
 _, NUMBERS = reference.read("weight_decay_lr")

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from browser import PROGRAM, Browser
-from ifam.cli import main
+from ifam.cli.main import main
 from ifam.errors import IfamError
 from ifam.report.audit_tables import sections, share, size
 from ifam.report.results import write_audit, write_report

@@ -5,24 +5,24 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from ifam.data.base import Augmentation, Benchmark, Examples, Prepared, collate, denormalise, part_masks
-from ifam.data.cub import CubConfig, load_cub
-from ifam.data.digits import Digits, DigitsConfig
-from ifam.data.flowers102 import Flowers102Config, load_flowers102
-from ifam.data.folder import FolderConfig, load_folder
-from ifam.data.imagenet import ImagenetConfig, load_imagenet
-from ifam.data.imagenet9 import Imagenet9Config, load_imagenet9
-from ifam.data.imagenet_a import ImagenetAConfig, load_imagenet_a
-from ifam.data.imagenet_r import ImagenetRConfig, load_imagenet_r
-from ifam.data.imagenet_v2 import ImagenetV2Config, load_imagenet_v2
-from ifam.data.metashift import MetashiftConfig, load_metashift
-from ifam.data.nabirds import NabirdsConfig, load_nabirds
-from ifam.data.part_imagenet import PartImagenetConfig, load_part_imagenet
-from ifam.data.siim_acr import SiimAcrConfig, load_siim_acr
-from ifam.data.siim_acr_prepare import prepare as prepare_siim_acr
-from ifam.data.synthetic import Pondbirds, PondbirdsConfig
-from ifam.data.turtles import TurtlesConfig, load_turtles
-from ifam.data.waterbirds import WaterbirdsConfig, load_waterbirds
+from ifam.data.base import Augmentation, Benchmark, Examples, Prepared, collate, denormalise, evenly_spaced, part_masks
+from ifam.data.benchmarks.cub import CubConfig, load_cub
+from ifam.data.benchmarks.digits import Digits, DigitsConfig
+from ifam.data.benchmarks.flowers102 import Flowers102Config, load_flowers102
+from ifam.data.benchmarks.folder import FolderConfig, load_folder
+from ifam.data.benchmarks.imagenet import ImagenetConfig, load_imagenet
+from ifam.data.benchmarks.imagenet9 import Imagenet9Config, load_imagenet9
+from ifam.data.benchmarks.imagenet_a import ImagenetAConfig, load_imagenet_a
+from ifam.data.benchmarks.imagenet_r import ImagenetRConfig, load_imagenet_r
+from ifam.data.benchmarks.imagenet_v2 import ImagenetV2Config, load_imagenet_v2
+from ifam.data.benchmarks.metashift import MetashiftConfig, load_metashift
+from ifam.data.benchmarks.nabirds import NabirdsConfig, load_nabirds
+from ifam.data.benchmarks.part_imagenet import PartImagenetConfig, load_part_imagenet
+from ifam.data.benchmarks.pondbirds import Pondbirds, PondbirdsConfig
+from ifam.data.benchmarks.siim_acr import SiimAcrConfig, load_siim_acr
+from ifam.data.benchmarks.siim_acr_prepare import prepare as prepare_siim_acr
+from ifam.data.benchmarks.turtles import TurtlesConfig, load_turtles
+from ifam.data.benchmarks.waterbirds import WaterbirdsConfig, load_waterbirds
 from ifam.errors import IfamError
 from ifam.io import local_path
 
@@ -39,6 +39,7 @@ __all__ = [
     "Prepared",
     "collate",
     "denormalise",
+    "evenly_spaced",
     "load_benchmark",
     "load_digits",
     "load_folder",

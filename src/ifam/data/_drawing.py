@@ -1,4 +1,4 @@
-"""Drawing for `ifam.data.synthetic`: many small pictures at once, every shape by its signed distance.
+"""Drawing for `ifam.data.benchmarks.pondbirds`: many small pictures at once, every shape by its signed distance.
 
 Lengths are in *units* of one eightieth of the picture's side, so that a drawing looks the same at any
 resolution. Functions take one row of random numbers per picture (see `Draws`) and return whole batches.

@@ -328,3 +328,9 @@ def denormalise(
     """Normalised images as colours in 0..1."""
     mean, std = (images.new_tensor(list(values))[:, None, None] for values in normalisation)
     return (images * std + mean).clamp(0, 1)
+
+
+def evenly_spaced(count: int, limit: int) -> list[int]:
+    """At most `limit` of `count` indices, evenly spread."""
+    number = min(count, limit)
+    return [i * count // number for i in range(number)]

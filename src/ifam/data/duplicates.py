@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ifam.data.fingerprints import sample
-from ifam.data.tables import Record
+from ifam.data.records import Record
 from ifam.errors import IfamError
 from ifam.pulse import reported
 

@@ -10,7 +10,7 @@ import torch
 
 from ifam._typing import Tensor
 from ifam.data.base import Benchmark
-from ifam.data.tables import Record
+from ifam.data.records import Record
 from ifam.pulse import reported
 
 # Of larger files, the beginning, the middle and the end are read; so an edit is noticed without reading all of a

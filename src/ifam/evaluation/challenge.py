@@ -19,13 +19,13 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from ifam._typing import Bool, Tensor, UInt8
-from ifam.classifier import Classifier
 from ifam.data import Benchmark, Prepared
-from ifam.data.tables import ImageFiles
+from ifam.data.records import ImageFiles
 from ifam.errors import IfamError
-from ifam.evaluation.intervals import LEVEL, Interval
+from ifam.evaluation.bootstrap import LEVEL, Interval
 from ifam.evaluation.pairings import Fooled, Pair, Pairings
-from ifam.files import weights_digest
+from ifam.model_files import weights_digest
+from ifam.models.base import Classifier
 from ifam.progress import ProgressBar
 from ifam.types import Batch, Output
 

@@ -1,4 +1,4 @@
-"""Part quality of a whole split: the metrics of `ifam.evaluation.parts`, from a row for each image.
+"""Part quality of a whole split: the metrics of `ifam.evaluation.part_metrics`, from a row for each image.
 
 Annotations are those of `ifam.data.Examples`, on images resized so that the shorter side fits, cropped to the centre
 and normalised, as the model sees them. What is judged is the selector's own choice, before any intervention.
@@ -12,8 +12,8 @@ import torch
 
 from ifam._typing import Bool, Float, Int, Tensor
 from ifam.data import Benchmark
-from ifam.evaluation.intervals import Interval, interval, mean
-from ifam.evaluation.parts import (
+from ifam.evaluation.bootstrap import Interval, interval, mean
+from ifam.evaluation.part_metrics import (
     Keypoints,
     Positions,
     agreements,

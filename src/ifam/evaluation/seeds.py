@@ -1,7 +1,7 @@
 """Figures over seeds: their mean with a t-interval, and differences between methods, seed by seed.
 
 The interval covers the chance of data, initial weights and order of images, as far as the seeds change them; that of
-the test images alone is what `ifam.evaluation.intervals` is for.
+the test images alone is what `ifam.evaluation.bootstrap` is for.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from ifam.evaluation.intervals import LEVEL
+from ifam.evaluation.bootstrap import LEVEL
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 
 from ifam._typing import Tensor
-from ifam.classifier import Classifier, PartClassifier
 from ifam.data import Benchmark, Prepared, collate
+from ifam.data.base import evenly_spaced
 from ifam.errors import IfamError
-from ifam.evaluation.cases import spread
-from ifam.files import CONFIG, read_json, weights_digest
 from ifam.io import local_path, write_json
+from ifam.model_files import CONFIG, read_json, weights_digest
+from ifam.models.base import Classifier, PartClassifier
 from ifam.progress import ProgressBar
 
 QUANTILES = tuple(round(0.01 * i, 2) for i in range(1, 100))
@@ -94,7 +94,7 @@ def compute_thresholds(
     examples = Prepared(benchmark.split(split), model.image_size, model.normalisation)
     if limit is not None and limit < 1:
         raise IfamError(f"limit is {limit}, but at least 1 image is needed.")
-    chosen = range(len(examples)) if limit is None else spread(len(examples), limit)
+    chosen = range(len(examples)) if limit is None else evenly_spaced(len(examples), limit)
     won: list[list[np.ndarray]] = [[] for _ in range(model.config.num_parts)]
     device = next(model.parameters()).device
     was_training = model.training

@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as tvf
 
-from ifam.data.tables import ImageFiles
-from ifam.evaluation.cases import spread
+from ifam.data.base import evenly_spaced
+from ifam.data.records import ImageFiles
 from ifam.evaluation.challenge import Challenge, as_bytes, name_of
 from ifam.io import replacing
 from ifam.report.overlays import contact_sheet, enlarge
@@ -34,7 +34,7 @@ def write_fooled(found: Challenge, objects: ImageFiles, backgrounds: ImageFiles,
         return None
     things, scenes = ({name_of(p): i for i, p in enumerate(files.paths)} for files in (objects, backgrounds))
     rows, captions = [], []
-    for index in spread(len(found.fooled), _MOST):
+    for index in evenly_spaced(len(found.fooled), _MOST):
         one = found.fooled[index]
         example, scene = objects[things[one["object"]]], backgrounds[scenes[one["background"]]]
         image, background = as_bytes(example["image"]), as_bytes(scene["image"])

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 
 from ifam.console import PlainConsole
 from ifam.report.audit_tables import Row, Section, Table, print_table
-from ifam.report.page import draw
+from ifam.report.html import draw
 
 # Figure -> its head, what its values are multiplied by, and their digits; the unit stands in the head, once.
 _FIGURES = {

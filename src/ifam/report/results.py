@@ -11,14 +11,14 @@ from PIL import Image
 
 from ifam._typing import Tensor
 from ifam.errors import IfamError
-from ifam.files import read_json
 from ifam.io import check_replaceable, ensure_writable, local_path, replacing, run_digest, write_json, write_text
+from ifam.model_files import read_json
 from ifam.provenance import is_stale
 from ifam.report.audit_tables import Row, Section, Table, sections, share, worst_group
 from ifam.report.comparisons import comparison_section, title
 from ifam.report.evaluation_tables import further_tables, one_by_one
+from ifam.report.html import MODELS, curve_charts, environment
 from ifam.report.overlays import part_colours, part_overlay, predictor_view
-from ifam.report.page import MODELS, curve_charts, environment
 
 PICTURES = "audit_pictures"
 _SIDE = 224

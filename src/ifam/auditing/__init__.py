@@ -1,0 +1,1 @@
+"""What a model claims, checked: certificates, swapped backgrounds, leakage through the mask."""

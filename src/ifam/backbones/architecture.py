@@ -1,0 +1,274 @@
+"""What the names and shapes of a vision transformer's tensors tell about it, and what timm calls it."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import isqrt, nextafter
+from typing import Any
+
+import torch
+from torch import nn
+
+from ifam._typing import Tensor
+from ifam.backbones.vit import create
+from ifam.errors import IfamError
+
+Shapes = Mapping[str, Sequence[int]]
+
+# DINOv2's models in timm, by width.
+_SIZES = {384: "small", 768: "base", 1024: "large", 1536: "giant"}
+
+
+@dataclass(frozen=True)
+class Vit:
+    """What the tensors of a vision transformer say about it; `grid` is the side of its grid in patches."""
+
+    embed_dim: int
+    depth: int
+    patch_size: int
+    reg_tokens: int
+    mlp_ratio: float
+    swiglu: bool
+    no_embed_class: bool
+    layer_scale: bool
+    qkv_bias: bool
+    grid: int
+
+    @property
+    def image_size(self) -> int:
+        """Side of the input in pixels."""
+        return self.grid * self.patch_size
+
+
+def infer_vit(stages: Sequence[Shapes], image_size: int | None = None) -> Vit:
+    """The architecture behind the tensors of one or more backbones that should be alike.
+
+    Each figure is put to the vote of all tensors that tell it: a damaged one is found out, not believed.
+
+    Args:
+        stages: Shapes by timm's names, for each backbone.
+        image_size: Side of the input in pixels; decides where the position table fits two grids.
+
+    Raises:
+        IfamError: A tensor that is needed is missing, or the grid cannot be told.
+    """
+    every = [pair for stage in stages for pair in stage.items()]
+    blocks = [int(found[1]) for name, _ in every if (found := re.match(r"blocks\.(\d+)\.", name))]
+
+    def sizes(ending: str, axis: int) -> list[int]:
+        return [shape[axis] for name, shape in every if name.endswith(ending) and len(shape) > axis]
+
+    width = vote(sizes("norm1.weight", 0), "stage_1.blocks.0.norm1.weight")
+    hidden = vote(sizes("mlp.fc1.weight", 0), "stage_1.blocks.0.mlp.fc1.weight")
+    patch = vote(sizes("patch_embed.proj.weight", 2), "stage_1.patch_embed.proj.weight")
+    registers = vote(sizes("reg_token", 1), "stage_1.reg_token", default=0)
+    side, no_embed_class = _infer_grid(sizes("pos_embed", 1), registers, patch, image_size)
+    return Vit(
+        embed_dim=width,
+        depth=1 + max(blocks),
+        patch_size=patch,
+        reg_tokens=registers,
+        mlp_ratio=mlp_ratio(hidden, width),
+        swiglu=hidden == 2 * vote(sizes("mlp.fc2.weight", 1), "stage_1.blocks.0.mlp.fc2.weight"),
+        no_embed_class=no_embed_class,
+        layer_scale=any(name.endswith("ls1.gamma") for name, _ in every),
+        qkv_bias=any(name.endswith(("attn.qkv.bias", "attention.attention.query.bias")) for name, _ in every),
+        grid=side,
+    )
+
+
+def mlp_ratio(hidden: int, width: int) -> float:
+    """The ratio of which timm makes a hidden layer of this width."""
+    ratio = hidden / width
+    # timm takes int(width * ratio), which a rounded ratio would miss by one.
+    return ratio if int(width * ratio) == hidden else nextafter(ratio, hidden)
+
+
+def _infer_grid(rows: Sequence[int], registers: int, patch: int, image_size: int | None) -> tuple[int, bool]:
+    """Side of the square grid, and True where the position table is for patches only."""
+    vote(rows, "stage_1.pos_embed")
+    found = set()
+    for count in rows:
+        for patches, no_embed_class in ((count, True), (count - 1 - registers, False)):
+            if patches > 0 and isqrt(patches) ** 2 == patches:
+                found.add((isqrt(patches), no_embed_class))
+    if len(found) > 1:
+        found = {(side, flag) for side, flag in found if side * patch == image_size} or found
+    if not found:
+        raise IfamError(
+            f"The position table has {rows[0]} rows, but a square number of patches is expected, with or "
+            f"without {1 + registers} for the prefix tokens; only square images are supported."
+        )
+    if len(found) > 1:
+        sides = " or ".join(str(side * patch) for side, _ in sorted(found))
+        raise IfamError(f"The position table fits images of {sides} pixels; say which with image_size=.")
+    return found.pop()
+
+
+def vote(values: Iterable[int], name: str, default: int | None = None) -> int:
+    """What most tensors say; the first of them where they are at odds.
+
+    Args:
+        values: One figure as each tensor has it.
+        name: A tensor that should have told, for the error.
+        default: The figure where no tensor tells.
+
+    Raises:
+        IfamError: No tensor tells, and there is no default.
+    """
+    counts = Counter(values).most_common(1)
+    if counts:
+        return counts[0][0]
+    if default is None:
+        raise IfamError(
+            f"The checkpoint does not fit the model: {name} is missing, and the model's shape cannot be "
+            f"inferred without it; the file is damaged or of another model."
+        )
+    return default
+
+
+# What an architecture fixes; the other figures may be overridden and are taken from the tensors.
+_SIZED = ("embed_dim", "depth", "patch_size", "reg_tokens", "mlp_ratio")
+_FIXED = (*_SIZED, "swiglu", "layer_scale")
+
+
+def name_architecture(vit: Vit, settings: Mapping[str, Any], num_heads: int | None) -> tuple[str, dict[str, Any]]:
+    """A name for `timm.create_model`, and the arguments that make it the transformer of the tensors.
+
+    Args:
+        vit: What the tensors tell.
+        settings: What `config.json` says: `model_arch`, `num_heads`.
+        num_heads: Attention heads, if the user gave them.
+
+    Raises:
+        IfamError: The settings contradict the tensors, or the heads are unknown.
+    """
+    said = settings.get("model_arch")
+    size, registers = _SIZES.get(vit.embed_dim), f"reg{vit.reg_tokens}_" if vit.reg_tokens else ""
+    name = said or f"vit_{size}_patch14_{registers}dinov2.lvd142m"
+    known = _describe(name)
+    if known is not None:
+        wrong = [
+            f"{field} is {getattr(known.vit, field)} there and {getattr(vit, field)} in the tensors"
+            for field in _FIXED
+            if getattr(known.vit, field) != getattr(vit, field)
+        ]
+        if not wrong:
+            heads = num_heads or (None if said else _stated_heads(settings)) or known.heads
+            kwargs = {} if heads == known.heads else {"num_heads": heads}
+            return name, _check_heads(vit, heads, kwargs | _overrides(vit, known.vit))
+        if said:
+            raise IfamError(
+                f"config.json contradicts the tensors: it names the architecture {said!r}, of which "
+                f"{'; '.join(wrong)}. Use the config.json that was saved with them."
+            )
+    heads = num_heads or _stated_heads(settings)
+    if heads is None and (said or vit.embed_dim % 64):
+        reason = f"timm knows no {said!r}" if said else f"a width of {vit.embed_dim} is no multiple of 64"
+        raise IfamError(f"The number of attention heads cannot be inferred: {reason}; give it with num_heads=.")
+    heads = heads or vit.embed_dim // 64
+    sizes = {field: getattr(vit, field) for field in _SIZED}
+    # No argument turns the gated MLP on, or layer scale off (timm takes None for "not given"): names do.
+    name = "vit_base_patch14_dinov2" if vit.layer_scale else "vit_base_patch16_224"
+    name = "vit_giant_patch14_dinov2" if vit.swiglu else name
+    return name, _check_heads(vit, heads, {**sizes, "num_heads": heads, **_overrides(vit, None)})
+
+
+@dataclass(frozen=True)
+class _Known:
+    """A model that timm has under a name."""
+
+    vit: Vit
+    heads: int
+
+
+def _describe(name: str) -> _Known | None:
+    """What timm's model of a name looks like; None where timm has no such transformer."""
+    try:
+        with torch.device("meta"):
+            vit = create(name, None, False, {})
+    except (IfamError, RuntimeError):
+        return None
+    return _Known(describe(vit), count_heads(vit))
+
+
+def describe(vit: nn.Module) -> Vit:
+    """What the tensors of a transformer of timm tell about it."""
+    return infer_vit([{name: tuple(t.shape) for name, t in vit.state_dict().items()}])
+
+
+def count_heads(vit: nn.Module) -> int:
+    """Attention heads of a transformer of timm, which no tensor tells."""
+    counts: list[Any] = [module.num_heads for module in vit.modules() if hasattr(module, "num_heads")]
+    return int(counts[0])
+
+
+def _stated_heads(settings: Mapping[str, Any]) -> Any:
+    """The heads that `config.json` states, under timm's name or under Hugging Face's."""
+    return settings.get("num_heads") or settings.get("num_attention_heads")
+
+
+def _overrides(vit: Vit, known: Vit | None) -> dict[str, Any]:
+    """Arguments for what an architecture does not fix, where it is not as wanted already."""
+    return {
+        field: getattr(vit, field)
+        for field in ("no_embed_class", "qkv_bias")
+        if known is None or getattr(known, field) != getattr(vit, field)
+    }
+
+
+def _check_heads(vit: Vit, heads: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments, unless the heads do not divide the width."""
+    if not isinstance(heads, int) or heads < 1 or vit.embed_dim % heads:
+        raise IfamError(
+            f"num_heads is {heads!r}, but a divisor of the width {vit.embed_dim} is expected; "
+            f"DINOv2's own is width / 64."
+        )
+    return kwargs
+
+
+def check_tensors(
+    expected: Shapes, found: Mapping[str, Tensor], wanted: str = "a checkpoint with every tensor of both stages"
+) -> None:
+    """Raise an `IfamError` unless the tensors have exactly the expected names and shapes, and are numbers.
+
+    Args:
+        expected: Shapes by name.
+        found: The tensors.
+        wanted: What they should have been, for the error.
+    """
+    missing = [name for name in expected if name not in found]
+    surplus = [name for name in found if name not in expected]
+    wrong = [
+        f"{name} (expected {list(shape)}, found {list(found[name].shape)})"
+        for name, shape in expected.items()
+        if name in found and tuple(found[name].shape) != tuple(shape)
+    ]
+    kinds = [f"{name} ({tensor.dtype})" for name, tensor in found.items() if not _is_weight(name, tensor)]
+    problems = [
+        _count(missing, "missing"),
+        _count(surplus, "surplus"),
+        _count(wrong, "of the wrong shape"),
+        _count(kinds, "of a type that holds no weights"),
+    ]
+    if any(problems):
+        raise IfamError(
+            f"The checkpoint does not fit the model: {'; '.join(filter(None, problems))}; {wanted} is expected, but "
+            f"this one is damaged or of another model."
+        )
+
+
+def _is_weight(name: str, tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or name.endswith("prefix_attn_mask")
+
+
+def some(items: Sequence[str], limit: int = 3) -> str:
+    """The first few of a list, and how many more there are."""
+    more = f" and {len(items) - limit} more" if len(items) > limit else ""
+    return ", ".join(items[:limit]) + more
+
+
+def _count(items: Sequence[str], what: str) -> str:
+    """How many of something, and which."""
+    return f"{len(items)} {'key is' if len(items) == 1 else 'keys are'} {what}: {some(items)}" if items else ""

@@ -1,0 +1,172 @@
+"""Attention over visible tokens, and the gradient that flows through a hard mask.
+
+With a gate `m_j` in {0, 1} on each key, attention is `A_ij = m_j e^{s_ij} / sum_k m_k e^{s_ik}`. Its derivative
+with respect to the gate, with `lse` taken over the visible keys, is
+
+    dL/dm_j = sum over heads h and queries i of  exp(s_ij - lse_i) * (dO_i . v_j - dO_i . O_i)
+
+and it is finite for a hidden key (`m_j = 0`) too: it prices what showing that patch would have done.
+
+- A visible key: d log(m) = dm at m = 1, so its gate acts like a bias on the key, which is 0. The bias rides as one more
+  dimension of the head, a constant in the query and the bias in the key: fused kernels then give its gradient, and
+  no attention mask is built (`biased_attention`).
+- A hidden key: computed in the backward pass, from keys and values that the forward pass never mixes in (`Priced`).
+
+timm's blocks call `scaled_dot_product_attention`; `Attend` stands in for that one function while a block runs, so
+no block is rewritten and no class is swapped. How the visible tokens lie in memory is the business of the layouts in
+`token_layout.py`.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from ifam._typing import Bool, Float, Tensor
+
+# Fused kernels of GPUs take heads whose size is a multiple of this.
+_GPU_HEAD = 8
+# So many queries at a time when hidden keys are priced: the weights of all would be a matrix of tokens by tokens.
+_PRICED_AT_ONCE = 256
+
+
+class Attend(TorchFunctionMode):
+    """While active, `scaled_dot_product_attention(query, key, value)` is the function given.
+
+    Args:
+        attend: From queries [B, h, N, d], keys and values [B, h, M, d] to [B, h, N, d].
+    """
+
+    def __init__(self, attend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.attend = attend
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        # A call that states its scale is one of `attention` below: compiled code may make it while this is active.
+        if func is F.scaled_dot_product_attention and "scale" not in (kwargs or {}):
+            query, key, value = args
+            return self.attend(query, key, value)
+        return func(*args, **(kwargs or {}))
+
+
+def attention(
+    query: Float[Tensor, "B h N d"],
+    key: Float[Tensor, "B h M d"],
+    value: Float[Tensor, "B h M e"],
+    real: Bool[Tensor, "B M"] | None = None,
+    bias: Float[Tensor, "B M"] | None = None,
+) -> Float[Tensor, "B h N e"]:
+    """Attention to the real keys, each with a bias on its logits.
+
+    Args:
+        query: Queries.
+        key: Keys.
+        value: Values.
+        real: False for keys that nothing may attend to; all are real where it is None.
+        bias: Added to the attention logits of each key; may need a gradient.
+    """
+    size, width = key.shape[-1], value.shape[-1]
+    if bias is None:
+        mask = None if real is None else real[:, None, None]
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=size**-0.5)
+    if real is not None:
+        bias = bias.masked_fill(~real, -never(key.dtype))
+    query, key, value = with_bias(query, key, value, bias)
+    return F.scaled_dot_product_attention(query, key, value, scale=size**-0.5)[..., :width]
+
+
+def with_bias(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The bias of each key [B, M] as one more dimension of heads [B, h, M, d], to be scaled by d ** -0.5."""
+    size = key.shape[-1]
+    # The value needs the same size as the key, or the fused kernel does not take it.
+    extra = 1 if key.device.type == "cpu" else _GPU_HEAD - size % _GPU_HEAD
+    scaled = (bias.to(key.dtype) * size**0.5)[:, None, :, None].expand(*key.shape[:3], 1)
+    ones = query.new_ones(1).expand(*query.shape[:3], 1)
+    return (
+        F.pad(torch.cat([query, ones], dim=-1), (0, extra - 1)),
+        F.pad(torch.cat([key, scaled], dim=-1), (0, extra - 1)),
+        F.pad(value, (0, extra)),
+    )
+
+
+def never(dtype: torch.dtype) -> float:
+    """So large a number that a logit lowered by it has weight 0, yet its products with 0 are 0 and not NaN."""
+    return 1e3 if dtype == torch.float16 else 1e30
+
+
+class Priced(torch.autograd.Function):
+    """The output of attention as it is, whose backward pass also prices the gates of hidden keys.
+
+    The price is asked for in the backward pass, when the keys and values of the hidden patches, which run after the
+    visible ones in each block, are known.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, out: Tensor, query: Tensor, key: Tensor, hidden_gate: Tensor, price: Callable[..., Tensor]
+    ) -> Tensor:
+        """Pass the output on.
+
+        Args:
+            ctx: PyTorch's.
+            out: Output of attention [B, h, N, d].
+            query: Queries that it came from.
+            key: Visible keys that it came from.
+            hidden_gate: Gates of the hidden keys, all 0; receive gradient.
+            price: From query, key, out and the gradient of out to the gradient of the hidden gates.
+        """
+        ctx.save_for_backward(query, key, out)
+        ctx.price = price
+        return out.view_as(out)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradient of the output as it is, and that of the hidden gates."""
+        query, key, out = ctx.saved_tensors
+        return grads[0], None, None, ctx.price(query, key, out, grads[0]), None
+
+
+def price_hidden(
+    query: Float[Tensor, "B h N d"],
+    key: Float[Tensor, "B h M d"],
+    out: Float[Tensor, "B h N e"],
+    grad: Float[Tensor, "B h N e"],
+    hidden_key: Float[Tensor, "B h L d"],
+    hidden_value: Float[Tensor, "B h L e"],
+    real: Bool[Tensor, "B M"] | None = None,
+) -> Float[Tensor, "B L"]:
+    """The derivative with respect to the gates of hidden keys (the formula at the head of this file).
+
+    Args:
+        query: Queries.
+        key: Visible keys, which `lse` is over.
+        out: Output of attention to the visible keys.
+        grad: Gradient of that output.
+        hidden_key: Keys of the hidden patches.
+        hidden_value: Values of the hidden patches.
+        real: False for keys that only pad the row.
+    """
+    dtype = query.dtype if query.dtype == torch.float64 else torch.float32
+    q, k, o, g, hk, hv = (t.to(dtype) for t in (query, key, out, grad, hidden_key, hidden_value))
+    q = q * q.shape[-1] ** -0.5
+    price = hk.new_zeros(hk.shape[0], hk.shape[2])
+    for rows in zip(*(t.split(_PRICED_AT_ONCE, dim=2) for t in (q, o, g)), strict=True):
+        qi, oi, gi = rows
+        scores = qi @ k.mT
+        if real is not None:
+            scores = scores.masked_fill(~real[:, None, None], -torch.inf)
+        lse = scores.logsumexp(dim=-1, keepdim=True)
+        # A query that sees no key at all has no weights, and no gradient either.
+        lse = lse.masked_fill(lse == -torch.inf, torch.inf)
+        weights = (qi @ hk.mT - lse).exp()
+        price += (weights * (gi @ hv.mT - (gi * oi).sum(dim=-1, keepdim=True))).sum(dim=(1, 2))
+    # A hidden patch whose pixels are not finite has no price; zero leaves the selector alone.
+    return torch.nan_to_num(price, nan=0.0, posinf=0.0, neginf=0.0)

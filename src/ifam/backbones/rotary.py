@@ -1,0 +1,91 @@
+"""Where the patches are: added to their tokens, or, in rotary models, turned into their queries and keys.
+
+A rotary model (DINOv3, EVA-02) turns queries and keys by an angle that their patch's place gives, inside of attention.
+timm's attention takes the prefix tokens for the first of a row and every other token for a patch of the whole grid;
+neither holds where patches are missing, or where all images share a row. So blocks are given no angles of timm's, and
+queries and keys are turned on their way from the block to attention, each token by the angle of its own place.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from timm.layers.pos_embed_sincos import apply_rot_embed_cat
+
+from ifam._typing import Float, Tensor
+from ifam.backbones.token_layout import Layout
+from ifam.backbones.vit import Vit
+
+# From queries, keys and values to what attention makes of them.
+Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+class Positions:
+    """Prefix tokens, positions and angles of one pass; in training, some models draw their angles anew for each.
+
+    Args:
+        vit: The transformer.
+
+    Attributes:
+        table: Prefix tokens, then the position of each patch, [1, N, D].
+        angles: Sines, then cosines, of prefix tokens and patches, [1, N, h, 2 d]: nothing where the model is not
+            rotary, one for all blocks and heads (h = 1), or, where frequencies are learned, one for each.
+    """
+
+    def __init__(self, vit: Vit) -> None:
+        rows, columns = vit.patch_embed.grid_size
+        self.prefix, self.depth = int(vit.num_prefix_tokens), len(vit.blocks)
+        # timm's own assembly, on blank patches: every arrangement of its tables is right.
+        placed: Any = vit._pos_embed(vit.patch_embed.proj.weight.new_zeros(1, rows * columns, vit.embed_dim))
+        self.table, rotary = placed if isinstance(placed, tuple) else (placed, None)
+        own = [] if rotary is None else rotary if rotary.ndim == 4 else [rotary[None]]
+        self.angles = [self._with_prefix(angles.transpose(0, 1)[None]) for angles in own]
+
+    def _with_prefix(self, angles: Float[Tensor, "1 P h d2"]) -> Float[Tensor, "1 N h d2"]:
+        """The angles of the patches after those of the prefix tokens, which are not turned: sine 0, cosine 1."""
+        sine, cosine = torch.zeros_like(angles[:, :1]).chunk(2, dim=3)
+        still = torch.cat([sine, cosine + 1], dim=3).expand(-1, self.prefix, -1, -1)
+        return torch.cat([still, angles], dim=1)
+
+    def place(self, patches: Float[Tensor, "B N D"], layout: Layout) -> Float[Tensor, "B M D"]:
+        """The embedded patches of a layout at their positions, after its prefix tokens."""
+        placed = patches + layout.gather(self.table[:, self.prefix :])
+        tokens: Tensor = layout.assemble(self.table[:, : layout.prefix], placed)
+        return tokens
+
+    def of_blocks(self, layout: Layout | None = None) -> list[Tensor | None]:
+        """The angles for each block.
+
+        Args:
+            layout: How the tokens lie in memory; whole images where it is None.
+
+        Returns:
+            Angles [B, h, M, 2 d] of all tokens of the layout, or None where there are none to turn.
+        """
+        laid: list[Tensor | None] = [self._lay(angles, layout).transpose(1, 2) for angles in self.angles]
+        return laid if len(laid) == self.depth else (laid or [None]) * self.depth
+
+    def _lay(self, angles: Float[Tensor, "1 N h d2"], layout: Layout | None) -> Float[Tensor, "B M h d2"]:
+        """Angles for the tokens of a layout."""
+        if layout is None:
+            return angles
+        rows = angles.flatten(2)
+        laid = layout.assemble(rows[:, : layout.prefix], layout.gather(rows[:, self.prefix :]))
+        of_heads: Tensor = laid.unflatten(2, angles.shape[2:])
+        return of_heads
+
+
+def turned(attend: Attention, angles: Float[Tensor, "B h N d2"], *, half: bool) -> Attention:
+    """Attention of queries and keys that are turned first.
+
+    Args:
+        attend: The attention.
+        angles: Sines, then cosines, of each token.
+        half: Whether the two coordinates of a turned plane lie half a head apart, and not side by side.
+    """
+
+    def attend_turned(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        query, key = (apply_rot_embed_cat(tokens, angles, half=half).type_as(value) for tokens in (query, key))
+        return attend(query, key, value)
+
+    return attend_turned

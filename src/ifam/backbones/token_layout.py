@@ -1,0 +1,254 @@
+"""How the visible tokens of a batch lie in memory: `Padded`, a row for each image, or `Packed`, all in one row.
+
+Both give the same numbers. `Padded` fills the rows up to the longest with blank tokens that nothing attends to, which
+suits kernels and compilers that like rectangles; over every slot, visible or not, it is what is called *dense*.
+`Packed` computes nothing that is not visible. In the shapes, B1 is the number of rows: B images, or 1.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+from torch.nn.attention.varlen import varlen_attn
+
+from ifam._typing import Bool, Float, Int, Tensor
+from ifam.backbones.gated_attention import Priced, attention, price_hidden, with_bias
+
+
+class Padded:
+    """A row for each image, padded to the longest.
+
+    Args:
+        visible: True for the patches to lay out.
+        prefix: Tokens before the patches of each image.
+        dense: Give every patch its slot, visible or not.
+        bucket: Round the slots up to a multiple of this, so that few lengths occur.
+    """
+
+    def __init__(self, visible: Bool[Tensor, "B P"], prefix: int, *, dense: bool = False, bucket: int = 1) -> None:
+        batch, patches = visible.shape
+        counts = visible.sum(dim=1)
+        shortest, longest = torch.stack([*counts.aminmax()]).tolist() if batch else (0, 0)
+        if dense:
+            self.index = torch.arange(patches, device=visible.device).expand(batch, -1)
+            self.present = visible
+        else:
+            slots = min(patches, -(-longest // bucket) * bucket)
+            # A stable sort of False before True keeps the patches in order.
+            self.index = torch.argsort(~visible, dim=1, stable=True)[:, :slots]
+            self.present = torch.arange(slots, device=visible.device) < counts[:, None]
+        self.prefix = prefix
+        self.counts = [prefix + self.index.shape[1]] * batch
+        self.mask = F.pad(self.present, (prefix, 0), value=True)
+        # Without padding there is nothing to mask; a mask of True would only slow the kernel down.
+        self.real = None if shortest == self.index.shape[1] else self.mask
+
+    def gather(self, values: Float[Tensor, "B2 P *D"]) -> Float[Tensor, "B N *D"]:
+        """The values of the patches in this layout, zeros in the padding; a batch of one stands for every image."""
+        batch = 0 if len(values) == 1 else torch.arange(len(self.index), device=values.device)[:, None]
+        chosen = values[batch, self.index]
+        if self.real is None:
+            return chosen
+        # Padding points at hidden patches, whose pixels may be anything: they are replaced, not weighted.
+        present = self.present.unflatten(1, (-1, *[1] * (values.ndim - 2))) if values.ndim > 2 else self.present
+        return torch.where(present, chosen, torch.zeros_like(chosen))
+
+    def assemble(self, prefix: Float[Tensor, "1 F D"], patches: Float[Tensor, "B N D"]) -> Float[Tensor, "B M D"]:
+        """The prefix tokens, the same for all images, before the patches of each image."""
+        return torch.cat([prefix.expand(len(patches), -1, -1), patches], dim=1)
+
+    def with_prefix(self, values: Float[Tensor, "B N"], fill: float) -> Float[Tensor, "B M"]:
+        """Values of the patches, with one value for all prefix tokens before them."""
+        return F.pad(values, (self.prefix, 0), value=fill)
+
+    def attend(
+        self,
+        query: Float[Tensor, "B h N d"],
+        key: Float[Tensor, "B h M d"],
+        value: Float[Tensor, "B h M e"],
+        bias: Float[Tensor, "B M"] | None = None,
+        asking: Sequence[int] | None = None,
+    ) -> Float[Tensor, "B h N e"]:
+        """Each image's queries attend to the image's tokens in this layout.
+
+        Args:
+            query: Queries of every token in this layout, of each image's first, or of tokens in another layout.
+            key: Keys of the tokens in this layout.
+            value: Values.
+            bias: Added to the attention logits of each key.
+            asking: Queries of each image, where they are of tokens in another layout.
+        """
+        return attention(query, key, value, self.real, bias)
+
+    def price(
+        self,
+        tensors: tuple[Tensor, Tensor, Tensor, Tensor],
+        hidden: tuple[Tensor, Tensor],
+        hidden_counts: Sequence[int],
+    ) -> Float[Tensor, "B L"]:
+        """`price_hidden` of query, key, out and grad for hidden keys and values, so many of each image."""
+        return price_hidden(*tensors, *hidden, self.real)
+
+    def first(self, tokens: Float[Tensor, "B M D"]) -> Float[Tensor, "B 1 D"]:
+        """The first token of each image."""
+        return tokens[:, :1]
+
+    def rows(self, tokens: Float[Tensor, "B M D"]) -> tuple[Float[Tensor, "B M D"], Bool[Tensor, "B M"]]:
+        """A row for each image, padded to the longest, and True where a token is real."""
+        return tokens, self.mask
+
+
+class Packed:
+    """The visible tokens of all images in one row, image after image.
+
+    Args:
+        visible: True for the patches to lay out.
+        prefix: Tokens before the patches of each image.
+    """
+
+    def __init__(self, visible: Bool[Tensor, "B P"], prefix: int) -> None:
+        self.prefix, self.device = prefix, visible.device
+        self.image, self.patch = visible.nonzero(as_tuple=True)
+        self.counts: list[int] = [prefix + count for count in visible.sum(dim=1).tolist()]
+        # Where each token comes from when all prefix tokens are stored before all patches.
+        taken = F.pad(visible, (prefix, 0), value=True).nonzero()
+        is_patch = taken[:, 1] >= prefix
+        patch_source = is_patch.cumsum(dim=0) - 1 + len(visible) * prefix
+        self.source = torch.where(is_patch, patch_source, taken[:, 0] * prefix + taken[:, 1])
+
+    def gather(self, values: Float[Tensor, "B2 P *D"]) -> Float[Tensor, "1 N *D"]:
+        """The values of the patches in this layout; a batch of one stands for every image."""
+        return values[0 if len(values) == 1 else self.image, self.patch][None]
+
+    def assemble(self, prefix: Float[Tensor, "1 F D"], patches: Float[Tensor, "1 N D"]) -> Float[Tensor, "1 M D"]:
+        """The prefix tokens, the same for all images, before the patches of each image."""
+        repeated = prefix.expand(len(self.counts), -1, -1).flatten(0, 1)
+        return torch.cat([repeated, patches[0]])[self.source][None]
+
+    def with_prefix(self, values: Float[Tensor, "1 N"], fill: float) -> Float[Tensor, "1 M"]:
+        """Values of the patches, with one value for all prefix tokens before them."""
+        before = values.new_full((1, len(self.counts) * self.prefix), fill)
+        return torch.cat([before, values], dim=1)[:, self.source]
+
+    def attend(
+        self,
+        query: Float[Tensor, "1 h N d"],
+        key: Float[Tensor, "1 h M d"],
+        value: Float[Tensor, "1 h M e"],
+        bias: Float[Tensor, "1 M"] | None = None,
+        asking: Sequence[int] | None = None,
+    ) -> Float[Tensor, "1 h N e"]:
+        """As `Padded.attend`: in one fused kernel on a GPU in half precision, image by image elsewhere."""
+        if not self.counts:
+            return value
+        asking = asking or self._asking(query)
+        half = key.dtype in (torch.float16, torch.bfloat16)
+        # The kernel takes values as wide as the keys, which those of differential attention are not.
+        if key.is_cuda and half and value.shape[-1] == key.shape[-1]:
+            return self._attend_at_once(query, key, value, bias, asking)
+        biases = [None] * len(asking) if bias is None else bias.split(self.counts, dim=1)
+        parts = zip(_split(query, asking), _split(key, self.counts), _split(value, self.counts), biases, strict=True)
+        return torch.cat([attention(q, k, v, bias=b) for q, k, v, b in parts], dim=2)
+
+    def _attend_at_once(
+        self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, asking: Sequence[int]
+    ) -> Tensor:
+        """Attention of sequences of different lengths that lie in one row."""
+        size, width = key.shape[-1], value.shape[-1]
+        if bias is not None:
+            query, key, value = with_bias(query, key, value, bias)
+        q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))
+        ends, key_ends = self._ends(asking), self._ends(self.counts)
+        out: Any = varlen_attn(q, k, v, ends, key_ends, max(asking), max(self.counts), scale=size**-0.5)
+        heads: Tensor = out.transpose(0, 1)[None, ..., :width]
+        return heads
+
+    def _asking(self, query: Tensor) -> Sequence[int]:
+        """Queries of each image: one for each token, or for its first token alone."""
+        return self.counts if query.shape[2] == sum(self.counts) else [1] * len(self.counts)
+
+    def _ends(self, counts: Sequence[int]) -> Int[Tensor, " B1"]:
+        """Where each image's tokens begin and end."""
+        return torch.tensor([*accumulate(counts, initial=0)], dtype=torch.int32, device=self.device)
+
+    def price(
+        self,
+        tensors: tuple[Tensor, Tensor, Tensor, Tensor],
+        hidden: tuple[Tensor, Tensor],
+        hidden_counts: Sequence[int],
+    ) -> Float[Tensor, "1 L"]:
+        """As `Padded.price`, image by image."""
+        query, key, out, grad = tensors
+        asking = self._asking(query)
+        parts = [_split(t, asking) for t in (query, out, grad)]
+        parts += [_split(key, self.counts), *(_split(t, hidden_counts) for t in hidden)]
+        prices = [price_hidden(q, k, o, g, hk, hv) for q, o, g, k, hk, hv in zip(*parts, strict=True)]
+        return torch.cat(prices, dim=1)
+
+    def first(self, tokens: Float[Tensor, "1 M D"]) -> Float[Tensor, "1 B D"]:
+        """The first token of each image."""
+        starts = torch.tensor([*accumulate(self.counts, initial=0)][:-1], dtype=torch.long, device=tokens.device)
+        return tokens[:, starts]
+
+    def rows(self, tokens: Float[Tensor, "1 M D"]) -> tuple[Float[Tensor, "B N D"], Bool[Tensor, "B N"]]:
+        """A row for each image, padded to the longest, and True where a token is real."""
+        longest = max(self.counts, default=0)
+        counts = torch.tensor(self.counts, device=tokens.device)
+        real = torch.arange(longest, device=tokens.device) < counts[:, None]
+        rows = tokens.new_zeros(*real.shape, tokens.shape[-1])
+        return rows.masked_scatter(real[:, :, None], tokens[0]), real
+
+
+Layout = Padded | Packed
+
+
+class Hidden:
+    """The hidden patches, which run beside the visible ones in "full": as queries that nothing sees.
+
+    Args:
+        x: Their tokens.
+        layout: How they lie in memory.
+        gate: Their gates, all 0; receive gradient.
+    """
+
+    def __init__(self, x: Tensor, layout: Layout, gate: Tensor) -> None:
+        self.x, self.layout, self.gate = x, layout, gate
+
+    def priced(self, layout: Layout, bias: Tensor | None) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        """Attention of the visible tokens, whose backward pass prices the hidden keys of the same block.
+
+        A block may attend more than once (differential attention, parallel branches): its calls are told apart by their
+        order, which is that of the hidden tokens' calls too.
+        """
+        # Filled by `ask`, when the hidden patches run through the block, before any backward pass.
+        own: list[tuple[Tensor, Tensor]] = []
+        asked: list[Callable[..., Tensor]] = []
+        self.own, self.asked = own, asked
+
+        def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            call = len(asked)
+            asked.append(partial(layout.attend, key=key.detach(), value=value.detach()))
+
+            def price(query: Tensor, key: Tensor, out: Tensor, grad: Tensor) -> Tensor:
+                return layout.price((query, key, out, grad), own[call], self.layout.counts)
+
+            out = layout.attend(query, key, value, bias)
+            priced: Tensor = Priced.apply(out, query, key, self.gate, price)
+            return priced
+
+        return attend
+
+    def ask(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Attention of the hidden tokens to the visible ones; their own keys are kept for the price."""
+        ask_visible = self.asked[len(self.own)]
+        self.own.append((key, value))
+        # After the last block nobody reads the hidden tokens, so they ask nothing.
+        return ask_visible(query, asking=self.layout.counts) if query.shape[2] else query
+
+
+def _split(tokens: Tensor, counts: Sequence[int]) -> tuple[Tensor, ...]:
+    """Heads [1, h, N, d] of all images as heads of each."""
+    return torch.split(tokens, list(counts), dim=2)

@@ -1,0 +1,226 @@
+"""Models on disk and on the Hugging Face hub. Reading one never runs code that came with it."""
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HFValidationError
+
+from ifam import saved_models
+from ifam._typing import Tensor
+from ifam.backbones.architecture import count_heads
+from ifam.checkpoints.authors import RGB, Layout, from_official, to_official
+from ifam.errors import IfamError
+from ifam.io import check_absent, ensure_writable, local_path
+from ifam.model_files import CONFIG, WEIGHTS, first_line, read_json, read_pickle, read_safetensors, write_model
+from ifam.models.base import Classifier
+from ifam.models.baselines import METHODS
+from ifam.models.ifam import IFAM
+from ifam.saved_models import find, locate
+from ifam.saved_models import read_config as read_config
+from ifam.version import __version__
+
+
+def save(model: Classifier, folder: str | Path, extra: dict[str, Any] | None = None) -> None:
+    """Write a model to a folder; see `Classifier.save_pretrained`."""
+    model.save_pretrained(folder, extra)
+
+
+def load(source: str | Path, *, revision: str | None = None) -> IFAM:
+    """Read an `IFAM` from a folder or from the hub; see `Classifier.from_pretrained`."""
+    return IFAM.from_pretrained(source, revision=revision)
+
+
+def load_any(source: str | Path, *, revision: str | None = None) -> Classifier:
+    """Read a model of any method that `save` or `push` wrote.
+
+    Args:
+        source: A folder, or the id `owner/name` of a model on the Hugging Face hub.
+        revision: Branch, tag or commit on the hub.
+
+    Returns:
+        The model, of the class of its method, in evaluation mode.
+
+    Raises:
+        IfamError: A file is missing or damaged, the method is unknown, the configuration has unknown or impossible
+            fields, or the weights do not fit it.
+    """
+    folder = locate(source, revision)
+    return METHODS[read_method(folder)].build.from_pretrained(folder)
+
+
+def read_method(source: str | Path, *, revision: str | None = None) -> str:
+    """The method of a saved model, a name in `ifam.models.baselines.METHODS`.
+
+    Args:
+        source: A folder, or the id of a model on the hub.
+        revision: Branch, tag or commit on the hub.
+
+    Raises:
+        IfamError: There is no `config.json`, or this version does not know the method.
+    """
+    folder = locate(source, revision)
+    name = saved_models.read_method(folder)
+    if name not in METHODS:
+        raise IfamError(
+            f"{folder / CONFIG} names the method {name!r}, but ifam {__version__} has {', '.join(METHODS)}; install "
+            f"the version that wrote it."
+        )
+    return name
+
+
+def push(
+    model: Classifier,
+    repo_id: str,
+    *,
+    extra: dict[str, Any] | None = None,
+    private: bool = False,
+    revision: str | None = None,
+    message: str = "Upload an ifam model",
+) -> str:
+    """Upload a model to the Hugging Face hub, with the credentials that `huggingface_hub` finds.
+
+    Args:
+        model: The model.
+        repo_id: Id `owner/name` of the repository; made if need be.
+        extra: As for `save`.
+        private: Whether a new repository is private.
+        revision: Branch to upload to.
+        message: Message of the commit.
+
+    Returns:
+        Address of the commit.
+
+    Raises:
+        IfamError: The hub refused, or cannot be reached.
+    """
+    api = HfApi()
+    with tempfile.TemporaryDirectory() as folder:
+        save(model, folder, extra)
+        try:
+            api.create_repo(repo_id, private=private, exist_ok=True)
+            commit = api.upload_folder(repo_id=repo_id, folder_path=folder, revision=revision, commit_message=message)
+        except (OSError, HFValidationError) as error:
+            raise IfamError(
+                f"The model could not be pushed to {repo_id!r} ({first_line(error)}); check the id, the "
+                f"network and `hf auth login`."
+            ) from error
+    return str(commit.commit_url)
+
+
+def load_official(
+    path_or_hub_id: str | Path,
+    num_heads: int | None = None,
+    *,
+    image_size: int | None = None,
+    mean: RGB | None = None,
+    std: RGB | None = None,
+    revision: str | None = None,
+) -> IFAM:
+    """Read a model that the authors of arXiv 2506.08915 published.
+
+    Args:
+        path_or_hub_id: A `.pt` snapshot, a `.safetensors` file, a folder with `model.safetensors` (and
+            perhaps `config.json`), or the id of such a folder on the Hugging Face hub.
+        num_heads: Attention heads, which tensors do not tell. By default those of the architecture that
+            `config.json` names, then those it states, then width / 64: right for DINOv2 and RAD-DINO.
+        image_size: Side of the input in pixels; only asked for where the position table fits two sizes.
+        mean: Channel means of the input normalisation. Checkpoints do not tell; ImageNet's are DINOv2's.
+        std: Channel standard deviations of the input normalisation.
+        revision: Branch, tag or commit on the hub.
+
+    Returns:
+        The model in evaluation mode. All else of its `config` is inferred from the tensors.
+
+    Raises:
+        IfamError: The file is no such checkpoint, is damaged or incomplete, carries code, contradicts its
+            `config.json`, or leaves something open; the sentence says what, and how to go on.
+    """
+    tensors, settings = _read_official(find(path_or_hub_id, revision))
+    return from_official(tensors, settings, num_heads=num_heads, image_size=image_size, mean=mean, std=std)
+
+
+def convert(
+    source: str | Path,
+    folder: str | Path,
+    to: Literal["ifam", "official"] = "ifam",
+    layout: Layout = "timm",
+    num_heads: int | None = None,
+    *,
+    overwrite: bool = False,
+) -> str:
+    """Rewrite a model of the authors as one of ifam, or the other way round.
+
+    Args:
+        source: Snapshot, weights file, folder or hub id; either of the authors or of ifam.
+        folder: Folder to write `model.safetensors` and `config.json` to.
+        to: "ifam", or "official" for exactly the authors' keys and shapes.
+        layout: For "official": the authors' names for timm's models, or for Hugging Face's.
+        num_heads: Attention heads, where a checkpoint of the authors leaves them open.
+        overwrite: Replace a model that is already in the folder.
+
+    Returns:
+        A sentence that says what was written.
+
+    Raises:
+        IfamError: The source cannot be read (see `load_official`), or the folder cannot be written or holds a model.
+    """
+    folder = local_path(folder)
+    ensure_writable(folder, folder=True)
+    check_absent([folder / CONFIG, folder / WEIGHTS], overwrite)
+    path = find(source)
+    extra: dict[str, Any] = {}
+    if path.is_dir() and "ifam_version" in (read_json(path / CONFIG) or {}):
+        model = load(path)
+        extra = read_config(path)[1]
+    else:
+        model = load_official(path, num_heads)
+    if to == "ifam":
+        save(model, folder, extra)
+        tensors: Mapping[str, Tensor] = model.state_dict()
+    else:
+        tensors = to_official(model, layout)
+        write_model(folder, tensors, _official_settings(model))
+    values = sum(tensor.numel() for tensor in tensors.values())
+    config, (height, width) = model.config, model.image_size
+    size = height if height == width else f"{height} x {width}"
+    return (
+        f"Wrote {folder} ({to}): {config.backbone} at {size} px, "
+        f"{config.num_parts} parts, {config.num_classes} classes, {len(tensors)} tensors, {values:,} values."
+    )
+
+
+def _official_settings(model: IFAM) -> dict[str, Any]:
+    """The keyword arguments of the authors' models, as their `config.json` has them."""
+    config = model.config
+    return {
+        "model_arch": config.backbone if not config.backbone_kwargs else None,
+        "img_size": model.image_size[0],
+        "num_landmarks": config.num_parts,
+        "num_classes": config.num_classes,
+        "gumbel_softmax": config.gumbel_noise,
+        "softmax_temperature": config.temperature,
+        # Nothing in the tensors tells it, and the name of a custom architecture does not either.
+        "num_heads": count_heads(model.selector.backbone.vit),
+    }
+
+
+def _read_official(path: Path) -> tuple[Mapping[str, Any], dict[str, Any]]:
+    """The state dict of a file or folder, and what its `config.json` says."""
+    if path.is_dir():
+        settings = read_json(path / CONFIG) or {}
+        if "ifam_version" in settings:
+            raise IfamError(f"{path} was written by ifam itself; `IFAM.from_pretrained` reads it.")
+        return read_safetensors(path / WEIGHTS), settings
+    if path.suffix == ".safetensors":
+        return read_safetensors(path), {}
+    content = read_pickle(path)
+    state = content.get("model_state", content) if isinstance(content, Mapping) else content
+    if not isinstance(state, Mapping):
+        raise IfamError(
+            f"{path} holds a {type(state).__name__}, but a snapshot (a dict with `model_state`) or a "
+            f"state dict is expected; give one of those."
+        )
+    return state, {}

@@ -1,0 +1,99 @@
+"""Oxford Flowers 102: 8,189 photographs of 102 kinds of flowers.
+
+From https://www.robots.ox.ac.uk/~vgg/data/flowers/102/ (Nilsback and Zisserman, 2008). Licence: see the source.
+
+    root/
+      flowers-102/              as torchvision's `Flowers102` lays it out
+        imagelabels.mat         class of each image, 1 to 102
+        setid.mat               trnid, valid, tstid: numbers of the images in each split
+        jpg/image_00001.jpg ...
+        segmim/segmim_00001.jpg ...    optional: the flower on plain blue, for masks
+
+Splits as published; groups are the classes, which the source does not name. In `segmim` the background is plain blue:
+a pixel whose red and green together are a hundredth of its blue or less is background, and a median filter of five
+pixels removes what JPEG left, so that masks are those of PDiscoFormer.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+from PIL import Image, ImageFilter
+
+from ifam._typing import Bool, Tensor
+from ifam.data.base import Benchmark
+from ifam.data.images import load_image
+from ifam.data.masks import turn_with
+from ifam.data.records import ImageFiles, Record, assemble
+from ifam.data.source_files import FilesConfig, find_root
+from ifam.errors import IfamError
+
+SOURCE = "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/"
+_SPLITS = {"train": "trnid", "val": "valid", "test": "tstid"}
+
+
+@dataclass(frozen=True)
+class Flowers102Config(FilesConfig):
+    """How to read Oxford Flowers 102.
+
+    Attributes:
+        skip_bad: Leave out images that are missing or damaged, with a notice, instead of stopping.
+        check: Open every file once at the start, so that a damaged one is found before it stops the training.
+    """
+
+    benchmark: ClassVar[str] = "flowers102"
+
+
+def load_flowers102(root: Path | None, config: Flowers102Config) -> Benchmark:
+    """Oxford Flowers 102, from the folder that holds `flowers-102`."""
+    inner = root / "flowers-102" if root is not None and (root / "flowers-102").is_dir() else root
+    folder = find_root("flowers102", inner, ("imagelabels.mat", "setid.mat", "jpg"), SOURCE)
+    labels = _read_mat(folder / "imagelabels.mat", "labels")
+    segmented = (folder / "segmim").is_dir()
+    splits: dict[str, list[Record]] = {}
+    for split, key in _SPLITS.items():
+        numbers = _read_mat(folder / "setid.mat", key)
+        if numbers.size and not 1 <= numbers.min() <= numbers.max() <= labels.size:
+            raise IfamError(
+                f"{folder / 'setid.mat'} lists images beyond the {labels.size} of imagelabels.mat; get both anew."
+            )
+        splits[split] = [
+            Record(
+                folder / "jpg" / f"image_{number:05d}.jpg",
+                int(labels[number - 1]) - 1,
+                mask=folder / "segmim" / f"segmim_{number:05d}.jpg" if segmented else None,
+            )
+            for number in numbers.tolist()
+        ]
+    classes = tuple(f"flower {label}" for label in range(1, int(labels.max()) + 1))
+    published = Benchmark("flowers102", {}, classes, classes, "validation images as published")
+    return assemble(published, splits, config, files=FlowerFiles)
+
+
+class FlowerFiles(ImageFiles):
+    """Flowers, whose masks are pictures on plain blue."""
+
+    def read_mask(self, path: Path, image: Path) -> Bool[Tensor, "H W"]:
+        """The pixels that are not plain blue."""
+        return torch.from_numpy(turn_with(flower_mask(path).numpy(), path, image).copy())
+
+
+def flower_mask(path: Path) -> Bool[Tensor, "H W"]:
+    """The pixels of a picture of `segmim` that are not plain blue."""
+    red, green, blue = np.asarray(load_image(path), np.float32).transpose(2, 0, 1)
+    flower = ~(blue > 100 * (red + green))
+    smooth = Image.fromarray(flower.astype(np.uint8) * 255).filter(ImageFilter.MedianFilter(5))
+    return torch.from_numpy(np.asarray(smooth) > 127)
+
+
+def _read_mat(path: Path, key: str) -> np.ndarray:
+    """A list of numbers from a MATLAB file."""
+    # Comes with scikit-learn; slow to import, and nothing else here needs it.
+    from scipy.io import loadmat
+
+    try:
+        return np.asarray(loadmat(path)[key], np.int64).ravel()
+    except Exception as error:  # scipy raises whatever a damaged file leads it to
+        raise IfamError(f"{path} has no list {key!r} that can be read ({error}); get it from {SOURCE}.") from None

@@ -1,0 +1,273 @@
+"""A user's own images: `root/class/image`, the same below `root/train`, `val` and `test`, or a list in a CSV file.
+
+Splits may be called train or training, val, valid or validation, and test or testing, in upper or lower case. A folder
+whose name looks like that of a split and is none of these is an error, not a class.
+
+A CSV file has a header and a row for each image. Two columns are needed and three are optional:
+
+    path,label,group,split,mask
+    photos/0001.jpg,duck,duck on water,train,masks/0001.png
+    photos/0002.jpg,wren,wren on water,test,masks/0002.png
+
+Paths are absolute or relative to the root. A group is what the worst group is taken over; without the column, the
+classes are. Splits have the same names as folders; without the column, or without a row of val, validation images are
+cut from the training images. A mask is an image of the same size, below half of its range outside of the object; a
+cell may be empty. Classes are in the order of their names, whole numbers in the order of their values.
+"""
+
+import os
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
+
+from ifam.data.base import Benchmark
+from ifam.data.duplicates import copies_of_images, refuse_repeated_files, warn_of_copies
+from ifam.data.files import Listing, list_images, ordered
+from ifam.data.records import Record, assemble, sound
+from ifam.data.source_files import CutConfig, read_csv
+from ifam.data.splits import (
+    ALL,
+    SPLIT_NAMES,
+    class_folders,
+    class_name,
+    count_images,
+    split_folders,
+    warn_of_similar_names,
+)
+from ifam.errors import IfamError
+from ifam.io import local_path
+
+
+@dataclass(frozen=True)
+class FolderConfig(CutConfig):
+    """How to read a folder of images.
+
+    Attributes:
+        val_fraction: Share of the training images set aside for validation, class by class (and group by group),
+            where there are no validation images; 0 for none, which suits evaluation alone.
+        seed: Seed of that choice.
+        skip_bad: Leave out files that are no images, with a notice, instead of stopping.
+        check: Open every file once at the start, so that a damaged one is found before it stops the training.
+        csv: CSV file that lists the images, relative to the root or absolute; empty for class folders.
+        path_column: Column of the image's path.
+        label_column: Column of the image's class.
+        group_column: Column of the image's group; optional under its default name.
+        split_column: Column of the image's split; optional under its default name.
+        mask_column: Column of the path of the object's mask; optional under its default name.
+        classes: Names of the classes in the order of their index, where a model knows them; images of others are
+            refused, and some may have none. The classes that are found where it is empty.
+    """
+
+    benchmark: ClassVar[str] = "folder"
+    val_fraction: float = 0.2
+    csv: str = ""
+    path_column: str = "path"
+    label_column: str = "label"
+    group_column: str = "group"
+    split_column: str = "split"
+    mask_column: str = "mask"
+    classes: tuple[str, ...] = ()
+
+
+def load_folder(root: Path | None, config: FolderConfig) -> Benchmark:
+    """Any folder of images, sorted by class or listed in a CSV file.
+
+    Args:
+        root: The folder. Its sub-folders are the classes; or it holds `train` (and `val`, `test`) that do; or all
+            paths in the CSV file are relative to it.
+        config: How to read it.
+
+    Raises:
+        IfamError: The folder is missing, has fewer than two classes, a class without an image, or a damaged file; or
+            a line of the CSV file cannot be used.
+    """
+    if root is None:
+        raise IfamError("The benchmark 'folder' needs to know where the images are; give --root DIR.")
+    if not root.is_dir():
+        raise IfamError(f"There is no folder {root}; give one whose sub-folders are the classes (--root DIR).")
+    return _load_csv(root, config) if config.csv else _load_classes(root, config)
+
+
+# ------------------------------------------------------------------------------------------- class folders
+
+
+def _load_classes(root: Path, config: FolderConfig) -> Benchmark:
+    folders = split_folders(root)
+    sources = folders or {"train" if config.val_fraction else ALL: root}
+    by_class = {split: class_folders(folder) for split, folder in sources.items()}
+    classes = config.classes or _class_names(root, by_class)
+    outside = sum(count_images(folder) for folder in {root, *folders.values()})
+    listing = Listing(left_out=+Counter({"outside of the class folders": outside}))
+    splits = {
+        split: _read(sources[split], by_class[split], classes, config, listing, split in ("train", ALL))
+        for split in sources
+    }
+    listing.warn(root)
+    if not any(splits.values()):
+        raise IfamError(f"{root} has no image in a folder for its class; sort the images into {root / 'CLASS'}/.")
+    note = f"validation images as found in {folders['val'].name}/" if "val" in folders else ""
+    # The files have been looked at, class by class.
+    checked = replace(config, check=False, skip_bad=False)
+    return _assemble(Benchmark("folder", {}, classes, classes, note), splits, config, checked)
+
+
+def _class_names(root: Path, by_class: Mapping[str, Mapping[str, Path]]) -> tuple[str, ...]:
+    """The classes of the training images, or else of all."""
+    sources = [by_class["train"]] if "train" in by_class else list(by_class.values())
+    classes = tuple(ordered(name for folders in sources for name in folders))
+    if len(classes) < 2:
+        raise IfamError(
+            f"{root} has {len(classes)} sub-folder{'s' if len(classes) != 1 else ''}, but one for each of at least "
+            f"two classes is expected; sort the images into {root / 'CLASS'}/, or give the folder that holds the "
+            f"classes with --root."
+        )
+    warn_of_similar_names(classes)
+    return classes
+
+
+def _read(
+    root: Path,
+    folders: Mapping[str, Path],
+    classes: tuple[str, ...],
+    config: FolderConfig,
+    listing: Listing,
+    every_class: bool,
+) -> list[Record]:
+    """Every image of every class; what is left out is added to the listing."""
+    labels = {class_name(name): label for label, name in enumerate(classes)}
+    unknown = [name for name in folders if name not in labels]
+    if unknown:
+        raise IfamError(
+            f"{root} has a class {unknown[0]!r}, but only {', '.join(classes[:5])}{' ...' * (len(classes) > 5)} are "
+            f"known from {'the model' if config.classes else 'training'}; move, rename or remove it."
+        )
+    records: list[Record] = []
+    for name, label in labels.items():
+        folder = folders.get(name, root / name)
+        images = list_images(folder) if name in folders else Listing()
+        listing.paths += images.paths
+        listing.left_out += images.left_out
+        usable = sound([Record(path, label) for path in images.paths], config)
+        if every_class and not config.classes:
+            images.paths = [record.path for record in usable]
+            images.need_images(folder)
+        records += usable
+    return records
+
+
+def _assemble(
+    benchmark: Benchmark, splits: Mapping[str, list[Record]], config: FolderConfig, checked: FolderConfig
+) -> Benchmark:
+    """The benchmark, if no file is in it twice; copies of an image stay on one side of the cut."""
+    refuse_repeated_files(splits)
+    cut = "train" in splits and "val" not in splits and config.val_fraction > 0
+    paths = (record.path for records in splits.values() for record in records)
+    copies = copies_of_images(paths) if cut or config.check else {}
+    if config.check:
+        warn_of_copies(splits, benchmark.class_names, copies)
+    together = _kept_together(splits.get("train", []), copies)
+    return assemble(benchmark, splits, checked, together=together, every_class=not config.classes)
+
+
+def _kept_together(records: Iterable[Record], copies: Mapping[Path, int]) -> Callable[[Record], Hashable]:
+    """What is equal for copies of an image; not in a class of nothing else, which could not be cut then."""
+    contents: dict[int, set[Hashable]] = defaultdict(set)
+    for record in records:
+        contents[record.label].add(copies.get(record.path, record.path))
+    return lambda record: copies.get(record.path, record.path) if len(contents[record.label]) > 1 else record.path
+
+
+# ------------------------------------------------------------------------------------------------ CSV files
+
+
+def _load_csv(root: Path, config: FolderConfig) -> Benchmark:
+    path = root / local_path(config.csv)
+    if not path.is_file():
+        raise IfamError(f"There is no file {path}; give --data.csv the name of a CSV file below --root.")
+    rows = read_csv(path, _needed_columns(config))
+    if not rows:
+        raise IfamError(f"{path} lists no image; add a row for each.")
+    for line, row in rows:
+        for column in (config.path_column, config.label_column):
+            if not row[column]:
+                raise IfamError(f"{path}, line {line} has no {column}; fill it in or remove the line.")
+    classes = _listed_classes(path, rows, config)
+    groups = _numbered(row[config.group_column] for _, row in rows if row.get(config.group_column))
+    splits: dict[str, list[Record]] = {}
+    for line, row in rows:
+        where = f"{path}, line {line}"
+        group, mask = class_name(row.get(config.group_column, "")), row.get(config.mask_column, "")
+        if groups and not group:
+            raise IfamError(f"{where} has no {config.group_column}, but other lines have one; fill it in.")
+        record = Record(
+            _listed_path(root, row[config.path_column], where),
+            classes[class_name(row[config.label_column])],
+            groups[group] if groups else None,
+            _listed_path(root, mask, where) if mask else None,
+            line=where,
+        )
+        splits.setdefault(_split_of(row, config, where), []).append(record)
+    names = config.classes or tuple(classes)
+    known = {record.label for record in splits.get("train", [])} if not config.classes else set()
+    stray = [r for records in splits.values() for r in records if known and r.label not in known]
+    if stray:
+        raise IfamError(
+            f"{stray[0].line} has the class {names[stray[0].label]}, which no training image has; add one or remove "
+            f"the line."
+        )
+    note = "validation images as listed" if "val" in splits else ""
+    listed = {name: splits[name] for name in ("train", "val", "test", ALL) if name in splits}
+    return _assemble(Benchmark("folder", {}, names, tuple(groups or names), note), listed, config, config)
+
+
+def _listed_classes(path: Path, rows: Iterable[tuple[int, Mapping[str, str]]], config: FolderConfig) -> dict[str, int]:
+    """The label of each class: as the model has it, or in the order of their names."""
+    classes = _numbered(row[config.label_column] for _, row in rows)
+    if config.classes:
+        labels = {class_name(name): index for index, name in enumerate(config.classes)}
+        unknown = [name for name in classes if name not in labels]
+        if unknown:
+            raise IfamError(f"{path} has the class {unknown[0]!r}, which the model does not know; remove its rows.")
+        return labels
+    if len(classes) < 2:
+        raise IfamError(f"{path} has a single class, {next(iter(classes))}; at least two are needed.")
+    warn_of_similar_names(classes)
+    return classes
+
+
+def _listed_path(root: Path, cell: str, where: str) -> Path:
+    """A file that a list names: as it is written, or else as a shell or another system would have written it."""
+    for text in (cell, *(unicodedata.normalize(form, cell) for form in ("NFC", "NFD"))):
+        if os.path.lexists(root / text):
+            return root / text
+    try:
+        return root / local_path(cell)
+    except IfamError as error:
+        raise IfamError(f"{where}: {error}") from None
+
+
+def _needed_columns(config: FolderConfig) -> list[str]:
+    """Columns that must be there: path and label, and whatever the user named."""
+    defaults = FolderConfig()
+    optional = [
+        name
+        for field in ("group_column", "split_column", "mask_column")
+        if (name := getattr(config, field)) != getattr(defaults, field)
+    ]
+    return [config.path_column, config.label_column, *optional]
+
+
+def _numbered(names: Iterable[str]) -> dict[str, int]:
+    return {name: index for index, name in enumerate(ordered({class_name(name) for name in names} - {""}))}
+
+
+def _split_of(row: Mapping[str, str], config: FolderConfig, where: str) -> str:
+    if config.split_column not in row:
+        return "train" if config.val_fraction else ALL
+    name = row[config.split_column]
+    if name.casefold() not in SPLIT_NAMES:
+        raise IfamError(f"{where} has the unknown split {name!r}; write one of {', '.join(SPLIT_NAMES)}.")
+    return SPLIT_NAMES[name.casefold()]

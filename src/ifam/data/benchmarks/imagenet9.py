@@ -1,0 +1,166 @@
+"""ImageNet-9: 4,050 images of nine coarse classes, with eight treatments of foreground and background.
+
+From https://github.com/MadryLab/backgrounds_challenge (Xiao et al., arXiv 2006.09994): the archive of the release and
+`in_to_in9.json` of the repository. Licence: the images are ImageNet's; see the source.
+
+    bg_challenge/
+      original/val/00_dog/*.JPEG ...    nine folders, and the same below each of
+      mixed_same/  mixed_rand/  mixed_next/  only_fg/  no_fg/  only_bg_b/  only_bg_t/
+      fg_mask/val/00_dog/*.npy ...      where the object is in `original`; optional
+      in_to_in9.json                    for each of the 1,000 classes its class here, -1 for none
+
+Each treatment that is there is a split by its name, and the one of the setting `variant` is also "test". The gap due
+to the background is the accuracy on "mixed_same" minus that on "mixed_rand"; their images are named after the two
+photographs they are made of, the object's first ("fg_n02497673_5944_bg_n02536864_2721.JPEG"). Groups are the classes.
+A model of 1,000 classes is judged by `Benchmark.answers`: its best logit of all 1,000 decides, and one that is none of
+the nine classes counts as wrong, as in the published figures. Masks are known for "original" and "only_fg" where
+`fg_mask` is there; with them the backgrounds challenge (`ifam challenge`) pastes each object on every image of
+"only_bg_t".
+"""
+
+import json
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ifam.data.base import Benchmark
+from ifam.data.files import image_files, sub_folders
+from ifam.data.records import ImageFiles, Record, assemble
+from ifam.data.source_files import FilesConfig, choose, find_root
+from ifam.errors import IfamError
+
+SOURCE = "https://github.com/MadryLab/backgrounds_challenge"
+VARIANTS = ("original", "mixed_same", "mixed_rand", "mixed_next", "only_fg", "no_fg", "only_bg_b", "only_bg_t")
+CLASSES = (
+    "dog",
+    "bird",
+    "wheeled vehicle",
+    "reptile",
+    "carnivore",
+    "insect",
+    "musical instrument",
+    "primate",
+    "fish",
+)
+# What the challenge pastes objects on.
+BACKGROUNDS = "only_bg_t"
+# Of 255, in the brightest channel: compression leaves a little light in what is black.
+BLACK = 16
+
+
+@dataclass(frozen=True)
+class Imagenet9Config(FilesConfig):
+    """How to read ImageNet-9.
+
+    Attributes:
+        variant: The treatment that is the split "test"; all others that are there are splits by their names.
+        mapping: JSON file of ImageNet's 1,000 classes to the nine, relative to the root or absolute.
+        skip_bad: Leave out images that are damaged, with a notice, instead of stopping.
+        check: Open every file once at the start, so that a damaged one is found before it stops the evaluation.
+    """
+
+    benchmark: ClassVar[str] = "imagenet9"
+    variant: str = "original"
+    mapping: str = "in_to_in9.json"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        choose("imagenet9", "variant", self.variant, VARIANTS)
+
+
+class TreatedFiles(ImageFiles):
+    """Images of a treatment."""
+
+    @property
+    def objects(self) -> list[str | None]:
+        """The photograph that each image's object is from, None where its name does not say."""
+        found = (re.search(r"n\d+_\d+", path.stem) for path in self.paths)
+        return [name and name[0] for name in found]
+
+
+class CutOuts(ImageFiles):
+    """Objects to be pasted: where no mask is known, they are what is not black."""
+
+    def annotate(self, record: Record, image: Image.Image) -> dict[str, Any]:
+        """The mask, where there is no file with it."""
+        found = super().annotate(record, image)
+        if record.mask is None:
+            found["mask"] = torch.from_numpy(np.asarray(image).max(axis=2) > BLACK)
+        return found
+
+
+def cut_outs(benchmark: Benchmark) -> CutOuts:
+    """Every object of ImageNet-9 with its mask.
+
+    Pixels are those of "original" where `fg_mask` knows the object, as in the public script of the challenge, and
+    otherwise those of "only_fg".
+
+    Raises:
+        IfamError: There are neither masks nor images of objects alone.
+    """
+    found: dict[tuple[str, str], Record] = {}
+    for name in ("original", "only_fg"):
+        for record in getattr(benchmark.splits.get(name), "records", []):
+            if record.mask is not None or name == "only_fg":
+                found.setdefault((record.path.parent.name, record.path.stem), record)
+    if not found:
+        raise IfamError(
+            f"{benchmark.name} has no object to paste: neither original/ with fg_mask/ nor only_fg/ is there; get the "
+            f"data from {SOURCE}."
+        )
+    return CutOuts([record for _, record in sorted(found.items())])
+
+
+def load_imagenet9(root: Path | None, config: Imagenet9Config) -> Benchmark:
+    """ImageNet-9, from the folder of its treatments."""
+    root = find_root("imagenet9", root, (f"{config.variant}/val", config.mapping), SOURCE)
+    class_of_logit = _read_mapping(root / config.mapping)
+    found = {name: _read(root, name) for name in VARIANTS if (root / name / "val").is_dir()}
+    empty = Benchmark(
+        "imagenet9",
+        {},
+        CLASSES,
+        CLASSES,
+        f"test images are {config.variant}",
+        class_of_logit=class_of_logit,
+        treatments=VARIANTS,
+        gap=("mixed_same", "mixed_rand"),
+    )
+    benchmark = assemble(empty, found, config, files=TreatedFiles)
+    splits = {"test": benchmark.splits[config.variant], **benchmark.splits}
+    return replace(benchmark, splits=splits)
+
+
+def _read_mapping(path: Path) -> tuple[int, ...]:
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+        mapping = tuple(int(table[str(label)]) for label in range(len(table)))
+        if len(mapping) != 1000 or not set(mapping) <= set(range(-1, len(CLASSES))):
+            raise ValueError
+    except (OSError, ValueError, KeyError, TypeError):
+        raise IfamError(
+            f"{path} does not give a class from -1 to {len(CLASSES) - 1} for each of 1,000 classes; get in_to_in9.json "
+            f"from {SOURCE}."
+        ) from None
+    return mapping
+
+
+def _read(root: Path, variant: str) -> list[Record]:
+    """Images of a treatment, and for those that the masks fit, the masks."""
+    folder = root / variant / "val"
+    names = sub_folders(folder)
+    if len(names) != len(CLASSES):
+        raise IfamError(
+            f"{folder} has {len(names)} class folders, but {len(CLASSES)} are expected, from 00_dog to 08_fish; get "
+            f"the data from {SOURCE}."
+        )
+    records = [Record(path, label) for label, name in enumerate(names) for path in image_files(folder / name)]
+    if variant not in ("original", "only_fg"):
+        return records
+    masks = [root / "fg_mask" / "val" / record.path.parent.name / f"{record.path.stem}.npy" for record in records]
+    return [replace(r, mask=mask if mask.exists() else None) for r, mask in zip(records, masks, strict=True)]

@@ -1,0 +1,76 @@
+"""MetaShift, cats and dogs: photographs sorted by what is around the animal, with other surroundings in the test set.
+
+From https://github.com/Wuyxin/DISC (its README links the subset that the paper uses); the images are those of Visual
+Genome, see https://github.com/Weixin-Liang/MetaShift. Licence: CC BY 4.0 for Visual Genome's annotations, the images
+belong to their owners; see the sources.
+
+    MetaDatasetCatDog/
+      train/cat/cat(bed)/*.jpg, train/cat/cat(sofa)/*.jpg, train/dog/dog(bench)/*.jpg, train/dog/dog(bike)/*.jpg
+      test/cat/cat(shelf)/*.jpg, test/dog/dog(shelf)/*.jpg
+
+Splits: train and test as published; where there is no `val` folder, validation is cut from training, context by
+context. One photograph may lie in several contexts; all its files go to the same side of the cut. Groups are the
+context folders over all splits; images directly in a class folder form a group of their own.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from ifam.data.base import Benchmark
+from ifam.data.files import image_files, sub_folders
+from ifam.data.records import Record, assemble
+from ifam.data.source_files import CutConfig, find_root
+from ifam.errors import IfamError
+
+SOURCE = "https://github.com/Wuyxin/DISC"
+CLASSES = ("cat", "dog")
+
+
+@dataclass(frozen=True)
+class MetashiftConfig(CutConfig):
+    """How to read MetaShift.
+
+    Attributes:
+        val_fraction: Share of the training images set aside for validation, context by context.
+        seed: Seed of that choice.
+        skip_bad: Leave out images that are damaged, with a notice, instead of stopping.
+        check: Open every file once at the start, so that a damaged one is found before it stops the training.
+    """
+
+    benchmark: ClassVar[str] = "metashift"
+
+
+def load_metashift(root: Path | None, config: MetashiftConfig) -> Benchmark:
+    """MetaShift, from the folder that holds `train` and `test`."""
+    needed = [f"{split}/{name}" for split in ("train", "test") for name in CLASSES]
+    root = find_root("metashift", root, needed, SOURCE)
+    found = [
+        (split, label, path)
+        for split in ("train", "val", "test")
+        for label, name in enumerate(CLASSES)
+        if (root / split / name).is_dir()
+        for path in image_files(root / split / name)
+    ]
+    for split in sub_folders(root):
+        stray = sorted(set(sub_folders(root / split)) - set(CLASSES)) if split in ("train", "val", "test") else []
+        if stray:
+            raise IfamError(f"{root / split} has a folder {stray[0]!r}, but cat and dog are expected; move it.")
+    names = {(label, path): _group_name(root / split / CLASSES[label], path) for split, label, path in found}
+    groups = sorted(set(names.values()), key=lambda name: (not name.startswith("cat"), name))
+    splits: dict[str, list[Record]] = {}
+    for split, label, path in found:
+        splits.setdefault(split, []).append(Record(path, label, groups.index(names[label, path])))
+    note = "validation images as found in val/" if "val" in splits else ""
+    return assemble(
+        Benchmark("metashift", {}, CLASSES, tuple(groups), note), splits, config, together=lambda r: r.path.name
+    )
+
+
+def _group_name(folder: Path, path: Path) -> str:
+    """The context folder ("cat(bed)"), with the class in front if its name lacks it; or the class alone."""
+    relative = path.relative_to(folder)
+    if len(relative.parts) == 1:
+        return folder.name
+    context = relative.parts[0]
+    return context if context.startswith(f"{folder.name}(") else f"{folder.name}({context})"

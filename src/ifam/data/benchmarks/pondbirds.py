@@ -1,0 +1,311 @@
+"""The benchmark `pondbirds`: drawn birds on drawn backgrounds, with the truth about every pixel.
+
+Two classes of birds differ by several weak cues in the bird itself (hue of the feathers, plumage, bill,
+tail, legs), none of which is always right. In training the background, water or forest, agrees with the
+class nearly always; in the test set it says nothing. A model that reads the background does well on
+average in training and badly on the birds that are elsewhere.
+
+    >>> from ifam.data.benchmarks.pondbirds import Pondbirds, PondbirdsConfig
+    >>> birds = Pondbirds("val", PondbirdsConfig(num_val=100))
+    >>> birds[0]["image"].shape, birds.class_names
+    (torch.Size([3, 80, 80]), ('swimmer', 'percher'))
+    >>> birds.groups.bincount().tolist()  # swimmer on water, swimmer on forest, percher on water, ...
+    [49, 1, 1, 49]
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, TypedDict, TypeVar, get_args
+
+import numpy as np
+import torch
+
+from ifam._typing import Bool, Float, Int, Tensor
+from ifam.data._drawing import (
+    BACKGROUND_COLUMNS,
+    BIRD_COLUMNS,
+    CUES,
+    PARTS,
+    Draws,
+    Number,
+    draw_birds,
+    draw_forest,
+    draw_water,
+)
+from ifam.errors import IfamError
+from ifam.pulse import reported
+
+Content = Literal["full", "background", "object"]
+Background = Literal["as_drawn", "swapped", "redrawn"]
+
+SPLITS = ("train", "val", "test")
+BACKGROUNDS = ("water", "forest")
+_SKETCHES = (draw_water, draw_forest)
+# The form of each cue (plumage, bill, tail, legs) by class: 0 striped, flat, fan, short and webbed;
+# 1 spotted, pointed, pointed, long. The first two classes differ in all four, any two in at least two.
+_FORMS = {
+    "swimmer": (0, 0, 0, 0),
+    "percher": (1, 1, 1, 1),
+    "wader": (0, 0, 1, 1),
+    "creeper": (1, 1, 0, 0),
+    "stalker": (0, 1, 0, 1),
+    "nester": (1, 0, 1, 0),
+}
+_FIRST_HUE = 0.05
+GREY = 0.5
+# Smaller batches spend their time on calls, larger ones outside the processor's cache.
+BATCH = 100
+
+
+@dataclass(frozen=True)
+class PondbirdsConfig:
+    """What is drawn. The fields from `correlation` to `object_scale` set the difficulty."""
+
+    num_train: int = 2000
+    """Number of training images."""
+    num_val: int = 500
+    """Number of validation images; their backgrounds agree with the class as often as in training."""
+    num_test: int = 2000
+    """Number of test images."""
+    image_size: int = 80
+    """Side of the images in pixels; the drawing is scaled to it."""
+    num_classes: int = 2
+    """Number of classes, two to six. Hues are spread evenly over the wheel, starting at 0.05; even classes
+    belong on water, odd ones in the forest."""
+    correlation: float = 0.98
+    """Share of each class's training and validation images that show the class's own background."""
+    test_correlation: float = 0.5
+    """The same share for the test images."""
+    hue_spread: float = 0.12
+    """Standard deviation of a bird's hue around that of its class, in turns of the colour wheel."""
+    hue_swap: float = 0.02
+    """Probability that a bird's hue is drawn around that of another class."""
+    cue_noise: float = 0.1
+    """Probability, for plumage, bill, tail and legs each, that the bird shows the other form."""
+    object_scale: float = 1.0
+    """Factor on the lengths of the birds; at 1.0 about 18 % of the image is bird, at 0.5 about 4.5 %."""
+    content: Content = "full"
+    """"full" images, "background" without the bird, or "object": the bird on plain grey."""
+    background: Background = "as_drawn"
+    """"as_drawn", "swapped" (the same birds on the other kind of background), or "redrawn" (the same birds
+    on another picture of the same kind)."""
+    seed: int = 0
+    """Different seeds share no image."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_train", "num_val", "num_test"):
+            check_number("pondbirds", self, name, self.num_classes, math.inf, "one image per class or more")
+        check_number("pondbirds", self, "num_classes", 2, len(_FORMS), f"between 2 and {len(_FORMS)}")
+        check_number("pondbirds", self, "image_size", 16, math.inf, "at least 16 pixels")
+        for name in ("correlation", "test_correlation", "hue_swap", "cue_noise"):
+            check_number("pondbirds", self, name, 0, 1, "a share between 0 and 1, for example 0.95 for 95 %")
+        check_number("pondbirds", self, "hue_spread", 0, math.inf, "zero or more turns of the colour wheel")
+        check_number("pondbirds", self, "object_scale", 0.1, 1.3, "between 0.1 and 1.3, so that the bird fits")
+        check_number("pondbirds", self, "seed", 0, math.inf, "zero or more")
+        check_choice("pondbirds", self, "content", get_args(Content))
+        check_choice("pondbirds", self, "background", get_args(Background))
+
+
+def check_number(benchmark: str, config: Any, name: str, low: Number, high: Number, expected: str) -> None:
+    """Refuse a setting that is not a number (or whole number, by its declaration) between two others."""
+    kind = next(field.type for field in fields(config) if field.name == name)
+    value = getattr(config, name)
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    fits = whole if kind is int else whole or isinstance(value, float)
+    # A comparison with NaN is false, so NaN is refused too.
+    if not (fits and low <= value <= high):
+        what = "a whole number" if kind is int else "a number"
+        raise IfamError(f"{benchmark}: {name}={value!r} is not possible; give {what}, {expected}.")
+
+
+def check_choice(benchmark: str, config: Any, name: str, choices: Sequence[str]) -> None:
+    """Refuse a setting that is none of the choices."""
+    if getattr(config, name) not in choices:
+        listed = ", ".join(repr(choice) for choice in choices)
+        raise IfamError(f"{benchmark}: {name}={getattr(config, name)!r} is unknown; choose one of {listed}.")
+
+
+class Sample(TypedDict):
+    """One item of `Pondbirds`."""
+
+    image: Float[Tensor, "3 S S"]
+    label: int
+    group: int
+    mask: Bool[Tensor, "S S"]
+    index: int
+
+
+class PartedSample(Sample):
+    """The same with the part of each pixel: 0 for none, 1 + its index in `part_names` elsewhere."""
+
+    part_labels: Int[Tensor, "S S"]
+
+
+# What each kind of drawn split gives again; beartype does not know `Self` here.
+Split = TypeVar("Split", bound="Drawn")
+
+
+class Drawn(torch.utils.data.Dataset[Sample]):
+    """A split that is drawn when it is made and held in memory: objects, each on one of two backgrounds."""
+
+    split: str
+    config: Any
+    images: Float[Tensor, "N 3 S S"]
+    labels: Int[Tensor, " N"]
+    groups: Int[Tensor, " N"]
+    masks: Bool[Tensor, "N S S"]
+
+    def swapped(self: Split) -> Split:
+        """The same objects in the same places, each on the other kind of background."""
+        other: Background = "as_drawn" if self.config.background == "swapped" else "swapped"
+        return self._again(other)
+
+    def redrawn(self: Split) -> Split:
+        """The same objects in the same places, each on another picture of the same kind of background."""
+        return self._again("redrawn")
+
+    def _again(self: Split, background: Background) -> Split:
+        again: Any = type(self)
+        made: Split = again(self.split, replace(self.config, background=background))
+        return made
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> Sample:
+        index = range(len(self))[index]
+        return {
+            "image": self.images[index],
+            "label": int(self.labels[index]),
+            "group": int(self.groups[index]),
+            "mask": self.masks[index],
+            "index": index,
+        }
+
+
+class Pondbirds(Drawn):
+    """One split of the benchmark, drawn when it is made and held in memory.
+
+    Group sizes are exact: classes differ by at most one image, and in each class of n images
+    (1 - correlation) * n, rounded to the nearest whole number (half upwards), show a background that is
+    not the class's own. Everything else about an image (pose, colours, both possible backgrounds)
+    depends on the seed, the split and the index, so that changing one difficulty changes nothing but that.
+
+    Attributes:
+        images: Colours between 0 and 1, in steps of 1/255, [N,3,S,S].
+        labels: Classes [N].
+        backgrounds: Backgrounds [N], 0 water and 1 forest; of the image as shown, so swapped if that is.
+        groups: `label * 2 + background` [N].
+        masks: The pixels that show the bird, [N,S,S]; all others show the background only. Empty for
+            `content="background"`.
+        parts: The bird's pixels by part, in the order of `part_names`; disjoint, [N,5,S,S].
+        cues: Whether each bird shows the perchers' form of plumage, bill, tail and legs, [N,4].
+        hues: Hue of each bird's feathers, in turns of the wheel, [N].
+    """
+
+    part_names: tuple[str, ...] = PARTS
+    cue_names: tuple[str, ...] = CUES
+    background_names: tuple[str, ...] = BACKGROUNDS
+
+    def __init__(self, split: str, config: PondbirdsConfig | None = None) -> None:
+        if split not in SPLITS:
+            raise IfamError(f"pondbirds: split {split!r} is unknown; choose one of {', '.join(SPLITS)}.")
+        self.split = split
+        self.config = config = PondbirdsConfig() if config is None else config
+        self.class_names = tuple(_FORMS)[: config.num_classes]
+        self.group_names = tuple(f"{name} on {place}" for name in self.class_names for place in BACKGROUNDS)
+        number = {"train": config.num_train, "val": config.num_val, "test": config.num_test}[split]
+        correlation = config.test_correlation if split == "test" else config.correlation
+        self.labels, self.backgrounds = assign(split, config.seed, number, config.num_classes, correlation)
+        if config.background == "swapped":
+            self.backgrounds = 1 - self.backgrounds
+        self.groups = self.labels * len(BACKGROUNDS) + self.backgrounds
+        size = config.image_size
+        self.images = torch.empty(number, 3, size, size)
+        self.parts = torch.zeros(number, len(PARTS), size, size, dtype=torch.bool)
+        self.cues = torch.empty(number, len(CUES), dtype=torch.bool)
+        self.hues = torch.empty(number)
+        self._draw()
+        self.masks = self.parts.any(dim=1)
+
+    def __getitem__(self, index: int) -> PartedSample:
+        sample = super().__getitem__(index)
+        parts = self.parts[sample["index"]]
+        # Parts are disjoint, so the sum is the number of the one.
+        numbers = torch.arange(1, len(parts) + 1, dtype=torch.int8)[:, None, None]
+        return {**sample, "part_labels": (parts * numbers).sum(dim=0, dtype=torch.int8)}
+
+    def _draw(self) -> None:
+        config, size = self.config, self.config.image_size
+        birds = random_table(self.split, config.seed, "bird", len(self), BIRD_COLUMNS + len(CUES) + 3)
+        stream = "redrawn" if config.background == "redrawn" else "background"
+        scenes = random_table(self.split, config.seed, stream, len(self), BACKGROUND_COLUMNS)
+        for start in reported(range(0, len(self), BATCH), "drawing images, by hundreds"):
+            rows = slice(start, start + BATCH)
+            draws = Draws(birds[rows])
+            hue, self.cues[rows] = _character(draws, self.labels[rows], config)
+            self.hues[rows] = hue[:, 0, 0]
+            images = torch.full((len(hue), 3, size, size), GREY)
+            if config.content != "object":
+                images = draw_backgrounds(scenes[rows], self.backgrounds[rows], size)
+            if config.content != "background":
+                colours, self.parts[rows] = draw_birds(draws, hue, self.cues[rows], size, config.object_scale)
+                images = torch.where(self.parts[rows].any(dim=1, keepdim=True), colours, images)
+            # Whole steps of 1/255: what a file would hold, and equal on machines that round differently.
+            self.images[rows] = (images * 255).round_().div_(255)
+
+
+def random_table(split: str, seed: int, stream: str, rows: int, columns: int) -> Float[Tensor, "rows columns"]:
+    """Uniform numbers; the first rows do not depend on how many follow."""
+    streams = ("assignment", "bird", "background", "redrawn", "digit")
+    source = np.random.default_rng([streams.index(stream), SPLITS.index(split), seed])
+    return torch.from_numpy(source.random((rows, columns), dtype=np.float32))
+
+
+def assign(
+    split: str, seed: int, number: int, num_classes: int, correlation: Number
+) -> tuple[Int[Tensor, " N"], Int[Tensor, " N"]]:
+    """Labels and backgrounds with exact counts, in random order.
+
+    Args:
+        split: One of `SPLITS`.
+        seed: Seed of the order.
+        number: How many images.
+        num_classes: How many classes; they differ in size by at most one image.
+        correlation: Share of each class that is on its own background: even classes on water, odd ones in the forest.
+    """
+    order = random_table(split, seed, "assignment", number, 1)[:, 0].argsort(stable=True)
+    labels = torch.empty(number, dtype=torch.long)
+    labels[order] = torch.arange(number) % num_classes
+    backgrounds = labels % len(BACKGROUNDS)
+    for label in range(num_classes):
+        members = order[labels[order] == label]
+        # Rounded first, so that 0.05 of 50 is 2.5 whatever binary fractions make of it.
+        minority = math.floor(round((1 - correlation) * len(members), 6) + 0.5)
+        backgrounds[members[:minority]] = 1 - label % len(BACKGROUNDS)
+    return labels, backgrounds
+
+
+def draw_backgrounds(
+    scenes: Float[Tensor, "B N"], backgrounds: Int[Tensor, " B"], size: int
+) -> Float[Tensor, "B 3 S S"]:
+    """A picture of water (0) or forest (1) from each row of random numbers, `BACKGROUND_COLUMNS` wide."""
+    images = torch.empty(len(backgrounds), 3, size, size)
+    for kind, sketch in enumerate(_SKETCHES):
+        chosen = backgrounds == kind
+        if chosen.any():
+            images[chosen] = sketch(Draws(scenes[chosen]), size)
+    return images
+
+
+def _character(
+    draws: Draws, labels: Int[Tensor, " B"], config: PondbirdsConfig
+) -> tuple[Float[Tensor, "B 1 1"], Bool[Tensor, "B 4"]]:
+    """Hue and cues of each bird: those of its class, with noise."""
+    swap, step = draws.uniform() < config.hue_swap, draws.uniform(1, config.num_classes).floor()
+    centre = torch.where(swap, labels[:, None, None] + step, labels[:, None, None].float())
+    hue = (_FIRST_HUE + centre / config.num_classes + draws.normal(0, config.hue_spread)) % 1.0
+    forms = torch.tensor(list(_FORMS.values()), dtype=torch.bool)[labels]
+    flips = torch.cat([draws.uniform()[:, :, 0] < config.cue_noise for _ in CUES], dim=1)
+    return hue, forms ^ flips

@@ -1,0 +1,139 @@
+"""SIIM-ACR Pneumothorax: chest X-rays with and without a collapsed lung, which a chest tube gives away.
+
+Images and `train-rle.csv` from the Kaggle challenge
+https://www.kaggle.com/c/siim-acr-pneumothorax-segmentation (a copy:
+https://www.kaggle.com/datasets/jesperdramsch/siim-acr-pneumothorax-segmentation-data); the tube annotations
+`cxr_tube_dict.pkl` from https://github.com/khaledsaab/spatial_specificity (Saab et al., MLHC 2022). Licence: that of
+the challenge, see the source.
+
+The loader reads what `ifam.data.benchmarks.siim_acr_prepare.prepare` makes of these, in the layout of the paper's code:
+
+    root/
+      train_set/0/*.dcm, train_set/1/*.dcm          no tube annotation; 1 is pneumothorax
+      full_test_set/0/*.dcm, full_test_set/1/*.dcm  all X-rays with a tube annotation
+      robust_test_set/0, /1                         those on which the tube misleads (tube and healthy, no tube and ill)
+      non_robust_test_set/0, /1                     those on which it helps (tube and ill, no tube and healthy)
+      all_masks/*.png                               where the pneumothorax is; black for the healthy
+
+Splits: "train", "val" (cut from training, class by class), "test" (the full test set), "robust" and "non_robust".
+Groups of test images are class and tube; of training images, where tubes are not annotated, the class. DICOM files
+are read by pydicom (`pip install 'ifam[medical]'`): values are brought to 8 bits by the bits they were stored with,
+and inverted where the file says that low is white.
+"""
+
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from PIL import Image
+
+from ifam.data.base import Benchmark
+from ifam.data.files import image_files
+from ifam.data.records import Reader, Record, assemble
+from ifam.data.source_files import CutConfig, find_root
+from ifam.errors import IfamError
+
+SOURCE = "https://www.kaggle.com/c/siim-acr-pneumothorax-segmentation, prepared by `prepare`"
+CLASSES = ("no pneumothorax", "pneumothorax")
+GROUPS = (*CLASSES, *(f"{name} {tube} tube" for name in CLASSES for tube in ("without", "with")))
+SETS = {
+    "train": "train_set",
+    "test": "full_test_set",
+    "robust": "robust_test_set",
+    "non_robust": "non_robust_test_set",
+}
+MASKS = "all_masks"
+
+
+@dataclass(frozen=True)
+class SiimAcrConfig(CutConfig):
+    """How to read SIIM-ACR.
+
+    Attributes:
+        val_fraction: Share of the training images set aside for validation, class by class.
+        seed: Seed of that choice.
+        skip_bad: Leave out X-rays that are missing or damaged, with a notice, instead of stopping.
+        check: Open every file once at the start, so that a damaged one is found before it stops the training.
+    """
+
+    benchmark: ClassVar[str] = "siim_acr"
+
+
+def load_siim_acr(root: Path | None, config: SiimAcrConfig) -> Benchmark:
+    """SIIM-ACR, from the folder that `prepare` filled."""
+    root = find_root("siim_acr", root, [f"{name}/{label}" for name in SETS.values() for label in "01"], SOURCE)
+    require_pydicom()
+    # A tube misleads on the robust set: there it is beside a healthy lung, or absent beside a collapsed one.
+    tubes = {
+        path.name: (label == 1) == helps
+        for name, helps in ((SETS["robust"], False), (SETS["non_robust"], True))
+        for label in (0, 1)
+        for path in image_files(root / name / str(label), {".dcm"})
+    }
+    masks = (root / MASKS).is_dir()
+    splits: dict[str, list[Record]] = {}
+    for split, name in SETS.items():
+        splits[split] = []
+        for label in (0, 1):
+            for path in image_files(root / name / str(label), {".dcm"}):
+                known = split != "train" and path.name in tubes
+                group = 2 + 2 * label + int(tubes[path.name]) if known else None
+                # The names are dotted numbers, which `with_suffix` would shorten.
+                mask = root / MASKS / f"{path.name[: -len('.dcm')]}.png" if masks else None
+                splits[split].append(Record(path, label, group, mask))
+    return assemble(Benchmark("siim_acr", {}, CLASSES, GROUPS, mirrored=False), splits, config, reader=DICOM)
+
+
+def require_pydicom() -> Any:
+    """The library that reads DICOM files.
+
+    Raises:
+        IfamError: It is not installed.
+    """
+    try:
+        return import_module("pydicom")
+    except ImportError:
+        raise IfamError(
+            "siim_acr reads DICOM files with pydicom, which is not installed; install it with "
+            "`pip install 'ifam[medical]'`."
+        ) from None
+
+
+def load_dicom(path: Path) -> Image.Image:
+    """An X-ray as a viewer would show it, in 8 bits and three equal channels.
+
+    Raises:
+        IfamError: The file is no DICOM image, or is damaged.
+    """
+    try:
+        file = require_pydicom().dcmread(path)
+        pixels = np.asarray(file.pixel_array, dtype=np.float64)
+        if pixels.ndim != 2:
+            raise ValueError(f"one grey picture is expected, not {pixels.shape}")
+        lowest = -(2 ** (file.BitsStored - 1)) if file.get("PixelRepresentation", 0) else 0
+        grey = ((pixels - lowest) / (2**file.BitsStored - 1) * 255).round().clip(0, 255).astype(np.uint8)
+        inverted = file.get("PhotometricInterpretation") == "MONOCHROME1"
+    except IfamError:
+        raise
+    except Exception as error:  # pydicom and its decoders raise whatever a damaged file leads them to
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise IfamError(
+            f"{path} is no DICOM image that can be read ({reason}); get it anew, or skip such files with skip_bad."
+        ) from None
+    return Image.fromarray(255 - grey if inverted else grey).convert("RGB")
+
+
+def dicom_size(path: Path) -> tuple[int, int]:
+    """Width and height of an X-ray, from its header."""
+    try:
+        header = require_pydicom().dcmread(path, stop_before_pixels=True)
+        return int(header.Columns), int(header.Rows)
+    except IfamError:
+        raise
+    except Exception as error:  # see `load_dicom`
+        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from None
+
+
+DICOM = Reader(load_dicom, dicom_size)

@@ -1,0 +1,163 @@
+"""From the SIIM-ACR challenge's files to training, full, robust and non-robust sets (see `siim_acr`).
+
+What is expected below the root, as the challenge's archive has it:
+
+    train-rle.csv                          ImageId, EncodedPixels: -1, or runs of pixels; several lines an image
+    dicom-images-train/*/*/<ImageId>.dcm
+
+and, anywhere, the tube annotations: a pickle or a JSON file of a dict from ImageId to 0 or 1.
+
+X-rays with a tube annotation are the test set, all other labelled ones are for training. Where an image has several
+lines, its mask is all of them together. Runs go down the columns of the image. The paper's code takes the first line
+only, and lays the runs along the rows, which mirrors the masks about the diagonal; labels and sets are the same.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ifam.data._pickles import read_plain_pickle
+from ifam.data.benchmarks.siim_acr import MASKS, SETS, dicom_size, require_pydicom
+from ifam.data.files import image_files
+from ifam.data.source_files import find_root, read_csv
+from ifam.errors import IfamError
+
+SOURCE = "https://www.kaggle.com/c/siim-acr-pneumothorax-segmentation"
+TUBES = "https://github.com/khaledsaab/spatial_specificity"
+
+
+def prepare(
+    root: Path, out: Path, tubes: Path | None = None, tell: Callable[[int, int], None] | None = None
+) -> dict[str, int]:
+    """Sort the challenge's X-rays into sets, and draw their masks.
+
+    Files are linked where the file system can, so that no X-ray takes space twice, and copied elsewhere. What is
+    already there is left as it is, so an interrupted run can be started again.
+
+    Args:
+        root: Folder of `train-rle.csv` and `dicom-images-train`.
+        out: Folder for the sets; may be the root.
+        tubes: Tube annotations; `cxr_tube_dict.pkl` below the root where none is given.
+        tell: Called with the number of X-rays done and of all.
+
+    Returns:
+        Number of X-rays in each set.
+
+    Raises:
+        IfamError: A file is missing or is not as expected.
+    """
+    root = find_root("siim_acr", root, ("train-rle.csv", "dicom-images-train"), SOURCE)
+    require_pydicom()
+    runs = _read_runs(root / "train-rle.csv")
+    with_tube = _read_tubes(root / "cxr_tube_dict.pkl" if tubes is None else tubes)
+    files = {path.name[: -len(".dcm")]: path for path in image_files(root / "dicom-images-train", {".dcm"})}
+    missing = next((name for name in runs if name not in files), None)
+    if missing is not None:
+        raise IfamError(
+            f"{root / 'dicom-images-train'} lacks {missing}.dcm, which train-rle.csv lists; get the data from {SOURCE}."
+        )
+    counts = dict.fromkeys(SETS.values(), 0)
+    for done, (name, encoded) in enumerate(runs.items(), 1):
+        label = int(bool(encoded))
+        for folder in _sets_of(label, with_tube.get(name)):
+            _place(files[name], out / folder / str(label))
+            counts[folder] += 1
+        target = out / MASKS / f"{name}.png"
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _save(draw_runs(encoded, dicom_size(files[name]), f"{root / 'train-rle.csv'}, {name}"), target)
+        if tell is not None:
+            tell(done, len(runs))
+    for folder in counts:
+        for label in (0, 1):
+            (out / folder / str(label)).mkdir(parents=True, exist_ok=True)
+    return counts
+
+
+def _sets_of(label: int, tube: int | None) -> list[str]:
+    """The sets that an X-ray belongs to."""
+    if tube is None:
+        return [SETS["train"]]
+    return [SETS["test"], SETS["non_robust"] if tube == label else SETS["robust"]]
+
+
+def _read_runs(path: Path) -> dict[str, list[str]]:
+    """The encoded masks of each image, none for the healthy."""
+    found: dict[str, list[str]] = {}
+    for line, row in read_csv(path, ("ImageId", "EncodedPixels")):
+        if not row["EncodedPixels"]:
+            raise IfamError(f"{path}, line {line} has no EncodedPixels; -1 is written for the healthy, get it anew.")
+        runs = found.setdefault(row["ImageId"], [])
+        if row["EncodedPixels"] != "-1":
+            runs.append(row["EncodedPixels"])
+    return found
+
+
+def _read_tubes(path: Path) -> dict[str, int]:
+    """Whether an X-ray shows a chest tube, by its ImageId."""
+    if not path.is_file():
+        raise IfamError(f"There are no tube annotations {path}; get cxr_tube_dict.pkl from {TUBES}.")
+    if path.suffix == ".json":
+        try:
+            table: Any = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise IfamError(f"{path} is no JSON file ({error}); write a dict from ImageId to 0 or 1.") from None
+    else:
+        table = read_plain_pickle(path, "write the same dict from ImageId to 0 or 1 as a JSON file")
+    if not (isinstance(table, Mapping) and all(isinstance(k, str) and v in (0, 1) for k, v in table.items())):
+        raise IfamError(f"{path} is not a dict from ImageId to 0 or 1; get cxr_tube_dict.pkl from {TUBES}.")
+    return {name.removesuffix(".dcm"): int(value) for name, value in table.items()}
+
+
+def draw_runs(encoded: Sequence[str], size: tuple[int, int], where: str) -> np.ndarray:
+    """The mask [H, W] of some runs.
+
+    Args:
+        encoded: Each a list of pairs, "3 2 10 4": skip three pixels, two are true, skip ten more, four are true.
+            Pixels are counted down the columns.
+        size: Width and height of the mask.
+        where: Where they are from, for messages.
+
+    Raises:
+        IfamError: They are no such pairs, or do not fit into the image.
+    """
+    width, height = size
+    flat = np.zeros(width * height, bool)
+    for text in encoded:
+        try:
+            numbers = np.array([int(number) for number in text.split()]).reshape(-1, 2)
+        except ValueError:
+            raise IfamError(f"{where}: the runs are not pairs of whole numbers; get the file anew.") from None
+        ends = numbers.sum(axis=1).cumsum()
+        if (numbers < 0).any() or (len(ends) and ends[-1] > flat.size):
+            raise IfamError(f"{where}: the runs do not fit into {width} x {height} pixels; get the file anew.")
+        for end, length in zip(ends, numbers[:, 1], strict=True):
+            flat[end - length : end] = True
+    return flat.reshape(width, height).T
+
+
+def _place(source: Path, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / source.name
+    if target.exists():
+        return
+    try:
+        os.link(source, target)
+    except OSError:
+        # Under its name only once it is complete: what is there is taken to be.
+        beside = target.with_name(target.name + ".part")
+        shutil.copy2(source, beside)
+        beside.replace(target)
+
+
+def _save(mask: np.ndarray, path: Path) -> None:
+    """Write a mask under its name only once it is complete."""
+    beside = path.with_name(path.name + ".part")
+    Image.fromarray(mask.astype(np.uint8) * 255).save(beside, format="PNG")
+    beside.replace(path)

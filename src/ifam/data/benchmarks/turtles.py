@@ -1,0 +1,78 @@
+"""SeaTurtleID2022: 8,729 photographs of 438 sea turtles taken over 13 years, to be told apart.
+
+From https://www.kaggle.com/datasets/wildlifedatasets/seaturtleid2022 (Adam et al., WACV 2024, arXiv 2211.10307).
+Licence: see the source.
+
+    data/
+      metadata_base.csv    file_name, identity, split_closed, split_closed_random, split_open, ...; or the same
+                           under the name metadata_splits.csv
+      images/t001/*.JPG    paths in file_name are relative to this folder or to the root
+
+Splits are a column: `split_closed` (all turtles are known, training is older than test), `split_closed_random`, or
+`split_open` (some turtles are met in the test set for the first time, and cannot be named). Where the column knows no
+validation images, they are cut from training. Classes are all identities, groups too.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from ifam.data.base import Benchmark
+from ifam.data.records import Record, assemble
+from ifam.data.source_files import CutConfig, choose, find_root, number_labels, read_csv
+from ifam.data.splits import SPLIT_NAMES
+from ifam.errors import IfamError
+
+SOURCE = "https://www.kaggle.com/datasets/wildlifedatasets/seaturtleid2022"
+TABLES = ("metadata_base.csv", "metadata_splits.csv")
+COLUMNS = ("split_closed", "split_closed_random", "split_open")
+
+
+@dataclass(frozen=True)
+class TurtlesConfig(CutConfig):
+    """How to read SeaTurtleID2022.
+
+    Attributes:
+        split: Column of the splits: split_closed, split_closed_random or split_open.
+        val_fraction: Share of the training images set aside for validation, turtle by turtle, where the column has
+            no validation images.
+        seed: Seed of that choice.
+        skip_bad: Leave out images that are missing or damaged, with a notice, instead of stopping.
+        check: Open every file once at the start, so that a damaged one is found before it stops the training.
+    """
+
+    benchmark: ClassVar[str] = "turtles"
+    split: str = "split_closed"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        choose("turtles", "split", self.split, COLUMNS)
+
+
+def load_turtles(root: Path | None, config: TurtlesConfig) -> Benchmark:
+    """SeaTurtleID2022, from the folder of its metadata."""
+    table = (
+        TABLES[1] if root is not None and not (root / TABLES[0]).exists() and (root / TABLES[1]).exists() else TABLES[0]
+    )
+    root = find_root("turtles", root, (table, "images"), SOURCE)
+    rows = read_csv(root / table, ("file_name", "identity", config.split))
+    numbers = number_labels(row["identity"] for _, row in rows)
+    # The published table has "images/" in its paths, a copy of it may not.
+    below = root if rows and (root / rows[0][1]["file_name"]).exists() else root / "images"
+    splits: dict[str, list[Record]] = {"train": []}
+    for line, row in rows:
+        where = f"{root / table}, line {line}"
+        name = row[config.split]
+        if not name:
+            continue  # not part of this split
+        if name not in SPLIT_NAMES:
+            raise IfamError(f"{where} has the unknown split {name!r}; one of train, valid, test is expected.")
+        record = Record(below / row["file_name"], numbers[row["identity"]], line=where)
+        splits.setdefault(SPLIT_NAMES[name], []).append(record)
+    known = {record.label for record in splits["train"]}
+    strangers = [record for record in splits.get("test", []) if record.label not in known]
+    notes = [f"validation images as published ({config.split})"] if "val" in splits else [config.split]
+    if strangers:
+        notes.append(f"{len(strangers)} test images show turtles that training does not")
+    classes = tuple(numbers)
+    return assemble(Benchmark("turtles", {}, classes, classes, "; ".join(notes)), splits, config, every_class=False)

@@ -1,0 +1,298 @@
+"""Images listed in files: records, how they are read and checked, and the cut for validation.
+
+A loader in this package reads its lists into `Record`s, one an image, sorted into splits, and hands them to
+`assemble`, which checks the files, cuts validation images from the training images where there are none, and
+returns a `Benchmark`.
+"""
+
+import logging
+import os
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ifam._typing import Bool, Tensor
+from ifam.data.base import Benchmark
+from ifam.data.images import UNREADABLE, load_image, upright_size, why_unreadable
+from ifam.data.masks import is_ambiguous, load_mask, mask_size, mask_turn
+from ifam.data.source_files import CutConfig, FilesConfig
+from ifam.errors import IfamError
+from ifam.pulse import reported
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One image of a benchmark.
+
+    Attributes:
+        path: The image.
+        label: Its class.
+        group: Its group, None where no groups are known.
+        mask: File with the pixels of the object, None where there is none.
+        extra: What else is known of it, by its name in the example (see `Examples`); arrays, since tensors would each
+            take a file descriptor on their way to another process.
+        line: Where it is listed ("images.csv, line 7"), for messages.
+    """
+
+    path: Path
+    label: int
+    group: int | None = None
+    mask: Path | None = None
+    extra: Mapping[str, np.ndarray] | None = None
+    line: str = ""
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Width and height of an image as a viewer would show it, from its header, which is also checked."""
+    with Image.open(path) as image:
+        size = upright_size(image)
+        image.verify()
+        return size
+
+
+class Reader(NamedTuple):
+    """How a kind of image file is read.
+
+    Attributes:
+        load: Reads the image.
+        size_of: Width and height from the header alone; raises an error if that is damaged.
+    """
+
+    load: Callable[[Path], Any]
+    size_of: Callable[[Path], tuple[int, int]]
+
+
+IMAGES = Reader(load_image, image_size)
+_MASKS = Reader(load_mask, mask_size)
+
+
+class ImageFiles:
+    """Images on disk, read when they are asked for.
+
+    Args:
+        records: One for each image.
+        reader: Reads an image file.
+    """
+
+    def __init__(self, records: Sequence[Record], reader: Reader = IMAGES) -> None:
+        self.records, self.reader = list(records), reader
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files."""
+        return [record.path for record in self.records]
+
+    @property
+    def labels(self) -> list[int]:
+        """Class of each image."""
+        return [record.label for record in self.records]
+
+    @property
+    def groups(self) -> list[int]:
+        """Group of each image; its class where no groups are known."""
+        return [record.label if record.group is None else record.group for record in self.records]
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        record = self.records[index]
+        image = self.reader.load(record.path)
+        example: dict[str, Any] = {"image": image, "label": record.label}
+        if record.group is not None:
+            example["group"] = record.group
+        if record.mask is not None:
+            example["mask"] = _matching(self.read_mask(record.mask, record.path), image, record)
+        return example | self.annotate(record, image)
+
+    def read_mask(self, path: Path, image: Path) -> Bool[Tensor, "H W"]:
+        """The pixels of the object, turned with their image."""
+        return load_mask(path, image)
+
+    def annotate(self, record: Record, image: Image.Image) -> dict[str, Any]:
+        """The further entries of an example."""
+        return {name: torch.tensor(values) for name, values in (record.extra or {}).items()}
+
+
+def _matching(mask: Bool[Tensor, "H W"], image: Image.Image, record: Record) -> Bool[Tensor, "H W"]:
+    if mask.shape != (image.height, image.width):
+        sentence = _sizes_differ(record, (mask.shape[1], mask.shape[0]), image.size)
+        raise IfamError(f"{sentence}; give a mask of the image's size.")
+    return mask
+
+
+def _sizes_differ(record: Record, mask: tuple[int, int], image: tuple[int, int]) -> str:
+    place = f" ({record.line})" if record.line else ""
+    return (
+        f"The mask {record.mask} is {mask[0]} x {mask[1]} pixels, but its image {record.path.name} is {image[0]} x "
+        f"{image[1]}{place}"
+    )
+
+
+# ------------------------------------------------------------------------------------------------- checks
+
+
+def sound(records: Iterable[Record], config: FilesConfig, reader: Reader = IMAGES) -> list[Record]:
+    """The records whose files are there and are images; others stop, or are left out with a notice."""
+    if not (config.check or config.skip_bad):
+        return list(records)
+    records = list(records)
+    kept = [one for one in reported(records, "checking files") if _is_sound(one, config.skip_bad, reader)]
+    _warn_of_turned_masks(kept)
+    return kept
+
+
+def _warn_of_turned_masks(records: Sequence[Record]) -> None:
+    """Say which masks are turned with their images although they may have been drawn on the upright ones."""
+    doubtful = []
+    for mask, image in ((record.mask, record.path) for record in records):
+        if mask is not None and is_ambiguous(size := mask_size(mask), mask_turn(mask, size, image)):
+            doubtful.append(mask)
+    if doubtful:
+        warnings.warn(
+            f"{len(doubtful)} masks are turned by the EXIF orientation of their images, which they do not state "
+            f"themselves (the first is {doubtful[0]}); where masks were drawn on the upright images, save these images "
+            f"without EXIF orientation.",
+            stacklevel=2,
+        )
+
+
+def _is_sound(record: Record, skip: bool, reader: Reader) -> bool:
+    # Only decoding finds a file that was cut off; it takes time, so only those pay who ask for it.
+    problem = _problem(record, reader, decode=skip)
+    if problem and skip:
+        logger.warning("Left out %s: %s.", record.path, problem[0])
+    elif problem:
+        raise IfamError(f"{problem[1]}; remove it, or leave such files out with --data.skip_bad true.")
+    return not problem
+
+
+def _problem(record: Record, reader: Reader, decode: bool) -> tuple[str, str] | None:
+    """What is wrong with a record, in short and as the beginning of a sentence."""
+    place = f" ({record.line})" if record.line else ""
+    kinds = [("image", record.path, reader)]
+    if record.mask is not None:
+        kinds.append(("mask", record.mask, _MASKS))
+    sizes = []
+    for kind, path, (load, size_of) in kinds:
+        # Unlike `path.is_file()`, with no error for names that are too long.
+        if not os.path.isfile(path):
+            short = "there is no such file" if kind == "image" else f"there is no mask {path}"
+            return short, f"The {kind} {path} does not exist{place}"
+        try:
+            sizes.append(size_of(path))
+            if decode:
+                load(path)
+        except (*UNREADABLE, IfamError) as error:
+            short = "it is no image that can be read" if kind == "image" else f"its mask {path} cannot be read"
+            reason = "" if isinstance(error, IfamError) else f" ({why_unreadable(path, error)})"
+            return short, f"{path} is no {kind} that can be read{reason}{place}"
+    if len(sizes) == 2 and record.mask is not None and mask_turn(record.mask, sizes[1], record.path) >= 5:
+        sizes[1] = sizes[1][::-1]
+    if len(sizes) == 2 and sizes[0] != sizes[1]:
+        return f"its mask {record.mask} has another size", _sizes_differ(record, sizes[1], sizes[0])
+    return None
+
+
+# ------------------------------------------------------------------------------------------- validation cut
+
+
+def cut(
+    records: Sequence[Record],
+    config: CutConfig,
+    class_names: Sequence[str],
+    together: Callable[[Record], Hashable] | None = None,
+) -> tuple[list[Record], list[Record]]:
+    """Training and validation images: of each class, and of each group within it, the same share.
+
+    At least one image of each stratum is on each side; groups of a class that have a single image are taken
+    together.
+
+    Args:
+        records: Training images.
+        config: Share and seed.
+        class_names: For the message about a class that cannot be cut.
+        together: Images for which this is equal stay on one side (several files of one photograph).
+    """
+    first: dict[Hashable, int] = {}
+    for index, record in enumerate(records):
+        first.setdefault((record.label, together(record)) if together else index, index)
+    strata: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for index in first.values():
+        group = records[index].group
+        strata[records[index].label, -1 if group is None else group].append(index)
+    for label, group in [key for key, members in strata.items() if len(members) == 1]:
+        strata[label, -1] = sorted(strata.get((label, -1), []) + ([] if group == -1 else strata.pop((label, group))))
+    chance = np.random.default_rng(config.seed)
+    chosen: set[int] = set()
+    for label, group in sorted(strata):
+        members = chance.permutation(strata[label, group])
+        if len(members) == 1 and not any(key[0] == label and key != (label, group) for key in strata):
+            raise IfamError(
+                f"The class {class_names[label]} has a single image, but at least two are needed: one to train on and "
+                f"one to validate with."
+            )
+        number = min(max(round(len(members) * config.val_fraction), 1), len(members) - 1)
+        chosen.update(members[:number].tolist())
+    sides: tuple[list[Record], list[Record]] = ([], [])
+    for index, record in enumerate(records):
+        owner = first[(record.label, together(record)) if together else index]
+        sides[owner in chosen].append(record)
+    return sides
+
+
+def assemble(
+    benchmark: Benchmark,
+    splits: Mapping[str, Sequence[Record]],
+    config: FilesConfig,
+    *,
+    reader: Reader = IMAGES,
+    files: Callable[[Sequence[Record], Reader], ImageFiles] = ImageFiles,
+    together: Callable[[Record], Hashable] | None = None,
+    every_class: bool = True,
+) -> Benchmark:
+    """The benchmark with its splits: files checked, and validation images cut where there are none.
+
+    Args:
+        benchmark: All but the splits; a cut is added to its note.
+        splits: Records by split.
+        config: A `CutConfig` where a missing "val" is to be cut from "train".
+        reader: Reads the files.
+        files: Makes examples of records.
+        together: See `cut`.
+        every_class: Refuse training images that lack a class.
+
+    Raises:
+        IfamError: A file is missing or damaged, a split is empty, or a class has too few images.
+    """
+    if reader is IMAGES and config.white:
+        reader = IMAGES._replace(load=partial(load_image, white=config.white))
+    kept = {name: sound(records, config, reader) for name, records in splits.items()}
+    note = benchmark.note
+    if "train" in kept and every_class:
+        for label in sorted(set(range(len(benchmark.class_names))) - {record.label for record in kept["train"]})[:1]:
+            raise IfamError(
+                f"{benchmark.name} has no training image of the class {benchmark.class_names[label]}; get the data "
+                f"anew, or remove the class."
+            )
+    if "train" in kept and "val" not in kept and isinstance(config, CutConfig) and config.val_fraction:
+        train, val = cut(kept.pop("train"), config, benchmark.class_names, together)
+        kept = {"train": train, "val": val} | kept
+        how = "by class and group" if any(record.group is not None for record in train) else "by class"
+        said = f"validation: {config.val_fraction:.0%} of the training images, {how}, seed {config.seed}"
+        note = "; ".join(part for part in (note, said) if part)
+    for name, records in kept.items():
+        if not records:
+            where = "" if name == "all" else f" in its split {name!r}"
+            raise IfamError(f"{benchmark.name} has no image{where}; check that --root is the folder of its layout.")
+    return replace(benchmark, splits={name: files(records, reader) for name, records in kept.items()}, note=note)

@@ -1,0 +1,338 @@
+"""Accuracy by class and by group, for the predictor and the selector, and the quality of the mask."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from ifam._typing import Float, Tensor
+from ifam.data import Benchmark, Prepared, collate
+from ifam.errors import IfamError
+from ifam.evaluation.attacks import hidden_pixel_mask
+from ifam.evaluation.bootstrap import LEVEL, Interval, auroc, interval, mean, resamples, stacked, totals
+from ifam.evaluation.collect import Rows, collect
+from ifam.evaluation.part_quality import PartQuality, conditions, part_figures, part_quality, with_regression
+from ifam.models.base import Classifier
+from ifam.models.interventions import Intervention
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """How often one classifier is right.
+
+    Attributes:
+        average: Share of all images.
+        worst_group: Accuracy of the lowest of all groups with an image.
+        groups: Accuracy and number of images of each group, and the interval of its accuracy as `low` and `high`.
+        classes: The same of each class.
+        macro: Mean accuracy over the classes with an image.
+        weighted_average: Mean accuracy over groups, weighted by their sizes (see `Evaluation.weighted_by`).
+        top5: Share of images whose class is among the five best; None where fewer than six classes compete.
+        auroc: Area under the ROC curve; None unless there are two classes, each with an image.
+        intervals: Bootstrap interval of each of these figures, by name.
+    """
+
+    average: float
+    worst_group: float
+    groups: dict[str, dict[str, float | int]]
+    classes: dict[str, dict[str, float | int]]
+    macro: float
+    weighted_average: float
+    top5: float | None
+    auroc: float | None
+    intervals: dict[str, Interval]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found.
+
+    Attributes:
+        predictor: The model's answer.
+        selector: The selector's own classification; None for a model without a selector, or of nothing else.
+        mask_iou: Intersection over union of mask and truth, pooled over all patches; None where the truth is unknown.
+            A patch counts as object where the object covers half of it.
+        visible_fraction: Mean share of patches that the predictor saw; None unless the model `hides` the others.
+        empty: Images of which nothing was visible; None unless the model `hides`.
+        count: Images evaluated.
+        extra: Conditions, for the record.
+        weighted_by: What the weights of `Accuracy.weighted_average` are.
+        intervals: Bootstrap interval of `mask_iou` and `visible_fraction`, by name.
+        parts: How well the parts agree with what is annotated; None where nothing is, for models without parts, and
+            under interventions, since the selector is judged by its own choice.
+    """
+
+    predictor: Accuracy
+    selector: Accuracy | None
+    mask_iou: float | None
+    visible_fraction: float | None
+    empty: int | None
+    count: int
+    extra: dict[str, Any] = field(default_factory=dict)
+    weighted_by: str = ""
+    intervals: dict[str, Interval] = field(default_factory=dict)
+    parts: PartQuality | None = None
+
+
+def evaluate(
+    model: Classifier,
+    benchmark: Benchmark,
+    split: str = "test",
+    *,
+    interventions: Sequence[Intervention] = (),
+    true_masks: bool = False,
+    batch_size: int = 64,
+    workers: int = 0,
+    num_resamples: int = 1000,
+    seed: int = 0,
+    keypoint_regression: bool = False,
+    label: str = "evaluating",
+) -> Evaluation:
+    """Classify every image of a split.
+
+    Where `torch.distributed` is initialised, the processes share the images, and each of them returns the whole.
+
+    Args:
+        model: An `IFAM` or a baseline. Left in the mode it was in.
+        benchmark: The data set.
+        split: Which of its splits.
+        interventions: Changes to the selection of every image, see `ifam.models.interventions`.
+        true_masks: Show the predictor the true mask instead of the selector's.
+        batch_size: Images at a time; changes nothing but speed.
+        workers: Processes that load images.
+        num_resamples: Resamples of the bootstrap intervals; 0 for none.
+        seed: Seed of the resamples.
+        keypoint_regression: Predict keypoints from parts, fitted to the split "train", all of which is looked at.
+        label: What the progress bar says.
+
+    Returns:
+        Accuracies and the quality of the mask.
+
+    Raises:
+        IfamError: There is no such split, an intervention does not suit the model, or a true mask is missing.
+    """
+    settings: dict[str, Any] = {"true_masks": true_masks, "batch_size": batch_size, "workers": workers}
+    settings |= {"num_resamples": num_resamples, "seed": seed, "label": label}
+    settings["keypoint_regression"] = keypoint_regression
+    return evaluate_variants(model, benchmark, split, {"": interventions}, **settings)[""]
+
+
+def evaluate_variants(
+    model: Classifier,
+    benchmark: Benchmark,
+    split: str,
+    variants: Mapping[str, Sequence[Intervention]],
+    *,
+    num_resamples: int = 1000,
+    seed: int = 0,
+    keypoint_regression: bool = False,
+    **settings: Any,
+) -> dict[str, Evaluation]:
+    """The same with each of several lists of interventions, at the price of one look of the selector.
+
+    Args:
+        model: An `IFAM`; a baseline knows no interventions.
+        benchmark: The data set.
+        split: Which of its splits.
+        variants: Lists of interventions by name.
+        num_resamples: Resamples of the bootstrap intervals; 0 for none.
+        seed: Seed of the resamples; all variants are judged on the same ones.
+        keypoint_regression: Predict keypoints from parts, for the variant without interventions.
+        settings: Further arguments, as for `evaluate`.
+    """
+    found = collect(model, benchmark, split, list(variants.values()), **settings)
+    fit = "train" if keypoint_regression else None
+    if fit is not None:
+        found = _regressed(model, benchmark, fit, found, settings)
+    return {
+        name: judge(model, rows, benchmark, split, num_resamples, seed, fit)
+        for name, rows in zip(variants, found, strict=True)
+    }
+
+
+def judge(
+    model: Classifier,
+    rows: Rows,
+    benchmark: Benchmark,
+    split: str,
+    num_resamples: int = 1000,
+    seed: int = 0,
+    fit: str | None = None,
+) -> Evaluation:
+    """All figures, from the rows that `collect` made with a model, and what those of its parts depend on."""
+    found = summarise(rows, benchmark, split, num_resamples, seed)
+    if found.parts is None:
+        return found
+    return replace(found, parts=replace(found.parts, conditions=conditions(benchmark, split, model, fit)))
+
+
+def _regressed(
+    model: Classifier, benchmark: Benchmark, fit: str, found: Sequence[Rows], settings: Mapping[str, Any]
+) -> list[Rows]:
+    """The rows of each variant, with keypoints predicted from parts where the selector is judged."""
+    if not any("parts.keypoints" in rows for rows in found):
+        raise IfamError(
+            f"Keypoint regression needs keypoints and a model with parts, without interventions; {benchmark.name} or "
+            f"{type(model).__name__} has none, or there are interventions: leave it out."
+        )
+    speed = {name: settings[name] for name in ("batch_size", "workers") if name in settings}
+    (known,) = collect(model, benchmark, fit, [()], label=f"looking at parts in {fit!r}", **speed)
+    return [with_regression(rows, known) if "parts.keypoints" in rows else rows for rows in found]
+
+
+def summarise(rows: Rows, benchmark: Benchmark, split: str, num_resamples: int = 1000, seed: int = 0) -> Evaluation:
+    """All figures of an evaluation, from a row for each image."""
+    count = len(rows["label"])
+    sizes, weighted_by = group_sizes(rows, benchmark, split)
+    has_mask, hides = "known" in rows, "visible" in rows
+    who = ("predictor", "selector") if "selector.right" in rows else ("predictor",)
+
+    def figures(weights: Tensor) -> dict[str, Tensor]:
+        found = {f"{w}.{name}": v for w in who for name, v in _accuracy(rows, w, benchmark, sizes, weights).items()}
+        return found | (_mask(rows, weights) if has_mask else {}) | part_figures(rows, weights)
+
+    ones = figures(torch.ones(1, count, dtype=torch.double))
+    values = {name: value[0] for name, value in ones.items()}
+    drawn = [figures(weights) for weights in resamples(count, num_resamples, seed)]
+    spread = stacked(drawn) if drawn else {}
+    judged = {w: _as_accuracy(values, spread, w, rows, benchmark) for w in who}
+    masks_known = has_mask and bool(rows["known"].any())
+    return Evaluation(
+        predictor=judged["predictor"],
+        selector=judged.get("selector"),
+        mask_iou=float(values["mask_iou"]) if masks_known else None,
+        visible_fraction=float(values["visible_fraction"]) if hides else None,
+        empty=int(rows["empty"].sum()) if hides else None,
+        count=count,
+        extra={"intervals": f"bootstrap, {num_resamples} resamples, {LEVEL:.0%}, seed {seed}"} if drawn else {},
+        weighted_by=weighted_by,
+        intervals=_intervals(spread, "", ("mask_iou", "visible_fraction")[not masks_known :] if has_mask else ()),
+        parts=part_quality(rows, values, spread),
+    )
+
+
+def group_sizes(rows: Rows, benchmark: Benchmark, split: str) -> tuple[Float[Tensor, " G"], str]:
+    """Weights of the groups: their sizes in training, or in the split itself where those do not cover its groups.
+
+    Returns:
+        The sizes, and what they are.
+    """
+    number = len(benchmark.group_names)
+    here = rows["group"].bincount(minlength=number)
+    # Reading all training images for their groups alone would take too long; data sets that know them say so.
+    listed = getattr(benchmark.splits.get("train"), "groups", None)
+    if listed is not None:
+        sizes = torch.as_tensor(listed, dtype=torch.long).bincount(minlength=number)
+        if len(sizes) == number and bool((sizes[here > 0] > 0).all()):
+            return sizes.double(), "group sizes in the split 'train'"
+    return here.double(), f"group sizes in the split {split!r}"
+
+
+def _accuracy(
+    rows: Rows, who: str, benchmark: Benchmark, sizes: Float[Tensor, " G"], weights: Float[Tensor, "R N"]
+) -> dict[str, Tensor]:
+    """Figures of one classifier for each row of weights; NaN where there is no image."""
+    right = rows[f"{who}.right"]
+    everything = torch.ones_like(right)
+    shares = {}
+    for name, column, number in (
+        ("groups", rows["group"], len(benchmark.group_names)),
+        ("classes", rows["label"], len(benchmark.class_names)),
+    ):
+        counts = totals(everything, column, number, weights)
+        shares[name] = totals(right, column, number, weights) / counts
+    groups = shares["groups"]
+    there = ~groups.isnan()
+    found = {
+        "average": mean(right, weights),
+        "worst_group": groups.nan_to_num(nan=torch.inf).amin(dim=1),
+        "macro": shares["classes"].nanmean(dim=1),
+        "weighted_average": (groups.nan_to_num() * sizes).sum(dim=1) / (there * sizes).sum(dim=1),
+        **shares,
+    }
+    if f"{who}.top5" in rows:
+        found["top5"] = mean(rows[f"{who}.top5"], weights)
+    if f"{who}.score" in rows:
+        found["auroc"] = auroc(rows[f"{who}.score"], rows["label"] == 1, weights)
+    return found
+
+
+def _mask(rows: Rows, weights: Float[Tensor, "R N"]) -> dict[str, Tensor]:
+    """Quality of the mask for each row of weights."""
+    intersection, union = (weights @ rows[name].double() for name in ("intersection", "union"))
+    # Two masks that are empty everywhere agree.
+    iou = torch.where(union > 0, intersection / union.clamp_min(1), 1.0)
+    return {"mask_iou": iou} | ({"visible_fraction": mean(rows["visible"], weights)} if "visible" in rows else {})
+
+
+def _as_accuracy(
+    values: Mapping[str, Tensor], spread: Mapping[str, Tensor], who: str, rows: Rows, benchmark: Benchmark
+) -> Accuracy:
+    """Figures and their resamples as named numbers."""
+
+    def table(kind: str, column: Tensor, names: Sequence[str]) -> dict[str, dict[str, float | int]]:
+        counts = column.bincount(minlength=len(names)).tolist()
+        found: dict[str, dict[str, float | int]] = {}
+        for i in (i for i, count in enumerate(counts) if count):
+            found[names[i]] = {"accuracy": float(values[f"{who}.{kind}"][i]), "count": counts[i]}
+            drawn = spread.get(f"{who}.{kind}")
+            ends = None if drawn is None else interval(drawn[:, i].numpy())
+            if ends is not None:
+                found[names[i]] |= {"low": ends[0], "high": ends[1]}
+        return found
+
+    def optional(name: str) -> float | None:
+        value = values.get(f"{who}.{name}")
+        return None if value is None or bool(value.isnan()) else float(value)
+
+    return Accuracy(
+        average=float(values[f"{who}.average"]),
+        worst_group=float(values[f"{who}.worst_group"]),
+        groups=table("groups", rows["group"], benchmark.group_names),
+        classes=table("classes", rows["label"], benchmark.class_names),
+        macro=float(values[f"{who}.macro"]),
+        weighted_average=float(values[f"{who}.weighted_average"]),
+        top5=optional("top5"),
+        auroc=optional("auroc"),
+        intervals=_intervals(
+            spread, f"{who}.", ("average", "worst_group", "macro", "weighted_average", "top5", "auroc")
+        ),
+    )
+
+
+def _intervals(spread: Mapping[str, Tensor], before: str, names: Sequence[str]) -> dict[str, Interval]:
+    """Intervals of the figures that exist."""
+    found = {name: interval(spread[before + name].numpy()) for name in names if before + name in spread}
+    return {name: ends for name, ends in found.items() if ends is not None}
+
+
+@torch.inference_mode()
+def hidden_influence(model: Any, examples: Any, count: int = 64, seed: int = 0) -> float:
+    """Largest change of any logit when every hidden pixel is replaced by noise, 1e30, infinity and NaN.
+
+    The mask is held fixed. By construction this is exactly 0.
+
+    Args:
+        model: An `IFAM`.
+        examples: Examples to take images from.
+        count: How many of the first images.
+        seed: Seed of the noise.
+    """
+    prepared = Prepared(examples, model.image_size, model.normalisation)
+    batch = collate([prepared[i] for i in range(min(count, len(prepared)))])
+    model.eval()
+    mask = model(batch.images).mask
+    logits = model.predictor(batch.images, mask)
+    hidden = hidden_pixel_mask(mask, batch.images)
+    noise = torch.randn(batch.images.shape, generator=torch.Generator().manual_seed(seed))
+    worst = 0.0
+    for other in (
+        noise,
+        batch.images.roll(1, 0),
+        *(torch.full_like(noise, x) for x in (1e30, torch.inf, torch.nan)),
+    ):
+        changed = model.predictor(torch.where(hidden, other, batch.images), mask)
+        difference = (changed - logits).abs().nan_to_num(nan=torch.inf).max()
+        worst = max(worst, float(difference))
+    return worst

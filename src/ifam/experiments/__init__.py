@@ -1,0 +1,1 @@
+"""Several trainings on one page: comparisons and the demo."""

@@ -1,0 +1,383 @@
+"""From files to answers: any images in, one row each out, with a picture of what the answer rests on."""
+
+import csv
+import logging
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from rich.table import Table
+from torchvision.transforms import v2
+
+from ifam._typing import Float, Tensor
+from ifam.console import PlainConsole
+from ifam.data.base import FitAndCrop
+from ifam.data.files import list_images
+from ifam.data.images import load_image
+from ifam.errors import IfamError
+from ifam.io import (
+    check_folder,
+    ensure_writable,
+    local_path,
+    printable,
+    replacing,
+    run_digest,
+    write_json,
+)
+from ifam.model_files import weights_digest
+from ifam.models.base import Classifier, PartClassifier
+from ifam.models.ifam import IFAM
+from ifam.models.interventions import Intervention
+from ifam.progress import ProgressBar
+from ifam.report.overlays import triptych
+from ifam.types import Output
+
+logger = logging.getLogger(__name__)
+
+_TOP = 5
+# Photographs are drawn at this many pixels at most: enough to look at, and what the paper's models see.
+_DISPLAY = 518
+_QUIET_UP_TO = 20
+# Longer strips are cut to this shape before they are resized: they lose nothing of the centre, but would
+# fill the memory.
+_MAX_ASPECT = 8
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model says about one file.
+
+    Attributes:
+        path: The file.
+        label: Index of the most probable class.
+        class_name: Its name.
+        probability: Its probability.
+        top: Names and probabilities of the most probable classes, at most five, best first.
+        visible_fraction: Share of the patches in the mask: those that the predictor saw, if the model `hides`.
+        empty: True where there are none: the answer is the predictor's prior then, if the model `hides`.
+        overlay: The picture of input, parts and what the predictor saw, where one was asked for.
+    """
+
+    path: Path
+    label: int
+    class_name: str
+    probability: float
+    top: tuple[tuple[str, float], ...]
+    visible_fraction: float
+    empty: bool
+    overlay: Path | None
+
+
+@dataclass(frozen=True)
+class _Item:
+    """A file that was read: what the model sees of it, and the same crop in a resolution to look at."""
+
+    path: Path
+    name: str
+    pixels: Tensor
+    display: Image.Image
+
+
+def predict(
+    model: Classifier,
+    paths: str | Path | Sequence[str | Path],
+    *,
+    batch_size: int = 16,
+    out: str | Path | None = None,
+    skip_bad: bool = False,
+    interventions: Sequence[Intervention] = (),
+    overwrite: bool = False,
+    white: int = 0,
+) -> list[Prediction]:
+    """Classify image files.
+
+    Args:
+        model: A model with parts; it runs in evaluation mode and keeps its own mode.
+        paths: Files, or folders that are searched with all that is in them.
+        batch_size: Images that are classified at once.
+        out: Folder for a picture of each image and for `predictions.csv` and `predictions.json`; made where
+            it is missing. Rows are in `predictions.csv` as soon as their batch is done.
+        skip_bad: Leave out files that are no images, and say so, instead of stopping.
+        interventions: Changes to the selection of every image, see `ifam.models.interventions`.
+        overwrite: Replace files in `out`, whatever they are; without that, only those of the same run.
+        white: The value that is white in images of more than 8 bits, as in training (see
+            `ifam.data.images.load_image`).
+
+    Returns:
+        One row for each image, in the order of the paths; the files of a folder are sorted by name.
+
+    Raises:
+        IfamError: A path is missing, a file is no image, there is no image at all, the model has no parts to draw or
+            to intervene on, or `out` cannot be written, holds the images or files of something else.
+    """
+    if not isinstance(model, PartClassifier):
+        raise IfamError(
+            f"The method {model.method} has no parts to draw beside its answers; predict with a model of another, such "
+            f"as ifam, selector, late_mask or soft_mask (`ifam evaluate` judges every method)."
+        )
+    if interventions and not isinstance(model, IFAM):
+        raise IfamError(f"The answer of {model.method} is drawn from no mask of parts; leave the interventions away.")
+    if batch_size < 1:
+        raise IfamError(f"batch_size is {batch_size}, but at least 1 is needed.")
+    folder = None if out is None else local_path(out)
+    if folder:
+        ensure_writable(folder, folder=True)
+    files = _find([paths] if isinstance(paths, str | Path) else paths, folder)
+    table = None if folder is None else _Table(folder, files, model, interventions, overwrite)
+    rows: list[Prediction] = []
+    skipped: list[tuple[Path, str]] = []
+    was_training, complete = model.training, False
+    model.eval()
+    try:
+        items = _read(files, model, skipped if skip_bad else None, white)
+        while batch := list(islice(items, batch_size)):
+            rows += (done := _classify(batch, model, folder, interventions))
+            if table:
+                table.add(done)
+        complete = True
+    finally:
+        model.train(was_training)
+        if table:
+            table.close(skipped, complete)
+    if skipped:
+        _report(skipped)
+    if not rows:
+        raise IfamError(
+            f"None of the {len(files)} files is an image that can be read, {next(iter(files))} for one; "
+            f"check the paths."
+        )
+    return rows
+
+
+def print_predictions(rows: Sequence[Prediction], *, hides: bool = True) -> None:
+    """Print one line an image; the mask of a model that does not hide is no statement about what was seen."""
+    table = Table("image", "class", "probability", "visible" if hides else "in the mask, which hides nothing")
+    for row in rows:
+        visible = "nothing" if row.empty else f"{row.visible_fraction:.0%}"
+        table.add_row(printable(row.path), row.class_name, f"{row.probability:.1%}", visible)
+    PlainConsole().print(table)
+
+
+def preprocess(image: Image.Image, model: Classifier) -> Float[Tensor, "3 S1 S2"]:
+    """What the model is given of an image: the shorter side resized, the centre cut out, normalised.
+
+    Args:
+        image: An image of any size and mode.
+        model: The model, which knows its image size and normalisation.
+
+    Returns:
+        Normalised pixels.
+    """
+    mean, std = model.normalisation
+    pixels = _centre(v2.functional.to_image(image.convert("RGB")), model.image_size)
+    pixels = v2.functional.to_dtype(pixels, torch.float32, scale=True)
+    return torch.as_tensor(v2.functional.normalize(pixels, list(mean), list(std)))
+
+
+def display_crop(image: Image.Image, model: Classifier) -> Image.Image:
+    """The crop that the model is given, in the resolution of the original up to 518 pixels.
+
+    Args:
+        image: An image of any size and mode.
+        model: The model, which knows its image size.
+
+    Returns:
+        An RGB image, at least as large as the model's input, with whole pixels for each patch of the predictor's.
+    """
+    rows, columns = (model.predictor.backbone if isinstance(model, IFAM) else model.trunk).grid
+    height, width = model.image_size
+    scale = max(1.0, min(_DISPLAY / min(height, width), image.height / height, image.width / width))
+    # Rounded down to patches, so that each is drawn equally large.
+    size = rows * int(scale * height / rows), columns * int(scale * width / columns)
+    cropped: Image.Image = _centre(image.convert("RGB"), size)
+    return cropped
+
+
+def _centre(image: Any, size: tuple[int, int]) -> Any:
+    """The largest centred part of a picture that has this shape, in this size, as in evaluation."""
+    height, width = v2.functional.get_size(image)
+    longest = _MAX_ASPECT * min(height, width)
+    if max(height, width) > longest:
+        image = v2.functional.center_crop(image, [min(height, longest), min(width, longest)])
+    return FitAndCrop(size)(image)
+
+
+def _find(paths: Iterable[str | Path], out: Path | None) -> dict[Path, str]:
+    """The image files, each with a name of its own for its picture."""
+    files: dict[Path, str] = {}
+    places: set[str] = set()
+    for given in map(local_path, paths):
+        if not given.exists():
+            raise IfamError(f"{given} does not exist; give image files or folders that hold some.")
+        if not (given.is_dir() or given.is_file()):
+            raise IfamError(f"{given} is not a regular file; give image files or folders that hold some.")
+        for file in _images_in(given, out) if given.is_dir() else [given]:
+            if os.path.abspath(file) in places:
+                continue
+            places.add(os.path.abspath(file))
+            inside = file.name if file == given else str(file.relative_to(given))
+            files.setdefault(file, Path(inside).with_suffix("").as_posix().replace("/", "_"))
+    if not files:
+        raise IfamError("No path was given; give image files or folders that hold some.")
+    taken: set[str] = set()
+    for file, name in files.items():
+        # Long paths are cut at the front: file systems allow 255 bytes.
+        files[file] = _unused(name[-60:], taken)
+    return files
+
+
+def _images_in(folder: Path, out: Path | None) -> list[Path]:
+    """Image files anywhere below a folder, without our own pictures in `out`; what is left out is logged."""
+    ours = set() if out is None or out.resolve() == folder.resolve() else {out.resolve()}
+    listing = list_images(folder, outside=ours)
+    listing.need_images(folder)
+    listing.warn(folder)
+    return listing.paths
+
+
+def _unused(name: str, taken: set[str]) -> str:
+    """The name, with a number where another file has it already (`a.png` and `a.jpg`)."""
+    number, unique = 1, name
+    # Some file systems are blind to case.
+    while unique.lower() in taken:
+        number += 1
+        unique = f"{name}-{number}"
+    taken.add(unique.lower())
+    return unique
+
+
+def _read(
+    files: dict[Path, str], model: Classifier, skipped: list[tuple[Path, str]] | None, white: int
+) -> Iterator[_Item]:
+    """Read the files one by one; bad ones are added to `skipped`, or raise where it is None."""
+    quiet = len(files) <= _QUIET_UP_TO
+    with ProgressBar(console=PlainConsole(stderr=True), disable=quiet) as bar:
+        task = bar.add_task("predicting", total=len(files))
+        for path, name in files.items():
+            try:
+                image = load_image(path, white)
+            except IfamError as error:
+                if skipped is None:
+                    raise
+                skipped.append((path, str(error.__cause__)))
+            else:
+                yield _Item(path, name, preprocess(image, model), display_crop(image, model))
+            bar.advance(task)
+
+
+@torch.inference_mode()
+def _classify(
+    batch: Sequence[_Item], model: PartClassifier, folder: Path | None, interventions: Sequence[Intervention]
+) -> list[Prediction]:
+    """Rows for a batch of images, their pictures written to the folder."""
+    device = next(model.parameters()).device
+    images = torch.stack([item.pixels for item in batch]).to(device)
+    output = model(images, interventions) if interventions else model(images)
+    probabilities = output.logits.float().softmax(dim=1).cpu()
+    classes = model.config.class_names or tuple(f"class {c}" for c in range(model.config.num_classes))
+    visible, empty = output.visible_fraction.tolist(), output.empty.tolist()
+    rows = []
+    for i, item in enumerate(batch):
+        best = probabilities[i].topk(min(_TOP, len(classes)))
+        top = [(classes[c], p) for p, c in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
+        row = Prediction(item.path, int(best.indices[0]), *top[0], tuple(top), visible[i], empty[i], None)
+        rows.append(row if folder is None else _draw(row, item, output, i, folder, model.hides))
+    return rows
+
+
+def _draw(row: Prediction, item: _Item, output: Output, i: int, folder: Path, hides: bool) -> Prediction:
+    """The row with its picture, which is written to the folder."""
+    if not hides:
+        seen = f"{row.visible_fraction:.0%} of the patches in the mask, which hides nothing"
+    elif row.empty:
+        seen = "nothing visible: the answer is the predictor's prior"
+    else:
+        seen = f"{row.visible_fraction:.0%} of the patches visible"
+    picture = triptych(
+        item.display,
+        output.part_maps[i],
+        output.mask[i],
+        title=f"{row.class_name} · {row.probability:.1%}",
+        caption=f"{printable(row.path.name)} · {seen}",
+    )
+    path = folder / f"{item.name}.png"
+    with replacing(path) as beside:
+        picture.save(beside)
+    return Prediction(**{**vars(row), "overlay": path})
+
+
+class _Table:
+    """`predictions.csv`, a line an image as soon as it is classified, and `predictions.json`.
+
+    Args:
+        folder: Where they go.
+        files: The images, and the names of their pictures.
+        model: What classifies them.
+        interventions: Changes to the selection of every image.
+        overwrite: Whether files of something else may be replaced.
+
+    Raises:
+        IfamError: They may not, and there are some; or the folder is that of the images.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        files: dict[Path, str],
+        model: Classifier,
+        interventions: Sequence[Intervention],
+        overwrite: bool,
+    ) -> None:
+        self.csv, self.json = folder / "predictions.csv", folder / "predictions.json"
+        self.rows: list[dict[str, Any]] = []
+        if any(file.absolute().parent.resolve() == folder.resolve() for file in files):
+            raise IfamError(f"{folder} is the folder of the images; choose another --out for the pictures of them.")
+        self.conditions: dict[str, Any] = {
+            "weights": weights_digest(model.state_dict()),
+            "interventions": list(map(str, interventions)),
+            "images": [str(file.absolute()) for file in files],
+        }
+        self.conditions["run"] = run_digest(self.conditions)
+        others = ["predictions.csv", *(f"{name}.png" for name in files.values())]
+        check_folder(folder, "predictions.json", others, self.conditions["run"], overwrite)
+
+    def add(self, rows: Sequence[Prediction]) -> None:
+        """Write the rows of a batch at once: what comes after it may be stopped."""
+        if not self.rows:
+            # Names the run before there is anything of it to replace.
+            self._write_json([], complete=False)
+        first = not self.rows
+        self.rows += [_as_dict(row) for row in rows]
+        with self.csv.open("w" if first else "a", newline="", encoding="utf-8", errors="backslashreplace") as file:
+            writer = csv.DictWriter(file, fieldnames=[field.name for field in fields(Prediction)])
+            if first:
+                writer.writeheader()
+            for row in self.rows[-len(rows) :]:
+                writer.writerow({**row, "top": "; ".join(f"{name} {p:.4f}" for name, p in row["top"])})
+
+    def close(self, skipped: Sequence[tuple[Path, str]], complete: bool) -> None:
+        """Write `predictions.json`, after a failure too: what was classified before it is not lost."""
+        if self.rows:
+            self._write_json(skipped, complete)
+
+    def _write_json(self, skipped: Sequence[tuple[Path, str]], complete: bool) -> None:
+        left_out = [{"path": str(path), "reason": reason} for path, reason in skipped]
+        content = {"complete": complete, "predictions": self.rows, "skipped": left_out, "conditions": self.conditions}
+        write_json(self.json, content)
+
+
+def _as_dict(row: Prediction) -> dict[str, Any]:
+    """A row for a table; its picture is named relative to the folder."""
+    return {**vars(row), "path": str(row.path), "overlay": row.overlay.name if row.overlay else None}
+
+
+def _report(skipped: Sequence[tuple[Path, str]]) -> None:
+    """Log which files were left out."""
+    what = "1 file that is" if len(skipped) == 1 else f"{len(skipped)} files that are"
+    names = ", ".join(str(path) for path, _ in skipped[:5]) + (", ..." if len(skipped) > 5 else "")
+    logger.warning("Skipped %s not a readable image: %s", what, names)

@@ -1,0 +1,1 @@
+"""The two-stage model, its parts, and the baselines."""

@@ -1,0 +1,113 @@
+"""From a selection to the mask: sampled in training, the plain winner at inference."""
+
+import torch
+from torch.nn import functional as F
+
+from ifam._typing import Bool, Float, Tensor
+from ifam.models.selector import gumbel_like
+from ifam.types import Mask, Selection
+
+
+def make_mask(
+    selection: Selection,
+    *,
+    training: bool = False,
+    temperature: float = 1.0,
+    gumbel_noise: bool = True,
+    part_dropout: float = 0.0,
+) -> Mask:
+    """Hide what belongs to the background (arXiv 2506.08915, section 3.2).
+
+    A patch is visible when its most probable part is at least as probable as the background. In training, the
+    probabilities are a second Gumbel sample, independent of the part maps, and whole parts are dropped from it.
+
+    Args:
+        selection: Parts of each image.
+        training: Sample, and drop parts. Without it there is no noise at all.
+        temperature: Softmax temperature of the sample.
+        gumbel_noise: Whether training samples.
+        part_dropout: Probability that a part is hidden, in training.
+
+    Returns:
+        The binary mask, and a gate of the same value whose gradient is that of the foreground's probability.
+    """
+    logits = selection.assignment_logits
+    if training and gumbel_noise:
+        logits = logits + gumbel_like(logits)
+    probabilities = (logits / temperature).softmax(dim=1)
+    parts, background = logits[:, :-1], logits[:, -1]
+    if training and part_dropout > 0:
+        kept = torch.rand(parts.shape[:2], device=parts.device)[:, :, None, None] >= part_dropout
+        parts = parts.masked_fill(~kept, -torch.inf)
+        foreground = (probabilities[:, :-1] * kept).sum(dim=1)
+    else:
+        foreground = probabilities[:, :-1].sum(dim=1)
+    # Compared as logits: two probabilities may both round to zero, two logits do not.
+    visible = parts.amax(dim=1) >= background
+    # The difference is exactly 0, so the gate stays exactly 0 or 1.
+    gate = visible.to(foreground.dtype) + (foreground - foreground.detach())
+    return Mask(visible, gate)
+
+
+def regrid(mask: Mask, grid: tuple[int, int]) -> Mask:
+    """A mask on another grid over the same image.
+
+    A new patch is visible when at least half of its area is. Its gate has that value, and the gradient of the mean
+    of the gates over its area. Where less than half of every new patch is visible, nothing is.
+
+    Args:
+        mask: The mask.
+        grid: Rows and columns of the patches that are wanted.
+
+    Returns:
+        The mask on that grid; the same one, where it has the grid already.
+    """
+    if tuple(mask.visible.shape[1:]) == tuple(grid):
+        return mask
+    visible, share = shown(mask.visible, grid), averaged(mask.gate, grid)
+    return Mask(visible, visible.to(share.dtype) + (share - share.detach()))
+
+
+def shown(visible: Bool[Tensor, "B H W"], grid: tuple[int, int]) -> Bool[Tensor, "B H2 W2"]:
+    """The patches of another grid of which at least half the area is visible."""
+    if tuple(visible.shape[1:]) == tuple(grid):
+        return visible
+    # Counted in whole numbers: exactly one half must be told from almost one half.
+    return 2 * _covered(visible.float(), grid) >= visible.shape[1] * visible.shape[2]
+
+
+def averaged(values: Float[Tensor, "B H W"], grid: tuple[int, int]) -> Float[Tensor, "B H2 W2"]:
+    """The mean of the values of patches over the area of each patch of another grid; the values, on the same one."""
+    if tuple(values.shape[1:]) == tuple(grid):
+        return values
+    return _covered(values, grid) / (values.shape[1] * values.shape[2])
+
+
+def _covered(values: Float[Tensor, "B H W"], grid: tuple[int, int]) -> Float[Tensor, "B H2 W2"]:
+    """The sum of the values over the area of each patch of another grid; H W of them cover it wholly."""
+    down, across = (_overlaps(new, old).to(values) for new, old in zip(grid, values.shape[1:], strict=True))
+    # Autocast would round the counts.
+    with torch.autocast(values.device.type, enabled=False):
+        return down @ values @ across.mT
+
+
+def _overlaps(new: int, old: int) -> Float[Tensor, "N M"]:
+    """How much each of `new` equal stretches shares with each of `old`, in units of 1 / (new old) of the whole."""
+    rows, columns = torch.arange(new + 1)[:, None] * old, torch.arange(old + 1) * new
+    shared = torch.minimum(rows[1:], columns[1:]) - torch.maximum(rows[:-1], columns[:-1])
+    return shared.clamp_min(0).float()
+
+
+def patch_mask(mask: torch.Tensor, grid: tuple[int, int], threshold: float = 0.5) -> torch.Tensor:
+    """A mask of pixels as a mask of patches.
+
+    Args:
+        mask: Pixels [B, S1, S2], True on the object.
+        grid: Rows and columns of patches.
+        threshold: Share of a patch that must be object for it to count.
+
+    Returns:
+        Mask of patches [B, H, W].
+    """
+    share = F.adaptive_avg_pool2d(mask.float()[:, None], grid)[:, 0]
+    return share >= threshold

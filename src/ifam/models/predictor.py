@@ -1,0 +1,92 @@
+"""Stage 2: sees the visible patches, and nothing else, from its first layer on."""
+
+import torch
+from torch import nn
+
+from ifam._typing import Float, Tensor
+from ifam.backbones.backbone import Backbone
+from ifam.config import Execution, MaskGradient
+from ifam.errors import IfamError
+
+
+class Predictor(nn.Module):
+    """Classification of the visible patches (arXiv 2506.08915, section 3.2).
+
+    Args:
+        backbone: A transformer of its own.
+        num_classes: Classes C.
+        mask_gradient: How the gate of the mask receives gradient (see `ifam.ModelConfig`).
+        execution: How the visible patches are computed (see `ifam.ModelConfig`).
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        num_classes: int,
+        mask_gradient: MaskGradient = "visible",
+        execution: Execution = "auto",
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.mask_gradient = mask_gradient
+        self.execution = execution
+        self.norm = nn.LayerNorm(backbone.width)
+        self.head = nn.Linear(backbone.width, num_classes, bias=False)
+
+    def forward(
+        self,
+        images: Tensor,
+        mask: Tensor,
+        gate: Tensor | None = None,
+    ) -> Float[Tensor, "B C"]:
+        """Class logits from the visible patches.
+
+        Args:
+            images: Normalised images [B, 3, S, S]. Pixels of hidden patches may hold anything, NaN included.
+            mask: True for visible patches, bool [B, H, W] or [B, P].
+            gate: The mask as numbers with gradient, of the same shape; without it the mask receives none.
+
+        Returns:
+            Class logits. An image of which nothing is visible gets the answer to an empty image, the same for all.
+
+        Raises:
+            IfamError: The mask is not binary or has another shape than the grid of patches.
+        """
+        self.backbone.check_images(images)
+        self._check(images, mask, gate)
+        wants_gradient = gate is not None and gate.requires_grad and torch.is_grad_enabled()
+        summary = self.backbone.summary(
+            images,
+            mask.flatten(1),
+            gate.flatten(1) if gate is not None and wants_gradient else None,
+            self.mask_gradient,
+            self.execution,
+        )
+        return self.classify(summary)
+
+    def whole(self, images: Tensor) -> Float[Tensor, "B C"]:
+        """Class logits of whole images [B, 3, S, S]: nothing is hidden."""
+        everything = torch.ones(len(images), *self.backbone.grid, dtype=torch.bool, device=images.device)
+        logits: Tensor = self(images, everything)
+        return logits
+
+    def classify(self, summary: Float[Tensor, "B D"]) -> Float[Tensor, "B C"]:
+        """Class logits from one vector an image, as the transformer gives it."""
+        logits: Tensor = self.head(self.norm(summary))
+        return logits
+
+    def _check(self, images: Tensor, mask: Tensor, gate: Tensor | None) -> None:
+        rows, columns = self.backbone.grid
+        batch = len(images)
+        if tuple(mask.shape) not in {(batch, rows, columns), (batch, rows * columns)}:
+            raise IfamError(
+                f"The mask has shape {list(mask.shape)}, but [{batch}, {rows}, {columns}] or "
+                f"[{batch}, {rows * columns}] is expected: one value a patch, for every image."
+            )
+        if mask.dtype != torch.bool:
+            raise IfamError(
+                f"The mask is {mask.dtype}, but torch.bool is expected: a patch is visible or it is not; "
+                f"compare it, as in `mask > 0.5`."
+            )
+        if gate is not None and gate.flatten(1).shape != mask.flatten(1).shape:
+            raise IfamError(f"The gate has shape {list(gate.shape)}, but the mask has {list(mask.shape)}.")

@@ -1,0 +1,92 @@
+"""Stage 1: sees the whole image and assigns every patch to a part or to the background."""
+
+import torch
+from torch import nn
+
+from ifam._typing import Float, Tensor
+from ifam.backbones.backbone import Backbone
+from ifam.types import Selection
+
+
+def gumbel_like(logits: Tensor) -> Tensor:
+    """Gumbel(0, 1) noise of the same shape."""
+    # -log of an exponential sample; the clamp keeps a sample that underflowed to 0 finite.
+    return -torch.empty_like(logits).exponential_().clamp_min(torch.finfo(logits.dtype).tiny).log()
+
+
+class Selector(nn.Module):
+    """Part discovery (PDiscoFormer, arXiv 2407.04538; arXiv 2506.08915, section 3.1).
+
+    Args:
+        backbone: The transformer that sees the whole image.
+        num_parts: Foreground parts K.
+        num_classes: Classes C.
+        temperature: Softmax temperature of the part maps.
+        gumbel_noise: Sample the part maps in training.
+        part_dropout: Probability that the classifier misses a whole part, in training.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        num_parts: int,
+        num_classes: int,
+        *,
+        temperature: float = 1.0,
+        gumbel_noise: bool = True,
+        part_dropout: float = 0.3,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.temperature = temperature
+        self.gumbel_noise = gumbel_noise
+        width = backbone.width
+        self.prototypes = nn.Parameter(torch.empty(num_parts + 1, width).uniform_(-(width**-0.5), width**-0.5))
+        self.modulation = nn.LayerNorm([width, num_parts + 1])
+        self.part_dropout = nn.Dropout1d(part_dropout)
+        self.classifier = nn.Linear(width, num_classes, bias=False)
+
+    def forward(self, images: Tensor) -> Selection:
+        """Assign every patch to a part.
+
+        Args:
+            images: Normalised images [B, 3, S, S].
+
+        Returns:
+            The parts, and the selector's own classification.
+        """
+        return self.select(self.patches(images))
+
+    def patches(self, images: Tensor) -> Float[Tensor, "B P D"]:
+        """Patch tokens of images [B, 3, S, S], in the precision of the prototypes."""
+        return self.backbone.patches(images).to(self.prototypes.dtype)
+
+    def part_maps(self, patches: Float[Tensor, "B P D"]) -> Float[Tensor, "B K1 H W"]:
+        """Part maps from patch tokens, and nothing else: what the equivariance loss reads."""
+        with torch.autocast(patches.device.type, enabled=False):
+            return self._maps(self._logits(self._similarity(patches)))
+
+    def select(self, patches: Float[Tensor, "B P D"]) -> Selection:
+        """Parts from patch tokens, in float32 whatever the precision of the backbone."""
+        with torch.autocast(patches.device.type, enabled=False):
+            similarity = self._similarity(patches)
+            logits = self._logits(similarity)
+            maps = self._maps(logits)
+            pooled = torch.einsum("bkp,bpd->bkd", maps.flatten(2), patches) / patches.shape[1]
+            features = self.modulation(pooled.mT).mT
+            scores = self.classifier(self.part_dropout(features[:, :-1]))
+        return Selection(logits, maps, similarity, features, scores, scores.mean(dim=1))
+
+    def _similarity(self, patches: Tensor) -> Tensor:
+        """Dot product of every patch token with every prototype."""
+        similarity: Tensor = (patches @ self.prototypes.mT).mT.unflatten(2, self.backbone.grid)
+        return similarity
+
+    def _logits(self, similarity: Tensor) -> Tensor:
+        """`-||x_p - a_k||^2` without ||x_p||^2, which is the same for every part and cancels in the softmax."""
+        return 2 * similarity - self.prototypes.square().sum(dim=1)[:, None, None]
+
+    def _maps(self, logits: Tensor) -> Tensor:
+        """Probability of each part at each patch, sampled in training."""
+        noise = gumbel_like(logits) if self.training and self.gumbel_noise else 0.0
+        return torch.softmax((logits + noise) / self.temperature, dim=1)

@@ -1,0 +1,108 @@
+"""The soft mask, a baseline: every patch is seen, the background only faintly (arXiv 2506.08915, section 4).
+
+It trains easily, and its map says little: what is faint in the first block has spread by the second.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from ifam._typing import Bool, Float, Tensor
+from ifam.config import ModelConfig
+from ifam.errors import IfamError
+from ifam.models.ifam import IFAM
+from ifam.models.masking import averaged, make_mask, shown
+from ifam.models.predictor import Predictor
+from ifam.models.selector import gumbel_like
+from ifam.types import Mask, Selection
+
+# Keeps the logarithm of a foreground of zero finite: such a patch is hidden but for one part in 10^10.
+EPSILON = 1e-10
+
+
+class SoftMaskIFAM(IFAM):
+    """The two stages of `IFAM`, with probabilities in the place of the mask.
+
+    `Output.mask` is what a reader of the maps would take for seen, the patches won by a part; the predictor saw
+    the others too. Gradient reaches the selector through the probabilities; `mask_gradient` has no effect.
+
+    Args:
+        config: The model's settings.
+        pretrained: Start both stages from pretrained backbones.
+    """
+
+    method = "soft_mask"
+    hides = False
+
+    def __init__(self, config: ModelConfig, pretrained: bool = True) -> None:
+        super().__init__(config, pretrained)
+        self.predictor = SoftPredictor(self.predictor.backbone, config.num_classes)
+
+    def mask(self, selection: Selection) -> Mask:
+        """The patches won by a part; the gate is the probability of each patch's best part."""
+        grid = self.predictor.backbone.grid
+        return Mask(shown(make_mask(selection).visible, grid), averaged(self.foreground(selection), grid))
+
+    def foreground(self, selection: Selection) -> Float[Tensor, "B H W"]:
+        """Probability of the best foreground part of each patch; a second Gumbel sample in training."""
+        maps, config = selection.part_maps, self.config
+        if self.training and config.gumbel_noise:
+            logits = selection.assignment_logits
+            maps = ((logits + gumbel_like(logits)) / config.temperature).softmax(dim=1)
+        parts = maps[:, :-1]
+        if self.training and config.mask_part_dropout > 0:
+            kept = torch.rand(parts.shape[:2], device=parts.device) >= config.mask_part_dropout
+            parts = parts * kept[:, :, None, None]
+        return parts.amax(dim=1)
+
+
+class SoftPredictor(Predictor):
+    """A predictor that attends to patch p with `log(weight_p + 1e-10)` added to its logits, in every block."""
+
+    def forward(
+        self,
+        images: Float[Tensor, "B 3 S1 S2"],
+        mask: Bool[Tensor, "B ..."],
+        gate: Float[Tensor, "B ..."] | None = None,
+    ) -> Float[Tensor, "B C"]:
+        """Class logits from all patches.
+
+        Args:
+            images: Normalised images.
+            mask: Weights of 0 and 1 where there is no gate; without effect otherwise.
+            gate: How much of each patch to see, from 0 to 1, [B, H, W] or [B, P].
+
+        Returns:
+            Class logits.
+        """
+        weights = (mask.to(images.dtype) if gate is None else gate).flatten(1)
+        tokens = self.backbone.biased_tokens(images, (weights + EPSILON).log())
+        return self.classify(self.backbone.pool(tokens))
+
+
+@dataclass(frozen=True)
+class FadeParts:
+    """Take the probability of parts away, and give it to nobody.
+
+    This is how the authors' code removes a part under a soft mask: a patch that the part had won keeps the
+    probability of its second-best part. `ifam.DropParts` gives such a patch to the background instead.
+
+    Args:
+        parts: Indices of foreground parts, from 0 to K - 1.
+    """
+
+    parts: Sequence[int]
+
+    def __call__(self, selection: Selection) -> Selection:
+        """A copy of the selection in which these parts are nowhere; the maps no longer sum to 1."""
+        num_parts = selection.part_maps.shape[1] - 1
+        if wrong := [part for part in self.parts if not 0 <= part < num_parts]:
+            raise IfamError(f"There is no part {wrong[0]}: this model has parts 0 to {num_parts - 1}.")
+        indices = torch.arange(num_parts + 1, device=selection.part_maps.device)
+        gone = torch.isin(indices, indices.new_tensor(self.parts))[:, None, None]
+        return replace(
+            selection,
+            assignment_logits=selection.assignment_logits.masked_fill(gone, -torch.inf),
+            part_maps=selection.part_maps.masked_fill(gone, 0.0),
+        )

@@ -1,0 +1,1 @@
+"""Losses, optimization and the training loop."""

@@ -1,0 +1,320 @@
+"""The training objective, one pure function per term, and their weighted sum.
+
+The terms shape the part maps of the selector; they come from PDiscoNet (arXiv 2309.03173), PDiscoFormer
+(arXiv 2407.04538) and iFAM (arXiv 2506.08915). In every equation a[b,k,i,j] is the probability of part k at
+row i and column j of image b, k = K is the background, and v[b,k] is the feature of a part.
+
+Half-precision inputs are computed in float32, also under autocast. Every term is a scalar, over the batch it
+is given: with several devices, over each device's own share.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from ifam._typing import Float, Int, Tensor
+from ifam.errors import IfamError
+from ifam.training.affine import Affine, inverse_transform
+
+Maps = Float[Tensor, "B K1 H W"]
+Scalar = Float[Tensor, ""]
+
+
+def classification(logits: Float[Tensor, "B C"], labels: Int[Tensor, " B"]) -> Scalar:
+    """Cross-entropy of the predictor's or the selector's logits, mean over images."""
+    return F.cross_entropy(_widen(logits), labels)
+
+
+def presence(part_maps: Maps, *, kind: str = "original", beta: float = 0.1) -> Scalar:
+    """Every foreground part is somewhere in the batch: L_p1 of arXiv 2407.04538, from arXiv 2309.03173.
+
+    With s[b,k] = max over ij of the 3x3 mean of a[b,k] and m[k] = max_b s[b,k], the mean over k < K of
+
+        original         1 - m[k]
+        soft_constraint  (1 - m[k]) * ((1 - beta) * sg(m[k]) + beta),   sg = constant for the gradient
+        tanh             -log tanh(sum_b s[b,k])
+        soft_tanh        1 - tanh(sum_b s[b,k])
+
+    The pooling has stride 1 and no padding; on a grid of fewer than 3 rows or columns its window shrinks to
+    the grid. At a tie the maximum has a subgradient.
+
+    Args:
+        part_maps: Probabilities, background last.
+        kind: One of the four above. The paper's is `original`.
+        beta: Least weight of an absent part in `soft_constraint`.
+
+    Raises:
+        IfamError: If the kind is unknown or there is no foreground part.
+    """
+    found = _mean_pool(_foreground(part_maps)).amax(dim=(2, 3))
+    best, total = found.amax(dim=0), found.sum(dim=0)
+    match kind:
+        case "original":
+            return (1 - best).mean()
+        case "soft_constraint":
+            return ((1 - best) * ((1 - beta) * best.detach() + beta)).mean()
+        case "tanh":
+            return _minus_log(total.tanh()).mean()
+        case "soft_tanh":
+            return (1 - total.tanh()).mean()
+    raise _unknown("presence kind", kind, "original, soft_constraint, tanh, soft_tanh")
+
+
+def enforced_presence(part_maps: Maps, *, kind: str = "enforced_presence") -> Scalar:
+    """Background is near the border of every image: L_p0 of arXiv 2407.04538.
+
+    With r = (x^2 + y^2) / 2 for x and y from -1 to 1 over the pooled grid and p[b] = mean over ij of a[b,K],
+    the mean over b of
+
+        enforced_presence  -log max over ij of r[i,j] * (3x3 mean of a[b,K])[i,j]
+        log                -log p[b]
+        linear             1 - p[b]
+        mse                (1 - p[b])^2
+
+    Pooling as in `presence`. A pooled grid of one row or column is all border. No background at all costs
+    about 87 (the logarithm of the smallest normal float), never infinity.
+
+    Raises:
+        IfamError: If the kind is unknown.
+    """
+    background = _widen(part_maps)[:, -1:]
+    share = background.mean(dim=(1, 2, 3))
+    match kind:
+        case "enforced_presence":
+            pooled = _mean_pool(background)
+            return _minus_log((pooled * _distance_to_centre(pooled)).amax(dim=(1, 2, 3))).mean()
+        case "log":
+            return _minus_log(share).mean()
+        case "linear":
+            return (1 - share).mean()
+        case "mse":
+            return (1 - share).square().mean()
+    raise _unknown("enforced presence kind", kind, "enforced_presence, log, linear, mse")
+
+
+def total_variation(part_maps: Maps, *, reduction: str = "mean") -> Scalar:
+    """Part maps are piecewise constant: L_tv of arXiv 2407.04538.
+
+        sum over b, k <= K, ij of |a[b,k,i+1,j] - a[b,k,i,j]| + |a[b,k,i,j+1] - a[b,k,i,j]|
+
+    divided by B * H * W, not by the number of parts, if `reduction` is `mean`. A single cell has none: 0.
+    Equal neighbours have the subgradient 0.
+
+    Raises:
+        IfamError: If the reduction is neither `mean` nor `sum`.
+    """
+    maps = _widen(part_maps)
+    total = maps.diff(dim=2).abs().sum() + maps.diff(dim=3).abs().sum()
+    match reduction:
+        case "mean":
+            return total / (maps.shape[0] * maps.shape[2] * maps.shape[3])
+        case "sum":
+            return total
+    raise _unknown("total variation reduction", reduction, "mean, sum")
+
+
+def entropy(part_maps: Maps) -> Scalar:
+    """Each patch belongs to one part: L_ent of arXiv 2407.04538, in nats, mean over b, i, j.
+
+        -sum over k <= K of a[b,k,i,j] * log a[b,k,i,j]
+
+    The K+1 values are first divided by their sum, so that rounding cannot turn into a loss. 0 log 0 = 0, and
+    its infinite slope is cut at about 87.
+    """
+    maps = _widen(part_maps)
+    tiny = torch.finfo(maps.dtype).tiny
+    probabilities = maps / maps.sum(dim=1, keepdim=True).clamp_min(tiny)
+    return (probabilities * _minus_log(probabilities)).sum(dim=1).mean()
+
+
+def orthogonality(part_features: Float[Tensor, "B K1 D"], *, axis: str = "parts") -> Scalar:
+    """Features of different parts differ: L_orth of arXiv 2407.04538, background included.
+
+        mean over b, k, l of (cos(v[b,k], v[b,l]) - [k = l])^2
+
+    Args:
+        part_features: One vector per part.
+        axis: `parts`, the equation. `features` compares the D features over the K+1 parts instead, in a
+            D x D matrix, which is what the authors' trainer does; kept to reproduce its numbers. A vector of
+            zeros has cosine 0 with everything, itself included.
+
+    Raises:
+        IfamError: If the axis is unknown.
+    """
+    if axis not in ("parts", "features"):
+        raise _unknown("orthogonality axis", axis, "parts, features")
+    vectors = _widen(part_features)
+    if axis == "features":
+        vectors = vectors.transpose(1, 2)
+    with torch.autocast(vectors.device.type, enabled=False):
+        unit = F.normalize(vectors, dim=2)
+        cosine = unit @ unit.transpose(1, 2)
+    return (cosine - torch.eye(cosine.shape[1], dtype=cosine.dtype, device=cosine.device)).square().mean()
+
+
+def equivariance(
+    part_maps: Maps, equivariant_maps: Maps, affine: Affine, image_size: tuple[int, int] | None = None
+) -> Scalar:
+    """Part maps move with the image: L_eq of arXiv 2407.04538, from arXiv 2309.03173.
+
+        1 - mean over b and k < K of cos(a[b,k], T^-1(a'[b,k])),   a' = maps of T(images)
+
+    A part that the way back moves out of the image altogether has cosine 0 and no gradient.
+
+    Args:
+        part_maps: Maps of the images.
+        equivariant_maps: Maps of the transformed images.
+        affine: T, the same for the whole batch.
+        image_size: `(height, width)` of the images; None if the shift of T is in cells of the map.
+
+    Raises:
+        IfamError: If there is no foreground part.
+    """
+    maps = _foreground(part_maps).flatten(2)
+    back = inverse_transform(_foreground(equivariant_maps), affine, image_size).flatten(2)
+    return 1 - F.cosine_similarity(maps, back, dim=2).mean()
+
+
+def concentration(part_maps: Maps, *, normalize_by: str = "own_axis") -> Scalar:
+    """Each part stays in one place: L_conc of arXiv 2309.03173; iFAM gives it weight 0.
+
+        mean over b, k < K, ij of a[b,k,i,j] * (((i - ci) / H)^2 + ((j - cj) / W)^2),
+        (ci, cj) = mean of (i, j) under a[b,k]
+
+    A part without any probability contributes 0.
+
+    Args:
+        part_maps: Probabilities, background last.
+        normalize_by: `own_axis`, the equation. `swapped` divides rows by the width and columns by the
+            height, as the authors' code does; the two differ only on grids that are not square.
+
+    Raises:
+        IfamError: If `normalize_by` is unknown or there is no foreground part.
+    """
+    if normalize_by not in ("own_axis", "swapped"):
+        raise _unknown("concentration normalize_by", normalize_by, "own_axis, swapped")
+    maps = _foreground(part_maps)
+    height, width = maps.shape[2:]
+    rows = torch.arange(height, dtype=maps.dtype, device=maps.device)[:, None]
+    columns = torch.arange(width, dtype=maps.dtype, device=maps.device)
+    # The weighted mean minimises the weighted squared distance, so the gradient through it is exactly 0.
+    weights = maps.detach()
+    mass = weights.sum(dim=(2, 3), keepdim=True).clamp_min(torch.finfo(maps.dtype).tiny)
+    row_offset = rows - (weights * rows).sum(dim=(2, 3), keepdim=True) / mass
+    column_offset = columns - (weights * columns).sum(dim=(2, 3), keepdim=True) / mass
+    if normalize_by == "swapped":
+        height, width = width, height
+    return (maps * ((row_offset / height).square() + (column_offset / width).square())).mean()
+
+
+def all_terms(
+    part_maps: Maps,
+    part_features: Float[Tensor, "B K1 D"],
+    logits: Float[Tensor, "B C"],
+    selector_logits: Float[Tensor, "B C"],
+    labels: Int[Tensor, " B"],
+    *,
+    equivariant_maps: Maps | None = None,
+    affine: Affine | None = None,
+    image_size: tuple[int, int] | None = None,
+    variants: Mapping[str, Mapping[str, Any]] | None = None,
+) -> dict[str, Scalar]:
+    """Every term of the objective, unweighted, by the name of its field in `LossConfig`.
+
+    Args:
+        part_maps: Probabilities, background last.
+        part_features: One vector per part.
+        logits: The predictor's.
+        selector_logits: The selector's.
+        labels: Class of each image.
+        equivariant_maps: Maps of the images under `affine`. Without them there is no equivariance term.
+        affine: The transform of that second pass.
+        image_size: `(height, width)` of the images, in which the shift of `affine` is measured.
+        variants: Keywords for single terms, such as `{"orthogonality": {"axis": "features"}}`.
+
+    Raises:
+        IfamError: If only one of `equivariant_maps` and `affine` is given, or a variant names no term.
+    """
+    if (equivariant_maps is None) != (affine is None):
+        raise IfamError("The equivariance loss needs `equivariant_maps` and `affine`: give both, or neither.")
+    options = dict(variants or {})
+    of_maps = {
+        "presence": presence,
+        "enforced_presence": enforced_presence,
+        "total_variation": total_variation,
+        "entropy": entropy,
+        "concentration": concentration,
+    }
+    adjustable = [*of_maps, "orthogonality"]
+    for name in options:
+        if name not in adjustable:
+            raise _unknown("loss variant", name, ", ".join(adjustable))
+    terms = {
+        "classification": classification(logits, labels),
+        "selector_classification": classification(selector_logits, labels),
+        "orthogonality": orthogonality(part_features, **options.get("orthogonality", {})),
+    }
+    terms |= {name: term(part_maps, **options.get(name, {})) for name, term in of_maps.items()}
+    if equivariant_maps is not None and affine is not None:
+        terms["equivariance"] = equivariance(part_maps, equivariant_maps, affine, image_size)
+    return terms
+
+
+def weighted_sum(terms: Mapping[str, Scalar], weights: Mapping[str, float]) -> Scalar:
+    """The objective: sum of weight times term, over the terms of nonzero weight.
+
+    A term of weight 0 is left out altogether, so that it cannot make the sum NaN.
+
+    Args:
+        terms: By name, from `all_terms`.
+        weights: By name: `dataclasses.asdict(LossConfig())`.
+
+    Raises:
+        IfamError: If a term has no weight, a nonzero weight has no term, or all weights are 0.
+    """
+    active = {name: weight for name, weight in weights.items() if weight != 0}
+    if unweighted := sorted(set(terms) - set(weights)):
+        raise IfamError(f"No weight for the loss {', '.join(unweighted)}: give one, 0 to leave it out.")
+    if absent := sorted(set(active) - set(terms)):
+        raise IfamError(f"The loss {', '.join(absent)} was not computed: give its inputs, or weight 0.")
+    if not active:
+        raise IfamError("Every loss has weight 0, so there is nothing to minimise: give one a weight.")
+    return torch.stack([weight * terms[name] for name, weight in active.items()]).sum()
+
+
+def _widen(x: Tensor) -> Tensor:
+    """Half precision to float32; float32 and float64 as they are."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def _foreground(part_maps: Maps) -> Float[Tensor, "B K H W"]:
+    """The maps without the background, in full precision."""
+    if part_maps.shape[1] < 2:
+        raise IfamError(
+            f"Part maps need at least one part and the background, not {part_maps.shape[1]} channel(s): "
+            "the last channel is the background."
+        )
+    return _widen(part_maps)[:, :-1]
+
+
+def _mean_pool(maps: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H2 W2"]:
+    """3x3 mean, stride 1, no padding; the window is no larger than the grid."""
+    return F.avg_pool2d(maps, (min(3, maps.shape[2]), min(3, maps.shape[3])), stride=1)
+
+
+def _distance_to_centre(maps: Float[Tensor, "B C H W"]) -> Float[Tensor, "H W"]:
+    """Squared distance to the centre of the grid, 1 in its corners."""
+    y = torch.linspace(-1, 1, maps.shape[2], dtype=maps.dtype, device=maps.device)[:, None]
+    x = torch.linspace(-1, 1, maps.shape[3], dtype=maps.dtype, device=maps.device)
+    return (x.square() + y.square()) / 2
+
+
+def _minus_log(probability: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """-log p, about 87 at p = 0 in float32 instead of infinity."""
+    return -probability.clamp_min(torch.finfo(probability.dtype).tiny).log()
+
+
+def _unknown(what: str, got: str, choices: str) -> IfamError:
+    return IfamError(f"Unknown {what} {got!r}: choose one of {choices}.")

@@ -1,0 +1,157 @@
+"""Explanations after the fact, on models that read one patch, and the figures that judge them."""
+
+import pytest
+import torch
+from torch import nn
+
+from ifam.auditing import posthoc
+from ifam.auditing.inputs import Cases, observe
+from ifam.auditing.posthoc import (
+    Whole,
+    attention_rollout,
+    compare_explanations,
+    cut,
+    energy,
+    explainers,
+    grad_cam,
+    integrated_gradients,
+    pointing,
+)
+
+extra = pytest.mark.skipif(not posthoc.has_libraries(), reason="the extra `explain` is not installed")
+
+
+class OnePatch(Whole):
+    """Class 0 is the brightness of patch (1, 2), class 1 is nothing."""
+
+    def __init__(self):
+        nn.Module.__init__(self)
+        self.backbone = nn.Module()
+        self.backbone.grid = (4, 4)
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def forward(self, images):
+        first = self.weight * images[:, :, 16:32, 32:48].mean(dim=(1, 2, 3))
+        return torch.stack([first, torch.zeros_like(first)], dim=1)
+
+
+def test_a_map_is_cut_to_as_many_patches_as_the_mask_shows(mask):
+    maps = torch.arange(16.0).view(1, 4, 4).repeat(4, 1, 1)
+    kept = cut(maps, mask)
+    assert kept.flatten(1).sum(dim=1).tolist() == [3, 0, 16, 8]
+    assert kept[0].flatten().nonzero().flatten().tolist() == [13, 14, 15]
+    # Equal heat is cut as well.
+    assert cut(torch.ones(4, 4, 4), mask).flatten(1).sum(dim=1).tolist() == [3, 0, 16, 8]
+
+
+def test_pointing_and_energy():
+    truth = torch.zeros(2, 8, 8, dtype=torch.bool)
+    truth[:, 2:4, 4:6] = True
+    maps = torch.zeros(2, 4, 4)
+    maps[0, 1, 2], maps[0, 0, 0] = 3.0, 1.0
+    maps[1, 2, 1] = 1.0
+    assert pointing(maps, truth) == 0.5
+    covered = torch.nn.functional.avg_pool2d(truth.float()[:, None], 2)[:, 0]
+    assert energy(maps, covered) == pytest.approx((0.75 + 0) / 2)
+    # Maps without any heat count nowhere.
+    maps[1] = 0
+    assert energy(maps, covered) == pytest.approx(0.75)
+    assert energy(torch.zeros(2, 4, 4), covered) == 0
+
+
+@extra
+def test_integrated_gradients_find_the_patch_that_is_read(images):
+    maps = integrated_gradients(OnePatch(), images, torch.zeros(4, dtype=torch.long))
+    assert (maps.flatten(1).argmax(dim=1) == 6).all()
+    assert (maps.flatten(1).sum(dim=1) == maps[:, 1, 2]).all()
+
+
+def test_the_whole_view_is_the_predictor_with_every_patch(make_model, layout):
+    model = make_model(*layout)
+    images = torch.randn(2, 3, *model.image_size)
+    with torch.no_grad():
+        everything = model.predictor(images, torch.ones(2, 4, 4, dtype=torch.bool))
+        torch.testing.assert_close(Whole(model.predictor)(images), everything, rtol=1e-4, atol=1e-5)
+
+
+def test_rollout_is_a_share_of_attention(make_model, layout):
+    """Attention that is the same everywhere rolls out evenly; of two uneven patches the attended one is hotter."""
+    model = make_model(*layout)
+    images = torch.randn(2, 3, *model.image_size)
+    whole = Whole(model.predictor)
+    maps = attention_rollout(whole, images, torch.zeros(2, dtype=torch.long))
+    assert maps.shape == (2, 4, 4)
+    assert (maps > 0).all()
+    assert (maps.flatten(1).sum(dim=1) <= 1 + 1e-5).all()
+    assert maps.flatten(1).std(dim=1).min() > 0
+    with torch.no_grad():
+        for block in whole.backbone.vit.blocks:
+            block.attn.qkv.weight[: 2 * whole.backbone.width] = 0
+            if block.attn.qkv.bias is not None:
+                block.attn.qkv.bias[: 2 * whole.backbone.width] = 0
+    even = attention_rollout(whole, images, torch.zeros(2, dtype=torch.long))
+    if whole.backbone.has_class_token:
+        torch.testing.assert_close(even, even[:, :1, :1].expand_as(even))
+
+
+@extra
+def test_grad_cam_gives_a_map_of_patches(make_model, layout):
+    model = make_model(*layout)
+    images = torch.randn(2, 3, *model.image_size)
+    maps = grad_cam(Whole(model.predictor), images, torch.tensor([0, 3]))
+    assert maps.shape == (2, 4, 4)
+    assert (maps >= 0).all()
+    assert not torch.equal(maps, grad_cam(Whole(model.predictor), images, torch.tensor([1, 2])))
+
+
+def test_ifams_row_keeps_its_answers_by_construction(tiny_model, images):
+    truth = torch.zeros(4, 64, 64, dtype=torch.bool)
+    truth[:, :32] = True
+    cases = Cases(images, torch.tensor([0, 1, 2, 3]), truth=truth)
+    observed = observe(tiny_model, images)
+    found = compare_explanations(tiny_model, tiny_model.predictor, cases, observed, plain_name="here")
+    assert [row.name for row in found.rows] == ["mask", *explainers()]
+    own = found.rows[0]
+    assert (own.agreement_removed, own.model) == (1.0, "iFAM")
+    assert own.drop_removed == pytest.approx(0, abs=1e-6)
+    assert own.energy_kept == pytest.approx(
+        (observed.mask[:, :2].flatten(1).sum(1) / observed.mask.flatten(1).sum(1)).mean().item()
+    )
+    assert own.accuracy == (observed.answers == cases.labels).float().mean()
+    for row in found.rows:
+        assert row.kept == pytest.approx(observed.mask.float().mean().item())
+        assert row.seconds > 0
+        assert 0 <= row.pointing <= 1
+    # Heat without regard to the object is on it half of the time, for half of the image is object.
+    assert next(row for row in found.rows if row.name == "random patches").energy == pytest.approx(0.5, abs=0.1)
+    assert found.plain == "here"
+
+
+def test_agreement_is_counted(tiny_model, images):
+    """Where a mask shows everything, nothing is hidden and every answer stays; where it shows nothing, few do."""
+    cases, observed = Cases(images), observe(tiny_model, images)
+    everything = type(observed)(**{**vars(observed), "mask": torch.ones_like(observed.mask)})
+    found = compare_explanations(tiny_model, tiny_model.predictor, cases, everything)
+    for row in found.rows[1:]:
+        assert row.agreement_removed == row.agreement_grey == 1
+        assert row.drop_removed == pytest.approx(0, abs=1e-5)
+        assert row.pointing is row.energy is row.accuracy is None
+    nothing = type(observed)(**{**vars(observed), "mask": torch.zeros_like(observed.mask)})
+    hidden = compare_explanations(tiny_model, tiny_model.predictor, cases, nothing)
+    prior = tiny_model.predictor(images, torch.zeros(4, 4, 4, dtype=torch.bool)).argmax(dim=1)
+    whole = tiny_model.predictor(images, torch.ones(4, 4, 4, dtype=torch.bool)).argmax(dim=1)
+    assert {row.agreement_removed for row in hidden.rows[1:]} == {(prior == whole).float().mean().item()}
+
+
+def test_without_the_extra_it_says_how_to_get_it(tiny_model, images, monkeypatch):
+    def missing(name):
+        raise ImportError(f"libGL.so.1 is what {name} looks for in vain")
+
+    posthoc.has_libraries.cache_clear()
+    monkeypatch.setattr(posthoc, "import_module", missing)
+    found = compare_explanations(tiny_model, tiny_model.predictor, Cases(images), observe(tiny_model, images))
+    assert [row.name for row in found.rows] == ["mask", "random patches", "attention rollout"]
+    assert found.notes == (posthoc.MISSING,)
+    assert "pip install 'ifam[explain]'" in posthoc.MISSING
+    assert "\n" not in posthoc.MISSING
+    posthoc.has_libraries.cache_clear()

@@ -1,0 +1,258 @@
+"""The audit as a whole: its verdict, what it writes, and the verb's exit status."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from ifam.auditing.certificates import share_weights
+from ifam.auditing.run import OWN_WEIGHTS, audit, load_plain
+from ifam.checkpoints import hub
+from ifam.cli.main import main
+from ifam.config import ModelConfig
+from ifam.data import load_benchmark
+from ifam.errors import IfamError
+from ifam.models.baselines import LatePredictor, PlainViT
+from ifam.models.ifam import IFAM
+from ifam.models.predictor import Predictor
+from ifam.types import Batch
+
+pytestmark = pytest.mark.slow
+
+DATA = {"num_train": 4, "num_val": 4, "num_test": 24}
+
+
+class Peeking(Predictor):
+    """A predictor that adds one pixel of one patch to its logits, visible or not."""
+
+    row, column = 0, 0
+
+    def forward(self, images, mask, gate=None):
+        logits = super().forward(images, mask, gate)
+        return logits + images[:, :1, 16 * self.row, 16 * self.column] * torch.arange(1.0, logits.shape[1] + 1)
+
+
+class Cheating(IFAM):
+    """A model whose predictor is faithful, and whose answer is the selector's."""
+
+    def forward(self, images, interventions=()):
+        out = super().forward(images, interventions)
+        return type(out)(**{**vars(out), "logits": out.logits + 1e-3 * self.selector(images).selector_logits})
+
+
+@pytest.fixture
+def batch(images):
+    """A batch with labels and groups: class x one of two backgrounds."""
+    masks = torch.zeros(4, 64, 64, dtype=torch.bool)
+    masks[:, 16:48, 16:48] = True
+    return Batch(images, torch.arange(4), torch.arange(4), masks)
+
+
+def test_a_faithful_model_passes(tiny_model, batch):
+    tiny_model.train()
+    found = audit(tiny_model, batch, explain=2)
+    assert found.passed
+    assert found.verdict.startswith("PASSED: ")
+    # A bit that another background alone changes is a failure too, though no answer changes.
+    hidden = replace(found.backgrounds.hidden, any_bit=0.25)
+    failed = replace(found, backgrounds=replace(found.backgrounds, hidden=hidden))
+    assert hidden.answers == 0
+    assert not failed.passed
+    assert failed.verdict == "FAILED: another background in hidden patches alone changes bits of an answer."
+    assert tiny_model.training
+    assert len(found.certificate.settings) == 9
+    assert found.certificate.settings[-1] == "whole model, evaluation"
+    assert [one.name for one in found.baselines] == ["plain ViT", "late mask", "soft mask"]
+    # Every baseline fails, on every image that hides something.
+    assert [one.failing for one in found.baselines] == [1, 1, 1]
+    assert found.conditions["plain ViT"] == OWN_WEIGHTS
+    assert found.backgrounds.hidden.any_bit == 0
+    assert found.backgrounds.source == "ground truth"
+    for i, row in enumerate(found.images):
+        assert (row.index, row.label, row.group) == (i, f"class {i}", f"group {i}")
+        assert row.right == (row.answer == row.label)
+        assert ("another background changes the answer" in row.flags) == (row.answer != row.answer_after)
+        assert row.influence == found.backgrounds.influence[i]
+        assert row.leave_one_out == found.parts.leave_one_out[i]
+    _fits_into_json(found)
+    assert _figures(audit(tiny_model, batch, explain=2)) == _figures(found)
+
+
+def _fits_into_json(found):
+    """Everything but the pictures, with no number that JSON does not know."""
+    text = json.dumps(found.to_dict(), allow_nan=False)
+    again = json.loads(text)
+    assert again["kind"] == "audit"
+    assert set(again) == {"kind", "passed", "verdict", *vars(found)} - {"cases", "observed"}
+    changes = [v["change"] for v in again["baselines"][0]["violations"]]
+    assert None in changes
+    assert all(change is None or change > 0 for change in changes)
+    assert again["certificate"]["passed"] is True
+    assert len(text) < 60_000
+
+
+def _figures(found):
+    """All that must be the same when an audit is repeated."""
+    plain = found.to_dict()
+    for row in plain["posthoc"]["rows"]:
+        row.pop("seconds")
+    plain["conditions"].pop("time")
+    return plain
+
+
+def test_a_predictor_that_looks_at_one_hidden_pixel_fails_and_is_named(tiny_model, batch):
+    tiny_model.predictor.__class__ = Peeking
+    with torch.no_grad():
+        mask = tiny_model(batch.images).mask
+    place = int(mask.float().mean(dim=0).flatten().argmin())
+    tiny_model.predictor.row, tiny_model.predictor.column = divmod(place, 4)
+    shown = mask.flatten(1)[:, place]
+    found = audit(tiny_model, batch, explain=1)
+    assert not found.passed
+    assert 0 < len(found.certificate.failing_images) < 4
+    assert found.certificate.failing_images == tuple((~shown).nonzero().flatten().tolist())
+    image = found.certificate.failing_images[0]
+    assert found.verdict.startswith(f"FAILED: in image {image}, ")
+    assert "evaluation" in found.verdict
+    assert any("hidden pixels change the answer" in flag for flag in found.images[image].flags)
+    assert found.to_dict()["passed"] is False
+
+
+def test_a_model_that_goes_round_its_predictor_fails(make_model, batch):
+    """The predictor alone would pass; the whole model is attacked as well."""
+    model = make_model()
+    model.__class__ = Cheating
+    found = audit(model, batch, explain=1)
+    assert not found.passed
+    assert {v.setting for v in found.certificate.violations} == {"whole model, evaluation"}
+    assert "gradient" not in {v.attack for v in found.certificate.violations}
+
+
+def test_masks_that_hide_nothing_certify_nothing(tiny_model, batch):
+    with torch.no_grad():
+        tiny_model.selector.prototypes[-1] = 1e3
+    found = audit(tiny_model, batch, explain=1)
+    assert found.verdict.startswith("NOT CERTIFIED")
+    assert not found.passed
+    assert all("everything is visible" in row.flags for row in found.images)
+
+
+def test_images_alone_are_enough(tiny_model, images):
+    """What needs labels or truth is left open, and the rest is there."""
+    found = audit(tiny_model, images, limit=3, explain=1)
+    assert found.passed
+    assert len(found.images) == 3
+    assert found.backgrounds.source == "own mask"
+    assert found.leakage.readings == ()
+    assert found.mask_iou is None
+    assert {(row.label, row.group, row.right) for row in found.images} == {(None, None, None)}
+
+
+@pytest.mark.parametrize("wrong", [{"limit": 1}, {"explain": 0}, {"batch_size": 0}])
+def test_impossible_settings_are_refused(tiny_model, images, wrong):
+    with pytest.raises(IfamError, match=next(iter(wrong))):
+        audit(tiny_model, images, **wrong)
+
+
+def test_one_image_and_foreign_data_are_refused(tiny_model, images):
+    with pytest.raises(IfamError, match="two or more images, but got 1"):
+        audit(tiny_model, images[:1])
+    with pytest.raises(IfamError, match="pondbirds has 2 classes, but the model knows 5"):
+        audit(tiny_model, load_benchmark("pondbirds", options=DATA))
+
+
+def test_a_late_mask_is_no_mask(make_model, images, mask):
+    """It averages the masked tokens, each of which has seen everything."""
+    late = share_weights(make_model().predictor, LatePredictor)
+    with torch.no_grad():
+        out = late(images, mask)
+        tokens = late.backbone(images)[:, 1:]
+        for i in (0, 2, 3):
+            pooled = tokens[i][mask[i].flatten()].mean(dim=0)
+            torch.testing.assert_close(out[i], late.classify(pooled[None])[0])
+        changed = images.clone()
+        changed[0, :, :16, :16] += 1
+        assert not torch.equal(late(changed, mask)[0], out[0])
+
+
+# --- the verb --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """An untrained model and a plain ViT on the embedded backbone."""
+    folder = tmp_path_factory.mktemp("models")
+    torch.manual_seed(1)
+    config = ModelConfig("ifam_tiny", image_size=80, num_parts=3, class_names=("swimmer", "percher"))
+    model, plain = IFAM(config), PlainViT(config)
+    with torch.no_grad():
+        model.selector.prototypes.normal_(std=0.3)
+        model.selector.prototypes[-1] = 0.0
+    model.save_pretrained(folder / "ifam", {"benchmark": "pondbirds", "data": DATA})
+    hub.save(plain, folder / "plain")
+    return folder
+
+
+def run(saved, out, *words):
+    main(["audit", "--model", str(saved / "ifam"), "--out", str(out), "--limit", "6", "--explain", "1", *words])
+
+
+def test_the_verb_writes_json_pictures_and_page(saved, tmp_path, capsys):
+    run(saved, tmp_path, "--plain", str(saved / "plain"))
+    found = json.loads((tmp_path / "audit.json").read_text())
+    assert found["passed"]
+    assert len(found["images"]) == 6
+    # Evenly spread over the split.
+    assert [row["index"] for row in found["images"]] == list(range(0, 24, 4))
+    assert found["backgrounds"]["source"] == "benchmark"
+    assert found["conditions"]["plain ViT"] == str(saved / "plain")
+    for row in found["images"]:
+        assert all((tmp_path / name).stat().st_size > 0 for name in row["pictures"].values())
+    page = (tmp_path / "audit.html").read_text()
+    assert page.count("data:image/webp;base64,") == 18
+    said = capsys.readouterr().out
+    assert "PASSED" in said
+    assert all(f"{n}. " in said for n in range(1, 6))
+    assert "audit.html" in said
+
+
+def test_the_verb_fails_with_status_1(saved, tmp_path, capsys, monkeypatch):
+    """And says which image, which attack and which execution."""
+    real = Predictor.forward
+
+    def peeking(self, images, mask, gate=None):
+        peek = images[:, :1, -1, -1] if self.execution == "dense" else 0.0
+        return real(self, images, mask, gate) + peek * torch.arange(1.0, 3.0)
+
+    monkeypatch.setattr(Predictor, "forward", peeking)
+    with pytest.raises(SystemExit) as caught:
+        run(saved, tmp_path)
+    assert caught.value.code == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert "FAILED: in image 0, " in said
+    assert "dense, evaluation" in said
+    assert not json.loads((tmp_path / "audit.json").read_text())["passed"]
+
+
+def test_a_plain_vit_of_another_kind_is_refused(saved, tmp_path, capsys):
+    with pytest.raises(IfamError, match="method 'ifam', but one of 'plain_vit' is expected"):
+        load_plain(saved / "ifam")
+    config = ModelConfig("ifam_tiny", image_size=96, class_names=("swimmer", "percher"))
+    hub.save(PlainViT(config, pretrained=False), tmp_path / "other")
+    with pytest.raises(SystemExit) as caught:
+        run(saved, tmp_path / "out", "--plain", str(tmp_path / "other"))
+    assert caught.value.code == 2
+    assert "the same backbone and task" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_plain_vit_that_is_loaded_is_the_one_that_was_saved(saved, images):
+    plain = load_plain(saved / "plain")
+    torch.manual_seed(1)
+    images = torch.randn(2, 3, 80, 80)
+    model = IFAM.from_pretrained(saved / "ifam")
+    with torch.no_grad():
+        assert plain(images).shape == (2, 2)
+        assert not torch.equal(plain(images), model(images).logits)
+    assert plain.image_size == (80, 80)

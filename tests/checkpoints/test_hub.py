@@ -1,0 +1,397 @@
+"""Saving, loading and pushing; the hub is a local server that speaks as much of its protocol as is needed."""
+
+import base64
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from dataclasses import asdict
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import urlparse
+
+import pytest
+import torch
+from huggingface_hub import constants
+from safetensors.torch import load_file, save_file
+
+import ifam
+from ifam import model_files as files
+from ifam.checkpoints import hub
+from ifam.checkpoints.authors import to_official
+from ifam.errors import IfamError
+from ifam.models.ifam import IFAM
+
+SHA = "0123456789abcdef0123456789abcdef01234567"
+
+
+class Stub(BaseHTTPRequestHandler):
+    """The hub: repositories are folders below `server.root`, of one commit each."""
+
+    def log_message(self, *args):
+        pass
+
+    def answer(self, body, code=200, **headers):
+        body = body if isinstance(body, bytes) else json.dumps(body).encode()
+        self.send_response(code)
+        for name, value in {"Content-Length": str(len(body)), **headers}.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def serve(self):
+        path = urlparse(self.path).path.strip("/")
+        self.server.asked.append(f"{self.command} /{path}")
+        if path.startswith("api/models/"):
+            owner, name, *rest = path.removeprefix("api/models/").split("/")
+            folder = self.server.root / owner / name
+            if not folder.is_dir():
+                return self.answer({"error": "Repository not found"}, 404, X_Error_Code="RepoNotFound")
+            files = [{"type": "file", "path": p.name, "oid": SHA, "size": p.stat().st_size} for p in folder.iterdir()]
+            if rest[:1] == ["tree"]:
+                return self.answer(files)
+            info = {
+                "id": f"{owner}/{name}",
+                "sha": SHA,
+                "siblings": [{"rfilename": f["path"]} for f in files],
+            }
+            return self.answer({**info, "private": False, "tags": [], "downloads": 0, "likes": 0})
+        repo, _, name = path.partition(f"/resolve/{SHA}/")
+        file = self.server.root / repo / name
+        if not (name and file.is_file()):
+            return self.answer({"error": "Entry not found"}, 404, X_Error_Code="EntryNotFound")
+        body = file.read_bytes()
+        etag = hashlib.sha1(body).hexdigest()
+        return self.answer(body, ETag=f'"{etag}"', X_Repo_Commit=SHA, Content_Type="application/octet-stream")
+
+    do_GET = do_HEAD = serve
+
+    def do_POST(self):
+        path = urlparse(self.path).path.strip("/")
+        self.server.asked.append(f"POST /{path}")
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        url = f"http://{self.headers['Host']}"
+        if path == "api/repos/create":
+            wanted = json.loads(body)
+            if wanted["name"] == "forbidden":
+                return self.answer({"error": "You have no right to create this"}, 403)
+            repo = f"{wanted.get('organization') or 'someone'}/{wanted['name']}"
+            (self.server.root / repo).mkdir(parents=True, exist_ok=True)
+            return self.answer({"url": f"{url}/{repo}", "name": repo, "id": SHA})
+        owner, name, action = path.removeprefix("api/models/").split("/")[:3]
+        if action == "preupload":
+            files = json.loads(body)["files"]
+            modes = [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in files]
+            return self.answer({"files": modes, "commitOid": SHA})
+        for line in map(json.loads, body.splitlines()):
+            if line["key"] == "file":
+                content = base64.b64decode(line["value"]["content"])
+                (self.server.root / owner / name / line["value"]["path"]).write_bytes(content)
+        return self.answer(
+            {
+                "success": True,
+                "commitOid": SHA,
+                "commitUrl": f"{url}/{owner}/{name}/commit/{SHA}",
+                "hookOutput": "",
+            }
+        )
+
+
+@pytest.fixture
+def stub(tmp_path, monkeypatch):
+    """A running hub with nothing on it; `huggingface_hub` talks to it alone."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Stub)
+    server.daemon_threads = True
+    server.root, server.asked = tmp_path / "hub", []
+    server.root.mkdir()
+    server.url = f"http://127.0.0.1:{server.server_port}"
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.removeprefix(constants.ENDPOINT)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + template)
+    monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setenv("HF_TOKEN", "hf_nobody")
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def rewrite(folder, **changes):
+    """Change fields of a saved configuration; None removes one."""
+    path = folder / "config.json"
+    settings = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in settings.items() if value is not ...}))
+
+
+@pytest.fixture
+def saved(tiny_model, tmp_path):
+    tiny_model.save_pretrained(tmp_path / "model", extra={"thresholds": [0.5, 1.0, 2.0]})
+    return tmp_path / "model"
+
+
+# --- save and load -------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_saved_model_gives_bit_equal_answers(make_model, layout, tmp_path):
+    model = make_model(*layout, class_names=tuple("abcde"), mean=(0.1, 0.2, 0.3), std=(1.0, 2.0, 3.0))
+    images = torch.randn(2, 3, *model.image_size)
+    model.save_pretrained(str(tmp_path / "a" / "b"))
+    loaded = IFAM.from_pretrained(tmp_path / "a" / "b")
+    assert loaded.config == model.config
+    assert not loaded.training
+    assert all(p.device.type == "cpu" and p.requires_grad for p in loaded.parameters())
+    assert torch.equal(loaded(images).logits, model(images).logits)
+
+
+def test_what_a_folder_holds(saved, tiny_model):
+    assert {path.name for path in saved.iterdir()} == {"config.json", "model.safetensors"}
+    settings = json.loads((saved / "config.json").read_text())
+    assert settings["ifam_version"] == ifam.__version__
+    assert settings["method"] == "ifam"
+    assert set(settings) == {"method", *asdict(tiny_model.config), "ifam_version", "extra"}
+    assert set(load_file(saved / "model.safetensors")) == set(tiny_model.state_dict())
+
+
+def test_extra_travels_with_the_model(saved, tiny_model, tmp_path):
+    config, extra = hub.read_config(saved)
+    assert (config, extra) == (tiny_model.config, {"thresholds": [0.5, 1.0, 2.0]})
+    hub.convert(saved, tmp_path / "copy")
+    assert hub.read_config(tmp_path / "copy")[1] == extra
+
+
+def test_saving_again_replaces_the_model(saved, make_model):
+    other = make_model(num_classes=7)
+    other.save_pretrained(saved)
+    assert IFAM.from_pretrained(saved).config.num_classes == 7
+
+
+def test_loading_leaves_the_random_state_alone(saved):
+    before = torch.get_rng_state()
+    IFAM.from_pretrained(saved)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_half_precision_stays(tiny_model, tmp_path):
+    tiny_model.bfloat16().save_pretrained(tmp_path)
+    assert IFAM.from_pretrained(tmp_path).predictor.head.weight.dtype == torch.bfloat16
+
+
+# --- failures leave nothing --------------------------------------------------------------------------------
+
+
+def test_extra_that_is_nothing_for_json(tiny_model, tmp_path):
+    with pytest.raises(IfamError, match=r"cannot be written as JSON .*set.*numbers, strings"):
+        tiny_model.save_pretrained(tmp_path / "new", extra={"a": {1, 2}})
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_failure_leaves_no_new_folder_and_no_half_of_a_file(tiny_model, tmp_path, monkeypatch):
+    def fail(tensors, path, metadata):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files, "save_file", fail)
+    with pytest.raises(IfamError, match=r"could not be written .*No space left.*another folder"):
+        tiny_model.save_pretrained(tmp_path / "new" / "er")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failure_keeps_the_older_model(saved, make_model, monkeypatch):
+    expected = IFAM.from_pretrained(saved)
+
+    def fail(tensors, path, metadata):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(files, "save_file", fail)
+    with pytest.raises(KeyboardInterrupt):
+        make_model(num_classes=7).save_pretrained(saved)
+    assert {path.name for path in saved.iterdir()} == {"config.json", "model.safetensors"}
+    assert IFAM.from_pretrained(saved).config == expected.config
+
+
+def test_at_no_moment_are_the_files_of_two_models_side_by_side(saved, make_model, monkeypatch):
+    replace = Path.replace
+
+    def fail_once_the_weights_are_there(self, target):
+        replace(self, target)
+        if target.name == "model.safetensors":
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", fail_once_the_weights_are_there)
+    with pytest.raises(IfamError, match="could not be written"):
+        make_model(num_classes=7).save_pretrained(saved)
+    # No model is better than the settings of the one before with the weights of the one after.
+    assert {path.name for path in saved.iterdir()} == {"model.safetensors"}
+
+
+def test_a_file_in_the_place_of_the_folder(tiny_model, tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(IfamError, match="could not be written"):
+        tiny_model.save_pretrained(tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "x"
+
+
+# --- damage -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_missing_file(saved, name):
+    (saved / name).unlink()
+    with pytest.raises(IfamError, match=rf"has no {name}; give"):
+        hub.load(saved)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1, 2]", "\x00"])
+def test_a_configuration_that_is_none(saved, content):
+    (saved / "config.json").write_text(content)
+    with pytest.raises(IfamError, match=r"config\.json (cannot be read as JSON|holds a list)"):
+        hub.load(saved)
+
+
+def test_unknown_fields(saved):
+    rewrite(saved, colour="red", shape="round")
+    with pytest.raises(IfamError, match=r"2 unknown fields \('colour', 'shape'\).*written by ifam"):
+        hub.load(saved)
+
+
+def test_a_configuration_of_something_else(saved):
+    rewrite(saved, ifam_version=...)
+    with pytest.raises(IfamError, match=r"not written by ifam.*load_official"):
+        hub.load(saved)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_parts": 0}, "num_parts is 0"),
+        ({"num_parts": "three"}, "describes no model"),
+        ({"backbone": "vit_enormous"}, "No backbone is named 'vit_enormous'"),
+        ({"image_size": 65}, "65"),
+        (
+            {"num_classes": 6},
+            r"wrong shape: selector\.classifier\.weight \(expected \[6, 48\], found \[5, 48\]\)",
+        ),
+    ],
+)
+def test_a_configuration_that_fits_no_model_or_not_the_weights(saved, changes, message):
+    rewrite(saved, **changes)
+    with pytest.raises(IfamError, match=message):
+        hub.load(saved)
+
+
+def test_missing_and_surplus_weights_are_counted_and_the_first_named(saved):
+    weights = load_file(saved / "model.safetensors")
+    blocks = [name for name in weights if ".blocks.1." in name]
+    kept = {name: tensor for name, tensor in weights.items() if name not in blocks}
+    save_file({**kept, "stranger": torch.zeros(1)}, saved / "model.safetensors")
+    more = len(blocks) - 3
+    with pytest.raises(
+        IfamError,
+        match=rf"{len(blocks)} keys are missing: .*blocks\.1.* and {more} more; 1 key is surplus: stranger",
+    ):
+        hub.load(saved)
+
+
+@pytest.mark.parametrize("size", [0, 4, 1000])
+def test_truncated_weights(saved, size):
+    path = saved / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(IfamError, match="no safetensors file, or a damaged one"):
+        hub.load(saved)
+
+
+@pytest.mark.parametrize("source", ["nowhere", "./no/where", "/no/where/else", "model.pt", "a/model.safetensors"])
+def test_a_source_that_does_not_exist(source):
+    with pytest.raises(IfamError, match="no file or folder"):
+        hub.load(source)
+
+
+def test_a_file_for_a_folder(saved):
+    with pytest.raises(IfamError, match=r"is a file, but a folder.*load_official"):
+        hub.load(saved / "model.safetensors")
+
+
+# --- the hub -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_push_and_load(stub, tiny_model, images):
+    url = hub.push(tiny_model, "someone/birds", extra={"note": "hello"})
+    assert url.endswith(f"/someone/birds/commit/{SHA}")
+    assert {path.name for path in (stub.root / "someone/birds").iterdir()} >= {
+        "config.json",
+        "model.safetensors",
+    }
+    loaded = IFAM.from_pretrained("someone/birds")
+    assert torch.equal(loaded(images).logits, tiny_model(images).logits)
+    assert hub.read_config("someone/birds")[1] == {"note": "hello"}
+
+
+def test_a_push_that_is_refused(stub, tiny_model):
+    with pytest.raises(IfamError, match=r"could not be pushed to 'someone/forbidden'.*check the id"):
+        hub.push(tiny_model, "someone/forbidden")
+
+
+def test_an_official_model_on_the_hub(stub, tiny_model, images):
+    """Only the two files that are needed are fetched."""
+    folder = stub.root / "ananthu-aniraj" / "ifam-waterbirds-k4"
+    folder.mkdir(parents=True)
+    save_file(to_official(tiny_model), folder / "model.safetensors")
+    settings = {"img_size": 64, "num_landmarks": 3, "num_classes": 5, "gumbel_softmax": True, "num_heads": 3}
+    (folder / "config.json").write_text(json.dumps(settings))
+    (folder / "evil.pkl").write_bytes(b"never fetched")
+    loaded = hub.load_official("ananthu-aniraj/ifam-waterbirds-k4")
+    assert torch.equal(loaded(images).logits, tiny_model(images).logits)
+    assert not any("evil" in request for request in stub.asked)
+
+
+@pytest.mark.slow
+def test_the_endpoint_comes_from_the_environment(stub, tiny_model, tmp_path):
+    """As a user sets it, in a process of its own."""
+    folder = stub.root / "someone" / "birds"
+    tiny_model.save_pretrained(folder)
+    code = "from ifam.models.ifam import IFAM; print(IFAM.from_pretrained('someone/birds').config.num_parts)"
+    here = {"HF_ENDPOINT": stub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **here}, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout.strip() == "3", done.stderr
+
+
+def test_a_model_that_the_hub_does_not_have(stub):
+    for load in (hub.load, hub.load_official):
+        with pytest.raises(IfamError, match=r"no folder 'nobody/nothing' here.*check the name"):
+            load("nobody/nothing")
+
+
+def test_a_repository_without_weights(stub):
+    folder = stub.root / "someone" / "empty"
+    folder.mkdir(parents=True)
+    (folder / "README.md").write_text("nothing")
+    with pytest.raises(IfamError, match=r"has neither model\.safetensors nor config\.json"):
+        hub.load_official("someone/empty")
+    folder = stub.root / "someone" / "half"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    with pytest.raises(IfamError, match=r"has no model\.safetensors"):
+        hub.load_official("someone/half")
+
+
+def test_no_network(stub, monkeypatch):
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(IfamError, match=r"the hub gave no model.*check the name and the network"):
+        hub.load("someone/birds")
+
+
+def test_an_id_that_is_none(stub):
+    with pytest.raises(IfamError, match="the hub gave no model"):
+        hub.load("some--one/.birds..")

@@ -1,0 +1,104 @@
+"""What is left of a command that a signal has ended: the sentence is true, whenever the signal came."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from ifam.cli.stopped import what_is_left
+
+NOTHING = "nothing was written; the same command starts over"
+
+
+def touch(path: Path, age: float = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("{}\n", encoding="utf-8")
+    os.utime(path, (time.time() - age,) * 2)
+
+
+@pytest.mark.parametrize("earlier", [0, 100])
+def test_training(tmp_path, earlier):
+    """At every moment: before the first epoch, after it, with the model, and with its results."""
+    settings = {"out": tmp_path / "run", "method": "ifam"}
+    begun = time.time()
+    last = settings["out"] / "checkpoints" / "last.ckpt"
+    if earlier:
+        # Of a training before this one.
+        touch(last, earlier)
+    assert what_is_left("train", settings, begun) == (
+        "there is no model yet, and no epoch was finished; the same command starts over"
+    )
+    touch(last)
+    assert what_is_left("train", settings, begun) == (
+        f"there is no model yet, and the weights of the last whole epoch are in {last}; the same command starts over"
+    )
+    touch(settings["out"] / "config.json")
+    assert what_is_left("train", settings, begun) == (
+        f"the model is in {settings['out']}, but was not evaluated; `ifam evaluate --model {settings['out']}` does it"
+    )
+    touch(settings["out"] / "results.json")
+    assert what_is_left("train", settings, begun) == f"the model and its results are in {settings['out']}"
+
+
+def test_a_model_that_a_training_was_to_replace(tmp_path):
+    touch(tmp_path / "config.json", 100)
+    left = what_is_left("train", {"out": tmp_path, "method": "ifam"}, time.time())
+    assert left == f"the earlier model in {tmp_path} is as it was; the same command starts over"
+
+
+def test_the_folder_of_a_method():
+    assert "no epoch was finished" in what_is_left("train", {"out": None, "method": "never"}, time.time())
+
+
+def test_last_layer_fitted_again(tmp_path):
+    settings, begun = {"out": tmp_path}, time.time()
+    assert what_is_left("retrain", settings, begun) == NOTHING
+    touch(tmp_path / "config.json")
+    assert "but was not evaluated" in what_is_left("retrain", settings, begun)
+
+
+def test_runs_of_a_comparison(tmp_path):
+    settings, runs = {"out": tmp_path}, tmp_path / "runs.jsonl"
+    runs.touch()
+    assert what_is_left("compare", settings, time.time()) == "no run was finished; the same command starts over"
+    touch(runs, 100)
+    assert what_is_left("compare", settings, time.time()) == (
+        f"runs that were done are kept in {runs}, and the same command goes on with the others"
+    )
+
+
+def test_the_journal_of_a_challenge(tmp_path):
+    settings = {"out": None, "model": str(tmp_path), "overwrite": False}
+    assert what_is_left("challenge", settings, time.time()) == NOTHING
+    journal = tmp_path / "challenge" / "challenge.jsonl"
+    touch(journal)
+    assert what_is_left("challenge", settings, time.time()) == (
+        f"what was done is kept in {journal}, and the same command goes on with the rest"
+    )
+    settings["overwrite"] = True
+    assert "the same command without --overwrite goes on" in what_is_left("challenge", settings, time.time())
+
+
+@pytest.mark.parametrize(
+    ("verb", "file", "left"),
+    [
+        ("predict", "predictions.csv", "rows of images that were done are kept in"),
+        ("demo", "results.json", "seeds that were done are kept in"),
+    ],
+)
+def test_rows_and_seeds(tmp_path, verb, file, left):
+    settings, begun = {"out": tmp_path}, time.time()
+    touch(tmp_path / file, 100)
+    assert what_is_left(verb, settings, begun) == NOTHING
+    touch(tmp_path / file)
+    assert what_is_left(verb, settings, begun) == f"{left} {tmp_path / file}; the same command starts over"
+
+
+@pytest.mark.parametrize("verb", ["", "evaluate", "audit", "thresholds", "report", "convert"])
+def test_verbs_that_write_at_the_end(verb):
+    assert what_is_left(verb, {}, time.time()) == NOTHING
+
+
+def test_files_that_were_prepared():
+    assert "the same command goes on with the others" in what_is_left("prepare", {}, time.time())

@@ -1,0 +1,318 @@
+"""`ifam compare`, with real trainings of two steps: its figures, its table, and that nothing is trained twice."""
+
+import json
+import re
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+import miniatures
+from ifam.checkpoints import hub
+from ifam.cli.main import build_parser, main
+from ifam.config import LossConfig, ModelConfig, TrainConfig
+from ifam.data import load_benchmark
+from ifam.evaluation.accuracy import evaluate
+from ifam.experiments.compare import Comparison, check_rows, read_rows
+from ifam.models.baselines import METHODS, build
+from ifam.training import presets as recipes
+from ifam.training.fit import fit, seed_everything
+from ifam.training.last_layer import retrain
+
+pytestmark = pytest.mark.slow
+
+RECIPES = sorted((Path(__file__).parents[2] / "recipes" / "compare").glob("*.yaml"))
+DATA = {"num_train": 32, "num_val": 32, "num_test": 16, "correlation": 0.75, "image_size": 40}
+MODEL = {"backbone": "ifam_tiny", "image_size": 40, "num_parts": 3}
+RATES = {"base_lr": 1e-3, "head_lr_factor": 2.0, "prototype_lr_factor": 40.0, "modulation_lr_factor": 20.0}
+TRAIN = {"epochs": 1, "batch_size": 16, "monitor": "accuracy", "accelerator": "cpu", **RATES}
+METHOD_ROWS = {"plain_vit": {}, "plain_vit+dfr": None, "one part": {"method": "ifam", "model": {"num_parts": 1}}}
+SETTINGS = {"methods": METHOD_ROWS, "seeds": [0, 1], "data": DATA, "model": MODEL, "train": TRAIN, "num_resamples": 0}
+
+
+def compare(folder, **changes):
+    """Run the verb on a file of settings, and give the folder of its results."""
+    file = folder / "settings.yaml"
+    file.write_text(yaml.safe_dump({**SETTINGS, "out": str(folder / "out"), **changes}, sort_keys=False))
+    main(["compare", "--config", str(file)])
+    return folder / "out"
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """A comparison of three rows with two seeds; its models are kept."""
+    return compare(tmp_path_factory.mktemp("done"), save_models=True)
+
+
+def lines(out):
+    found = [json.loads(line) for line in (out / "runs.jsonl").read_text().splitlines()]
+    return {(run["row"], run["seed"]): run for run in found}
+
+
+def table(out):
+    return json.loads((out / "compare.json").read_text())
+
+
+# --- figures ---------------------------------------------------------------------------------------------
+
+
+def test_every_row_is_run_with_every_seed(done):
+    assert set(lines(done)) == {(row, seed) for row in METHOD_ROWS for seed in (0, 1)}
+
+
+def test_a_run_is_what_training_and_evaluation_by_hand_give(done):
+    birds = load_benchmark("pondbirds", options={**DATA, "seed": 1})
+    config = ModelConfig(**MODEL, num_classes=2, class_names=birds.class_names)
+    seed_everything(1)
+    model = build("plain_vit", config)
+    fit(model, birds, TrainConfig(**TRAIN, seed=1), LossConfig())
+    runs = lines(done)
+    assert runs["plain_vit", 1]["evaluation"] == asdict(evaluate(model, birds, num_resamples=0))
+    again = retrain(model, birds, seed=1)
+    assert runs["plain_vit+dfr", 1]["evaluation"] == asdict(evaluate(model, birds, num_resamples=0))
+    assert runs["plain_vit+dfr", 1]["retraining"]["strength"] == again.strength
+    assert runs["plain_vit", 1]["figures"]["average"] == runs["plain_vit", 1]["evaluation"]["predictor"]["average"]
+
+
+def test_the_last_layer_is_fitted_to_the_model_that_was_trained_already(done):
+    runs = lines(done)
+    for seed in (0, 1):
+        first, second = runs["plain_vit", seed], runs["plain_vit+dfr", seed]
+        took = second["retraining"]["seconds"]
+        assert second["figures"]["seconds"] == first["figures"]["seconds"] + took
+        assert second["best_epoch"] == first["best_epoch"]
+
+
+def test_data_are_drawn_by_the_seed_of_the_run(done):
+    runs = lines(done)
+    assert hub.read_config(done / "models" / "plain_vit-1")[1]["data"] == {**DATA, "seed": 1}
+    assert runs["plain_vit", 0]["evaluation"] != runs["plain_vit", 1]["evaluation"]
+    rows = read_rows(["ifam"], ModelConfig(), TrainConfig(), LossConfig())
+    assert Comparison(rows, (3,), "pondbirds").options(3) == {"seed": 3}
+    assert Comparison(rows, (3,), "pondbirds", data={"seed": 8}).options(3) == {"seed": 8}
+    assert Comparison(rows, (3,), "imagenet9").options(3) == {}
+
+
+def test_mean_interval_and_difference_are_those_of_the_runs(done):
+    runs, rows = lines(done), {row["name"]: row for row in table(done)["rows"]}
+    for name, row in rows.items():
+        for figure, found in row["figures"].items():
+            a, b = (runs[name, seed]["figures"][figure] for seed in (0, 1))
+            # With two seeds, t = 12.706 and the standard error is half of the distance.
+            assert found["mean"] == pytest.approx((a + b) / 2)
+            assert found["high"] - found["mean"] == pytest.approx(12.7062 * abs(a - b) / 2, rel=1e-4, abs=1e-9)
+            assert found["n"] == 2
+        for group, found in row["groups"].items():
+            values = [runs[name, seed]["groups"][group]["accuracy"] for seed in (0, 1)]
+            assert found["mean"] == pytest.approx(sum(values) / 2)
+    gains = [runs["one part", s]["figures"]["average"] - runs["plain_vit", s]["figures"]["average"] for s in (0, 1)]
+    assert rows["one part"]["differences"]["average"]["mean"] == pytest.approx(sum(gains) / 2)
+    assert rows["plain_vit"]["differences"] == {}
+
+
+def test_rows_say_what_they_are_told_and_where_they_differ(done):
+    methods = {method["name"]: method for method in table(done)["methods"]}
+    assert [method["uses"] for method in methods.values()] == [[], ["groups"], []]
+    assert methods["one part"]["differs"] == {"model.num_parts": 1}
+    assert methods["plain_vit+dfr"]["differs"] == {}
+    robust, oracle, ours = read_rows(
+        {"group_dro": {}, "given_mask+dfr": {}, "ours": {"method": "ifam", "train": {"group_dro": 0.1}}},
+        ModelConfig(),
+        TrainConfig(),
+        LossConfig(),
+    )
+    assert (robust.uses, oracle.uses, ours.uses) == (["groups"], ["groups", "masks"], ["groups"])
+    assert robust.train.group_dro == 0.01
+
+
+def test_the_parameters_are_counted(done):
+    by_name = {row["name"]: row["parameters"] for row in table(done)["rows"]}
+    model = build("plain_vit", ModelConfig(**MODEL), pretrained=False)
+    assert by_name["plain_vit"] == {key: sum(p.numel() for p in model.parameters()) for key in ("trained", "total")}
+    assert by_name["one part"]["trained"] < by_name["one part"]["total"]
+
+
+def test_models_are_kept_when_asked(done):
+    assert sorted(path.name for path in (done / "models").iterdir()) == sorted(
+        f"{name}-{seed}" for name in ("plain_vit", "plain_vit+dfr", "one-part") for seed in (0, 1)
+    )
+    model = hub.load_any(done / "models" / "one-part-0")
+    birds = load_benchmark("pondbirds", options={**DATA, "seed": 0})
+    found = asdict(evaluate(model, birds, num_resamples=0))
+    assert found == lines(done)["one part", 0]["evaluation"]
+    assert "retraining" in hub.read_config(done / "models" / "plain_vit+dfr-0")[1]
+
+
+def test_the_page_shows_it(done):
+    page = (done / "compare.html").read_text()
+    assert "3 methods on pondbirds, 2 seeds" in page
+    assert "plain_vit+dfr (uses groups)" in page
+    assert "model.num_parts = 1" in page
+    assert "<svg" in page
+
+
+# --- going on --------------------------------------------------------------------------------------------
+
+
+def test_what_is_done_is_not_done_again(done, capsys):
+    before = (done / "runs.jsonl").read_bytes()
+    capsys.readouterr()
+    compare(done.parent, save_models=True)
+    said = capsys.readouterr().out
+    assert (done / "runs.jsonl").read_bytes() == before
+    assert "Run " not in said
+    assert "3 methods on pondbirds, 2 seeds" in said
+
+
+def test_an_interrupted_comparison_goes_on_with_the_same_figures(done, tmp_path, caplog):
+    caplog.set_level("INFO", "ifam")
+    whole = (done / "runs.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "out").mkdir()
+    kept = "".join(whole[:4])
+    (tmp_path / "out" / "runs.jsonl").write_text(kept + whole[4][:100])
+    rows = {name: METHOD_ROWS[name] for name in ("plain_vit", "plain_vit+dfr")}
+    out = compare(tmp_path, methods=rows)
+    assert (out / "runs.jsonl").read_text().startswith(kept)
+    assert re.findall(r"Run (\d) of 4", caplog.text) == ["4"]
+    before, after = lines(done), lines(out)
+    assert after["plain_vit+dfr", 1]["evaluation"] == before["plain_vit+dfr", 1]["evaluation"]
+
+
+def test_a_row_that_is_added_starts_from_the_model_that_was_kept(done, tmp_path, capsys):
+    out = tmp_path / "out"
+    out.mkdir()
+    kept = [run for (row, _), run in lines(done).items() if row == "plain_vit"]
+    # Had it been trained again, its seconds would be those of now.
+    kept[0]["figures"]["seconds"] = kept[1]["figures"]["seconds"] = 1000.0
+    (out / "runs.jsonl").write_text("".join(json.dumps(run) + "\n" for run in kept))
+    (out / "models").symlink_to(done / "models")
+    rows = {name: METHOD_ROWS[name] for name in ("plain_vit", "plain_vit+dfr")}
+    compare(tmp_path, methods=rows, save_models=True)
+    before, after = lines(done), lines(out)
+    for seed in (0, 1):
+        assert after["plain_vit+dfr", seed]["figures"]["seconds"] > 1000
+        assert after["plain_vit+dfr", seed]["evaluation"] == before["plain_vit+dfr", seed]["evaluation"]
+
+
+# --- what is refused -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"methods": ["plain_wit"]}, "There is no method 'plain_wit'; choose one of"),
+        ({"methods": ["plain_wit+dfr"]}, "There is no method 'plain_wit'"),
+        ({"methods": []}, "There is no method to compare; list some of"),
+        ({"methods": {}}, "There is no method to compare"),
+        ({"methods": ["ifam", "ifam"]}, "The method 'ifam' is listed twice"),
+        ({"methods": {"ours": {"metod": "ifam"}}}, "The row 'ours' has an unknown field 'metod'"),
+        ({"methods": {"ours": "ifam"}}, "The row 'ours' is 'ifam', but a dict"),
+        ({"methods": {"ifam": {"model": {"parts": 3}}}}, "The model of the row 'ifam' has an unknown field 'parts'"),
+        ({"methods": {"ifam": {"train": [1]}}}, "The train of the row 'ifam' is [1], but a dict"),
+        ({"methods": {"ifam": {"train": {"epochs": "many"}}}}, "The train of the row 'ifam' has an impossible value"),
+        ({"methods": {"ifam": {"model": {"num_parts": 0}}}}, "num_parts is 0"),
+        ({"methods": ["plain_vit", "group_dro"], "train": {**TRAIN, "batch_size": 64}}, "fewer than a batch of 64"),
+        ({"methods": ["ifam+dfr"], "data": {**DATA, "num_val": 4}}, "at least two are needed to retrain"),
+        ({"methods": ["ifam", "ifam+dfr"], "split": "val"}, "'ifam+dfr' would be judged on the split 'val', to which"),
+        (
+            {"methods": {"a b": {"method": "ifam"}, "a-b": {"method": "ifam"}}, "save_models": True},
+            "The models of 'a b' and 'a-b' would be kept in one folder",
+        ),
+        ({"seeds": []}, "seeds is [], but"),
+        ({"seeds": [0, 1, 0]}, "seeds is [0, 1, 0], but"),
+        ({"split": "nowhere"}, "pondbirds has no split 'nowhere'"),
+        ({"benchmark": "pondfish"}, "There is no benchmark 'pondfish'"),
+    ],
+)
+def test_bad_input_is_one_sentence_before_anything_is_trained(tmp_path, capsys, changes, said):
+    with pytest.raises(SystemExit) as caught:
+        compare(tmp_path, **changes)
+    assert caught.value.code == 2
+    found = capsys.readouterr()
+    assert said in found.err
+    assert found.err.count("\n") == 1
+    assert "Run " not in found.out
+    assert not (tmp_path / "out" / "runs.jsonl").exists()
+
+
+def test_other_settings_in_the_same_folder_are_refused(done, capsys):
+    with pytest.raises(SystemExit):
+        compare(done.parent, train={**TRAIN, "weight_decay": 0.1})
+    assert "'plain_vit', seed 0, with train.weight_decay 0.05, but now it is 0.1;" in capsys.readouterr().err
+
+
+def test_runs_on_images_that_have_changed_are_refused(done, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    text = (done / "runs.jsonl").read_text()
+    digest = lines(done)["plain_vit", 1]["settings"]["images"]
+    (tmp_path / "out" / "runs.jsonl").write_text(text.replace(digest, "0" * 16))
+    with pytest.raises(SystemExit):
+        compare(tmp_path)
+    said = capsys.readouterr()
+    assert "'plain_vit', seed 1, on images that have changed since" in said.err
+    assert "Run " not in said.out
+
+
+def test_a_file_that_changes_on_disk_changes_the_digest(tmp_path):
+    miniatures.folder(tmp_path)
+    rows = read_rows(["plain_vit"], ModelConfig(), TrainConfig(), LossConfig())
+    comparison = Comparison(rows, (0, 1), "folder", tmp_path)
+    before = comparison.digests()
+    # Another seed cuts other validation images.
+    assert before[0] != before[1]
+    assert Comparison(rows, (0, 1), "folder", tmp_path).digests() == before
+    path = min(tmp_path.rglob("*.png"))
+    Image.new("RGB", (30, 30)).save(path)
+    after = comparison.digests()
+    assert after[0] != before[0]
+    assert after[1] != before[1]
+
+
+def test_a_table_that_no_run_here_has_made_stays(tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "compare.json").write_text("mine")
+    with pytest.raises(SystemExit):
+        compare(tmp_path)
+    assert "compare.json already exists" in capsys.readouterr().err
+    assert (tmp_path / "out" / "compare.json").read_text() == "mine"
+
+
+# --- recipes ---------------------------------------------------------------------------------------------
+
+
+def parse(path):
+    words = ["compare", "--config", str(path)]
+    parser = build_parser(words)
+    return parser.instantiate(parser.parse_args(words)).compare
+
+
+def test_there_are_recipes():
+    assert [path.stem for path in RECIPES] == ["digits", "pondbirds"]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_each_recipe_is_ready_to_train(path):
+    settings = parse(path)
+    header = dict(re.findall(r"^# (\w+): +(.+)$", path.read_text(), flags=re.MULTILINE))
+    assert header["Command"] == f"ifam compare --config recipes/compare/{path.name}"
+    assert header.keys() >= {"Hardware", "Time", "Expected"}
+    rows = read_rows(settings.methods, settings.model, settings.train, settings.loss)
+    small = {
+        "num_train": 80,
+        "num_val": 40,
+        "num_test": 20,
+        **({"correlation": 0.7} if path.stem == "pondbirds" else {}),
+    }
+    comparison = Comparison(rows, tuple(settings.seeds), settings.benchmark, data=small)
+    check_rows(comparison, comparison.images(0))
+    assert (settings.model, settings.train) == (recipes.TINY_MODEL, recipes.TINY_TRAIN)
+    assert settings.loss == recipes.TINY_LOSS
+    assert settings.out == Path(f"runs/compare-{path.stem}")
+
+
+def test_one_recipe_has_every_method():
+    rows = read_rows(parse(RECIPES[1]).methods, ModelConfig(), TrainConfig(), LossConfig())
+    assert {row.method for row in rows} == set(METHODS)
+    assert replace(rows[0], name="") not in rows[1:]

@@ -1,0 +1,391 @@
+"""Files of every kind in, rows and pictures out."""
+
+import csv
+import json
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skimage.data
+import torch
+from PIL import Image
+
+from ifam.checkpoints import hub
+from ifam.cli.main import main
+from ifam.config import ModelConfig
+from ifam.data.base import Prepared
+from ifam.errors import IfamError
+from ifam.inference import display_crop, load_image, predict, preprocess, print_predictions
+from ifam.models.baselines import build
+from ifam.models.ifam import IFAM
+from ifam.models.interventions import DropParts, UseMask
+from ifam.pulse import Pulse
+
+PHOTOS = ("astronaut", "chelsea", "coffee")
+
+
+@pytest.fixture(scope="module")
+def model() -> IFAM:
+    torch.manual_seed(0)
+    config = ModelConfig(
+        backbone="vit_tiny_patch16_224",
+        image_size=96,
+        num_parts=3,
+        num_classes=7,
+        class_names=tuple(f"species {c}" for c in range(7)),
+        backbone_kwargs={"depth": 2, "embed_dim": 48, "num_heads": 3},
+    )
+    return IFAM(config, pretrained=False).eval()
+
+
+def photo(name: str = "astronaut") -> Image.Image:
+    """A photograph of scikit-image, read by Pillow: its own reader needs versions of Pillow that ours may not be."""
+    return Image.open(Path(skimage.data.__file__).with_name(f"{name}.png"))
+
+
+@pytest.mark.slow
+def test_photographs_give_rows_tables_and_pictures(model, tmp_path):
+    for name in PHOTOS:
+        photo(name).save(tmp_path / f"{name}.jpg")
+    rows = predict(model, [tmp_path / f"{name}.jpg" for name in PHOTOS], out=tmp_path / "out")
+    assert [row.path.stem for row in rows] == list(PHOTOS)
+    for row in rows:
+        assert row.class_name == f"species {row.label}" == row.top[0][0]
+        assert row.probability == row.top[0][1] == max(p for _, p in row.top)
+        assert len(row.top) == 5
+        assert 0 <= row.visible_fraction <= 1
+        assert row.empty == (row.visible_fraction == 0)
+        with Image.open(row.overlay) as picture:
+            assert picture.width > 3 * 288
+    kept = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert [line["overlay"] for line in kept["predictions"]] == [f"{name}.png" for name in PHOTOS]
+    assert kept["skipped"] == []
+    with (tmp_path / "out" / "predictions.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert [float(line["probability"]) for line in table] == [row.probability for row in rows]
+
+
+def test_same_answer_whatever_the_batch(model, tmp_path):
+    for name in PHOTOS:
+        photo(name).save(tmp_path / f"{name}.png")
+    alone, together = predict(model, tmp_path, batch_size=1), predict(model, str(tmp_path), batch_size=3)
+    assert [row.label for row in alone] == [row.label for row in together]
+    assert [row.probability for row in alone] == pytest.approx([row.probability for row in together], abs=1e-5)
+    assert all(row.overlay is None for row in alone)
+
+
+def test_preprocessing_is_that_of_evaluation(model):
+    class Three:
+        def __len__(self) -> int:
+            return 3
+
+        def __getitem__(self, index: int) -> dict:
+            return {"image": photo(PHOTOS[index]), "label": 0}
+
+    prepared = Prepared(Three(), model.image_size, model.normalisation)
+    for index, name in enumerate(PHOTOS):
+        assert torch.equal(preprocess(photo(name), model), prepared[index]["image"])
+
+
+@pytest.mark.parametrize("size", [(500, 20), (20, 500), (1, 1), (3, 4000), (97, 95), (96, 96), (5000, 700)])
+def test_any_shape(model, size):
+    image = Image.effect_noise(size, 40)
+    assert preprocess(image, model).shape == (3, 96, 96)
+    shown = display_crop(image, model)
+    assert shown.width == shown.height
+    assert 96 <= shown.width <= 518
+    assert shown.width % 6 == 0
+
+
+def test_display_shows_the_crop_that_the_model_sees(model):
+    image = photo("coffee")
+    shown = display_crop(image, model).resize((96, 96), Image.Resampling.BILINEAR)
+    mean, std = (torch.tensor(v)[:, None, None] for v in model.normalisation)
+    seen = (preprocess(image, model) * std + mean) * 255
+    assert np.abs(np.asarray(shown, dtype=float) - seen.permute(1, 2, 0).numpy()).mean() < 4
+
+
+def test_grey_palette_cmyk_and_transparent_files(model, tmp_path):
+    image = photo()
+    image.convert("L").save(tmp_path / "grey.png")
+    image.convert("P").save(tmp_path / "palette.gif")
+    image.convert("CMYK").save(tmp_path / "cmyk.jpg")
+    image.convert("1").save(tmp_path / "bits.tif")
+    clear = image.convert("RGBA")
+    clear.putalpha(0)
+    clear.save(tmp_path / "clear.png")
+    assert len(predict(model, tmp_path)) == 5
+    assert np.asarray(load_image(tmp_path / "clear.png")).min() == 255
+    assert (np.asarray(load_image(tmp_path / "grey.png"))[..., 0] == np.asarray(image.convert("L"))).all()
+    assert np.abs(np.asarray(load_image(tmp_path / "cmyk.jpg"), float) - np.asarray(image)).mean() < 6
+
+
+def test_transparent_colour_of_a_palette_is_white(tmp_path):
+    image = Image.new("P", (4, 4), 0)
+    image.putpalette([255, 0, 0, 0, 255, 0])
+    image.putpixel((1, 1), 1)
+    image.save(tmp_path / "a.png", transparency=0)
+    assert load_image(tmp_path / "a.png").getpixel((0, 0)) == (255, 255, 255)
+    assert load_image(tmp_path / "a.png").getpixel((1, 1)) == (0, 255, 0)
+
+
+def test_sixteen_bits_and_floats_keep_their_contrast(tmp_path):
+    grey = np.asarray(photo().convert("L"))
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "sixteen.png")
+    assert (np.asarray(load_image(tmp_path / "sixteen.png"))[..., 1] == grey).all()
+    Image.fromarray(grey.astype(np.float32) / 255).save(tmp_path / "float.tif")
+    assert (np.asarray(load_image(tmp_path / "float.tif"))[..., 1] == grey).all()
+    Image.fromarray(np.full((4, 4), np.nan, np.float32)).save(tmp_path / "nan.tif")
+    assert load_image(tmp_path / "nan.tif").mode == "RGB"
+
+
+@pytest.mark.slow
+def test_deep_images_are_read_as_in_training(model, tmp_path):
+    twelve = np.asarray(photo().convert("L")).astype(np.uint16) * 16
+    Image.fromarray(twelve).save(tmp_path / "deep.png")
+    hub.save(model, tmp_path / "model", {"data": {"white": 32767}})
+    main(["predict", str(tmp_path / "deep.png"), "--model", str(tmp_path / "model"), "--out", str(tmp_path / "out")])
+    (row,) = json.loads((tmp_path / "out" / "predictions.json").read_text(encoding="utf-8"))["predictions"]
+    (same,) = predict(model, tmp_path / "deep.png", white=32767)
+    (other,) = predict(model, tmp_path / "deep.png", white=4095)
+    assert row["probability"] == pytest.approx(same.probability)
+    assert same.top != other.top
+
+
+@pytest.mark.parametrize("sixteen", [False, True])
+def test_exif_rotation(tmp_path, sixteen):
+    image = Image.new("I;16", (40, 20)) if sixteen else Image.new("RGB", (40, 20))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    image.save(tmp_path / "turned.png", exif=exif)
+    assert load_image(tmp_path / "turned.png").size == (20, 40)
+
+
+def bad_files(folder: Path) -> None:
+    (folder / "text.jpg").write_text("this is no image")
+    (folder / "empty.png").write_bytes(b"")
+    photo().save(folder / "whole.jpg")
+    data = (folder / "whole.jpg").read_bytes()
+    (folder / "cut.jpg").write_bytes(data[: len(data) // 2])
+
+
+@pytest.mark.parametrize("name", ["text.jpg", "empty.png", "cut.jpg"])
+def test_a_file_that_is_no_image_is_named(model, tmp_path, name):
+    bad_files(tmp_path)
+    with pytest.raises(IfamError, match=rf"{re.escape(name)} is no image.*skip_bad"):
+        predict(model, tmp_path / name)
+
+
+def test_bad_files_are_skipped_and_counted(model, tmp_path, caplog):
+    bad_files(tmp_path)
+    rows = predict(model, tmp_path, skip_bad=True, out=tmp_path / "out")
+    assert [row.path.name for row in rows] == ["whole.jpg"]
+    assert "Skipped 3 files" in caplog.text
+    skipped = json.loads((tmp_path / "out" / "predictions.json").read_text())["skipped"]
+    assert [Path(line["path"]).name for line in skipped] == ["cut.jpg", "empty.png", "text.jpg"]
+
+
+def test_nothing_is_lost_when_a_late_file_is_bad(model, tmp_path):
+    photo().save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_text("no image")
+    with pytest.raises(IfamError, match=r"b\.png"):
+        predict(model, tmp_path, batch_size=1, out=tmp_path / "out")
+    assert len(json.loads((tmp_path / "out" / "predictions.json").read_text())["predictions"]) == 1
+
+
+def test_paths_that_lead_nowhere(model, tmp_path):
+    with pytest.raises(IfamError, match="missing does not exist"):
+        predict(model, tmp_path / "missing")
+    (tmp_path / "notes.txt").write_text("no image")
+    with pytest.raises(IfamError, match="holds no image"):
+        predict(model, tmp_path)
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(IfamError, match=r"pipe\.jpg is not a regular file"):
+        predict(model, tmp_path / "pipe.jpg")
+    with pytest.raises(IfamError, match="No path"):
+        predict(model, [])
+    (tmp_path / "a.jpg").write_text("no image")
+    with pytest.raises(IfamError, match="None of the 1 file"):
+        predict(model, tmp_path, skip_bad=True)
+    with pytest.raises(IfamError, match="batch_size is 0"):
+        predict(model, tmp_path, batch_size=0)
+
+
+@pytest.mark.slow
+def test_folders_are_searched_and_pictures_never_collide(model, tmp_path):
+    for name in ("a/1.png", "b/1.png", "b/1.JPG", ".hidden/1.png", "._1.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        photo().resize((100, 80)).save(tmp_path / name)
+    out = tmp_path / "out"
+    first = predict(model, [tmp_path, tmp_path / "a"], out=out)
+    assert [row.path.relative_to(tmp_path).as_posix() for row in first] == ["a/1.png", "b/1.JPG", "b/1.png"]
+    assert sorted(path.name for path in out.glob("*.png")) == ["a_1.png", "b_1-2.png", "b_1.png"]
+    assert len(predict(model, tmp_path, out=out)) == 3  # our own pictures are no input
+    assert len(predict(model, tmp_path, out=tmp_path / "again")) == 3  # nor those of an earlier run
+    spelled = [tmp_path / "a" / "1.png", os.path.relpath(tmp_path / "a" / "1.png"), tmp_path / "b" / ".." / "a"]
+    assert len(predict(model, spelled)) == 1
+
+
+# --- what is kept ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def three(tmp_path):
+    """A folder of three images."""
+    (tmp_path / "images").mkdir()
+    for name in "abc":
+        Image.new("RGB", (40, 40), (90, 120, 60)).save(tmp_path / "images" / f"{name}.png")
+    return tmp_path / "images"
+
+
+def lines(out):
+    """The rows of a table, if there is one."""
+    path = out / "predictions.csv"
+    return list(csv.DictReader(path.read_text(encoding="utf-8").splitlines())) if path.exists() else []
+
+
+def test_rows_are_written_as_they_come(model, three, tmp_path):
+    """Whatever ends the program, the rows before it are kept: what is on disk is looked at during the next batch."""
+    out, seen = tmp_path / "out", []
+    handle = model.register_forward_pre_hook(lambda *_: seen.append(len(lines(out))))
+    try:
+        rows = predict(model, three, batch_size=1, out=out)
+    finally:
+        handle.remove()
+    assert seen == [0, 1, 2]
+    assert [row["path"] for row in lines(out)] == [str(row.path) for row in rows]
+    assert json.loads((out / "predictions.json").read_text())["complete"]
+
+
+def test_a_run_that_was_stopped_is_done_again_in_the_same_folder(model, three, tmp_path):
+    out, calls = tmp_path / "out", []
+
+    def stop(*_):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    handle = model.register_forward_pre_hook(stop)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            predict(model, three, batch_size=2, out=out)
+    finally:
+        handle.remove()
+    assert len(lines(out)) == 2
+    assert not json.loads((out / "predictions.json").read_text())["complete"]
+    predict(model, three, batch_size=2, out=out)
+    assert len(lines(out)) == 3
+
+
+def test_a_name_that_is_not_utf8_loses_nothing(model, three, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    name = os.fsdecode(b"caf\xe9.png")
+    try:
+        Image.new("RGB", (40, 40)).save(three / name)
+    except OSError:
+        pytest.skip("this file system knows UTF-8 alone")
+    rows = predict(model, three, out=tmp_path / "out")
+    assert [row.path.name for row in rows] == ["a.png", "b.png", "c.png", name]
+    kept = json.loads((tmp_path / "out" / "predictions.json").read_text(encoding="utf-8"))["predictions"]
+    assert kept[3]["path"] == str(three / name)
+    assert (tmp_path / "out" / kept[3]["overlay"]).is_file()
+    assert len(lines(tmp_path / "out")) == 4
+    print_predictions(rows)
+    assert "b.png" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_nothing_of_another_run_is_replaced_unasked(model, three, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "b.png").write_text("mine")
+    with pytest.raises(IfamError, match=r"b\.png already exists; choose another --out"):
+        predict(model, three, out=out)
+    assert [path.name for path in out.iterdir()] == ["b.png"]
+    (out / "b.png").unlink()
+    predict(model, three, out=out)
+    predict(model, three, out=out)
+    before = (out / "predictions.csv").read_text()
+    with pytest.raises(IfamError, match="a result under other conditions"):
+        predict(model, three / "a.png", out=out)
+    assert (out / "predictions.csv").read_text() == before
+    predict(model, three / "a.png", out=out, overwrite=True)
+    assert len(lines(out)) == 1
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_the_images_are_never_drawn_over(model, three, overwrite):
+    before = {path.name: path.read_bytes() for path in three.iterdir()}
+    for given in (three, three / "a.png"):
+        with pytest.raises(IfamError, match="is the folder of the images; choose another --out"):
+            predict(model, given, out=three, overwrite=overwrite)
+    assert {path.name: path.read_bytes() for path in three.iterdir()} == before
+
+
+def test_a_folder_that_cannot_be_written_is_known_before(model, three, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for out in (tmp_path / "file", tmp_path / "file" / "out"):
+        with pytest.raises(IfamError, match="choose another"):
+            predict(model, three, out=out)
+
+
+def test_interventions_and_empty_masks(model, tmp_path):
+    photo().save(tmp_path / "a.png")
+    empty = predict(model, tmp_path, interventions=[UseMask(torch.zeros(6, 6, dtype=torch.bool))], out=tmp_path / "o")
+    full = predict(model, tmp_path / "a.png", interventions=[UseMask(torch.ones(6, 6, dtype=torch.bool))])
+    assert empty[0].empty
+    assert empty[0].visible_fraction == 0
+    assert full[0].visible_fraction == 1
+
+
+def test_the_mode_of_the_model_is_kept(model, tmp_path):
+    photo().save(tmp_path / "a.png")
+    model.train()
+    try:
+        first, second = predict(model, tmp_path), predict(model, tmp_path)
+        assert model.training
+    finally:
+        model.eval()
+    assert first == second
+
+
+def test_many_images_show_progress(model, tmp_path, caplog, monkeypatch):
+    caplog.set_level("INFO", "ifam")
+    monkeypatch.setattr(Pulse, "first", 0.0)
+    monkeypatch.setattr(Pulse, "interval", 0.01)
+    for number in range(21):
+        photo().resize((96, 96)).save(tmp_path / f"{number:02}.png")
+    predict(model, tmp_path)
+    assert re.search(r"predicting: \d+ of 21, .* left", caplog.text)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["selector", "late_mask", "soft_mask"])
+def test_models_whose_mask_hides_nothing_are_drawn_too(name, model, tmp_path, capsys):
+    other = build(name, model.config, pretrained=False).eval()
+    photo().save(tmp_path / "x.png")
+    (row,) = predict(other, tmp_path / "x.png", out=tmp_path / "out")
+    with torch.no_grad():
+        out = other(preprocess(photo(), other)[None])
+    assert row.label == int(out.logits.argmax())
+    assert row.visible_fraction == pytest.approx(float(out.visible_fraction))
+    assert row.overlay.is_file()
+    other.save_pretrained(tmp_path / "model")
+    words = ["--model", str(tmp_path / "model"), "--out", str(tmp_path / "out")]
+    main(["predict", str(tmp_path / "x.png"), *words])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "hides" in said
+    assert "visible" not in said
+
+
+def test_without_parts_there_is_nothing_to_draw(model, tmp_path):
+    photo().save(tmp_path / "x.png")
+    for name in ("plain_vit", "given_mask", "attention_crops"):
+        with pytest.raises(IfamError, match=f"The method {name} has no parts to draw"):
+            predict(build(name, model.config, pretrained=False), tmp_path / "x.png", out=tmp_path / "out")
+    alone = build("selector", model.config, pretrained=False)
+    with pytest.raises(IfamError, match="selector is drawn from no mask of parts"):
+        predict(alone, tmp_path / "x.png", interventions=[DropParts([0])])
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,370 @@
+import math
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from ifam.errors import IfamError
+from ifam.training import losses
+from ifam.training.affine import Affine
+
+WEIGHTS = {
+    "classification": 1.0,
+    "selector_classification": 1.0,
+    "presence": 1.0,
+    "enforced_presence": 2.0,
+    "total_variation": 1.0,
+    "entropy": 1.0,
+    "orthogonality": 1.0,
+    "equivariance": 1.0,
+    "concentration": 0.0,
+}
+MAP_LOSSES = {
+    **{f"presence {kind}": lambda m, kind=kind: losses.presence(m, kind=kind)
+       for kind in ("original", "soft_constraint", "tanh", "soft_tanh")},
+    **{f"enforced_presence {kind}": lambda m, kind=kind: losses.enforced_presence(m, kind=kind)
+       for kind in ("enforced_presence", "log", "linear", "mse")},
+    **{f"total_variation {how}": lambda m, how=how: losses.total_variation(m, reduction=how)
+       for how in ("mean", "sum")},
+    **{f"concentration {how}": lambda m, how=how: losses.concentration(m, normalize_by=how)
+       for how in ("own_axis", "swapped")},
+    "entropy": losses.entropy,
+    "equivariance": lambda m: losses.equivariance(m, m, Affine(30.0, (1.0, 0.0), 1.1)),
+}  # fmt: skip
+
+
+def two_channels(part):
+    """Maps [B,2,H,W] of one part and the background."""
+    part = torch.tensor(part)
+    return torch.stack([part, 1 - part], dim=1)
+
+
+def random_maps(*shape, dtype=torch.float32):
+    return torch.randn(*shape, dtype=dtype, generator=torch.manual_seed(0)).softmax(1)
+
+
+# ---- each term by hand ----
+
+
+def test_classification():
+    logits = torch.tensor([[0.0, math.log(3.0)], [0.0, 0.0]])
+    expected = (math.log(4 / 3) + math.log(2)) / 2
+    assert_close(losses.classification(logits, torch.tensor([1, 0])), torch.tensor(expected))
+
+
+def test_presence_is_the_best_pooled_patch_of_the_batch():
+    # A 3 x 4 grid has two 3 x 3 windows. Image 0: means 3/9 and 5/9; image 1: 1/9 and 1/9.
+    part = [
+        [[0.0, 1.0, 0.0, 1.0], [0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 0.0]],
+        [[0.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]],
+    ]
+    maps = two_channels(part)
+    best, total = 5 / 9, 5 / 9 + 1 / 9
+    for kind, expected in {
+        "original": 1 - best,
+        "soft_constraint": (1 - best) * (0.9 * best + 0.1),
+        "tanh": -math.log(math.tanh(total)),
+        "soft_tanh": 1 - math.tanh(total),
+    }.items():
+        assert_close(losses.presence(maps, kind=kind), torch.tensor(expected), msg=kind)
+    half = losses.presence(maps, kind="soft_constraint", beta=0.5)
+    assert_close(half, torch.tensor((1 - best) * (0.5 * best + 0.5)))
+
+
+def test_presence_is_the_mean_over_foreground_parts_only():
+    maps = torch.zeros(1, 3, 3, 3)
+    maps[:, 0] = 1.0  # present everywhere; part 1 and the background nowhere
+    assert_close(losses.presence(maps), torch.tensor(0.5))
+
+
+def test_soft_constraint_does_not_differentiate_its_weight():
+    maps = two_channels([[[0.4]]]).requires_grad_()
+    losses.presence(maps, kind="soft_constraint").backward()
+    assert_close(maps.grad[0, 0, 0, 0], torch.tensor(-(0.9 * 0.4 + 0.1)))
+
+
+def test_enforced_presence_wants_background_in_the_corners():
+    # 5 x 5 pools to 3 x 3, whose weights are 1 in the corners, 1/2 at the edges and 0 in the centre.
+    background = torch.zeros(1, 5, 5)
+    background[:, 1:4, 1:4] = 1.0  # means 4/9 in the corners, 6/9 at the edges, 1 in the centre
+    maps = torch.stack([1 - background, background], dim=1)
+    assert_close(losses.enforced_presence(maps), torch.tensor(-math.log(4 / 9)))
+    share = 9 / 25
+    assert_close(losses.enforced_presence(maps, kind="log"), torch.tensor(-math.log(share)))
+    assert_close(losses.enforced_presence(maps, kind="linear"), torch.tensor(1 - share))
+    assert_close(losses.enforced_presence(maps, kind="mse"), torch.tensor((1 - share) ** 2))
+
+
+def test_enforced_presence_is_the_mean_over_images():
+    maps = two_channels([[[0.5]], [[0.75]]])
+    assert_close(losses.enforced_presence(maps), torch.tensor((math.log(2) + math.log(4)) / 2))
+
+
+def test_total_variation():
+    # Vertical 0.1 + 0.6 + 0, horizontal 0.2 + 0.1 and 0.7 + 0.5, and as much again for the background.
+    maps = two_channels([[[0.2, 0.4, 0.5], [0.3, 1.0, 0.5]]])
+    expected = 2 * (0.7 + 0.3 + 1.2)
+    assert_close(losses.total_variation(maps, reduction="sum"), torch.tensor(expected))
+    assert_close(losses.total_variation(maps), torch.tensor(expected / 6))
+
+
+def test_entropy():
+    maps = two_channels([[[0.5, 1.0], [0.25, 0.0]]])
+    quarter = 0.25 * math.log(4) + 0.75 * math.log(4 / 3)
+    assert_close(losses.entropy(maps), torch.tensor((math.log(2) + quarter) / 4))
+
+
+def test_entropy_does_not_depend_on_the_scale_of_the_maps():
+    maps = random_maps(2, 3, 4, 4)
+    assert_close(losses.entropy(maps * 1.01), losses.entropy(maps))
+
+
+def test_orthogonality_between_parts():
+    # Cosines of (1, 0), (0, 2), (3, 3): 0, 1/sqrt(2), 1/sqrt(2); 4 of 9 entries are 1/2 when squared.
+    features = torch.tensor([[[1.0, 0.0], [0.0, 2.0], [3.0, 3.0]]])
+    assert_close(losses.orthogonality(features), torch.tensor(2 / 9))
+
+
+def test_orthogonality_between_features():
+    # The same, over columns (1, 0, 3) and (0, 2, 3): one cosine, 9 / sqrt(10 * 13), twice among 4 entries.
+    features = torch.tensor([[[1.0, 0.0], [0.0, 2.0], [3.0, 3.0]]])
+    expected = 2 * 81 / 130 / 4
+    assert_close(losses.orthogonality(features, axis="features"), torch.tensor(expected))
+
+
+def test_orthogonal_parts_are_perfect_only_by_our_definition():
+    features = torch.tensor([[[1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 2.0, 0.0]]])
+    assert losses.orthogonality(features) == 0
+    # Two of the four features are always 0, so their self-cosine is 0 instead of 1.
+    assert_close(losses.orthogonality(features, axis="features"), torch.tensor(2 / 16))
+
+
+def test_equivariance_is_zero_where_the_maps_move_with_the_image():
+    maps = two_channels([[[0.1, 0.9, 0.0], [0.4, 0.2, 0.0]]])
+    moved = torch.zeros_like(maps)
+    moved[..., 1:] = maps[..., :-1]  # one cell to the right, and nothing is lost but a column of zeros
+    shift = Affine(translate=(1.0, 0.0))
+    assert_close(losses.equivariance(maps, moved, shift), torch.tensor(0.0), atol=1e-6, rtol=0)
+    assert_close(losses.equivariance(maps, maps, Affine()), torch.tensor(0.0), atol=1e-6, rtol=0)
+    # 14 pixels of an image with patches of 14 are the same shift.
+    in_pixels = losses.equivariance(maps, moved, Affine(translate=(14.0, 0.0)), image_size=(28, 42))
+    assert_close(in_pixels, torch.tensor(0.0), atol=1e-6, rtol=0)
+
+
+def test_equivariance_by_hand():
+    # Part 0: cos((1, 0), (3, 4)) = 3/5. Part 1: cos((1, 1), (0, 2)) = 1/sqrt(2). The background is ignored.
+    maps = torch.tensor([[1.0, 0.0], [1.0, 1.0], [9.0, 0.0]]).reshape(1, 3, 1, 2)
+    other = torch.tensor([[3.0, 4.0], [0.0, 2.0], [0.0, 9.0]]).reshape(1, 3, 1, 2)
+    expected = 1 - (0.6 + 1 / math.sqrt(2)) / 2
+    assert_close(losses.equivariance(maps, other, Affine()), torch.tensor(expected))
+
+
+def test_concentration():
+    # Part at (0, 0) and (1, 3) of a 2 x 4 grid, half each: offsets of 1/2 row and 3/2 columns.
+    part = torch.zeros(1, 2, 4)
+    part[0, 0, 0] = part[0, 1, 3] = 0.5
+    maps = torch.stack([part, 1 - part], dim=1)
+    own = (0.5 / 2) ** 2 + (1.5 / 4) ** 2
+    swapped = (0.5 / 4) ** 2 + (1.5 / 2) ** 2
+    assert_close(losses.concentration(maps), torch.tensor(own / 8))
+    assert_close(losses.concentration(maps, normalize_by="swapped"), torch.tensor(swapped / 8))
+
+
+def test_concentration_is_the_same_by_either_axis_on_a_square():
+    maps = random_maps(2, 4, 5, 5)
+    assert_close(losses.concentration(maps), losses.concentration(maps, normalize_by="swapped"))
+
+
+# ---- gradients ----
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in MAP_LOSSES if name != "presence soft_constraint"])
+def test_gradients_are_those_of_finite_differences(name):
+    # Random values are at no tie, where the maximum and the absolute value have subgradients only. The weight
+    # of soft_constraint is a constant by definition; it has a test of its own.
+    maps = random_maps(2, 3, 4, 5, dtype=torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(MAP_LOSSES[name], maps)
+
+
+@pytest.mark.parametrize("axis", ["parts", "features"])
+def test_gradient_of_orthogonality(axis):
+    features = torch.randn(2, 3, 4, dtype=torch.float64, generator=torch.manual_seed(0), requires_grad=True)
+    assert torch.autograd.gradcheck(lambda f: losses.orthogonality(f, axis=axis), features)
+
+
+def test_gradient_of_both_maps_of_equivariance():
+    maps = random_maps(1, 3, 4, 5, dtype=torch.float64).requires_grad_()
+    other = random_maps(2, 3, 4, 5, dtype=torch.float64)[1:].requires_grad_()
+    affine = Affine(20.0, (0.5, -0.5), 0.9)
+    assert torch.autograd.gradcheck(lambda a, b: losses.equivariance(a, b, affine), (maps, other))
+
+
+# ---- degenerate cases ----
+
+
+@pytest.mark.parametrize("name", MAP_LOSSES)
+@pytest.mark.parametrize("shape", [(1, 2, 1, 1), (2, 2, 2, 2), (1, 3, 1, 7), (2, 4, 5, 2), (1, 2, 3, 3)])
+def test_any_grid_has_finite_losses_and_gradients(name, shape):
+    maps = random_maps(*shape).requires_grad_()
+    loss = MAP_LOSSES[name](maps)
+    loss.backward()
+    assert loss.isfinite()
+    assert maps.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", MAP_LOSSES)
+@pytest.mark.parametrize("winner", [0, 1, 2])
+def test_maps_of_zeros_and_ones_have_finite_losses_and_gradients(name, winner):
+    # All of one part, all of another (part 0 then is nowhere), or all background.
+    maps = torch.zeros(2, 3, 4, 4)
+    maps[:, winner] = 1.0
+    maps.requires_grad_()
+    loss = MAP_LOSSES[name](maps)
+    loss.backward()
+    assert loss.isfinite()
+    assert maps.grad.isfinite().all()
+
+
+def test_the_pooling_window_shrinks_to_a_small_grid():
+    maps = two_channels([[[0.2, 0.4], [0.6, 0.8]]])
+    assert_close(losses.presence(maps), torch.tensor(1 - 0.5))
+    assert_close(losses.enforced_presence(maps), torch.tensor(-math.log(0.5)))
+
+
+def test_vanishing_background_costs_much_but_not_infinity():
+    maps = two_channels([[[1.0]]])
+    assert 87 < losses.enforced_presence(maps) < 88
+
+
+def test_a_part_moved_out_of_the_image_has_no_similarity():
+    maps = random_maps(1, 2, 3, 3)
+    assert_close(losses.equivariance(maps, maps, Affine(translate=(99.0, 0.0))), torch.tensor(1.0))
+
+
+def test_features_of_zeros_have_finite_gradients():
+    features = torch.zeros(1, 2, 3, requires_grad=True)
+    loss = losses.orthogonality(features)
+    loss.backward()
+    assert_close(loss, torch.tensor(2 / 4))
+    assert features.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", MAP_LOSSES)
+def test_half_precision_is_computed_in_single(name):
+    maps = random_maps(2, 4, 6, 6).bfloat16()
+    expected = MAP_LOSSES[name](maps.float())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = MAP_LOSSES[name](maps)
+    assert loss.dtype == torch.float32
+    assert_close(loss, expected)
+
+
+@pytest.mark.parametrize("axis", ["parts", "features"])
+def test_orthogonality_under_autocast_is_computed_in_single(axis):
+    features = torch.randn(2, 5, 16, generator=torch.manual_seed(0))
+    expected = losses.orthogonality(features, axis=axis)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert_close(losses.orthogonality(features, axis=axis), expected)
+        assert losses.classification(features[:, 0].bfloat16(), torch.tensor([0, 1])).dtype == torch.float32
+
+
+# ---- errors ----
+
+
+def test_unknown_variants_are_named_with_the_choices():
+    maps = random_maps(1, 2, 3, 3)
+    with pytest.raises(IfamError, match=r"presence kind 'hard'.*original, soft_constraint, tanh, soft_tanh"):
+        losses.presence(maps, kind="hard")
+    with pytest.raises(IfamError, match=r"'bce'.*enforced_presence, log, linear, mse"):
+        losses.enforced_presence(maps, kind="bce")
+    with pytest.raises(IfamError, match=r"'max'.*mean, sum"):
+        losses.total_variation(maps, reduction="max")
+    with pytest.raises(IfamError, match=r"'rows'.*own_axis, swapped"):
+        losses.concentration(maps, normalize_by="rows")
+    with pytest.raises(IfamError, match=r"'batch'.*parts, features"):
+        losses.orthogonality(torch.rand(1, 2, 3), axis="batch")
+
+
+@pytest.mark.parametrize("name", ["presence original", "equivariance", "concentration own_axis"])
+def test_a_background_alone_is_an_error(name):
+    with pytest.raises(IfamError, match="at least one part"):
+        MAP_LOSSES[name](torch.ones(1, 1, 3, 3))
+
+
+# ---- all of them, and their sum ----
+
+
+def inputs(**changes):
+    generator = torch.manual_seed(0)
+    given = {
+        "part_maps": random_maps(2, 4, 5, 6),
+        "part_features": torch.randn(2, 4, 8, generator=generator),
+        "logits": torch.randn(2, 3, generator=generator),
+        "selector_logits": torch.randn(2, 3, generator=generator),
+        "labels": torch.tensor([2, 0]),
+        "equivariant_maps": random_maps(3, 4, 5, 6)[1:],
+        "affine": Affine(15.0, (14.0, -7.0), 1.2),
+        "image_size": (70, 84),
+    }
+    return given | changes
+
+
+def test_all_terms_are_the_functions_of_their_names():
+    given = inputs()
+    maps, features, labels = given["part_maps"], given["part_features"], given["labels"]
+    terms = losses.all_terms(**given)
+    assert set(terms) == set(WEIGHTS)
+    assert terms["classification"] == losses.classification(given["logits"], labels)
+    assert terms["selector_classification"] == losses.classification(given["selector_logits"], labels)
+    assert terms["orthogonality"] == losses.orthogonality(features)
+    assert terms["equivariance"] == losses.equivariance(
+        maps, given["equivariant_maps"], given["affine"], given["image_size"]
+    )
+    for name in ("presence", "enforced_presence", "total_variation", "entropy", "concentration"):
+        assert terms[name] == getattr(losses, name)(maps), name
+
+
+def test_without_a_second_pass_there_is_no_equivariance():
+    terms = losses.all_terms(**inputs(equivariant_maps=None, affine=None))
+    assert set(terms) == set(WEIGHTS) - {"equivariance"}
+    with pytest.raises(IfamError, match="equivariance was not computed"):
+        losses.weighted_sum(terms, WEIGHTS)
+    with pytest.raises(IfamError, match="both, or neither"):
+        losses.all_terms(**inputs(affine=None))
+
+
+def test_variants_reach_their_terms_and_no_other():
+    given = inputs()
+    plain = losses.all_terms(**given)
+    variants = {"presence": {"kind": "tanh"}, "orthogonality": {"axis": "features"}}
+    varied = losses.all_terms(**given, variants=variants)
+    assert varied["presence"] == losses.presence(given["part_maps"], kind="tanh")
+    assert varied["orthogonality"] == losses.orthogonality(given["part_features"], axis="features")
+    assert {name for name in plain if plain[name] != varied[name]} == set(variants)
+    with pytest.raises(IfamError, match="'presense'"):
+        losses.all_terms(**given, variants={"presense": {"kind": "tanh"}})
+
+
+def test_the_sum_is_weighted():
+    terms = {"a": torch.tensor(2.0), "b": torch.tensor(3.0), "c": torch.tensor(float("nan"))}
+    total = losses.weighted_sum(terms, {"a": 1.5, "b": -1.0, "c": 0.0, "d": 0.0})
+    assert_close(total, torch.tensor(0.0))
+
+
+def test_the_sum_reaches_every_input():
+    names = ("part_maps", "part_features", "logits", "selector_logits", "equivariant_maps")
+    given = inputs()
+    for name in names:
+        given[name].requires_grad_()
+    losses.weighted_sum(losses.all_terms(**given), WEIGHTS).backward()
+    for name in names:
+        assert given[name].grad.abs().sum() > 0, name
+
+
+def test_every_term_needs_a_weight_and_one_a_nonzero_weight():
+    terms = {"a": torch.tensor(2.0)}
+    with pytest.raises(IfamError, match="No weight for the loss a"):
+        losses.weighted_sum(terms, {})
+    with pytest.raises(IfamError, match="weight 0"):
+        losses.weighted_sum(terms, {"a": 0.0})
