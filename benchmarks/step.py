@@ -40,8 +40,8 @@ from benchmarks.measure import (
 from benchmarks.plain import Forced, ForcedPlain, visible_masks
 from ifam.config import LossConfig, MaskGradient, ModelConfig, TrainConfig, Tuning
 from ifam.data import Benchmark
-from ifam.training.fit import Training
 from ifam.training.losses import weighted_sum
+from ifam.training.module import Training
 from ifam.training.optimization import parameter_groups
 from ifam.types import Batch
 

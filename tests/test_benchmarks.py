@@ -22,7 +22,7 @@ from benchmarks.step import Setting, Workload, train_step
 from ifam.config import LossConfig, TrainConfig
 from ifam.data import Benchmark
 from ifam.errors import IfamError
-from ifam.training.fit import Training
+from ifam.training.module import Training
 from ifam.types import Batch
 
 pytestmark = pytest.mark.slow

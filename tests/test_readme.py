@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ifam.cli.main import build_parser
+from ifam.cli.parser import build_parser
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ifam.cli.main import build_parser, main
+from ifam.cli.main import main
+from ifam.cli.parser import build_parser
 from ifam.config import LossConfig
 from ifam.data import BENCHMARKS, load_benchmark
 from ifam.models.baselines import method

@@ -15,7 +15,8 @@ from PIL import Image
 
 from ifam import yaml_text
 from ifam.checkpoints import hub
-from ifam.cli.main import VERBS, main
+from ifam.cli.main import main
+from ifam.cli.parser import VERBS
 from ifam.data import BENCHMARKS
 from ifam.experiments.run_log import Runs
 

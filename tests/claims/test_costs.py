@@ -15,8 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ifam.config import LossConfig, TrainConfig
 from ifam.data import Benchmark
-from ifam.training.fit import Training
 from ifam.training.losses import weighted_sum
+from ifam.training.module import Training
 from ifam.types import Batch, Mask
 
 # ViT: 64 px, 4 x 4 patches of 16, class token, width 48, 3 heads, 2 blocks (see conftest).

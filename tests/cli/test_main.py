@@ -16,7 +16,8 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-from ifam.cli.main import VERBS, main
+from ifam.cli.main import main
+from ifam.cli.parser import VERBS
 from ifam.config import LossConfig, ModelConfig, TrainConfig
 from ifam.data import load_benchmark
 from ifam.models.baselines import METHODS
@@ -726,7 +727,7 @@ def test_a_comparison_overrides_nothing_in_silence(words, said, capsys, tmp_path
 
 
 def test_flags_stand_alone_or_with_a_value():
-    from ifam.cli.main import parse
+    from ifam.cli.parser import parse
 
     for words in (
         ["--overwrite"],

@@ -11,7 +11,8 @@ from PIL import Image
 
 import miniatures
 from ifam.checkpoints import hub
-from ifam.cli.main import build_parser, main
+from ifam.cli.main import main
+from ifam.cli.parser import build_parser
 from ifam.config import LossConfig, ModelConfig, TrainConfig
 from ifam.data import load_benchmark
 from ifam.evaluation.accuracy import evaluate

@@ -21,7 +21,8 @@ from ifam.models.interventions import DropParts, UseMask
 from ifam.models.masking import patch_mask
 from ifam.models.soft_mask import SoftMaskIFAM
 from ifam.training import presets as recipes
-from ifam.training.fit import Training, check, fit, seed_everything
+from ifam.training.fit import check, fit, seed_everything
+from ifam.training.module import Training
 from ifam.training.optimization import parameter_groups
 from ifam.types import Batch, Output
 

@@ -21,7 +21,8 @@ from ifam.models.baselines import METHODS, build
 from ifam.models.ifam import IFAM
 from ifam.models.interventions import DropParts, UseMask
 from ifam.models.masking import averaged, shown
-from ifam.training.fit import Training, fit
+from ifam.training.fit import fit
+from ifam.training.module import Training
 from ifam.types import Batch
 
 MODES = ["full", "visible", "none"]

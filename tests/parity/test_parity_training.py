@@ -4,7 +4,7 @@ import pytest
 
 from ifam.checkpoints.authors import from_official
 from ifam.config import TrainConfig
-from ifam.training.fit import learning_rate_factor, normalised_weight_decay, parameter_groups
+from ifam.training.optimization import learning_rate_factor, normalised_weight_decay, parameter_groups
 from parity import reference
 
 _, NUMBERS = reference.read("weight_decay_lr")

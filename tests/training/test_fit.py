@@ -22,19 +22,14 @@ from ifam.evaluation.accuracy import evaluate
 from ifam.models.baselines import PlainViT
 from ifam.models.ifam import IFAM
 from ifam.ranges import check_ranges
-from ifam.training import fit as training
 from ifam.training import losses
 from ifam.training.affine import sample_affine, transform
-from ifam.training.fit import (
-    Training,
-    augmentation,
-    fit,
-    learning_rate_factor,
-    normalised_weight_decay,
-    parameter_groups,
-    seed_everything,
-)
+from ifam.training.batches import augmentation
+from ifam.training.fit import fit, seed_everything
 from ifam.training.losses import weighted_sum
+from ifam.training.module import Training
+from ifam.training.optimization import learning_rate_factor, normalised_weight_decay, parameter_groups
+from ifam.training.trainer import check_devices
 
 MODEL = ModelConfig(backbone=TINY, image_size=80, num_parts=3)
 # Two steps of 16 images, with rates that move every weight by more than rounding.
@@ -696,7 +691,7 @@ def test_more_devices_than_images_are_refused(train, val, said):
     birds = load_benchmark("pondbirds", options={"num_train": train, "num_val": 8, "num_test": 8})
     birds = replace(birds, splits={**birds.splits, "val": torch.utils.data.Subset(birds.split("val"), range(val))})
     with pytest.raises(IfamError, match=said):
-        training._check_devices(birds, TRAIN, 2)
+        check_devices(birds, TRAIN, 2)
 
 
 def test_half_set_variables_of_slurm_are_named(birds, monkeypatch):

@@ -14,8 +14,10 @@ from ifam.config import LossConfig, ModelConfig, TrainConfig
 from ifam.data import Benchmark, Prepared, collate, load_benchmark
 from ifam.errors import IfamError
 from ifam.models.baselines import METHODS, build
-from ifam.training.fit import Batches, Training, check, fit, seed_everything
+from ifam.training.batches import Batches
+from ifam.training.fit import check, fit, seed_everything
 from ifam.training.group_dro import group_dro
+from ifam.training.module import Training
 
 LOSSES = torch.tensor([1.0, 3.0, 0.5, 2.0], dtype=torch.double)
 GROUPS = torch.tensor([0, 0, 2, 2])

@@ -1,0 +1,47 @@
+"""`ifam predict`."""
+
+from pathlib import Path
+from typing import Any
+
+from ifam.io import ensure_writable
+
+
+def predict(
+    images: list[str],
+    model: str = "runs/ifam",
+    out: Path = Path("predictions"),
+    batch_size: int = 16,
+    skip_bad: bool = False,
+    drop_parts: list[int] | None = None,
+    keep_parts: list[int] | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Classify image files, and draw what each answer rests on.
+
+    Args:
+        images: Files, or folders of files.
+        model: Folder or hub id of the model.
+        out: Folder for the pictures and `predictions.csv`.
+        batch_size: Images at a time.
+        skip_bad: Leave out files that are no images, instead of stopping.
+        drop_parts: Parts to hide from the predictor.
+        keep_parts: The only parts to show it.
+        overwrite: Replace what is in `out`; without that, only the predictions of the same model for the same images.
+    """
+    from ifam.checkpoints import hub
+    from ifam.inference import predict, print_predictions
+    from ifam.models.interventions import DropParts, Intervention, KeepParts
+
+    ensure_writable(out, folder=True)
+    changes: list[Intervention] = []
+    if drop_parts:
+        changes.append(DropParts(drop_parts))
+    if keep_parts is not None:
+        changes.append(KeepParts(keep_parts))
+    net = hub.load_any(model)
+    # Deep images are read as in training.
+    white = int(hub.read_config(model)[1].get("data", {}).get("white", 0))
+    kept: dict[str, Any] = {"out": out, "overwrite": overwrite, "white": white}
+    rows = predict(net, images, batch_size=batch_size, skip_bad=skip_bad, interventions=changes, **kept)
+    print_predictions(rows, hides=net.hides)
+    print(f"Pictures and predictions.csv are in {out}.")

@@ -1,0 +1,180 @@
+"""One step of joint training of selector and predictor: a LightningModule for every model of this package."""
+
+import math
+from dataclasses import asdict
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.plugins import MixedPrecision
+from torch import nn
+from torch.nn import functional as F
+from torchmetrics import MeanMetric
+
+from ifam._typing import Tensor
+from ifam.backbones.backbone import Backbone
+from ifam.config import LossConfig, TrainConfig
+from ifam.data import Benchmark
+from ifam.errors import IfamError
+from ifam.evaluation.metrics import GroupAccuracy, MaskIoU
+from ifam.models.base import Classifier, PartClassifier
+from ifam.models.masking import patch_mask
+from ifam.training.affine import sample_affine, transform
+from ifam.training.group_dro import group_dro
+from ifam.training.losses import all_terms, classification, weighted_sum
+from ifam.training.optimization import adamw, learning_rate_factor, normalised_weight_decay, parameter_groups
+from ifam.types import Batch, Output
+
+
+class Training(L.LightningModule):
+    """One step of training, for a two-stage model or a baseline.
+
+    Args:
+        model: What is trained.
+        config: How.
+        losses: Weight of each loss term.
+        benchmark: Names of classes and groups, for the validation metrics.
+        num_images: Training images, for the normalised weight decay.
+    """
+
+    def __init__(
+        self, model: Classifier, config: TrainConfig, losses: LossConfig, benchmark: Benchmark, num_images: int
+    ) -> None:
+        super().__init__()
+        self.model, self.config, self.losses, self.num_images = model, config, losses, num_images
+        self.groups = parameter_groups(model, config)
+        for group in self.groups:
+            for parameter in group.parameters.values():
+                parameter.requires_grad_(group.trained)
+        for backbone in (module for module in model.modules() if isinstance(module, Backbone)):
+            backbone.vit.set_grad_checkpointing(config.checkpointing)
+            if config.compile:
+                backbone.compile_blocks()
+        self.accuracy = GroupAccuracy(len(benchmark.group_names))
+        self.mask_iou = MaskIoU()
+        self.val_loss, self.visible = MeanMetric(), MeanMetric()
+        self.best: tuple[float, ...] = ()
+        if config.group_dro is not None:
+            there = benchmark.groups("train").bincount(minlength=len(benchmark.group_names)) > 0
+            # A buffer: saved with the checkpoints, and moved with the model.
+            self.group_weights: Tensor
+            self.register_buffer("group_weights", there / there.sum())
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        """The weighted sum of all loss terms, each logged by name."""
+        terms = self.terms(batch)
+        weights = asdict(self.losses)
+        total = weighted_sum(terms, {name: weights[name] for name in terms})
+        if not bool(total.isfinite()):
+            wrong = ", ".join(name for name, value in terms.items() if not bool(value.isfinite()))
+            raise IfamError(
+                f"The loss is no longer finite in epoch {self.current_epoch + 1} ({wrong}); lower --train.base_lr or "
+                f"a --train.*_lr_factor."
+            )
+        for name, value in {**terms, "total": total}.items():
+            self.log(
+                f"train/{name}",
+                value.detach(),
+                on_step=False,
+                on_epoch=True,
+                batch_size=len(batch.images),
+                sync_dist=True,
+            )
+        return total
+
+    def terms(self, batch: Batch) -> dict[str, Tensor]:
+        """Each loss term of a batch, unweighted."""
+        if not isinstance(self.model, PartClassifier):
+            judged = self.model.judged(batch)
+            terms = {name: classification(logits, batch.labels) for name, logits in judged.items()}
+            return terms | self._robust("classification", judged["classification"], batch)
+        model, images, size = self.model, batch.images, self.model.image_size
+        moved: dict[str, Any] = {}
+        if self.losses.equivariance != 0:
+            # Only the selector is equivariant, so only the selector sees the transformed images: beside the others,
+            # in one pass through its trunk, and no further than to the part maps.
+            affine = sample_affine(size)
+            patches, others = model.selector.patches(torch.cat([images, transform(images, affine)])).chunk(2)
+            moved = {"equivariant_maps": model.selector.part_maps(others), "affine": affine, "image_size": size}
+        else:
+            patches = model.selector.patches(images)
+        out = model.conclude(images, model.selector.select(patches))
+        terms = all_terms(out.part_maps, out.part_features, out.logits, out.selector_logits, batch.labels, **moved)
+        if out.answers_once:
+            # The same answer is not judged twice.
+            terms.pop("classification")
+        name = "selector_classification" if out.answers_once else "classification"
+        return terms | self._robust(name, out.logits, batch)
+
+    def _robust(self, name: str, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """The answer's term for the worst group, in the place of that for the average; none where not asked for."""
+        if self.config.group_dro is None:
+            return {}
+        assert batch.groups is not None
+        losses = F.cross_entropy(logits.float(), batch.labels, reduction="none")
+        loss, weights = group_dro(losses, batch.groups, self.group_weights, self.config.group_dro)
+        self.group_weights.copy_(weights)
+        return {name: loss}
+
+    def validation_step(self, batch: Batch, batch_index: int) -> None:
+        """Count a batch of validation images."""
+        out = self.model.answer(batch)
+        logits = out.logits if isinstance(out, Output) else out
+        assert batch.groups is not None
+        self.accuracy.update(logits.float(), batch.labels, batch.groups)
+        size = len(batch.images)
+        self.val_loss.update(classification(logits, batch.labels), size)
+        if isinstance(out, Output):
+            self.visible.update(out.visible_fraction)
+            if batch.masks is not None:
+                truth = patch_mask(batch.masks, (out.mask.shape[1], out.mask.shape[2]))
+                self.mask_iou.update(out.mask, truth)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log accuracy, worst group, loss and mask IoU, and whether this epoch is the best so far."""
+        self.accuracy.compute()
+        figures = {"accuracy": self.accuracy.average(), "worst_group": self.accuracy.worst()}
+        loss = float(self.val_loss.compute())
+        for name, value in {**figures, "loss": loss}.items():
+            self.log(f"val/{name}", value, sync_dist=True)
+        # Small validation groups tie often. The checkpoint is kept whose number is the highest: that of the best epoch.
+        other = figures["worst_group" if self.config.monitor == "accuracy" else "accuracy"]
+        rank = (figures[self.config.monitor], other, -loss)
+        self.log("val/choice", float(self.current_epoch + 1 if self.is_best(rank) else 0), sync_dist=True)
+        if self.visible.update_called:
+            self.log("val/visible_fraction", self.visible.compute(), sync_dist=True)
+        if self.mask_iou.known():
+            self.log("val/mask_iou", self.mask_iou.compute(), sync_dist=True)
+        self.accuracy.reset()
+        self.mask_iou.reset()
+        self.val_loss.reset()
+        self.visible.reset()
+
+    def is_best(self, rank: tuple[float, ...]) -> bool:
+        """Whether an epoch is at least as good as all before it: its figures count in order, the higher the better."""
+        if rank < self.best:
+            return False
+        self.best = rank
+        return True
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: int | float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clip the norm of the gradient."""
+        plugin = self.trainer.precision_plugin
+        if gradient_clip_val and isinstance(plugin, MixedPrecision) and plugin.scaler is None:
+            # Lightning's own clipping refuses fused optimizers in mixed precision, because of float16's scaler.
+            nn.utils.clip_grad_norm_(self.model.parameters(), gradient_clip_val)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW over the named groups, and its learning rate step by step."""
+        config = self.config
+        batch = config.batch_size * config.accumulate * self.trainer.world_size
+        rate = config.base_lr * math.sqrt(batch / 16)
+        decay = normalised_weight_decay(config.weight_decay, self.num_images, batch, config.epochs)
+        optimizer = adamw(self.groups, config, rate, decay)
+        steps = max(1, round(self.trainer.estimated_stepping_batches / config.epochs))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, steps, config))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

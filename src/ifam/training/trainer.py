@@ -1,0 +1,164 @@
+"""Lightning's trainer with our settings: devices, precision, loggers, and what ends it early."""
+
+import logging
+import os
+import signal
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import lightning as L
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning_utilities.core.imports import RequirementCache
+
+from ifam.config import LossConfig, TrainConfig
+from ifam.data import Benchmark
+from ifam.errors import IfamError
+from ifam.interruption import handlers
+from ifam.io import local_path
+
+logger = logging.getLogger(__name__)
+
+
+def build_trainer(
+    config: TrainConfig,
+    losses: LossConfig | None = None,
+    callbacks: Sequence[L.Callback] = (),
+    folder: Path | None = None,
+) -> L.Trainer:
+    """Lightning's trainer for these settings; without a folder, it logs nothing."""
+    _check_slurm()
+    trainer = _lightning(config, callbacks, folder, config.strategy)
+    if losses and trainer.world_size > 1 and config.strategy in ("auto", "ddp") and _may_leave_unused(losses):
+        # A term of weight 0 may leave parameters without a gradient, which the other devices would wait for.
+        trainer = _lightning(config, callbacks, folder, "ddp_find_unused_parameters_true")
+    return trainer
+
+
+def _lightning(config: TrainConfig, callbacks: Sequence[L.Callback], folder: Path | None, strategy: str) -> L.Trainer:
+    try:
+        trainer = L.Trainer(
+            accelerator=config.accelerator,
+            devices=config.devices,
+            num_nodes=config.num_nodes,
+            strategy=strategy,
+            # Lightning's own would show images twice where they cannot be shared out evenly.
+            use_distributed_sampler=False,
+            precision=config.precision,  # type: ignore[arg-type]
+            max_epochs=config.epochs,
+            gradient_clip_val=config.clip_norm or None,
+            accumulate_grad_batches=config.accumulate,
+            callbacks=[*callbacks],
+            logger=_loggers(folder) if folder else False,
+            enable_checkpointing=bool(callbacks),
+            log_every_n_steps=1,
+            num_sanity_val_steps=0,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+    except (ValueError, MisconfigurationException) as error:
+        raise IfamError(
+            f"Lightning cannot train so ({' '.join(str(error).split()).rstrip('.')}); change --train.precision, "
+            f"--train.accelerator, --train.devices or --train.strategy."
+        ) from error
+    if config.precision.startswith("16") and trainer.precision != "16-mixed":
+        # Lightning would take bf16 instead.
+        raise IfamError(
+            f"train.precision is {config.precision!r}, which processors do not know; train in 'bf16-mixed', "
+            "or on a GPU."
+        )
+    return trainer
+
+
+def _may_leave_unused(losses: LossConfig) -> bool:
+    """Whether a term is off; that of concentration is by default, and reads nothing that others do not."""
+    return any(weight == 0 for name, weight in asdict(losses).items() if name != "concentration")
+
+
+def _loggers(folder: Path) -> list[Logger]:
+    """CSV always, TensorBoard where it is installed (`pip install 'ifam[tensorboard]'`)."""
+    loggers: list[Logger] = [CSVLogger(folder, name="logs", version="")]
+    if RequirementCache("tensorboard"):
+        loggers.append(TensorBoardLogger(folder, name="logs", version=""))
+    return loggers
+
+
+def _check_slurm() -> None:
+    """Refuse variables of SLURM that are half set: Lightning would look for the others."""
+    missing = [name for name in ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID") if name not in os.environ]
+    if "SLURM_NTASKS" in os.environ and missing and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
+        raise IfamError(
+            f"SLURM_NTASKS is set in the environment, but {missing[0]} is not; start the training with `srun`, or "
+            f"unset SLURM_NTASKS."
+        )
+
+
+def check_devices(benchmark: Benchmark, config: TrainConfig, world_size: int) -> None:
+    """Refuse more devices than the images are enough for."""
+    count = len(benchmark.split("train"))
+    if count // world_size < config.batch_size:
+        raise IfamError(
+            f"{benchmark.name} has {count} training images, on {world_size} devices {count // world_size} each, which "
+            f"is fewer than a batch of {config.batch_size}; use fewer devices, or --train.batch_size "
+            f"{max(1, count // world_size)} or less."
+        )
+    if len(benchmark.split("val")) < world_size:
+        raise IfamError(
+            f"{benchmark.name} has {len(benchmark.split('val'))} validation images for {world_size} devices; use fewer."
+        )
+
+
+class KeepSignals(L.Callback):
+    """Keeps what SIGINT and SIGTERM did before the training: Lightning would end it as if it were complete."""
+
+    def __init__(self) -> None:
+        self.handlers = handlers()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Put the handlers back that Lightning has replaced."""
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def run_folder(folder: str | Path | None) -> Iterator[Path]:
+    """The folder given, or one that goes away."""
+    if folder is not None:
+        path = local_path(folder)
+        path.mkdir(parents=True, exist_ok=True)
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        yield Path(temporary)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Lightning's advice on workers and hardware is not about the user's work."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        for pattern in (
+            ".*does not have many workers.*",
+            ".*GPU available but not used.*",
+            ".*AMP with fp16 is not supported on CPU.*",  # refused in a sentence of our own
+            ".*num_workers.*",
+            # The order in memory of gradients that devices exchange.
+            ".*Grad strides do not match bucket view strides.*",
+            # Lightning's own use of a name that PyTorch has renamed.
+            ".*isinstance.treespec, LeafSpec.*",
+            # A run in the folder of an earlier one takes its place.
+            ".*directory .* exists and is not empty.*",
+        ):
+            warnings.filterwarnings("ignore", pattern)
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
