@@ -17,7 +17,7 @@ from ifam.training import presets as recipes
 from ifam.training.fit import fit, seed_everything
 from miniatures import MINIATURES
 
-FOLDER = Path(__file__).parents[1] / "recipes"
+FOLDER = Path(__file__).parents[2] / "recipes"
 RECIPES = sorted(FOLDER.glob("*.yaml"))
 # Embedded benchmarks are drawn in any number; the others are miniatures of their files.
 SMALL = {"pondbirds": {"num_train": 32, "num_val": 8, "num_test": 8}}

@@ -1,0 +1,113 @@
+"""Tests stand as modules do: `src/ifam/x/y.py` is tested by `tests/x/test_y.py`, or shares a file named here."""
+
+from pathlib import Path
+
+import pytest
+
+SOURCE, TESTS = Path(__file__).parents[1] / "src" / "ifam", Path(__file__).parent
+
+# Modules whose tests stand in the file of another, and why.
+SHARED = {
+    "_typing": ("test_layers", "what it offers without jaxtyping"),
+    "auditing/certificates": ("auditing/test_run", "its rows are those of an audit"),
+    "auditing/inputs": ("auditing/test_run", "an audit's images and what the model selects in them"),
+    "backbones/architecture": ("checkpoints/test_authors", "architectures are told by the tensors of checkpoints"),
+    "backbones/rotary": ("backbones/test_families", "tested on every family of transformers"),
+    "backbones/vit": ("backbones/test_families", "tested on every family of transformers"),
+    **{
+        f"cli/{verb}": ("cli/test_main", "verbs share trained models, which take seconds")
+        for verb in ("audit", "common", "convert", "demo", "parser", "predict", "pretrain_tiny", "report", "train")
+    },
+    **{f"cli/{verb}": ("cli/test_evaluate", "verbs share trained models") for verb in ("prepare", "thresholds")},
+    "cli/challenge": ("evaluation/test_challenge", "the verb and what it runs"),
+    "cli/compare": ("experiments/test_compare", "the verb and what it runs"),
+    "cli/retrain": ("training/test_last_layer", "the verb and what it runs"),
+    "config": ("cli/test_main", "settings are read by the command line"),
+    "data/_drawing": ("data/benchmarks/test_pondbirds", "what is drawn"),
+    "data/_pickles": ("data/benchmarks/test_siim_acr", "the only data set with a pickle"),
+    "data/benchmarks/siim_acr_prepare": ("data/benchmarks/test_siim_acr", "what it prepares is what is read"),
+    **{
+        f"data/benchmarks/{name}": ("data/benchmarks/test_layouts", "data sets of files, in miniature")
+        for name in ("cub", "flowers102", "imagenet9", "metashift", "nabirds", "turtles", "waterbirds")
+    },
+    **{
+        f"data/benchmarks/{name}": ("data/benchmarks/test_imagenet", "they have the classes of ImageNet")
+        for name in ("imagenet_a", "imagenet_r", "imagenet_v2", "part_imagenet")
+    },
+    **{
+        f"data/{name}": ("data/benchmarks/test_folder", "what a folder of images may hold")
+        for name in ("duplicates", "files", "splits")
+    },
+    "data/source_files": ("data/benchmarks/test_all", "what all data sets of files share"),
+    "distributed": ("test_interruption", "processes that end together"),
+    "errors": ("cli/test_main", "a class without code"),
+    "evaluation/attacks": ("claims/test_claims", "what hidden pixels are filled with"),
+    "evaluation/pairings": ("evaluation/test_challenge", "the order of a challenge"),
+    "logs": ("cli/test_main", "what the command line shows"),
+    "model_files": ("checkpoints/test_damaged", "files that are read and refused"),
+    "models/base": ("models/test_baselines", "what every method offers"),
+    "models/soft_mask": ("models/test_baselines", "a baseline"),
+    "provenance": ("cli/test_evaluate", "conditions in results"),
+    "pulse": ("test_progress", "both say how far work is"),
+    "ranges": ("cli/test_main", "numbers of the command line"),
+    "report/audit_tables": ("report/test_results", "tables of the page"),
+    "report/challenge_sheet": ("evaluation/test_challenge", "the picture of a challenge"),
+    "report/console": ("cli/test_evaluate", "what the verbs print"),
+    "report/evaluation_tables": ("report/test_results", "tables of the page"),
+    "saved_models": ("checkpoints/test_hub", "saved here, read there"),
+    **{
+        f"training/{name}": ("training/test_fit", "pieces of the training loop")
+        for name in ("batches", "module", "optimization", "trainer")
+    },
+    "version": ("test_api", "one string"),
+}
+
+# Test files that are about no single module.
+ALONE = {
+    "backbones/test_families",
+    "checkpoints/test_damaged",
+    "checkpoints/test_saved_before",
+    "claims/test_claims",
+    "claims/test_costs",
+    "data/benchmarks/test_all",
+    "data/benchmarks/test_layouts",
+    "models/test_grids",
+    "parity/test_parity_losses",
+    "parity/test_parity_metrics",
+    "parity/test_parity_models",
+    "parity/test_parity_training",
+    "test_api",
+    "test_benchmarks",
+    "test_dependencies",
+    "test_differences",
+    "test_layers",
+    "test_mirror",
+    "test_readme",
+}
+
+MODULES = sorted(
+    path.relative_to(SOURCE).with_suffix("").as_posix()
+    for path in SOURCE.rglob("*.py")
+    if path.name not in ("__init__.py", "__main__.py")
+)
+
+
+def _own(module):
+    folder, _, name = module.rpartition("/")
+    return f"{folder}/test_{name}".removeprefix("/")
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_module_has_its_tests(module):
+    own = (TESTS / f"{_own(module)}.py").exists()
+    assert own != (module in SHARED), f"{module} needs {_own(module)}.py, or a line in SHARED, and not both"
+    if not own:
+        file, reason = SHARED[module]
+        assert (TESTS / f"{file}.py").exists()
+        assert reason
+
+
+def test_every_test_file_is_of_a_module_or_named():
+    files = {path.relative_to(TESTS).with_suffix("").as_posix() for path in TESTS.rglob("test_*.py")}
+    assert files - {_own(module) for module in MODULES} == ALONE
+    assert not set(SHARED) - set(MODULES)
