@@ -158,15 +158,7 @@ class PlainIFAM(nn.Module):
         found = self.selector(images)
         visible = self.mask(found)
         logits = self.predictor(images, visible)
-        return Output(
-            logits=logits,
-            mask=visible,
-            part_maps=found.part_maps,
-            selector_logits=found.selector_logits,
-            part_scores=found.part_scores,
-            part_features=found.part_features,
-            similarity=found.similarity,
-        )
+        return Output(logits, found.selector_logits, visible, selection=found)
 
     def terms(self, batch: Batch) -> dict[str, Tensor]:
         """Each loss term of a batch, unweighted."""

@@ -18,9 +18,9 @@ from ifam.config import ModelConfig
 from ifam.data.base import Prepared
 from ifam.errors import IfamError
 from ifam.inference import display_crop, load_image, predict, preprocess, print_predictions
-from ifam.models.baselines import build
 from ifam.models.ifam import IFAM
 from ifam.models.interventions import DropParts, UseMask
+from ifam.models.registry import build
 from ifam.pulse import Pulse
 
 PHOTOS = ("astronaut", "chelsea", "coffee")
@@ -386,6 +386,6 @@ def test_without_parts_there_is_nothing_to_draw(model, tmp_path):
         with pytest.raises(IfamError, match=f"The method {name} has no parts to draw"):
             predict(build(name, model.config, pretrained=False), tmp_path / "x.png", out=tmp_path / "out")
     alone = build("selector", model.config, pretrained=False)
-    with pytest.raises(IfamError, match="selector is drawn from no mask of parts"):
+    with pytest.raises(IfamError, match="selector does not support interventions"):
         predict(alone, tmp_path / "x.png", interventions=[DropParts([0])])
     assert not (tmp_path / "out").exists()

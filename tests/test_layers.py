@@ -34,7 +34,7 @@ ORDER = {
     "backbones": ["gated_attention", "token_layout", "vit", "rotary", "architecture", "hf_dinov2", "backbone"],
     "models": [
         *("selector", "interventions", "masking", "predictor", "base", "ifam", "soft_mask", "attention_crops"),
-        "baselines",
+        *("baselines", "registry"),
     ],
     "checkpoints": ["authors", "hub"],
     "evaluation": [

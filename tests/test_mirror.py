@@ -46,6 +46,7 @@ SHARED = {
     "logs": ("cli/test_main", "what the command line shows"),
     "model_files": ("checkpoints/test_damaged", "files that are read and refused"),
     "models/base": ("models/test_baselines", "what every method offers"),
+    "models/registry": ("models/test_baselines", "every method by name"),
     "models/soft_mask": ("models/test_baselines", "a baseline"),
     "provenance": ("cli/test_evaluate", "conditions in results"),
     "pulse": ("test_progress", "both say how far work is"),

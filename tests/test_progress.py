@@ -10,7 +10,7 @@ import pytest
 from ifam.config import ModelConfig, TrainConfig
 from ifam.console import PlainConsole
 from ifam.data import load_benchmark
-from ifam.models.baselines import build
+from ifam.models.registry import build
 from ifam.progress import ProgressBar
 from ifam.pulse import Pulse, described, duration, reported
 from ifam.training.fit import fit

@@ -30,8 +30,7 @@ from ifam.io import (
     write_json,
 )
 from ifam.model_files import weights_digest
-from ifam.models.base import Classifier, PartClassifier
-from ifam.models.ifam import IFAM
+from ifam.models.base import Classifier
 from ifam.models.interventions import Intervention
 from ifam.progress import ProgressBar
 from ifam.report.overlays import triptych
@@ -115,13 +114,12 @@ def predict(
         IfamError: A path is missing, a file is no image, there is no image at all, the model has no parts to draw or
             to intervene on, or `out` cannot be written, holds the images or files of something else.
     """
-    if not isinstance(model, PartClassifier):
+    if not model.selects_parts:
         raise IfamError(
             f"The method {model.method} has no parts to draw beside its answers; predict with a model of another, such "
             f"as ifam, selector, late_mask or soft_mask (`ifam evaluate` judges every method)."
         )
-    if interventions and not isinstance(model, IFAM):
-        raise IfamError(f"The answer of {model.method} is drawn from no mask of parts; leave the interventions away.")
+    model.check_interventions(interventions)
     if batch_size < 1:
         raise IfamError(f"batch_size is {batch_size}, but at least 1 is needed.")
     folder = None if out is None else local_path(out)
@@ -189,7 +187,7 @@ def display_crop(image: Image.Image, model: Classifier) -> Image.Image:
     Returns:
         An RGB image, at least as large as the model's input, with whole pixels for each patch of the predictor's.
     """
-    rows, columns = (model.predictor.backbone if isinstance(model, IFAM) else model.trunk).grid
+    rows, columns = model.mask_grid
     height, width = model.image_size
     scale = max(1.0, min(_DISPLAY / min(height, width), image.height / height, image.width / width))
     # Rounded down to patches, so that each is drawn equally large.
@@ -272,12 +270,12 @@ def _read(
 
 @torch.inference_mode()
 def _classify(
-    batch: Sequence[_Item], model: PartClassifier, folder: Path | None, interventions: Sequence[Intervention]
+    batch: Sequence[_Item], model: Classifier, folder: Path | None, interventions: Sequence[Intervention]
 ) -> list[Prediction]:
     """Rows for a batch of images, their pictures written to the folder."""
     device = next(model.parameters()).device
     images = torch.stack([item.pixels for item in batch]).to(device)
-    output = model(images, interventions) if interventions else model(images)
+    output = model(images, interventions)
     probabilities = output.logits.float().softmax(dim=1).cpu()
     classes = model.config.class_names or tuple(f"class {c}" for c in range(model.config.num_classes))
     visible, empty = output.visible_fraction.tolist(), output.empty.tolist()
@@ -286,12 +284,13 @@ def _classify(
         best = probabilities[i].topk(min(_TOP, len(classes)))
         top = [(classes[c], p) for p, c in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
         row = Prediction(item.path, int(best.indices[0]), *top[0], tuple(top), visible[i], empty[i], None)
-        rows.append(row if folder is None else _draw(row, item, output, i, folder, model.hides))
+        rows.append(row if folder is None else _draw(row, item, output, i, folder, model.masks_input))
     return rows
 
 
 def _draw(row: Prediction, item: _Item, output: Output, i: int, folder: Path, hides: bool) -> Prediction:
     """The row with its picture, which is written to the folder."""
+    assert output.mask is not None, "only models that select parts come here"
     if not hides:
         seen = f"{row.visible_fraction:.0%} of the patches in the mask, which hides nothing"
     elif row.empty:

@@ -34,7 +34,7 @@ def write(
         folder: Where to; made if need be.
         tensors: The model's state dict.
         config: Its settings.
-        method: Its name in `ifam.models.baselines.METHODS`.
+        method: Its name in `ifam.models.registry.METHODS`.
         extra: Anything for JSON that should travel with the model (`read_config` gives it back).
 
     Raises:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from ifam._typing import Bool, Float, Int, Tensor
+from ifam.errors import IfamError
 
 
 @dataclass(frozen=True)
@@ -88,38 +89,70 @@ class Mask:
 
 @dataclass(frozen=True)
 class Output:
-    """Everything the model says about a batch.
+    """Everything a model says about a batch; of what it does not have, None.
 
     Attributes:
-        logits: The answer: the predictor's class logits.
-        mask: True where the predictor saw a patch; the answer depends on nothing else. It lies on the grid of the
-            predictor's patches (H2 W2), all other maps on that of the selector's: the same where both have one size.
-        part_maps: Probability of each part at each patch, background last.
-        selector_logits: The selector's own classification, which has seen the whole image.
-        part_scores: Class scores of each foreground part, from the selector.
-        part_features: One vector a part, background last.
-        similarity: Dot product of each patch token with each prototype.
+        predictor_logits: Class logits of the predictor, which are the answer; None where the selector answers itself.
+        selector_logits: Class logits of the first stage, which has seen the whole image.
+        mask: True where the predictor saw a patch; the answer of a model that masks its input depends on nothing else.
+            It lies on the grid of the predictor's patches (H2 W2), all maps of the selection on that of the selector's:
+            the same where both have one size. None where there is no mask.
+        gate: The mask as numbers, with the gradient that reaches the selector.
+        selection: What the selector found, after all interventions.
     """
 
-    logits: Float[Tensor, "B C"]
-    mask: Bool[Tensor, "B H2 W2"]
-    part_maps: Float[Tensor, "B K1 H W"]
-    selector_logits: Float[Tensor, "B C"]
-    part_scores: Float[Tensor, "B K C"]
-    part_features: Float[Tensor, "B K1 D"]
-    similarity: Float[Tensor, "B K1 H W"]
+    predictor_logits: Float[Tensor, "B C"] | None = None
+    selector_logits: Float[Tensor, "B C"] | None = None
+    mask: Bool[Tensor, "B H2 W2"] | None = None
+    gate: Float[Tensor, "B H2 W2"] | None = None
+    selection: Selection | None = None
+
+    @property
+    def logits(self) -> Float[Tensor, "B C"]:
+        """The answer: the predictor's class logits, or the selector's where there is no predictor."""
+        logits = self.selector_logits if self.predictor_logits is None else self.predictor_logits
+        if logits is None:
+            raise IfamError("This output has no class logits; give `predictor_logits` or `selector_logits`.")
+        return logits
+
+    @property
+    def part_maps(self) -> Float[Tensor, "B K1 H W"]:
+        """Probability of each part at each patch, background last."""
+        return self._parts.part_maps
+
+    @property
+    def part_scores(self) -> Float[Tensor, "B K C"]:
+        """Class scores of each foreground part, from the selector."""
+        return self._parts.part_scores
+
+    @property
+    def part_features(self) -> Float[Tensor, "B K1 D"]:
+        """One vector a part, background last."""
+        return self._parts.part_features
+
+    @property
+    def similarity(self) -> Float[Tensor, "B K1 H W"]:
+        """Dot product of each patch token with each prototype."""
+        return self._parts.similarity
 
     @property
     def empty(self) -> Bool[Tensor, " B"]:
         """True for images of which nothing is visible: their answer is the predictor's prior."""
-        return ~self.mask.flatten(1).any(dim=1)
-
-    @property
-    def answers_once(self) -> bool:
-        """Whether the answer is the selector's own, and no predictor's."""
-        return self.logits is self.selector_logits
+        return ~self._patches.any(dim=1)
 
     @property
     def visible_fraction(self) -> Float[Tensor, " B"]:
         """Share of the patches that the predictor saw."""
-        return self.mask.flatten(1).float().mean(dim=1)
+        return self._patches.float().mean(dim=1)
+
+    @property
+    def _parts(self) -> Selection:
+        if self.selection is None:
+            raise IfamError("This model selects no parts, so its output has no part maps.")
+        return self.selection
+
+    @property
+    def _patches(self) -> Bool[Tensor, "B P"]:
+        if self.mask is None:
+            raise IfamError("This model has no mask: it sees the whole image.")
+        return self.mask.flatten(1)

@@ -52,9 +52,12 @@ class Oracle(IFAM):
         return torch.stack([blue, 1 - blue], dim=1)
 
     def forward(self, images):
-        mask = self.mask(self.selector(images))
+        found = self.selector(images)
+        mask = self.mask(found)
         maps = torch.stack([mask.gate, 1 - mask.gate], dim=1)
-        return SimpleNamespace(logits=self.predictor(images, mask.visible), mask=mask.visible, part_maps=maps)
+        selection = SimpleNamespace(assignment_logits=found.assignment_logits, part_maps=maps)
+        logits = self.predictor(images, mask.visible)
+        return SimpleNamespace(logits=logits, mask=mask.visible, gate=mask.gate, selection=selection, part_maps=maps)
 
 
 @pytest.fixture

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from ifam.auditing.inputs import Cases, Observed, observe
+from ifam.auditing.inputs import Cases, observe
 from ifam.auditing.mask_leakage import background_of, measure_leakage, read
 from ifam.models.ifam import IFAM
-from ifam.types import Mask, Selection
+from ifam.types import Mask, Output, Selection
 
 
 class Copyist(IFAM):
@@ -34,7 +34,7 @@ class Copyist(IFAM):
         selection = self.selector(images)
         found = self.mask(selection)
         logits = torch.zeros(len(images), 2)
-        return Observed(logits, found.visible, found.gate, selection.part_maps, selection.winners, found.gate)
+        return Output(logits, logits, found.visible, found.gate, selection)
 
 
 @pytest.fixture

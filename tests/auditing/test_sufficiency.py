@@ -1,5 +1,7 @@
 """Parts taken away and put back, on a predictor whose logits are counted patches."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -42,7 +44,8 @@ class Counting(IFAM):
         visible = self.mask(found).visible
         logits = self.predictor(images, visible)
         scores = found.part_scores.expand(-1, -1, 2)
-        return Output(logits, visible, found.part_maps, logits, scores, found.part_features, found.similarity)
+        found = replace(found, part_scores=scores, selector_logits=logits)
+        return Output(logits, logits, visible, visible.float(), found)
 
 
 def measure(worth, labels=None):

@@ -21,8 +21,8 @@ def test_models_of_before_answer_as_they_did(method):
     mask = torch.zeros(2, 5, 5, dtype=torch.bool)
     mask[:, 1:4, 1:3] = True
     with torch.no_grad():
-        out = model(images, mask) if method == "given_mask" else model(images)
-    torch.testing.assert_close(getattr(out, "logits", out), torch.tensor(LOGITS[method]), atol=1e-4, rtol=0)
+        logits = model(images, masks=mask).logits
+    torch.testing.assert_close(logits, torch.tensor(LOGITS[method]), atol=1e-4, rtol=0)
 
 
 def test_every_class_is_among_them():

@@ -20,7 +20,7 @@ from ifam.cli.main import main
 from ifam.cli.parser import VERBS
 from ifam.config import LossConfig, ModelConfig, TrainConfig
 from ifam.data import load_benchmark
-from ifam.models.baselines import METHODS
+from ifam.models.registry import METHODS
 from ifam.training.presets import TINY_TRAIN, build, settle, small_data
 
 TINY_DATA = ["--data.num_train", "32", "--data.num_val", "8", "--data.num_test", "8"]
@@ -302,7 +302,7 @@ def test_models_go_to_a_folder_named_by_their_method(tmp_path, monkeypatch, caps
     assert "no parts to draw" in fails(capsys, "predict", "x.png", *model)
     assert "no thresholds" in fails(capsys, "thresholds", *model)
     assert "'attentive_probe', but one of 'ifam'" in fails(capsys, "audit", *model, *TINY_DATA)
-    assert "drawn from no mask" in fails(capsys, "evaluate", *model, "--drop_parts", "[0]")
+    assert "does not support interventions" in fails(capsys, "evaluate", *model, "--drop_parts", "[0]")
 
 
 # --- what is there stays ---------------------------------------------------------------------------------

@@ -6,32 +6,21 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import nn
 
 import miniatures
+from fakes import Told
 from ifam.checkpoints.hub import load
 from ifam.cli.main import main
-from ifam.config import ModelConfig
 from ifam.data import Benchmark, load_benchmark
 from ifam.evaluation.accuracy import evaluate
 from ifam.evaluation.background_gap import evaluate_treatments
 from ifam.evaluation.bootstrap import resamples
-from ifam.models.base import Classifier
 from ifam.report.results import write_report
 
 
-class Told(Classifier):
-    """Says what it is told: an image's colour is its number."""
-
-    image_size, normalisation = (4, 4), ((0.0,) * 3, (1.0,) * 3)
-
-    def __init__(self, right):
-        super().__init__(ModelConfig(num_classes=2))
-        self.right = nn.Parameter(right.float())
-
-    def forward(self, images):
-        right = self.right[images[:, 0, 0, 0].round().long()]
-        return torch.stack([right, 1 - right], dim=1)
+def told(right):
+    """A model that is right about the images named."""
+    return Told(torch.stack([right.float(), 1 - right.float()], dim=1))
 
 
 class Numbered:
@@ -62,7 +51,7 @@ def test_the_gap_is_drawn_by_object():
     names = [f"object {i}" for i in range(20)]
     order = np.random.default_rng(0).permutation(18)  # two objects are in the first only
     data = make(Numbered(list(range(20)), names), Numbered([20 + int(i) for i in order], [names[i] for i in order]))
-    found = evaluate_treatments(Told(RIGHT), data, num_resamples=200, seed=2)
+    found = evaluate_treatments(told(RIGHT), data, num_resamples=200, seed=2)
     first, second = RIGHT[:20].double(), RIGHT[20:38].double()
     assert found.gap.predictor == pytest.approx(float(first.mean() - second.mean()))
     drawn = [
@@ -75,7 +64,7 @@ def test_the_gap_is_drawn_by_object():
     assert found.missing == ("plain", "none")
     assert list(found.treatments) == ["same", "rand"]
     for name in found.treatments:
-        assert found.treatments[name] == evaluate(Told(RIGHT), data, name, num_resamples=200, seed=2)
+        assert found.treatments[name] == evaluate(told(RIGHT), data, name, num_resamples=200, seed=2)
 
 
 def test_what_is_hard_about_an_object_does_not_widen_the_gap():
@@ -83,10 +72,10 @@ def test_what_is_hard_about_an_object_does_not_widen_the_gap():
     right = torch.cat([RIGHT[:20], RIGHT[:20]])
     right[20] = ~right[20]
     splits = Numbered(list(range(20))), Numbered(list(range(20, 40)))
-    apart = evaluate_treatments(Told(right), make(*splits), num_resamples=300).gap
+    apart = evaluate_treatments(told(right), make(*splits), num_resamples=300).gap
     for split in splits:
         split.objects = names
-    paired = evaluate_treatments(Told(right), make(*splits), num_resamples=300).gap
+    paired = evaluate_treatments(told(right), make(*splits), num_resamples=300).gap
     assert apart.pairing == "independent: objects unknown"
     assert paired.predictor == apart.predictor
     widths = [ends[1] - ends[0] for ends in (paired.intervals["predictor"], apart.intervals["predictor"])]
@@ -95,8 +84,8 @@ def test_what_is_hard_about_an_object_does_not_widen_the_gap():
 
 def test_without_one_of_its_treatments_there_is_no_gap(capsys):
     data = make(Numbered([0, 1]), Numbered([2, 3]), gap=("same", "none"))
-    assert evaluate_treatments(Told(RIGHT), data, num_resamples=5).gap is None
-    assert evaluate_treatments(Told(RIGHT), make(Numbered([0]), Numbered([1])), num_resamples=0).gap.intervals == {}
+    assert evaluate_treatments(told(RIGHT), data, num_resamples=5).gap is None
+    assert evaluate_treatments(told(RIGHT), make(Numbered([0]), Numbered([1])), num_resamples=0).gap.intervals == {}
 
 
 @pytest.mark.slow

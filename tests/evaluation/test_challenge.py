@@ -21,6 +21,7 @@ from ifam.errors import IfamError
 from ifam.evaluation.challenge import NONE, name_of, run_challenge
 from ifam.evaluation.pairings import Pairings
 from ifam.models.base import Classifier
+from ifam.types import Output
 
 SIZE, OBJECTS, SCENES, CLASSES = 8, 14, 9, 3
 LABELS = [i % CLASSES for i in range(OBJECTS)]
@@ -40,14 +41,14 @@ class Told(Classifier):
         super().__init__(ModelConfig(num_classes=CLASSES + 1))
         self.table, self.stop, self.seen, self.batches = nn.Parameter(answers.float()), stop, [], 0
 
-    def forward(self, images):
+    def forward(self, images, interventions=(), masks=None):
         if self.batches == self.stop:
             raise KeyboardInterrupt
         self.batches += 1
         things, scenes = ((255 * images[:, 0, at, at]).round().long() for at in (SIZE // 2, 0))
         self.seen += list(zip(things.tolist(), scenes.tolist(), strict=True))
         answers = self.table[things, scenes].long()
-        return nn.functional.one_hot(torch.where(answers < 0, CLASSES, answers), CLASSES + 1).float()
+        return Output(nn.functional.one_hot(torch.where(answers < 0, CLASSES, answers), CLASSES + 1).float())
 
 
 @pytest.fixture
@@ -166,7 +167,7 @@ def test_a_run_goes_on_where_it_was_stopped(answers, files, tmp_path, stop):
 class Killed(Told):
     """Ends its process, as a machine does that is switched off."""
 
-    def forward(self, images):
+    def forward(self, images, interventions=(), masks=None):
         if self.batches == self.stop:
             os._exit(9)
         return super().forward(images)
@@ -244,9 +245,9 @@ class Watcher(Told):
 
     image_size, needs_masks = (20, 12), True
 
-    def answer(self, batch):
+    def predict_batch(self, batch):
         self.given = batch
-        return torch.eye(CLASSES)[batch.labels]
+        return Output(torch.eye(CLASSES)[batch.labels])
 
 
 def test_the_model_sees_the_composite_like_any_image(answers, files, tmp_path):

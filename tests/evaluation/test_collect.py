@@ -11,6 +11,7 @@ import torch
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score, top_k_accuracy_score
 from torch import nn
 
+from fakes import Told
 from ifam.config import ModelConfig
 from ifam.data import Benchmark, load_benchmark
 from ifam.errors import IfamError
@@ -21,24 +22,11 @@ from ifam.models.base import Classifier
 from ifam.models.interventions import DropParts, KeepParts
 from ifam.models.masking import patch_mask
 from ifam.report.console import print_evaluation
+from ifam.types import Output
 from miniatures import MINIATURES
 from processes import in_two_processes
 
 SIZE = 64
-
-
-class Told(Classifier):
-    """A baseline that says what it is told: image number n has n as its pixels."""
-
-    method = "told"
-    image_size, normalisation = (4, 4), ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-
-    def __init__(self, logits):
-        super().__init__(ModelConfig())
-        self.logits = nn.Parameter(logits)
-
-    def forward(self, images):
-        return self.logits[images[:, 0, 0, 0].round().long()]
 
 
 class Numbered:
@@ -117,7 +105,7 @@ def test_groups_are_weighted_by_their_sizes_in_training():
 def test_the_weights_are_those_of_waterbirds(tmp_path, capsys):
     data = load_benchmark("waterbirds", tmp_path, MINIATURES["waterbirds"](tmp_path))
     model = Shown(1)
-    model.register_forward_hook(lambda module, images, out: torch.eye(2)[[0] * 3 + [1] * (len(out) - 3)])
+    model.register_forward_hook(lambda module, images, out: Output(torch.eye(2)[[0] * 3 + [1] * (len(out.logits) - 3)]))
     found = evaluate(model, data, num_resamples=0)
     counts = np.bincount(data.splits["train"].groups, minlength=4)
     rights = [found.predictor.groups[name]["accuracy"] for name in data.group_names]
@@ -137,8 +125,8 @@ class Shown(Classifier):
         super().__init__(ModelConfig())
         self.logits = nn.Parameter(torch.eye(classes)[best])
 
-    def forward(self, images):
-        return self.logits.expand(len(images), -1)
+    def forward(self, images, interventions=(), masks=None):
+        return Output(self.logits.expand(len(images), -1))
 
 
 def test_long_tables_show_the_lowest_classes(capsys):
@@ -290,7 +278,7 @@ def test_the_true_mask_takes_the_place_of_the_selectors(tiny_model):
 
 def test_a_baseline_has_no_parts():
     for settings in ({"interventions": [DropParts([0])]}, {"true_masks": True}):
-        with pytest.raises(IfamError, match="The answer of told is drawn from no mask of parts"):
+        with pytest.raises(IfamError, match="told does not support interventions"):
             evaluate(Told(torch.randn(2, 8)), benchmark([0, 1]), **settings)
 
 

@@ -17,7 +17,7 @@ from ifam.config import LossConfig, ModelConfig, TrainConfig
 from ifam.data import load_benchmark
 from ifam.evaluation.accuracy import evaluate
 from ifam.experiments.compare import Comparison, check_rows, read_rows
-from ifam.models.baselines import METHODS, build
+from ifam.models.registry import METHODS, build
 from ifam.training import presets as recipes
 from ifam.training.fit import fit, seed_everything
 from ifam.training.last_layer import retrain

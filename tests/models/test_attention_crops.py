@@ -77,7 +77,7 @@ def test_the_large_transformer_sees_the_box_alone(model, images):
     with torch.no_grad():
         glance = model.look(images)
         assert torch.equal(glance.box, attention_box(glance.attention))
-        assert torch.equal(model(images), model.read(images, glance.box))
+        assert torch.equal(model(images).logits, model.read(images, glance.box))
         inside = torch.zeros(6, 1, 32, 32, dtype=torch.bool)
         for flags, (top, left, bottom, right) in zip(inside, glance.box.tolist(), strict=True):
             flags[:, 8 * top : 8 * bottom, 8 * left : 8 * right] = True
@@ -94,7 +94,7 @@ def test_the_small_transformer_reads_the_whole_image(model, images):
 
 
 def test_no_gradient_passes_through_the_crop(model, images):
-    model.train()(images).sum().backward()
+    model.train()(images).logits.sum().backward()
     assert all(parameter.grad is None for parameter in model.selector.parameters())
     assert all(parameter.grad is not None for parameter in model.predictor.parameters())
 
@@ -105,5 +105,5 @@ def test_the_two_may_differ(images):
     )
     model = AttentionCrops(other, pretrained=False).eval()
     with torch.no_grad():
-        assert model(torch.randn(2, 3, 64, 64)).shape == (2, 2)
+        assert model(torch.randn(2, 3, 64, 64)).logits.shape == (2, 2)
     assert model.last_layer is model.predictor.head

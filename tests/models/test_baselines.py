@@ -14,17 +14,18 @@ from ifam.config import LossConfig, ModelConfig, TrainConfig
 from ifam.data import Benchmark, Prepared, collate, load_benchmark
 from ifam.errors import IfamError
 from ifam.evaluation.accuracy import evaluate
-from ifam.models import baselines
-from ifam.models.baselines import METHODS, AttentivePool, LateMask, SelectorAlone
+from ifam.models import registry
+from ifam.models.baselines import AttentivePool, LateMask, SelectorAlone
 from ifam.models.ifam import IFAM
 from ifam.models.interventions import DropParts, UseMask
 from ifam.models.masking import patch_mask
+from ifam.models.registry import METHODS
 from ifam.models.soft_mask import SoftMaskIFAM
 from ifam.training import presets as recipes
 from ifam.training.fit import check, fit, seed_everything
 from ifam.training.module import Training
 from ifam.training.optimization import parameter_groups
-from ifam.types import Batch, Output
+from ifam.types import Batch
 
 # 4 x 4 patches of 8 pixels.
 MODEL = ModelConfig("ifam_tiny", image_size=32, num_parts=2, backbone_kwargs={"depth": 2, "embed_dim": 32})
@@ -55,7 +56,7 @@ def batch(birds):
 
 def make(name, seed=8, **fields):
     """A tiny model of a method, with random weights, in evaluation mode."""
-    model = baselines.build(name, replace(MODEL, **fields), pretrained=False)
+    model = registry.build(name, replace(MODEL, **fields), pretrained=False)
     # Whatever was drawn to build it: selectors of all methods get the same weights.
     seed_everything(seed)
     return wake(model).eval()
@@ -63,8 +64,8 @@ def make(name, seed=8, **fields):
 
 def logits(model, batch):
     with torch.no_grad():
-        out = model.answer(batch)
-    return out.logits if isinstance(out, Output) else out
+        out = model.predict_batch(batch)
+    return out.logits
 
 
 def with_images(batch, images):
@@ -79,7 +80,7 @@ def with_images(batch, images):
 def test_training_moves_what_is_tuned_and_nothing_else(name, birds):
     # From weights as they are made, not from those of `wake`: some of them are far from anything sensible.
     seed_everything(0)
-    model = baselines.build(name, MODEL, pretrained=False)
+    model = registry.build(name, MODEL, pretrained=False)
     before = {key: value.detach().clone() for key, value in model.named_parameters()}
     train = recipes.settle(name, replace(TRAIN, selector_tuning="none"))
     result = fit(model, birds, train)
@@ -99,7 +100,7 @@ def test_training_moves_what_is_tuned_and_nothing_else(name, birds):
 @pytest.mark.parametrize("name", METHODS)
 def test_repeated_steps_lower_the_loss(name, birds, batch):
     seed_everything(0)
-    model = baselines.build(name, replace(MODEL, gumbel_noise=False, part_dropout=0.0, mask_part_dropout=0.0), False)
+    model = registry.build(name, replace(MODEL, gumbel_noise=False, part_dropout=0.0, mask_part_dropout=0.0), False)
     config = recipes.settle(name, TRAIN)
     training = Training(model, config, LossConfig(equivariance=0.0), birds, 16)
     weights = {"classification": 1.0, "selector_classification": 1.0}
@@ -183,7 +184,7 @@ def test_it_is_judged_by_the_common_evaluation(name, birds, batch):
 
 def test_an_unknown_method_is_an_error_that_lists_the_methods():
     with pytest.raises(IfamError, match=r"no method 'plane_vit'; choose one of ifam, plain_vit, .*attention_crops"):
-        baselines.method("plane_vit")
+        registry.method("plane_vit")
 
 
 def test_settings_that_contradict_the_method_are_refused():
@@ -245,9 +246,9 @@ def test_without_a_class_token_a_plain_vit_reads_the_mean_of_its_patches(batch):
 @pytest.mark.parametrize("name", ["vit_base_patch16_xp_224", "vit_small_patch16_18x2_224"])
 def test_attentive_pooling_has_the_heads_of_any_transformer(name):
     config = ModelConfig(name, image_size=32, backbone_kwargs={"depth": 1, "embed_dim": 48, "num_heads": 3})
-    model = baselines.build("plain_vit_attentive", config, pretrained=False)
+    model = registry.build("plain_vit_attentive", config, pretrained=False)
     assert model.pool.attention.num_heads == 3
-    assert model(torch.randn(2, 3, 32, 32)).shape == (2, 2)
+    assert model(torch.randn(2, 3, 32, 32)).logits.shape == (2, 2)
 
 
 def test_attentive_pooling_does_not_care_for_the_order_of_tokens():
@@ -297,9 +298,9 @@ def test_late_and_soft_masks_hide_nothing(name, kind, batch):
     assert type(model) is kind
     with torch.no_grad():
         selection = model.selector(batch.images)
-        out = model.conclude(batch.images, selection)
+        out = model.classify(batch.images, selection)
         # The selection is held, so that nothing but the predictor can see the change.
-        other = model.conclude(hidden_changed(batch, out.mask, 0.5).images, selection)
+        other = model.classify(hidden_changed(batch, out.mask, 0.5).images, selection)
     assert torch.equal(out.mask, other.mask)
     mixed = out.mask.flatten(1).any(dim=1) & ~out.mask.flatten(1).all(dim=1)
     assert mixed.any()
@@ -332,7 +333,7 @@ def test_the_gradient_through_a_late_mask_is_that_of_a_weighted_mean(batch):
 
 @pytest.mark.parametrize("name", ["late_mask", "soft_mask"])
 def test_the_loss_of_the_answer_reaches_the_selector(name, birds, batch):
-    model = baselines.build(name, replace(MODEL, mask_gradient="none"), pretrained=False)
+    model = registry.build(name, replace(MODEL, mask_gradient="none"), pretrained=False)
     Training(model, TRAIN, LossConfig(), birds, 16).terms(batch)["classification"].backward()
     assert model.selector.prototypes.grad.abs().max() > 0
 
@@ -358,8 +359,8 @@ def test_the_selector_alone_says_what_the_selector_of_two_stages_says(batch):
     with torch.no_grad():
         two, one = model(batch.images), alone(batch.images)
     assert torch.equal(one.logits, two.selector_logits)
-    assert one.answers_once
-    assert not two.answers_once
+    assert one.predictor_logits is None
+    assert two.predictor_logits is not None
     for name in ("mask", "part_maps", "part_features", "similarity"):
         assert torch.equal(getattr(one, name), getattr(two, name))
 
@@ -368,7 +369,7 @@ def test_the_selector_alone_is_trained_with_every_term_but_the_predictors(birds,
     terms = {}
     for name in ("ifam", "selector"):
         seed_everything(0)
-        model = baselines.build(name, MODEL, pretrained=False)
+        model = registry.build(name, MODEL, pretrained=False)
         terms[name] = Training(model, TRAIN, LossConfig(), birds, 16).terms(batch)
     assert isinstance(model, SelectorAlone)
     assert terms["selector"].keys() == terms["ifam"].keys() - {"classification"}
@@ -418,7 +419,7 @@ def test_the_oracle_without_true_masks_is_refused_before_training(birds, batch, 
 
 @pytest.mark.parametrize("name", [*WHOLE_IMAGE, "selector", "given_mask", "attention_crops"])
 def test_interventions_need_a_mask_that_the_answer_is_drawn_from(name, birds):
-    with pytest.raises(IfamError, match=f"The answer of {name} is drawn from no mask of parts"):
+    with pytest.raises(IfamError, match=f"{name} does not support interventions"):
         evaluate(make(name), birds, interventions=[DropParts([0])])
 
 
@@ -471,7 +472,7 @@ def test_every_name_belongs_to_one_class():
 def test_a_class_reads_its_variants_and_no_subclass_does(tmp_path):
     make("frozen_predictor").save_pretrained(tmp_path)
     assert IFAM.from_pretrained(tmp_path).method == "frozen_predictor"
-    for kind in (baselines.LateMask, SoftMaskIFAM):
+    for kind in (LateMask, SoftMaskIFAM):
         with pytest.raises(IfamError, match="holds a model of the method 'frozen_predictor'"):
             kind.from_pretrained(tmp_path)
 

@@ -17,10 +17,10 @@ from ifam.errors import IfamError
 from ifam.evaluation.accuracy import evaluate
 from ifam.evaluation.attacks import hidden_pixel_mask
 from ifam.inference import predict
-from ifam.models.baselines import METHODS, build
 from ifam.models.ifam import IFAM
 from ifam.models.interventions import DropParts, UseMask
 from ifam.models.masking import averaged, shown
+from ifam.models.registry import METHODS, build
 from ifam.training.fit import fit
 from ifam.training.module import Training
 from ifam.types import Batch

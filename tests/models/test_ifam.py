@@ -17,9 +17,12 @@ from ifam.types import Output
 def test_shapes_of_every_output(make_model, layout, batch, training):
     model = make_model(*layout, num_parts=3, num_classes=5).train(training)
     out = model(torch.randn(batch, 3, *model.image_size))
-    assert {name: tuple(value.shape) for name, value in vars(out).items()} == {
-        "logits": (batch, 5),
+    tensors = {name: value for name, value in (vars(out) | vars(out.selection)).items() if name != "selection"}
+    assert {name: tuple(value.shape) for name, value in tensors.items()} == {
+        "predictor_logits": (batch, 5),
         "mask": (batch, 4, 4),
+        "gate": (batch, 4, 4),
+        "assignment_logits": (batch, 4, 4, 4),
         "part_maps": (batch, 4, 4, 4),
         "selector_logits": (batch, 5),
         "part_scores": (batch, 3, 5),
@@ -27,7 +30,7 @@ def test_shapes_of_every_output(make_model, layout, batch, training):
         "similarity": (batch, 4, 4, 4),
     }
     assert out.mask.dtype == torch.bool
-    assert all(value.isfinite().all() for value in vars(out).values())
+    assert all(value.isfinite().all() for value in tensors.values())
     torch.testing.assert_close(out.part_maps.sum(dim=1), torch.ones(batch, 4, 4))
 
 

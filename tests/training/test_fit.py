@@ -30,6 +30,7 @@ from ifam.training.losses import weighted_sum
 from ifam.training.module import Training
 from ifam.training.optimization import learning_rate_factor, normalised_weight_decay, parameter_groups
 from ifam.training.trainer import check_devices
+from ifam.types import Output
 
 MODEL = ModelConfig(backbone=TINY, image_size=80, num_parts=3)
 # Two steps of 16 images, with rates that move every weight by more than rounding.
@@ -332,14 +333,14 @@ class Scripted(PlainViT):
         super().__init__(config, pretrained=False)
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
 
-    def forward(self, images):
+    def forward(self, images, interventions=(), masks=None):
         if self.training:
             self.steps += 1
             return super().forward(images)
         right = torch.tensor(self.SCRIPT[int(self.steps) - 1]).bool()
         labels = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])
         answers = torch.where(right, labels, 1 - labels)
-        return torch.nn.functional.one_hot(answers, 2).float()
+        return Output(torch.nn.functional.one_hot(answers, 2).float())
 
 
 class Listed:
@@ -391,7 +392,7 @@ def test_without_augmentation_training_sees_the_images_as_they_are(birds, settin
     seen = []
 
     class Watching(PlainViT):
-        def forward(self, images):
+        def forward(self, images, interventions=(), masks=None):
             seen.append(images.detach().clone())
             return super().forward(images)
 
@@ -644,7 +645,7 @@ TWO_DEVICES = """
 import json, sys
 from dataclasses import asdict
 from ifam.config import LossConfig, ModelConfig, TrainConfig
-from ifam.models.baselines import build
+from ifam.models.registry import build
 from ifam.data import load_benchmark
 from ifam.training.fit import fit, seed_everything
 

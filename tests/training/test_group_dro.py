@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from ifam.config import LossConfig, ModelConfig, TrainConfig
 from ifam.data import Benchmark, Prepared, collate, load_benchmark
 from ifam.errors import IfamError
-from ifam.models.baselines import METHODS, build
+from ifam.models.registry import METHODS, build
 from ifam.training.batches import Batches
 from ifam.training.fit import check, fit, seed_everything
 from ifam.training.group_dro import group_dro
@@ -193,7 +193,7 @@ def test_the_term_is_the_robust_loss_of_the_answer_and_moves_the_weights(birds):
     model = make("plain_vit")
     batch = a_batch(birds, model)
     module = Training(model, TRAIN, LossConfig(), birds, 32)
-    losses = F.cross_entropy(model(batch.images), batch.labels, reduction="none")
+    losses = F.cross_entropy(model(batch.images).logits, batch.labels, reduction="none")
     expected, weights = group_dro(losses, batch.groups, torch.full((4,), 0.25), 0.5)
     torch.testing.assert_close(module.terms(batch)["classification"], expected)
     torch.testing.assert_close(module.group_weights, weights)

@@ -15,9 +15,8 @@ from ifam.cli.main import main
 from ifam.config import ModelConfig
 from ifam.data import Benchmark, Prepared, collate, load_benchmark
 from ifam.errors import IfamError
-from ifam.models.baselines import METHODS, build
+from ifam.models.registry import METHODS, build
 from ifam.training.last_layer import Fit, embed, retrain
-from ifam.types import Output
 
 MODEL = ModelConfig("ifam_tiny", image_size=40, num_parts=3, backbone_kwargs={"depth": 1, "embed_dim": 32})
 DATA = {"num_train": 4, "num_val": 40, "num_test": 12, "correlation": 0.75}
@@ -42,8 +41,8 @@ def a_batch(benchmark, model, split="val", count=8):
 
 def logits(model, batch):
     with torch.inference_mode():
-        out = model.answer(batch)
-    return out.logits if isinstance(out, Output) else out
+        out = model.predict_batch(batch)
+    return out.logits
 
 
 # --- features --------------------------------------------------------------------------------------------

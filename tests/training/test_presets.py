@@ -12,7 +12,7 @@ from ifam.cli.main import main
 from ifam.cli.parser import build_parser
 from ifam.config import LossConfig
 from ifam.data import BENCHMARKS, load_benchmark
-from ifam.models.baselines import method
+from ifam.models.registry import method
 from ifam.training import presets as recipes
 from ifam.training.fit import fit, seed_everything
 from miniatures import MINIATURES

@@ -113,13 +113,11 @@ def observe(
         batch = images[rows].to(device)
         with clock:
             out = model(batch)
-        selection = model.selector(batch)
-        mask = model.mask(selection)
-        logits = selection.assignment_logits
+        logits = out.selection.assignment_logits
         seen = Observed(
             logits=out.logits,
             mask=out.mask,
-            gate=mask.gate,
+            gate=out.gate,
             part_maps=out.part_maps,
             # A tie with the background goes to the part: argmax takes the first, and the background is last.
             winners=logits.argmax(dim=1),

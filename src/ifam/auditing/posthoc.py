@@ -312,7 +312,7 @@ class _Judge:
         device, found = device_of(model), []
         for rows in chunks(len(inputs[0]), self.batch_size):
             out: Any = model(*(values[rows].to(device) for values in inputs))
-            found.append((out if isinstance(out, Tensor) else out.logits).float().cpu())
+            found.append(getattr(out, "logits", out).float().cpu())
         return torch.cat(found)
 
 

@@ -16,8 +16,8 @@ from ifam.errors import IfamError
 from ifam.io import check_absent, ensure_writable, local_path
 from ifam.model_files import CONFIG, WEIGHTS, first_line, read_json, read_pickle, read_safetensors, write_model
 from ifam.models.base import Classifier
-from ifam.models.baselines import METHODS
 from ifam.models.ifam import IFAM
+from ifam.models.registry import METHODS
 from ifam.saved_models import find, locate
 from ifam.saved_models import read_config as read_config
 from ifam.version import __version__
@@ -52,7 +52,7 @@ def load_any(source: str | Path, *, revision: str | None = None) -> Classifier:
 
 
 def read_method(source: str | Path, *, revision: str | None = None) -> str:
-    """The method of a saved model, a name in `ifam.models.baselines.METHODS`.
+    """The method of a saved model, a name in `ifam.models.registry.METHODS`.
 
     Args:
         source: A folder, or the id of a model on the hub.

@@ -43,5 +43,5 @@ def predict(
     white = int(hub.read_config(model)[1].get("data", {}).get("white", 0))
     kept: dict[str, Any] = {"out": out, "overwrite": overwrite, "white": white}
     rows = predict(net, images, batch_size=batch_size, skip_bad=skip_bad, interventions=changes, **kept)
-    print_predictions(rows, hides=net.hides)
+    print_predictions(rows, hides=net.masks_input)
     print(f"Pictures and predictions.csv are in {out}.")

@@ -46,7 +46,6 @@ def train(
     from ifam.data.eval_dataset import training_list
     from ifam.evaluation.accuracy import evaluate
     from ifam.model_files import weights_digest
-    from ifam.models.base import PartClassifier
     from ifam.report.console import print_evaluation, write_results
     from ifam.training import presets as recipes
     from ifam.training.batches import augmentation
@@ -84,5 +83,5 @@ def train(
     finally:
         if first_process():
             write_results(found, out / "results.json", conditions)
-    try_out = f"predict --model {out} IMAGES" if isinstance(plan.model, PartClassifier) else f"evaluate --model {out}"
+    try_out = f"predict --model {out} IMAGES" if plan.model.selects_parts else f"evaluate --model {out}"
     print(f"The model is in {out}: try `ifam {try_out}`.")

@@ -27,7 +27,7 @@ from ifam.evaluation.pairings import Fooled, Pair, Pairings
 from ifam.model_files import weights_digest
 from ifam.models.base import Classifier
 from ifam.progress import ProgressBar
-from ifam.types import Batch, Output
+from ifam.types import Batch
 
 NONE = "none of the classes"
 
@@ -133,8 +133,7 @@ def _outcomes(
         found = prepare({"image": tv_tensors.Image(pasted.to(device)), "mask": tv_tensors.Mask(masks.to(device))})
         labels = torch.tensor([objects.records[thing].label for thing, _ in pairs], device=device)
         shown = Batch(found["image"].as_subclass(Tensor), labels, masks=found["mask"].as_subclass(Tensor))
-        out = model.answer(shown)
-        answers = benchmark.answers((out.logits if isinstance(out, Output) else out).float())
+        answers = benchmark.answers(model.predict_batch(shown).logits.float())
         wrong = [
             (thing, background, answer)
             for (thing, background), answer, label in zip(pairs, answers.tolist(), labels.tolist(), strict=True)

@@ -18,7 +18,6 @@ from ifam.distributed import rank_and_world_size
 from ifam.errors import IfamError
 from ifam.evaluation.part_quality import Annotations, annotations, part_rows
 from ifam.models.base import Classifier
-from ifam.models.ifam import IFAM
 from ifam.models.interventions import Intervention, UseMask
 from ifam.models.masking import patch_mask
 from ifam.progress import ProgressBar
@@ -60,8 +59,8 @@ def collect(
     """
     if batch_size < 1:
         raise IfamError(f"batch_size is {batch_size}, but at least 1 is needed.")
-    if not isinstance(model, IFAM) and (true_masks or any(variants)):
-        raise IfamError(f"The answer of {model.method} is drawn from no mask of parts; leave the interventions away.")
+    if (true_masks or any(variants)) and not model.takes_interventions:
+        raise IfamError(f"{model.method} does not support interventions: no mask of parts decides its answer.")
     examples = Prepared(benchmark.split(split), model.image_size, model.normalisation)
     rank, world = rank_and_world_size()
     mine = range(rank, len(examples), world)
@@ -85,8 +84,8 @@ def collect(
                     )
                 outputs = _outputs(model, batch, variants, true_masks)
                 for rows, out, changes in zip(found, outputs, variants, strict=True):
-                    rows.append({"index": indices, **_rows(benchmark, batch, known, out, model.hides)})
-                    if hasattr(out, "part_maps") and not (true_masks or changes):
+                    rows.append({"index": indices, **_rows(benchmark, batch, known, out, model.masks_input)})
+                    if out.selection is not None and not (true_masks or changes):
                         rows[-1] |= part_rows(out.part_maps, parts, annotated[1], batch.masks, known)
                 bar.advance(task, len(known))
     finally:
@@ -113,19 +112,20 @@ def _collate(
 
 def _outputs(
     model: Classifier, batch: Batch, variants: Sequence[Sequence[Intervention]], true_masks: bool
-) -> Iterator[Any]:
+) -> Iterator[Output]:
     """The model's answer to each variant."""
-    if not isinstance(model, IFAM):
-        yield from (model.answer(batch) for _ in variants)
+    if not any(variants) and not true_masks:
+        out = model.predict_batch(batch)
+        yield from (out for _ in variants)
         return
-    selection = model.selector(batch.images)
+    selection = model.select(batch.images)
     if true_masks:
-        selection = UseMask(_patches(batch, model.selector.backbone.grid))(selection)
+        selection = UseMask(_patches(batch, model.trunk.grid))(selection)
     for interventions in variants:
         changed = selection
         for intervention in interventions:
             changed = intervention(changed)
-        yield model.conclude(batch.images, changed)
+        yield model.classify(batch.images, changed)
 
 
 def _patches(batch: Batch, grid: tuple[int, int]) -> Bool[Tensor, "B H W"]:
@@ -133,16 +133,16 @@ def _patches(batch: Batch, grid: tuple[int, int]) -> Bool[Tensor, "B H W"]:
     return patch_mask(batch.masks, grid)
 
 
-def _rows(benchmark: Benchmark, batch: Batch, known: Tensor, out: Any, hides: bool) -> Rows:
+def _rows(benchmark: Benchmark, batch: Batch, known: Tensor, out: Output, hides: bool) -> Rows:
     """Rows of a batch, on the CPU; what was visible only of models that hide the rest."""
     assert batch.groups is not None
     rows = {"label": batch.labels, "group": batch.groups}
-    if not isinstance(out, Output):
-        return {name: value.cpu() for name, value in {**rows, **_judge(benchmark, batch, out, "predictor")}.items()}
+    rows |= _judge(benchmark, batch, out.logits, "predictor")
+    if out.mask is None:
+        return {name: value.cpu() for name, value in rows.items()}
     truth = _patches(batch, (out.mask.shape[1], out.mask.shape[2]))
     known = known.to(truth.device)
-    rows |= _judge(benchmark, batch, out.logits, "predictor")
-    if not out.answers_once:
+    if out.predictor_logits is not None and out.selector_logits is not None:
         rows |= _judge(benchmark, batch, out.selector_logits, "selector")
     if hides:
         rows |= {"visible": out.visible_fraction, "empty": out.empty}

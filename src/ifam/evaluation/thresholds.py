@@ -19,7 +19,7 @@ from ifam.data.base import evenly_spaced
 from ifam.errors import IfamError
 from ifam.io import local_path, write_json
 from ifam.model_files import CONFIG, read_json, weights_digest
-from ifam.models.base import Classifier, PartClassifier
+from ifam.models.base import Classifier
 from ifam.progress import ProgressBar
 
 QUANTILES = tuple(round(0.01 * i, 2) for i in range(1, 100))
@@ -83,7 +83,7 @@ def compute_thresholds(
     Raises:
         IfamError: There is no such split, a quantile is not between 0 and 1, or the model has no parts.
     """
-    if not isinstance(model, PartClassifier):
+    if not model.selects_parts:
         raise IfamError(
             f"The method {model.method} has no parts, and so no thresholds; give a model that selects parts."
         )
@@ -104,7 +104,7 @@ def compute_thresholds(
             task = bar.add_task("looking at won patches", total=len(chosen))
             for start in range(0, len(chosen), batch_size):
                 batch = collate([examples[i] for i in chosen[start : start + batch_size]]).to(device)
-                selection = model.selector(batch.images)
+                selection = model.select(batch.images)
                 for part, values in enumerate(won):
                     values.append(_numbers(selection.similarity[:, part][selection.winners == part]))
                 bar.advance(task, len(batch.images))
@@ -128,7 +128,8 @@ def compute_thresholds(
 
 def selector_digest(model: Classifier) -> str | None:
     """A hash of the weights that thresholds depend on; None for a model without parts."""
-    return weights_digest(model.selector.state_dict()) if isinstance(model, PartClassifier) else None
+    weights = {name: value for name, value in model.state_dict().items() if name.startswith("selector.")}
+    return weights_digest({k.removeprefix("selector."): v for k, v in weights.items()}) if model.selects_parts else None
 
 
 def store(thresholds: Thresholds, folder: str | Path, source: Mapping[str, Any] | None = None) -> Path:

@@ -25,7 +25,7 @@ from ifam.evaluation.seeds import summarise
 from ifam.experiments.run_log import Runs, flat
 from ifam.io import check_absent, ensure_writable, write_json
 from ifam.models.base import Classifier
-from ifam.models.baselines import METHODS, build
+from ifam.models.registry import METHODS, build
 from ifam.provenance import provenance
 from ifam.training import last_layer as retraining
 from ifam.training import presets as recipes

@@ -208,7 +208,7 @@ def _pictures(trained: _Trained) -> list[tuple[str, list[PictureRow]]]:
     rows = []
     for group, name in enumerate(benchmark.group_names):
         batch = collate([prepared[i] for i in chosen[group]])
-        out, other = ifam(batch.images), plain(batch.images)
+        out, other = ifam(batch.images), plain(batch.images).logits
         pictures = []
         for j, i in enumerate(chosen[group]):
             image = enlarge(to_pil_image(examples[i]["image"]))

@@ -4,6 +4,7 @@ Of that paper we had one line only, "a small ViT's attention crops fed to the la
 of that line, not verified against the paper or its code.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,8 +16,9 @@ from ifam.backbones.backbone import Backbone, predictor_backbone, selector_backb
 from ifam.backbones.gated_attention import Attend
 from ifam.config import ModelConfig
 from ifam.models.base import Classifier
+from ifam.models.interventions import Intervention
 from ifam.models.predictor import Predictor
-from ifam.types import Batch
+from ifam.types import Output
 
 # Share of the attention that a crop has to hold: that of the masks in figure 3 of DINO (arXiv 2104.14294).
 SHARE = 0.6
@@ -68,14 +70,13 @@ class AttentionCrops(Classifier):
         """The linear layer of the large transformer."""
         return self.predictor.head
 
-    def forward(self, images: Float[Tensor, "B 3 S1 S2"]) -> Float[Tensor, "B C"]:
-        """Class logits of the large transformer."""
-        return self.read(images, self.look(images).box)
-
-    def judged(self, batch: Batch) -> dict[str, Float[Tensor, "B C"]]:
-        """The logits of both, each for a loss term of its own."""
-        glance = self.look(batch.images)
-        return {"classification": self.read(batch.images, glance.box), "selector_classification": glance.logits}
+    def forward(
+        self, images: Tensor, interventions: Sequence[Intervention] = (), masks: Tensor | None = None
+    ) -> Output:
+        """Classify images [B, 3, S, S] by the crop; the small transformer is the first stage."""
+        self.check_interventions(interventions)
+        glance = self.look(images)
+        return Output(self.read(images, glance.box), glance.logits)
 
     def look(self, images: Float[Tensor, "B 3 S1 S2"]) -> Glance:
         """What the small transformer says about whole images, and where it looks."""

@@ -1,5 +1,6 @@
 """What every model of this package offers, so that one trainer, one evaluation and one way of saving serve them all."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, get_args
 
@@ -7,13 +8,14 @@ import torch
 from torch import nn
 
 from ifam import saved_models
-from ifam._typing import Float, Tensor
+from ifam._typing import Tensor
 from ifam.backbones.architecture import check_tensors
 from ifam.backbones.backbone import Backbone, fill_buffers, selector_backbone
 from ifam.backbones.hf_dinov2 import resolve
 from ifam.config import Execution, MaskGradient, ModelConfig
 from ifam.errors import IfamError
 from ifam.model_files import CONFIG, WEIGHTS, read_safetensors
+from ifam.models.interventions import Intervention
 from ifam.models.selector import Selector
 from ifam.types import Batch, Output, Selection
 
@@ -22,9 +24,9 @@ _Model = TypeVar("_Model", bound="Classifier")
 
 
 class Classifier(nn.Module):
-    """A model that is trained, judged, saved and loaded by name (see `ifam.models.baselines.METHODS`).
+    """A model that is trained, judged, saved and loaded by name (see `ifam.models.registry.METHODS`).
 
-    A subclass defines `forward(images)`, which gives logits [B, C] or an `Output`, and `trunk` and `last_layer`.
+    A subclass defines `forward`, `trunk` and `last_layer`.
 
     Args:
         config: The model's settings.
@@ -33,13 +35,17 @@ class Classifier(nn.Module):
         method: Name in `METHODS`; what `config.json` remembers.
         variants: Other names in `METHODS` with a model of this very class, which is trained otherwise.
         needs_masks: Whether it answers only to images with a true mask.
-        hides: Whether its answer depends on visible patches alone.
+        masks_input: Whether its answer depends on visible patches alone.
+        selects_parts: Whether it has a selector, so that its outputs have a selection, and a mask.
+        takes_interventions: Whether a predictor answers by the mask of the selection, so that changes to it matter.
     """
 
     method: str = "ifam"
     variants: ClassVar[tuple[str, ...]] = ()
     needs_masks: ClassVar[bool] = False
-    hides: ClassVar[bool] = False
+    masks_input: ClassVar[bool] = False
+    selects_parts: ClassVar[bool] = False
+    takes_interventions: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
         # A subclass is another model: it shares no name with its parent.
@@ -70,15 +76,67 @@ class Classifier(nn.Module):
         mean, std = self.trunk.normalisation
         return self.config.mean or mean, self.config.std or std
 
-    def answer(self, batch: Batch) -> Tensor | Output:
-        """What the model says about a batch, of which it may use the true masks if it `needs_masks`."""
-        found: Tensor | Output = self(batch.images)
-        return found
+    @property
+    def mask_grid(self) -> tuple[int, int]:
+        """Rows and columns of the mask: the patches of the transformer that answers."""
+        return self.trunk.grid
 
-    def judged(self, batch: Batch) -> dict[str, Float[Tensor, "B C"]]:
-        """The logits that training compares with the labels, by the name of their loss term in `LossConfig`."""
-        out = self.answer(batch)
-        return {"classification": out.logits if isinstance(out, Output) else out}
+    def forward(
+        self, images: Tensor, interventions: Sequence[Intervention] = (), masks: Tensor | None = None
+    ) -> Output:
+        """Classify images.
+
+        Args:
+            images: Normalised images [B, 3, S, S].
+            interventions: Changes to the selection, applied in order before the mask is made.
+            masks: True where the object is, bool [B, S, S], for methods that answer by true masks; others ignore it.
+
+        Raises:
+            IfamError: There are interventions, but no mask of parts; or true masks are needed and missing.
+        """
+        raise NotImplementedError
+
+    def predict_batch(self, batch: Batch) -> Output:
+        """What the model says about a batch, of which it may use the true masks if it `needs_masks`."""
+        out: Output = self(batch.images, masks=batch.masks)
+        return out
+
+    def select(self, images: Tensor) -> Selection:
+        """The parts of images [B, 3, S, S].
+
+        Raises:
+            IfamError: The model selects no parts.
+        """
+        raise IfamError(f"The method {self.method} selects no parts.")
+
+    def classify(self, images: Tensor, selection: Selection) -> Output:
+        """The answer to images [B, 3, S, S] once their parts are selected.
+
+        Raises:
+            IfamError: The model selects no parts.
+        """
+        raise IfamError(f"The method {self.method} selects no parts.")
+
+    def with_part_maps(self, images: Tensor, others: Tensor) -> tuple[Output, Tensor]:
+        """The answer to images, and the part maps of others, from one pass of the selector.
+
+        Args:
+            images: Normalised images [B, 3, S, S].
+            others: As many others.
+
+        Raises:
+            IfamError: The model selects no parts.
+        """
+        raise IfamError(f"The method {self.method} selects no parts.")
+
+    def check_interventions(self, interventions: Sequence[Intervention]) -> None:
+        """Refuse interventions where they would change nothing.
+
+        Raises:
+            IfamError: There are some.
+        """
+        if interventions and not self.takes_interventions:
+            raise IfamError(f"{self.method} does not support interventions: no mask of parts decides its answer.")
 
     def save_pretrained(self, folder: str | Path, extra: dict[str, Any] | None = None) -> None:
         """Write `config.json` and `model.safetensors` to a folder.
@@ -131,7 +189,7 @@ class Classifier(nn.Module):
 
 
 class PartClassifier(Classifier):
-    """A model whose selector assigns every patch to a part; what differs is the `conclusion` drawn from it.
+    """A model whose selector assigns every patch to a part; subclasses implement `classify`.
 
     Args:
         config: The model's settings.
@@ -140,6 +198,8 @@ class PartClassifier(Classifier):
     Raises:
         IfamError: A setting makes no model.
     """
+
+    selects_parts = True
 
     def __init__(self, config: ModelConfig, pretrained: bool = True) -> None:
         super().__init__(config)
@@ -158,9 +218,35 @@ class PartClassifier(Classifier):
         """The selector's transformer."""
         return self.selector.backbone
 
-    def conclude(self, images: Tensor, selection: Selection) -> Output:
-        """The answer to images [B, 3, S, S] once their parts are selected."""
-        raise NotImplementedError
+    def forward(
+        self, images: Tensor, interventions: Sequence[Intervention] = (), masks: Tensor | None = None
+    ) -> Output:
+        """Classify images by the parts that were selected.
+
+        Args:
+            images: Normalised images [B, 3, S, S].
+            interventions: Changes to the selection, applied in order before the mask is made.
+            masks: Ignored: the selector chooses. `ifam.UseMask` shows a mask of yours.
+
+        Returns:
+            The answer with everything that led to it.
+        """
+        self.check_interventions(interventions)
+        selection = self.select(images)
+        for intervention in interventions:
+            selection = intervention(selection)
+        return self.classify(images, selection)
+
+    def select(self, images: Tensor) -> Selection:
+        """The parts of images [B, 3, S, S]."""
+        selection: Selection = self.selector(images)
+        return selection
+
+    def with_part_maps(self, images: Tensor, others: Tensor) -> tuple[Output, Tensor]:
+        """The answer to images, and the part maps of others; no further than to these for the others."""
+        patches, moved = self.selector.patches(torch.cat([images, others])).chunk(2)
+        maps = self.selector.part_maps(moved)
+        return self.classify(images, self.selector.select(patches)), maps
 
 
 def _check(config: ModelConfig) -> None:

@@ -1,8 +1,6 @@
-"""What a user would compare with: the same parts, put together otherwise (docs/comparisons.md)."""
+"""Baselines: the same parts, put together otherwise (docs/comparisons.md)."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -12,13 +10,12 @@ from ifam.backbones.architecture import count_heads
 from ifam.backbones.backbone import Backbone, predictor_backbone
 from ifam.config import ModelConfig
 from ifam.errors import IfamError
-from ifam.models.attention_crops import AttentionCrops
 from ifam.models.base import Classifier, PartClassifier
-from ifam.models.ifam import IFAM, output
+from ifam.models.ifam import IFAM
+from ifam.models.interventions import Intervention
 from ifam.models.masking import make_mask, patch_mask
 from ifam.models.predictor import Predictor
-from ifam.models.soft_mask import SoftMaskIFAM
-from ifam.types import Batch, Output, Selection
+from ifam.types import Output, Selection
 
 
 class OneStage(Classifier):
@@ -43,6 +40,17 @@ class OneStage(Classifier):
         """The predictor's linear layer."""
         return self.predictor.head
 
+    def forward(
+        self, images: Tensor, interventions: Sequence[Intervention] = (), masks: Tensor | None = None
+    ) -> Output:
+        """Classify whole images [B, 3, S, S]."""
+        self.check_interventions(interventions)
+        return Output(self.whole_image_logits(images))
+
+    def whole_image_logits(self, images: Float[Tensor, "B 3 S1 S2"]) -> Float[Tensor, "B C"]:
+        """Class logits of whole images."""
+        raise NotImplementedError
+
 
 class PlainViT(OneStage):
     """One transformer that sees the whole image: the predictor with nothing hidden.
@@ -53,8 +61,8 @@ class PlainViT(OneStage):
     method = "plain_vit"
     variants = ("group_dro",)
 
-    def forward(self, images: Float[Tensor, "B 3 S1 S2"]) -> Float[Tensor, "B C"]:
-        """Class logits of the whole image."""
+    def whole_image_logits(self, images: Float[Tensor, "B 3 S1 S2"]) -> Float[Tensor, "B C"]:
+        """Class logits of whole images."""
         return self.predictor.whole(images)
 
 
@@ -63,8 +71,8 @@ class PlainViTMean(OneStage):
 
     method = "plain_vit_mean"
 
-    def forward(self, images: Float[Tensor, "B 3 S1 S2"]) -> Float[Tensor, "B C"]:
-        """Class logits of the whole image."""
+    def whole_image_logits(self, images: Float[Tensor, "B 3 S1 S2"]) -> Float[Tensor, "B C"]:
+        """Class logits of whole images."""
         return self.predictor.classify(self.trunk.patches(images).mean(dim=1))
 
 
@@ -82,8 +90,8 @@ class PlainViTAttentive(OneStage):
         super().__init__(config, pretrained)
         self.pool = AttentivePool(self.trunk.width, count_heads(self.trunk.vit))
 
-    def forward(self, images: Float[Tensor, "B 3 S1 S2"]) -> Float[Tensor, "B C"]:
-        """Class logits of the whole image."""
+    def whole_image_logits(self, images: Float[Tensor, "B 3 S1 S2"]) -> Float[Tensor, "B C"]:
+        """Class logits of whole images."""
         return self.predictor.classify(self.pool(self.trunk(images)))
 
 
@@ -116,33 +124,29 @@ class GivenMask(OneStage):
 
     method = "given_mask"
     needs_masks = True
-    hides = True
+    masks_input = True
 
     def forward(
-        self, images: Float[Tensor, "B 3 S1 S2"], mask: Bool[Tensor, "B H W"] | None = None
-    ) -> Float[Tensor, "B C"]:
-        """Class logits of the visible patches.
+        self, images: Tensor, interventions: Sequence[Intervention] = (), masks: Tensor | None = None
+    ) -> Output:
+        """Classify images by the patches of their true masks.
 
         Args:
-            images: Normalised images; pixels of hidden patches may hold anything.
-            mask: True for visible patches.
+            images: Normalised images [B, 3, S, S]; pixels of hidden patches may hold anything.
+            interventions: Refused.
+            masks: True where the object is, bool [B, S, S], or one value a patch [B, H, W].
 
         Raises:
-            IfamError: There is no mask.
+            IfamError: There is no mask, or there are interventions.
         """
-        if mask is None:
+        self.check_interventions(interventions)
+        if masks is None:
             raise IfamError(
                 "given_mask answers by true masks and got none, or not one for each image of the batch; give every "
-                "image of the data a mask, or `model(images, mask)` one value a patch."
+                "image of the data a mask, as in `model(images, masks=masks)`."
             )
-        logits: Tensor = self.predictor(images, mask)
-        return logits
-
-    def answer(self, batch: Batch) -> Tensor:
-        """Class logits of a batch with true masks."""
-        mask = None if batch.masks is None else patch_mask(batch.masks, self.trunk.grid)
-        logits: Tensor = self(batch.images, mask)
-        return logits
+        mask = patch_mask(masks, self.trunk.grid) if masks.shape[1:] == images.shape[2:] else masks
+        return Output(self.predictor(images, mask))
 
 
 class SelectorAlone(PartClassifier):
@@ -159,28 +163,10 @@ class SelectorAlone(PartClassifier):
         """The classifier of the part features."""
         return self.selector.classifier
 
-    def forward(self, images: Tensor) -> Output:
-        """Classify images [B, 3, S, S] by the features of their parts."""
-        return self.conclude(images, self.selector(images))
-
-    def conclude(self, images: Tensor, selection: Selection) -> Output:
+    def classify(self, images: Tensor, selection: Selection) -> Output:
         """The selector's own answer, beside the patches that parts have won."""
-        return output(selection.selector_logits, make_mask(selection).visible, selection)
-
-
-class LateMask(IFAM):
-    """The two stages of `IFAM`, but the predictor sees the whole image and is masked at the end (arXiv 2506.08915).
-
-    By then every token has attended to every pixel, so the mask hides nothing. The gradient through the mask is that of
-    a weighted mean, exact for every patch; `mask_gradient` has no effect.
-    """
-
-    method = "late_mask"
-    hides = False
-
-    def __init__(self, config: ModelConfig, pretrained: bool = True) -> None:
-        super().__init__(config, pretrained)
-        self.predictor = LatePredictor(self.predictor.backbone, config.num_classes)
+        mask = make_mask(selection)
+        return Output(None, selection.selector_logits, mask.visible, mask.gate, selection)
 
 
 class LatePredictor(Predictor):
@@ -209,61 +195,13 @@ class LatePredictor(Predictor):
         return self.classify(pooled)
 
 
-@dataclass(frozen=True)
-class Method:
-    """A model that can be trained and judged by name (`ifam train --method`, `ifam compare`).
+class LateMask(IFAM):
+    """The two stages of `IFAM`, but the predictor sees the whole image and is masked at the end (arXiv 2506.08915).
 
-    Attributes:
-        about: What it is, in one line.
-        build: The model's class, which is called with the settings and whether to start from pretrained weights.
-        train: Fields of `TrainConfig` that make the method what it is; they hold whatever else is set.
+    By then every token has attended to every pixel, so the mask hides nothing. The gradient through the mask is that of
+    a weighted mean, exact for every patch; `mask_gradient` has no effect.
     """
 
-    about: str
-    build: type[Classifier]
-    train: Mapping[str, Any] = field(default_factory=dict)
-
-
-METHODS: dict[str, Method] = {
-    "ifam": Method("selector and predictor, trained jointly through the mask", IFAM),
-    "plain_vit": Method("one transformer that sees the whole image, read by its class token", PlainViT),
-    "plain_vit_mean": Method("a plain ViT read by the mean of its patch tokens", PlainViTMean),
-    "plain_vit_attentive": Method("a plain ViT read by a learned query that attends to all tokens", PlainViTAttentive),
-    "attentive_probe": Method(
-        "the learned query alone, the transformer as pretrained", PlainViTAttentive, {"predictor_tuning": "none"}
-    ),
-    "selector": Method("the selector alone (PDiscoFormer): it sees the whole image", SelectorAlone),
-    "late_mask": Method("the predictor sees the whole image, its final tokens are masked", LateMask),
-    "soft_mask": Method("probabilities in the place of the mask: every patch is seen a little", SoftMaskIFAM),
-    "given_mask": Method("the predictor sees the patches of the data set's true masks (the oracle)", GivenMask),
-    "frozen_predictor": Method("the predictor's transformer stays as pretrained", IFAM, {"predictor_tuning": "none"}),
-    "group_dro": Method("a plain ViT trained for its worst group (GroupDRO)", PlainViT, {"group_dro": 0.01}),
-    "attention_crops": Method("a small transformer's attention chooses a crop for a large one", AttentionCrops),
-}
-
-
-def method(name: str) -> Method:
-    """The method of this name.
-
-    Raises:
-        IfamError: There is none.
-    """
-    if name not in METHODS:
-        raise IfamError(f"There is no method {name!r}; choose one of {', '.join(METHODS)}.")
-    return METHODS[name]
-
-
-def build(name: str, config: ModelConfig, pretrained: bool = True) -> Classifier:
-    """A model of this method, which remembers the name when it is saved.
-
-    Args:
-        name: Name in `METHODS`.
-        config: The model's settings.
-        pretrained: Start from pretrained backbones; False needs no network.
-
-    Raises:
-        IfamError: There is no such method, or a setting makes no model.
-    """
-    model = method(name).build(config, pretrained)
-    model.method = name
-    return model
+    method = "late_mask"
+    masks_input = False
+    predictor_class = LatePredictor

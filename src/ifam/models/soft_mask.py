@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 import torch
 
 from ifam._typing import Bool, Float, Tensor
-from ifam.config import ModelConfig
 from ifam.errors import IfamError
 from ifam.models.ifam import IFAM
 from ifam.models.masking import averaged, make_mask, shown
@@ -19,42 +18,6 @@ from ifam.types import Mask, Selection
 
 # Keeps the logarithm of a foreground of zero finite: such a patch is hidden but for one part in 10^10.
 EPSILON = 1e-10
-
-
-class SoftMaskIFAM(IFAM):
-    """The two stages of `IFAM`, with probabilities in the place of the mask.
-
-    `Output.mask` is what a reader of the maps would take for seen, the patches won by a part; the predictor saw
-    the others too. Gradient reaches the selector through the probabilities; `mask_gradient` has no effect.
-
-    Args:
-        config: The model's settings.
-        pretrained: Start both stages from pretrained backbones.
-    """
-
-    method = "soft_mask"
-    hides = False
-
-    def __init__(self, config: ModelConfig, pretrained: bool = True) -> None:
-        super().__init__(config, pretrained)
-        self.predictor = SoftPredictor(self.predictor.backbone, config.num_classes)
-
-    def mask(self, selection: Selection) -> Mask:
-        """The patches won by a part; the gate is the probability of each patch's best part."""
-        grid = self.predictor.backbone.grid
-        return Mask(shown(make_mask(selection).visible, grid), averaged(self.foreground(selection), grid))
-
-    def foreground(self, selection: Selection) -> Float[Tensor, "B H W"]:
-        """Probability of the best foreground part of each patch; a second Gumbel sample in training."""
-        maps, config = selection.part_maps, self.config
-        if self.training and config.gumbel_noise:
-            logits = selection.assignment_logits
-            maps = ((logits + gumbel_like(logits)) / config.temperature).softmax(dim=1)
-        parts = maps[:, :-1]
-        if self.training and config.mask_part_dropout > 0:
-            kept = torch.rand(parts.shape[:2], device=parts.device) >= config.mask_part_dropout
-            parts = parts * kept[:, :, None, None]
-        return parts.amax(dim=1)
 
 
 class SoftPredictor(Predictor):
@@ -79,6 +42,39 @@ class SoftPredictor(Predictor):
         weights = (mask.to(images.dtype) if gate is None else gate).flatten(1)
         tokens = self.backbone.biased_tokens(images, (weights + EPSILON).log())
         return self.classify(self.backbone.pool(tokens))
+
+
+class SoftMaskIFAM(IFAM):
+    """The two stages of `IFAM`, with probabilities in the place of the mask.
+
+    `Output.mask` is what a reader of the maps would take for seen, the patches won by a part; the predictor saw
+    the others too. Gradient reaches the selector through the probabilities; `mask_gradient` has no effect.
+
+    Args:
+        config: The model's settings.
+        pretrained: Start both stages from pretrained backbones.
+    """
+
+    method = "soft_mask"
+    masks_input = False
+    predictor_class = SoftPredictor
+
+    def mask(self, selection: Selection) -> Mask:
+        """The patches won by a part; the gate is the probability of each patch's best part."""
+        grid = self.predictor.backbone.grid
+        return Mask(shown(make_mask(selection).visible, grid), averaged(self.foreground(selection), grid))
+
+    def foreground(self, selection: Selection) -> Float[Tensor, "B H W"]:
+        """Probability of the best foreground part of each patch; a second Gumbel sample in training."""
+        maps, config = selection.part_maps, self.config
+        if self.training and config.gumbel_noise:
+            logits = selection.assignment_logits
+            maps = ((logits + gumbel_like(logits)) / config.temperature).softmax(dim=1)
+        parts = maps[:, :-1]
+        if self.training and config.mask_part_dropout > 0:
+            kept = torch.rand(parts.shape[:2], device=parts.device) >= config.mask_part_dropout
+            parts = parts * kept[:, :, None, None]
+        return parts.amax(dim=1)
 
 
 @dataclass(frozen=True)

@@ -182,7 +182,7 @@ def embed(
             task = bar.add_task(label, total=len(examples))
             for batch in loader:
                 given.clear()
-                model.answer(batch.to(device))
+                model.predict_batch(batch.to(device))
                 assert len(given) == 1, "the last layer is used once"
                 features.append(given[0].float().reshape(len(batch.labels), -1, given[0].shape[-1]).mean(dim=1).cpu())
                 labels.append(batch.labels)

@@ -237,6 +237,22 @@ def all_terms(
     Raises:
         IfamError: If only one of `equivariant_maps` and `affine` is given, or a variant names no term.
     """
+    stages = {"classification": logits, "selector_classification": selector_logits}
+    moved: dict[str, Any] = {"equivariant_maps": equivariant_maps, "affine": affine, "image_size": image_size}
+    of_parts = part_terms(part_maps, part_features, **moved, variants=variants)
+    return {name: classification(values, labels) for name, values in stages.items()} | of_parts
+
+
+def part_terms(
+    part_maps: Maps,
+    part_features: Float[Tensor, "B K1 D"],
+    *,
+    equivariant_maps: Maps | None = None,
+    affine: Affine | None = None,
+    image_size: tuple[int, int] | None = None,
+    variants: Mapping[str, Mapping[str, Any]] | None = None,
+) -> dict[str, Scalar]:
+    """The terms that are about parts, unweighted; see `all_terms`."""
     if (equivariant_maps is None) != (affine is None):
         raise IfamError("The equivariance loss needs `equivariant_maps` and `affine`: give both, or neither.")
     options = dict(variants or {})
@@ -251,11 +267,7 @@ def all_terms(
     for name in options:
         if name not in adjustable:
             raise _unknown("loss variant", name, ", ".join(adjustable))
-    terms = {
-        "classification": classification(logits, labels),
-        "selector_classification": classification(selector_logits, labels),
-        "orthogonality": orthogonality(part_features, **options.get("orthogonality", {})),
-    }
+    terms = {"orthogonality": orthogonality(part_features, **options.get("orthogonality", {}))}
     terms |= {name: term(part_maps, **options.get(name, {})) for name, term in of_maps.items()}
     if equivariant_maps is not None and affine is not None:
         terms["equivariance"] = equivariance(part_maps, equivariant_maps, affine, image_size)

@@ -17,11 +17,11 @@ from ifam.config import LossConfig, TrainConfig
 from ifam.data import Benchmark
 from ifam.errors import IfamError
 from ifam.evaluation.metrics import GroupAccuracy, MaskIoU
-from ifam.models.base import Classifier, PartClassifier
+from ifam.models.base import Classifier
 from ifam.models.masking import patch_mask
 from ifam.training.affine import sample_affine, transform
 from ifam.training.group_dro import group_dro
-from ifam.training.losses import all_terms, classification, weighted_sum
+from ifam.training.losses import classification, part_terms, weighted_sum
 from ifam.training.optimization import adamw, learning_rate_factor, normalised_weight_decay, parameter_groups
 from ifam.types import Batch, Output
 
@@ -84,27 +84,26 @@ class Training(L.LightningModule):
 
     def terms(self, batch: Batch) -> dict[str, Tensor]:
         """Each loss term of a batch, unweighted."""
-        if not isinstance(self.model, PartClassifier):
-            judged = self.model.judged(batch)
-            terms = {name: classification(logits, batch.labels) for name, logits in judged.items()}
-            return terms | self._robust("classification", judged["classification"], batch)
         model, images, size = self.model, batch.images, self.model.image_size
+        if not model.selects_parts:
+            out = model.predict_batch(batch)
+            return self._classification(out, batch)
         moved: dict[str, Any] = {}
         if self.losses.equivariance != 0:
             # Only the selector is equivariant, so only the selector sees the transformed images: beside the others,
             # in one pass through its trunk, and no further than to the part maps.
             affine = sample_affine(size)
-            patches, others = model.selector.patches(torch.cat([images, transform(images, affine)])).chunk(2)
-            moved = {"equivariant_maps": model.selector.part_maps(others), "affine": affine, "image_size": size}
+            out, maps = model.with_part_maps(images, transform(images, affine))
+            moved = {"equivariant_maps": maps, "affine": affine, "image_size": size}
         else:
-            patches = model.selector.patches(images)
-        out = model.conclude(images, model.selector.select(patches))
-        terms = all_terms(out.part_maps, out.part_features, out.logits, out.selector_logits, batch.labels, **moved)
-        if out.answers_once:
-            # The same answer is not judged twice.
-            terms.pop("classification")
-        name = "selector_classification" if out.answers_once else "classification"
-        return terms | self._robust(name, out.logits, batch)
+            out = model.predict_batch(batch)
+        return part_terms(out.part_maps, out.part_features, **moved) | self._classification(out, batch)
+
+    def _classification(self, out: Output, batch: Batch) -> dict[str, Tensor]:
+        """The cross-entropy of each stage that answers; that of the answer for the worst group, where asked for."""
+        stages = {"classification": out.predictor_logits, "selector_classification": out.selector_logits}
+        terms = {name: classification(logits, batch.labels) for name, logits in stages.items() if logits is not None}
+        return terms | self._robust(next(iter(terms)), out.logits, batch)
 
     def _robust(self, name: str, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
         """The answer's term for the worst group, in the place of that for the average; none where not asked for."""
@@ -118,13 +117,13 @@ class Training(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         """Count a batch of validation images."""
-        out = self.model.answer(batch)
-        logits = out.logits if isinstance(out, Output) else out
+        out = self.model.predict_batch(batch)
+        logits = out.logits
         assert batch.groups is not None
         self.accuracy.update(logits.float(), batch.labels, batch.groups)
         size = len(batch.images)
         self.val_loss.update(classification(logits, batch.labels), size)
-        if isinstance(out, Output):
+        if out.mask is not None:
             self.visible.update(out.visible_fraction)
             if batch.masks is not None:
                 truth = patch_mask(batch.masks, (out.mask.shape[1], out.mask.shape[2]))

@@ -14,7 +14,7 @@ from ifam.data import Benchmark
 from ifam.distributed import first_process
 from ifam.errors import IfamError
 from ifam.io import check_absent, write_text
-from ifam.models import baselines
+from ifam.models import registry
 from ifam.models.base import Classifier
 
 logger = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ def build(
         WeightsUnavailable: The weights of a backbone that was asked for cannot be had.
     """
     try:
-        return Plan(baselines.build(method, config), config, train, losses)
+        return Plan(registry.build(method, config), config, train, losses)
     except WeightsUnavailable as error:
         if config.backbone != ModelConfig().backbone or "model.backbone" in given:
             raise
@@ -103,7 +103,7 @@ def build(
     small = small_data(replace(TINY_TRAIN, **asked), len(images.split("train")), seed=train.seed)
     small = replace(small, **asked)
     losses = replace(TINY_LOSS, **_asked(losses, LossConfig(), "loss", given))
-    return Plan(baselines.build(method, config), config, small, losses)
+    return Plan(registry.build(method, config), config, small, losses)
 
 
 def _first_sentence(error: Exception) -> str:
@@ -136,7 +136,7 @@ def settle(method: str, train: TrainConfig, given: Collection[str] = ()) -> Trai
     Raises:
         IfamError: There is no such method, or a field was set to something else.
     """
-    own = baselines.method(method).train
+    own = registry.method(method).train
     for name, value in _asked(train, TrainConfig(), "train", given).items():
         if name in own and value != own[name]:
             raise IfamError(

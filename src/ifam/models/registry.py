@@ -1,0 +1,73 @@
+"""Every method by name: what `ifam train --method` and `ifam compare` know, and what `config.json` remembers."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ifam.config import ModelConfig
+from ifam.errors import IfamError
+from ifam.models.attention_crops import AttentionCrops
+from ifam.models.base import Classifier
+from ifam.models.baselines import GivenMask, LateMask, PlainViT, PlainViTAttentive, PlainViTMean, SelectorAlone
+from ifam.models.ifam import IFAM
+from ifam.models.soft_mask import SoftMaskIFAM
+
+
+@dataclass(frozen=True)
+class Method:
+    """A model that can be trained and judged by name (`ifam train --method`, `ifam compare`).
+
+    Attributes:
+        about: What it is, in one line.
+        build: The model's class, which is called with the settings and whether to start from pretrained weights.
+        train: Fields of `TrainConfig` that make the method what it is; they hold whatever else is set.
+    """
+
+    about: str
+    build: type[Classifier]
+    train: Mapping[str, Any] = field(default_factory=dict)
+
+
+METHODS: dict[str, Method] = {
+    "ifam": Method("selector and predictor, trained jointly through the mask", IFAM),
+    "plain_vit": Method("one transformer that sees the whole image, read by its class token", PlainViT),
+    "plain_vit_mean": Method("a plain ViT read by the mean of its patch tokens", PlainViTMean),
+    "plain_vit_attentive": Method("a plain ViT read by a learned query that attends to all tokens", PlainViTAttentive),
+    "attentive_probe": Method(
+        "the learned query alone, the transformer as pretrained", PlainViTAttentive, {"predictor_tuning": "none"}
+    ),
+    "selector": Method("the selector alone (PDiscoFormer): it sees the whole image", SelectorAlone),
+    "late_mask": Method("the predictor sees the whole image, its final tokens are masked", LateMask),
+    "soft_mask": Method("probabilities in the place of the mask: every patch is seen a little", SoftMaskIFAM),
+    "given_mask": Method("the predictor sees the patches of the data set's true masks (the oracle)", GivenMask),
+    "frozen_predictor": Method("the predictor's transformer stays as pretrained", IFAM, {"predictor_tuning": "none"}),
+    "group_dro": Method("a plain ViT trained for its worst group (GroupDRO)", PlainViT, {"group_dro": 0.01}),
+    "attention_crops": Method("a small transformer's attention chooses a crop for a large one", AttentionCrops),
+}
+
+
+def method(name: str) -> Method:
+    """The method of this name.
+
+    Raises:
+        IfamError: There is none.
+    """
+    if name not in METHODS:
+        raise IfamError(f"There is no method {name!r}; choose one of {', '.join(METHODS)}.")
+    return METHODS[name]
+
+
+def build(name: str, config: ModelConfig, pretrained: bool = True) -> Classifier:
+    """A model of this method, which remembers the name when it is saved.
+
+    Args:
+        name: Name in `METHODS`.
+        config: The model's settings.
+        pretrained: Start from pretrained backbones; False needs no network.
+
+    Raises:
+        IfamError: There is no such method, or a setting makes no model.
+    """
+    model = method(name).build(config, pretrained)
+    model.method = name
+    return model
