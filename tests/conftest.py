@@ -80,7 +80,7 @@ def tiny_model(make_model):
 
 @pytest.fixture
 def images():
-    """Four normalised images of 64 x 64 pixels."""
+    """Four normalized images of 64 x 64 pixels."""
     return torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(1))
 
 

@@ -15,7 +15,7 @@ class Told(Classifier):
     """
 
     method = "told"
-    image_size, normalisation = (4, 4), ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    image_size, normalization = (4, 4), ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
     def __init__(self, logits):
         super().__init__(ModelConfig(num_classes=logits.shape[1]))

@@ -84,7 +84,7 @@ def test_preprocessing_is_that_of_evaluation(model):
         def __getitem__(self, index: int) -> dict:
             return {"image": photo(PHOTOS[index]), "label": 0}
 
-    prepared = Prepared(Three(), model.image_size, model.normalisation)
+    prepared = Prepared(Three(), model.image_size, model.normalization)
     for index, name in enumerate(PHOTOS):
         assert torch.equal(preprocess(photo(name), model), prepared[index]["image"])
 
@@ -102,7 +102,7 @@ def test_any_shape(model, size):
 def test_display_shows_the_crop_that_the_model_sees(model):
     image = photo("coffee")
     shown = display_crop(image, model).resize((96, 96), Image.Resampling.BILINEAR)
-    mean, std = (torch.tensor(v)[:, None, None] for v in model.normalisation)
+    mean, std = (torch.tensor(v)[:, None, None] for v in model.normalization)
     seen = (preprocess(image, model) * std + mean) * 255
     assert np.abs(np.asarray(shown, dtype=float) - seen.permute(1, 2, 0).numpy()).mean() < 4
 

@@ -14,7 +14,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "ifam"
 
 # Packages and single files, from the bottom of the house to its top: each may import what stands on the lines before
-# it. Those on one line may import each other, but never in a circle.
+# it. Those on one line may import each other, but mask_fill_value in a circle.
 RANKS = [
     ["_typing", "version", "types", "errors", "ranges", "config", "interruption", "distributed", "logs", "pulse", "io"],
     ["console", "progress", "yaml_text", "model_files", "saved_models", "provenance"],

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from ifam import pretraining
 from ifam.data.textures import draw_scenes, patch_coverage
 from ifam.errors import IfamError
-from ifam.pretraining import TINY_ARCH, build_tiny_vit, normalise, pretrain_tiny
+from ifam.pretraining import TINY_ARCH, build_tiny_vit, normalize, pretrain_tiny
 
 WEIGHTS = Path(pretraining.__file__).parent / "assets" / "tiny_vit.safetensors"
 
@@ -34,7 +34,7 @@ def test_shipped_weights_separate_thing_from_background():
     vit.load_state_dict(load_file(WEIGHTS))
     scenes = draw_scenes(64, torch.Generator().manual_seed(2**40))
     with torch.no_grad():
-        tokens = vit.forward_features(normalise(scenes.images))[:, vit.num_prefix_tokens :]
+        tokens = vit.forward_features(normalize(scenes.images))[:, vit.num_prefix_tokens :]
     covered = patch_coverage(scenes.foreground, TINY_ARCH["patch_size"]) >= 0.25
     # The nearest of two prototypes, the mean of each kind on the first half, tells it on the second.
     known, asked = slice(0, 32), slice(32, None)

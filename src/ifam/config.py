@@ -49,7 +49,7 @@ class ModelConfig:
             without padding, "dense" (every patch computed, the hidden ones blank and masked) or "auto", the fastest
             that fits. All give the same numbers.
         class_names: Names of the classes, in order of their index.
-        mean: Channel means of the input normalisation; each backbone's own where it is None.
+        mean: Channel means of the input normalization; each backbone's own where it is None.
         std: Channel standard deviations; each backbone's own where it is None.
     """
 

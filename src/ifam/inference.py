@@ -162,16 +162,16 @@ def print_predictions(rows: Sequence[Prediction], *, hides: bool = True) -> None
 
 
 def preprocess(image: Image.Image, model: Classifier) -> Float[Tensor, "3 S1 S2"]:
-    """What the model is given of an image: the shorter side resized, the centre cut out, normalised.
+    """What the model is given of an image: the shorter side resized, the centre cut out, normalized.
 
     Args:
         image: An image of any size and mode.
-        model: The model, which knows its image size and normalisation.
+        model: The model, which knows its image size and normalization.
 
     Returns:
-        Normalised pixels.
+        Normalized pixels.
     """
-    mean, std = model.normalisation
+    mean, std = model.normalization
     pixels = _centre(v2.functional.to_image(image.convert("RGB")), model.image_size)
     pixels = v2.functional.to_dtype(pixels, torch.float32, scale=True)
     return torch.as_tensor(v2.functional.normalize(pixels, list(mean), list(std)))

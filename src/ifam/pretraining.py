@@ -5,7 +5,7 @@ minutes on random scenes (`ifam.data.textures`: textures, clutter, and one rando
 three tasks at once, with many patches hidden:
 
 - *splice*: a linear layer on every visible patch token tells how much of the patch the blob covers;
-- *reconstruction*: a light decoder paints the hidden patches (masked autoencoder, per-patch normalised);
+- *reconstruction*: a light decoder paints the hidden patches (masked autoencoder, per-patch normalized);
 - *summary*: linear layers on the class token tell colours, texture and layout of the visible patches, often
   only those of the blob or only those of the background.
 
@@ -61,8 +61,8 @@ def build_tiny_vit() -> VisionTransformer:
     return VisionTransformer(**TINY_ARCH)
 
 
-def normalise(images: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B 3 S S"]:
-    """Normalise RGB images in [0, 1] by ImageNet's mean and standard deviation."""
+def normalize(images: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B 3 S S"]:
+    """Normalize RGB images in [0, 1] by ImageNet's mean and standard deviation."""
     mean, std = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (MEAN, STD))
     return (images - mean) / std
 
@@ -118,7 +118,7 @@ class _Student(nn.Module):
         self.paint = nn.Sequential(nn.LayerNorm(decoder_width), nn.Linear(decoder_width, 3 * patch * patch))
 
     def encode(self, images: Float[Tensor, "B 3 S S"], view: _View | None) -> Float[Tensor, "B T D"]:
-        """Give the normalised tokens of the prefix and of the patches in view (all, if there is none)."""
+        """Give the normalized tokens of the prefix and of the patches in view (all, if there is none)."""
         vit: Any = self.vit
         tokens: Tensor = vit.patch_embed(images) + vit.pos_embed
         attend = None
@@ -130,8 +130,8 @@ class _Student(nn.Module):
         tokens = torch.cat([prefix, tokens], 1)
         for block in vit.blocks:
             tokens = block(tokens, attn_mask=attend)
-        normalised: Tensor = vit.norm(tokens)
-        return normalised
+        normalized: Tensor = vit.norm(tokens)
+        return normalized
 
     def splice(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B N"]:
         """Tell how much of each patch is spliced, as a logit.
@@ -192,7 +192,7 @@ def _summary_loss(summary: Tensor, targets: Tensor, view: _View | None) -> Tenso
 def _losses(student: _Student, scenes: Scenes, generator: torch.Generator) -> dict[str, Tensor]:
     """Compute all losses on one batch, for a random (or full) view and for a view of a region."""
     patch, prefix = TINY_ARCH["patch_size"], student.vit.num_prefix_tokens
-    images, coverage = normalise(scenes.images), patch_coverage(scenes.foreground, patch)
+    images, coverage = normalize(scenes.images), patch_coverage(scenes.foreground, patch)
     targets = _summary_targets(scenes.images, patch)
     whole = float(torch.rand((), generator=generator, device=generator.device)) < 0.3
     view = None if whole else _random_view(len(images), coverage.shape[1], generator)
@@ -214,7 +214,7 @@ def _losses(student: _Student, scenes: Scenes, generator: torch.Generator) -> di
 
 
 class _Trainer:
-    """One run: a student, its optimiser and its stream of scenes, all from one seed."""
+    """One run: a student, its optimizer and its stream of scenes, all from one seed."""
 
     def __init__(self, seed: int, steps: int, batch_size: int, device: torch.device) -> None:
         with torch.random.fork_rng(devices=[]):
@@ -227,7 +227,7 @@ class _Trainer:
         decayed = [p for name, p in named if p.ndim > 1 and not any(word in name for word in free)]
         others = [p for name, p in named if p.ndim <= 1 or any(word in name for word in free)]
         groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
-        self.optimiser = torch.optim.AdamW(groups, lr=0.0, weight_decay=_WEIGHT_DECAY, betas=(0.9, 0.98))
+        self.optimizer = torch.optim.AdamW(groups, lr=0.0, weight_decay=_WEIGHT_DECAY, betas=(0.9, 0.98))
 
     def rate(self) -> float:
         """Give this step's learning rate: linear warm-up, then a cosine to zero."""
@@ -243,12 +243,12 @@ class _Trainer:
         scenes = Scenes(torch.cat([d.images for d in drawn]), torch.cat([d.foreground for d in drawn]))
         losses = _losses(self.student, scenes, self.generator)
         total = sum((_WEIGHTS[name] * value for name, value in losses.items()), torch.zeros(()))
-        for group in self.optimiser.param_groups:
+        for group in self.optimizer.param_groups:
             group["lr"] = self.rate()
-        self.optimiser.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
         total.backward()
         nn.utils.clip_grad_norm_(self.student.parameters(), 1.0)
-        self.optimiser.step()
+        self.optimizer.step()
         self.done += 1
         return {name: value.item() for name, value in losses.items()}
 

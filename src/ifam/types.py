@@ -19,7 +19,7 @@ class Batch:
     """A batch of examples.
 
     Attributes:
-        images: Normalised images.
+        images: Normalized images.
         labels: Class of each image.
         groups: Group of each image (class x background, say); what the worst group is taken over.
         masks: True where the object is, in pixels, for data sets that know it.
@@ -79,7 +79,7 @@ class Mask:
 
     Attributes:
         visible: True where a patch is shown to the predictor. What the predictor is given lies on the grid of its own
-            patches, which need not be the selector's (`ifam.models.masking.regrid`).
+            patches, which need not be the selector's (`ifam.models.masking.resize_gated_mask`).
         gate: The same as 0.0 and 1.0, with the gradient of the foreground's probability (straight-through).
     """
 

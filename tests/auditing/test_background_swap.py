@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ifam.auditing.background_swap import change, coverage, donors, montage, swap_backgrounds
-from ifam.auditing.inputs import Cases, observe
+from ifam.auditing.inputs import AuditInputs, observe
 from ifam.models.ifam import IFAM
 from ifam.types import Mask
 
@@ -70,7 +70,7 @@ def cases():
     images[:, 0][truth] = 1.0
     images[:, 2][truth] = 0.0
     labels, groups = torch.zeros(8, dtype=torch.long), torch.arange(8) % 2
-    return Cases(
+    return AuditInputs(
         images, labels, groups, truth, indices=tuple(range(8)), class_names=("a", "b"), group_names=("red", "blue")
     )
 
@@ -136,12 +136,12 @@ def test_accuracy_by_group_has_the_worst_first(cases):
     rows = {row.name: (row.count, row.before, row.fixed, row.recomputed) for row in found.groups}
     assert rows == {"red": (4, 0.0, 1.0, 1.0), "blue": (4, 1.0, 0.0, 0.0)}
     assert [row.name for row in found.groups] == ["blue", "red"]
-    unlabelled = swap(Oracle(), Cases(cases.images, truth=cases.truth))
+    unlabelled = swap(Oracle(), AuditInputs(cases.images, truth=cases.truth))
     assert unlabelled.groups == ()
 
 
 def test_without_truth_the_own_mask_cuts_out(cases):
-    found = swap(Oracle(), Cases(cases.images))
+    found = swap(Oracle(), AuditInputs(cases.images))
     assert found.source == "own mask"
     assert (found.mixed, found.stray) == (0, 0)
     assert found.fixed.any_bit == 0
@@ -149,10 +149,10 @@ def test_without_truth_the_own_mask_cuts_out(cases):
 
 def test_backgrounds_of_the_benchmark_are_preferred(cases):
     swapped = cases.images.flip(1)
-    found = swap(Oracle("pixels"), Cases(**{**vars(cases), "swapped": swapped}))
+    found = swap(Oracle("pixels"), AuditInputs(**{**vars(cases), "swapped": swapped}))
     assert found.source == "benchmark"
     # The object's own pixels are held, whatever the benchmark painted there.
-    assert swap(Oracle(), Cases(**{**vars(cases), "swapped": swapped})).fixed.any_bit == 0
+    assert swap(Oracle(), AuditInputs(**{**vars(cases), "swapped": swapped})).fixed.any_bit == 0
 
 
 def test_a_montage_takes_background_only():

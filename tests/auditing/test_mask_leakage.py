@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from ifam.auditing.inputs import Cases, observe
-from ifam.auditing.mask_leakage import background_of, measure_leakage, read
+from ifam.auditing.inputs import AuditInputs, observe
+from ifam.auditing.mask_leakage import background_of, measure_leakage, probe
 from ifam.models.ifam import IFAM
 from ifam.types import Mask, Output, Selection
 
@@ -44,7 +44,7 @@ def cases():
     labels, backgrounds = torch.arange(80) % 2, torch.arange(80) // 2 % 2
     images[:, 0] = (2.0 * backgrounds - 1)[:, None, None]
     names = ("a on dark", "a on bright", "b on dark", "b on bright")
-    return Cases(images, labels, 2 * labels + backgrounds, class_names=("a", "b"), group_names=names)
+    return AuditInputs(images, labels, 2 * labels + backgrounds, class_names=("a", "b"), group_names=names)
 
 
 @pytest.mark.slow
@@ -68,14 +68,14 @@ def test_a_selector_that_copies_the_background_into_the_mask_is_caught(cases):
 
 def test_reading_is_cross_validated():
     """A model that has 400 numbers for 200 labels fits them all; on images it has not seen it knows nothing."""
-    found = read(torch.randn(200, 400), torch.arange(200) % 2, shuffles=5)
+    found = probe(torch.randn(200, 400), torch.arange(200) % 2, shuffles=5)
     assert found.accuracy < 0.6
     assert found.low < 0.5 < found.high
     assert not found.above_chance
 
 
 def test_masks_that_are_all_the_same_give_nothing_away():
-    found = read(torch.ones(40, 9), torch.arange(40) % 2, shuffles=2)
+    found = probe(torch.ones(40, 9), torch.arange(40) % 2, shuffles=2)
     assert not found.above_chance
     assert found.accuracy <= 0.5
 
@@ -83,7 +83,7 @@ def test_masks_that_are_all_the_same_give_nothing_away():
 def test_an_uneven_share_is_no_finding():
     """Always naming the frequent value is right for nine of ten: chance says so."""
     values = (torch.arange(100) % 10 == 0).long()
-    found = read(torch.randn(100, 4), values, shuffles=5)
+    found = probe(torch.randn(100, 4), values, shuffles=5)
     assert found.chance == 0.9
     assert found.accuracy == pytest.approx(0.9, abs=0.02)
     assert not found.above_chance
@@ -93,7 +93,7 @@ def test_the_interval_shrinks_with_more_images():
     def width(count):
         values = torch.arange(count) % 2
         features = values[:, None] + torch.randn(count, 1)
-        found = read(features, values, shuffles=1)
+        found = probe(features, values, shuffles=1)
         return found.high - found.low
 
     assert width(1600) < 0.4 * width(100)
@@ -101,11 +101,11 @@ def test_the_interval_shrinks_with_more_images():
 
 def test_rare_classes_are_left_out_and_too_few_are_said(cases):
     labels = torch.tensor([0] * 30 + [1] * 30 + [2] * 4)
-    assert read(torch.randn(64, 3), labels, shuffles=1).images == 60
-    few = read(torch.randn(10, 3), torch.arange(10), target="class")
+    assert probe(torch.randn(64, 3), labels, shuffles=1).images == 60
+    few = probe(torch.randn(10, 3), torch.arange(10), target="class")
     assert few.startswith("class: fewer than two values have 5 images")
     observed = observe(Copyist(), cases.images)
-    unknown = measure_leakage(Cases(cases.images), observed)
+    unknown = measure_leakage(AuditInputs(cases.images), observed)
     assert unknown.readings == ()
     assert len(unknown.notes) == 2
     assert all("not known" in note for note in unknown.notes)
@@ -120,6 +120,6 @@ def test_backgrounds_are_found_in_groups_of_class_times_background(cases):
 
 def test_figures_repeat(cases):
     features = torch.randn(80, 5)
-    first = read(features, cases.labels, seed=3, shuffles=2)
-    assert read(features, cases.labels, seed=3, shuffles=2) == first
-    assert read(features, cases.labels, seed=4, shuffles=2) != first
+    first = probe(features, cases.labels, seed=3, shuffles=2)
+    assert probe(features, cases.labels, seed=3, shuffles=2) == first
+    assert probe(features, cases.labels, seed=4, shuffles=2) != first

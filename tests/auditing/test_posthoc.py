@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from ifam.auditing import posthoc
-from ifam.auditing.inputs import Cases, observe
+from ifam.auditing.inputs import AuditInputs, observe
 from ifam.auditing.posthoc import (
-    Whole,
+    UnmaskedClassifier,
     attention_rollout,
     compare_explanations,
     cut,
@@ -21,7 +21,7 @@ from ifam.auditing.posthoc import (
 extra = pytest.mark.skipif(not posthoc.has_libraries(), reason="the extra `explain` is not installed")
 
 
-class OnePatch(Whole):
+class OnePatch(UnmaskedClassifier):
     """Class 0 is the brightness of patch (1, 2), class 1 is nothing."""
 
     def __init__(self):
@@ -71,14 +71,14 @@ def test_the_whole_view_is_the_predictor_with_every_patch(make_model, layout):
     images = torch.randn(2, 3, *model.image_size)
     with torch.no_grad():
         everything = model.predictor(images, torch.ones(2, 4, 4, dtype=torch.bool))
-        torch.testing.assert_close(Whole(model.predictor)(images), everything, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(UnmaskedClassifier(model.predictor)(images), everything, rtol=1e-4, atol=1e-5)
 
 
 def test_rollout_is_a_share_of_attention(make_model, layout):
     """Attention that is the same everywhere rolls out evenly; of two uneven patches the attended one is hotter."""
     model = make_model(*layout)
     images = torch.randn(2, 3, *model.image_size)
-    whole = Whole(model.predictor)
+    whole = UnmaskedClassifier(model.predictor)
     maps = attention_rollout(whole, images, torch.zeros(2, dtype=torch.long))
     assert maps.shape == (2, 4, 4)
     assert (maps > 0).all()
@@ -98,16 +98,16 @@ def test_rollout_is_a_share_of_attention(make_model, layout):
 def test_grad_cam_gives_a_map_of_patches(make_model, layout):
     model = make_model(*layout)
     images = torch.randn(2, 3, *model.image_size)
-    maps = grad_cam(Whole(model.predictor), images, torch.tensor([0, 3]))
+    maps = grad_cam(UnmaskedClassifier(model.predictor), images, torch.tensor([0, 3]))
     assert maps.shape == (2, 4, 4)
     assert (maps >= 0).all()
-    assert not torch.equal(maps, grad_cam(Whole(model.predictor), images, torch.tensor([1, 2])))
+    assert not torch.equal(maps, grad_cam(UnmaskedClassifier(model.predictor), images, torch.tensor([1, 2])))
 
 
 def test_ifams_row_keeps_its_answers_by_construction(tiny_model, images):
     truth = torch.zeros(4, 64, 64, dtype=torch.bool)
     truth[:, :32] = True
-    cases = Cases(images, torch.tensor([0, 1, 2, 3]), truth=truth)
+    cases = AuditInputs(images, torch.tensor([0, 1, 2, 3]), truth=truth)
     observed = observe(tiny_model, images)
     found = compare_explanations(tiny_model, tiny_model.predictor, cases, observed, plain_name="here")
     assert [row.name for row in found.rows] == ["mask", *explainers()]
@@ -129,7 +129,7 @@ def test_ifams_row_keeps_its_answers_by_construction(tiny_model, images):
 
 def test_agreement_is_counted(tiny_model, images):
     """Where a mask shows everything, nothing is hidden and every answer stays; where it shows nothing, few do."""
-    cases, observed = Cases(images), observe(tiny_model, images)
+    cases, observed = AuditInputs(images), observe(tiny_model, images)
     everything = type(observed)(**{**vars(observed), "mask": torch.ones_like(observed.mask)})
     found = compare_explanations(tiny_model, tiny_model.predictor, cases, everything)
     for row in found.rows[1:]:
@@ -149,7 +149,7 @@ def test_without_the_extra_it_says_how_to_get_it(tiny_model, images, monkeypatch
 
     posthoc.has_libraries.cache_clear()
     monkeypatch.setattr(posthoc, "import_module", missing)
-    found = compare_explanations(tiny_model, tiny_model.predictor, Cases(images), observe(tiny_model, images))
+    found = compare_explanations(tiny_model, tiny_model.predictor, AuditInputs(images), observe(tiny_model, images))
     assert [row.name for row in found.rows] == ["mask", "random patches", "attention rollout"]
     assert found.notes == (posthoc.MISSING,)
     assert "pip install 'ifam[explain]'" in posthoc.MISSING

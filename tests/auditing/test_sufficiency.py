@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from ifam.auditing.inputs import Cases, observe
+from ifam.auditing.inputs import AuditInputs, observe
 from ifam.auditing.sufficiency import dilate, erode, measure_parts, ranks
 from ifam.models.ifam import IFAM
 from ifam.types import Mask, Output, Selection
@@ -50,7 +50,7 @@ class Counting(IFAM):
 
 def measure(worth, labels=None):
     model = Counting(worth)
-    cases = Cases(torch.zeros(2, 3, 8, 8), labels)
+    cases = AuditInputs(torch.zeros(2, 3, 8, 8), labels)
     return measure_parts(model, cases, observe(model, cases.images), batch_size=1)
 
 
@@ -90,13 +90,13 @@ def test_necessity_counts_only_images_that_show_the_part():
 def test_a_part_that_nobody_shows_has_no_figures(tiny_model, images):
     """And the figures of the real model fit together."""
     observed = observe(tiny_model, images)
-    found = measure_parts(tiny_model, Cases(images), observed)
+    found = measure_parts(tiny_model, AuditInputs(images), observed)
     assert found.insertion[-1].agreement == found.deletion[0].agreement == 1
     assert found.insertion[-1].visible == pytest.approx(observed.mask.float().mean().item())
     assert found.insertion[0] == found.deletion[-1]
     with torch.no_grad():
         tiny_model.selector.prototypes[0] = 1e3 * torch.ones(48)
-    gone = measure_parts(tiny_model, Cases(images), observe(tiny_model, images))
+    gone = measure_parts(tiny_model, AuditInputs(images), observe(tiny_model, images))
     assert (gone.parts[0].images, gone.parts[0].changed_answers, gone.parts[0].logit_change) == (0, None, None)
     assert all(row[0] == 0 for row in gone.leave_one_out)
 
@@ -105,7 +105,7 @@ def test_leaving_a_part_out_is_what_the_intervention_does(tiny_model, images):
     from ifam.models.interventions import DropParts
 
     observed = observe(tiny_model, images)
-    found = measure_parts(tiny_model, Cases(images), observed)
+    found = measure_parts(tiny_model, AuditInputs(images), observed)
     with torch.no_grad():
         for k in range(3):
             dropped = tiny_model(images, [DropParts([k])]).logits

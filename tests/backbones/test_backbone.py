@@ -96,8 +96,8 @@ def test_properties(make_backbone):
     assert backbone.grid == (4, 4)
     assert backbone.patch_size == (14, 14)
     assert backbone.image_size == (56, 56)
-    assert backbone.normalisation == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    assert make_backbone("vit_base_patch16_siglip_224").normalisation == ((0.5,) * 3, (0.5,) * 3)
+    assert backbone.normalization == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert make_backbone("vit_base_patch16_siglip_224").normalization == ((0.5,) * 3, (0.5,) * 3)
 
 
 def test_image_size_is_the_models_own_by_default():
@@ -191,7 +191,7 @@ def test_images_of_another_shape(make_backbone, shape):
         assert f"{list(shape)}, but the model expects [B, 3, 64, 64]" in str(error.value)
 
 
-def test_images_that_are_not_normalised_numbers(make_backbone):
+def test_images_that_are_not_normalized_numbers(make_backbone):
     with pytest.raises(IfamError, match=r"images are torch.uint8"):
         make_backbone()(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
 

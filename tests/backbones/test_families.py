@@ -14,7 +14,7 @@ import timm
 import torch
 
 from ifam.backbones.backbone import Backbone
-from ifam.backbones.vit import create
+from ifam.backbones.vit import create_vit
 from ifam.config import ModelConfig
 from ifam.errors import IfamError
 from ifam.models.ifam import IFAM
@@ -126,7 +126,7 @@ def test_visible_tokens_are_those_of_timm_with_the_hidden_keys_masked(backbone, 
         assert real.sum(dim=1).tolist() == shown.sum(dim=1).tolist()
     for row, own, expected, kept in zip(tokens, real, reference, shown, strict=True):
         torch.testing.assert_close(row[own], expected[kept], rtol=0, atol=1e-9)
-    summary = backbone.summary(images, visible, execution=execution)
+    summary = backbone.pooled(images, visible, execution=execution)
     torch.testing.assert_close(summary, read(backbone, reference, visible), rtol=0, atol=1e-9)
 
 
@@ -149,11 +149,11 @@ def test_hidden_pixels_have_no_influence(family, execution):
     images, visible = draw(backbone)
     size = backbone.patch_size[0]
     hidden = ~visible.unflatten(1, backbone.grid).repeat_interleave(size, dim=1).repeat_interleave(size, dim=2)
-    expected = backbone.summary(images, visible, execution=execution)
+    expected = backbone.pooled(images, visible, execution=execution)
     assert expected.isfinite().all()
     for filling in (torch.nan, torch.inf, 1e30):
         changed = torch.where(hidden[:, None], filling, images)
-        assert torch.equal(backbone.summary(changed, visible, execution=execution), expected)
+        assert torch.equal(backbone.pooled(changed, visible, execution=execution), expected)
 
 
 @pytest.mark.slow
@@ -169,7 +169,7 @@ def test_gradient_of_the_gates_is_the_slope_of_timms_own_attention(family, execu
     for mode, expected, checkpointing in wanted:
         backbone.vit.set_grad_checkpointing(checkpointing)
         gate = visible.double().requires_grad_()
-        (backbone.summary(images, visible, gate, mode, execution) * weight).sum().backward()
+        (backbone.pooled(images, visible, gate, mode, execution) * weight).sum().backward()
         torch.testing.assert_close(gate.grad, expected, rtol=1e-4, atol=1e-6)
 
 
@@ -192,7 +192,7 @@ def test_every_weight_is_used(family):
     """Pooling of timm's own that nothing here reads is left out: no weight stays without a gradient."""
     backbone = build(*family)
     images, visible = draw(backbone)
-    total = backbone.patches(images).square().sum() + backbone.summary(images, visible).square().sum()
+    total = backbone.patches(images).square().sum() + backbone.pooled(images, visible).square().sum()
     names, weights = zip(*backbone.named_parameters(), strict=True)
     gradients = torch.autograd.grad(total, weights, allow_unused=True)
     assert not [name for name, gradient in zip(names, gradients, strict=True) if gradient is None]
@@ -218,15 +218,15 @@ def test_rotary_positions_drawn_anew_in_training_are_those_of_the_hidden_patches
     """Some models draw angles in training: one draw for a pass, in evaluation none."""
     backbone = build("vit_small_patch16_dinov3", {**SMALL, "rope_rescale_coords": 4.0})
     images, visible = draw(backbone)
-    assert torch.equal(backbone.summary(images, visible), backbone.summary(images, visible))
+    assert torch.equal(backbone.pooled(images, visible), backbone.pooled(images, visible))
     backbone.train()
-    drawn = [backbone.summary(images, visible) for _ in range(2)]
+    drawn = [backbone.pooled(images, visible) for _ in range(2)]
     assert not torch.allclose(*drawn)
     gradients = []
     for mode in ("full", "visible"):
         torch.manual_seed(5)
         gate = visible.double().requires_grad_()
-        backbone.summary(images, visible, gate, mode).square().sum().backward()
+        backbone.pooled(images, visible, gate, mode).square().sum().backward()
         gradients.append((gate.grad, torch.get_rng_state()))
     (full, state), (shown, other_state) = gradients
     assert torch.equal(state, other_state)  # hidden patches draw nothing of their own
@@ -244,7 +244,7 @@ for weight in backbone.parameters():
 images, visible, found = torch.randn(3, 3, 64, 64), torch.rand(3, 16) > 0.5, []
 for _ in range(2):
     gate = visible.float().requires_grad_()
-    summary = backbone.summary(images, visible, gate, "visible", "padded")
+    summary = backbone.pooled(images, visible, gate, "visible", "padded")
     summary.square().sum().backward()
     found.append((summary.detach(), gate.grad))
     backbone.compile_blocks(backend="eager")
@@ -262,8 +262,8 @@ def test_compiled_blocks_turn_queries_and_keys_alike():
 
 @pytest.mark.parametrize("grid", [(10, 10), (8, 12), (5, 4)], ids=str)
 def test_embedded_positions_are_resampled_once_and_row_by_row(grid):
-    made = create("ifam_tiny", (8 * grid[0], 8 * grid[1]), True, {})
-    own = create("ifam_tiny", None, True, {})
+    made = create_vit("ifam_tiny", (8 * grid[0], 8 * grid[1]), True, {})
+    own = create_vit("ifam_tiny", None, True, {})
     table = own.pos_embed.detach().unflatten(1, (10, 10)).permute(0, 3, 1, 2)
     expected = torch.nn.functional.interpolate(table, size=grid, mode="bicubic", antialias=True)
     torch.testing.assert_close(made.pos_embed.detach(), expected.flatten(2).mT, rtol=0, atol=1e-5)

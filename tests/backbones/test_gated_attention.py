@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ifam.backbones.gated_attention import Attend, Priced, attention, price_hidden, with_bias
+from ifam.backbones.gated_attention import HiddenGateGrad, OverrideSDPA, attention, hidden_gate_grad, with_bias
 
 
 def _attend(seed=0, batch=2, heads=2, visible=4, hidden=3, width=5):
@@ -29,9 +29,9 @@ def _priced(q, k, v, hk, hv, gate, hidden_gate, real=None):
     out = attention(q, k, v, real, gate - gate.detach())
 
     def price(query, key, out, grad):
-        return price_hidden(query, key, out, grad, hk, hv, real)
+        return hidden_gate_grad(query, key, out, grad, hk, hv, real)
 
-    return Priced.apply(out, q, k, hidden_gate, price)
+    return HiddenGateGrad.apply(out, q, k, hidden_gate, price)
 
 
 def _gates(batch=2, visible=4, hidden=3):
@@ -41,7 +41,7 @@ def _gates(batch=2, visible=4, hidden=3):
 
 def test_while_attend_is_active_blocks_call_it_and_afterwards_the_kernel():
     q, k, v, *_ = _attend()
-    with Attend(lambda q, k, v: q + 1):
+    with OverrideSDPA(lambda q, k, v: q + 1):
         assert torch.equal(F.scaled_dot_product_attention(q, k, v), q + 1)
         assert torch.equal(q + k, torch.add(q, k))  # nothing else is touched
         # Its own calls of the kernel are left alone, wherever they are made from.
@@ -112,19 +112,19 @@ def test_gradcheck_of_queries_keys_values_and_visible_gates(masked):
     bias = torch.randn(2, 3).double()
     inputs = [t.clone().requires_grad_() for t in (q, k, v, bias)]
     assert torch.autograd.gradcheck(lambda q, k, v, b: attention(q, k, v, real, b), inputs)
-    price = partial(price_hidden, hidden_key=hk, hidden_value=hv, real=real)
+    price = partial(hidden_gate_grad, hidden_key=hk, hidden_value=hv, real=real)
     hidden_gate = torch.zeros(2, 3).double()
     assert torch.autograd.gradcheck(
-        lambda q, k, v: Priced.apply(attention(q, k, v, real), q, k, hidden_gate, price), inputs[:3]
+        lambda q, k, v: HiddenGateGrad.apply(attention(q, k, v, real), q, k, hidden_gate, price), inputs[:3]
     )
 
 
 def test_prices_do_not_depend_on_how_many_queries_are_held_at_once(monkeypatch):
     q, k, v, hk, hv = _attend(visible=7)
     grad, out = torch.randn_like(q), attention(q, k, v)
-    expected = price_hidden(q, k, out, grad, hk, hv)
-    monkeypatch.setattr("ifam.backbones.gated_attention._PRICED_AT_ONCE", 2)
-    torch.testing.assert_close(price_hidden(q, k, out, grad, hk, hv), expected, rtol=0, atol=1e-14)
+    expected = hidden_gate_grad(q, k, out, grad, hk, hv)
+    monkeypatch.setattr("ifam.backbones.gated_attention._QUERY_CHUNK", 2)
+    torch.testing.assert_close(hidden_gate_grad(q, k, out, grad, hk, hv), expected, rtol=0, atol=1e-14)
 
 
 def test_padding_gets_no_gradient_and_changes_none():
@@ -155,7 +155,7 @@ def test_hidden_keys_that_are_not_finite_have_no_price():
 def test_queries_without_any_key_have_no_price():
     q, k, _, hk, hv = _attend()
     real = torch.tensor([True, False])[:, None].expand(2, 4)
-    price = price_hidden(q, k, torch.zeros_like(q), torch.randn_like(q), hk, hv, real)
+    price = hidden_gate_grad(q, k, torch.zeros_like(q), torch.randn_like(q), hk, hv, real)
     assert price.isfinite().all()
     assert price[0].all()
     assert not price[1].any()

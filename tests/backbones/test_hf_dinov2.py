@@ -146,12 +146,12 @@ def test_tokens_are_those_of_the_library_itself(tmp_path):
 
 
 @torch.no_grad()
-def test_size_and_normalisation_are_the_folders(folder):
+def test_size_and_normalization_are_the_folders(folder):
     backbone = Backbone(str(folder))
     assert backbone.image_size == (56, 56)
-    assert backbone.normalisation == ((0.53,) * 3, (0.26,) * 3)
+    assert backbone.normalization == ((0.53,) * 3, (0.26,) * 3)
     (folder / "preprocessor_config.json").unlink()
-    assert Backbone(str(folder)).normalisation[0] == (0.485, 0.456, 0.406)
+    assert Backbone(str(folder)).normalization[0] == (0.485, 0.456, 0.406)
 
 
 @torch.no_grad()
@@ -194,8 +194,8 @@ def test_a_saved_model_needs_no_folder(folder, tmp_path, fields):
     for file in folder.iterdir():
         file.unlink()
     again = IFAM.from_pretrained(tmp_path / "saved")
-    assert again.normalisation == model.normalisation
-    assert again.predictor.backbone.change_of_scale == model.predictor.backbone.change_of_scale
+    assert again.normalization == model.normalization
+    assert again.predictor.backbone.input_affine == model.predictor.backbone.input_affine
     images = torch.randn(2, 3, *model.image_size)
     assert torch.equal(again(images).logits, model(images).logits)
     assert again.config == model.config

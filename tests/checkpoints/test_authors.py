@@ -56,13 +56,13 @@ def hub_folder(folder, state, **settings):
 
 
 @pytest.mark.slow
-def test_a_snapshot_with_optimiser_state(model, tmp_path):
-    optimiser = torch.optim.AdamW(model.parameters())
+def test_a_snapshot_with_optimizer_state(model, tmp_path):
+    optimizer = torch.optim.AdamW(model.parameters())
     model.predictor.head.weight.sum().backward()
-    optimiser.step()
+    optimizer.step()
     snapshot = {
         "model_state": to_official(model),
-        "optimizer_state": optimiser.state_dict(),
+        "optimizer_state": optimizer.state_dict(),
         "epoch": 89,
         "best": {"accuracy": 0.9, "name": "cub"},
     }
@@ -123,12 +123,12 @@ def test_half_precision_becomes_single(state, tmp_path):
 
 
 def test_the_loaded_model_is_ready(state):
-    """In evaluation mode, with parameters to train, and with its normalisation in the configuration."""
+    """In evaluation mode, with parameters to train, and with its normalization in the configuration."""
     model = from_official(state, num_heads=3, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
     assert not model.training
     assert all(parameter.requires_grad and not parameter.is_meta for parameter in model.parameters())
-    assert model.normalisation == ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
-    plain = from_official(state, num_heads=3).normalisation
+    assert model.normalization == ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    plain = from_official(state, num_heads=3).normalization
     assert plain == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 

@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from ifam.backbones.vit import create
+from ifam.backbones.vit import create_vit
 from ifam.checkpoints import hub
 from ifam.cli.main import main
 from ifam.config import ModelConfig
@@ -58,7 +58,7 @@ def cut_off():
 def test_damaged_weights_in_the_cache_are_named(cache, name, content):
     cache(name, content)
     with pytest.raises(IfamError, match=rf"weights of vit_tiny.*{name} are damaged .*remove that file"):
-        create("vit_tiny_patch16_224.augreg_in21k", 224, True, {})
+        create_vit("vit_tiny_patch16_224.augreg_in21k", 224, True, {})
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from ifam.cli.parser import VERBS
 from ifam.config import LossConfig, ModelConfig, TrainConfig
 from ifam.data import load_benchmark
 from ifam.models.registry import METHODS
-from ifam.training.presets import TINY_TRAIN, build, settle, small_data
+from ifam.training.presets import TINY_TRAIN, apply_method_defaults, build, small_data
 
 TINY_DATA = ["--data.num_train", "32", "--data.num_val", "8", "--data.num_test", "8"]
 TINY = ["--model.backbone", "ifam_tiny", "--model.image_size", "80", "--train.accelerator", "cpu"]
@@ -622,7 +622,9 @@ def test_the_embedded_backbone_takes_the_defaults_place_for_other_methods(offlin
     images = load_benchmark("pondbirds", options={"num_train": 8, "num_val": 8, "num_test": 8})
     config = ModelConfig(num_classes=2)
     for method in ("attention_crops", "attentive_probe"):
-        plan = build(config, settle(method, TrainConfig()), LossConfig(), images, method, allow_tiny_backbone=True)
+        plan = build(
+            config, apply_method_defaults(method, TrainConfig()), LossConfig(), images, method, allow_tiny_backbone=True
+        )
         assert plan.model.method == method
         assert plan.config.backbone == "ifam_tiny"
         assert plan.train.base_lr == TINY_TRAIN.base_lr

@@ -9,12 +9,12 @@ from torchvision.transforms import v2
 
 from ifam.data import (
     Benchmark,
-    Examples,
+    ImageDataset,
     Pondbirds,
     PondbirdsConfig,
     Prepared,
     collate,
-    denormalise,
+    denormalize,
     load_benchmark,
     part_masks,
 )
@@ -80,14 +80,14 @@ def test_training_and_prediction_see_the_same(make_model):
     model = make_model()
     for shape in [(200, 300), (97, 64), (64, 64), (30, 41)]:
         image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8))
-        evaluated = Prepared(One(image=image), model.image_size, model.normalisation)[0]["image"]
+        evaluated = Prepared(One(image=image), model.image_size, model.normalization)[0]["image"]
         torch.testing.assert_close(evaluated, preprocess(image, model), rtol=0, atol=1e-6)
 
 
 # --- values ----------------------------------------------------------------------------------------------
 
 
-def test_pixels_are_scaled_and_normalised():
+def test_pixels_are_scaled_and_normalized():
     mean, std = (0.5, 0.25, 0.125), (0.5, 2.0, 4.0)
     expected = [(1.0 - 0.5) / 0.5, (51 / 255 - 0.25) / 2, (0 - 0.125) / 4]
     pixels = Image.new("RGB", (20, 20), (255, 51, 0))
@@ -96,12 +96,12 @@ def test_pixels_are_scaled_and_normalised():
         found = Prepared(One(image=image), (16, 16), (mean, std))[0]
         assert found["image"].dtype == torch.float32
         torch.testing.assert_close(found["image"], torch.tensor(expected)[:, None, None].expand(3, 16, 16))
-        back = denormalise(found["image"], (mean, std))
+        back = denormalize(found["image"], (mean, std))
         torch.testing.assert_close(back, torch.tensor([1.0, 0.2, 0.0])[:, None, None].expand(3, 16, 16))
 
 
 def test_colours_outside_of_what_can_be_shown_are_cut():
-    assert denormalise(torch.tensor([-9.0, 0.5, 9.0])[:, None, None], PLAIN).flatten().tolist() == [0, 0.5, 1]
+    assert denormalize(torch.tensor([-9.0, 0.5, 9.0])[:, None, None], PLAIN).flatten().tolist() == [0, 0.5, 1]
 
 
 def test_labels_groups_and_masks():
@@ -201,7 +201,7 @@ def test_masks_are_all_there_or_not_at_all():
 
 def test_pondbirds_are_examples():
     birds = Pondbirds("val", PondbirdsConfig(num_train=2, num_val=4, num_test=2))
-    assert isinstance(birds, Examples)
+    assert isinstance(birds, ImageDataset)
     prepared = Prepared(birds, (80, 80), PLAIN)
     assert len(prepared) == 4
     batch = collate([prepared[i] for i in range(4)])

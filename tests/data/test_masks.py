@@ -9,7 +9,7 @@ from PIL import Image, ImageFilter, ImageOps
 
 from ifam.data import FolderConfig
 from ifam.data.masks import load_mask
-from ifam.data.records import ImageFiles, Record, sound
+from ifam.data.records import ImageFiles, Record, validated
 from ifam.errors import IfamError
 
 # An object of an eighth of the image, with no symmetry.
@@ -148,7 +148,7 @@ def test_damaged_arrays(tmp_path):
         with pytest.raises(IfamError, match=r"m\.npy is no mask that can be read"):
             load_mask(tmp_path / "m.npy")
         with pytest.raises(IfamError, match=r"m\.npy is no mask that can be read"):
-            sound([Record(save(tmp_path / "i.png", GREY), 0, mask=tmp_path / "m.npy")], FolderConfig())
+            validated([Record(save(tmp_path / "i.png", GREY), 0, mask=tmp_path / "m.npy")], FolderConfig())
 
 
 # --- which way up ----------------------------------------------------------------------------------------
@@ -167,7 +167,7 @@ def example_of(tmp_path, image_exif, mask_exif=None, *, upright_mask=False, shap
     else:
         made.save(tmp_path / f"m.{ending}", exif=b"" if mask_exif is None else oriented(mask_exif).tobytes())
     record = Record(image, 0, mask=tmp_path / f"m.{ending}")
-    (record,) = sound([record], FolderConfig())
+    (record,) = validated([record], FolderConfig())
     example = ImageFiles([record])[0]
     shown = torch.from_numpy(np.asarray(example["image"])[..., 0] > 127)
     return example["mask"], shown

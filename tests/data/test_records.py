@@ -11,7 +11,7 @@ from PIL import Image
 
 from ifam.data import FolderConfig
 from ifam.data.masks import load_mask
-from ifam.data.records import ImageFiles, Record, cut, sound
+from ifam.data.records import ImageFiles, Record, cut, validated
 from ifam.data.source_files import CutConfig, number_labels, read_csv, read_words
 from ifam.errors import IfamError
 from miniatures import draw, draw_mask
@@ -77,14 +77,14 @@ def test_files_of_one_photograph_stay_together():
 
 def test_nothing_is_opened_without_the_check(tmp_path):
     missing = [Record(tmp_path / "none.png", 0)]
-    assert sound(missing, CutConfig(check=False)) == missing
+    assert validated(missing, CutConfig(check=False)) == missing
     with pytest.raises(IfamError, match=r"The image .*none\.png does not exist; remove it"):
-        sound(missing, CutConfig())
+        validated(missing, CutConfig())
 
 
 def test_skip_bad_looks_even_without_the_check(tmp_path, caplog):
     good, bad = draw(tmp_path / "good.png"), tmp_path / "bad.png"
-    kept = sound([Record(good, 0), Record(bad, 1)], CutConfig(check=False, skip_bad=True))
+    kept = validated([Record(good, 0), Record(bad, 1)], CutConfig(check=False, skip_bad=True))
     assert [r.path for r in kept] == [good]
     assert "bad.png: there is no such file" in caplog.text
 

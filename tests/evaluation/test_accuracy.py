@@ -46,7 +46,7 @@ def answers(tiny_model):
     """A function from a benchmark to what the model says about each image, asked one by one."""
 
     def ask(benchmark):
-        prepared = Prepared(benchmark.split("test"), tiny_model.image_size, tiny_model.normalisation)
+        prepared = Prepared(benchmark.split("test"), tiny_model.image_size, tiny_model.normalization)
         with torch.no_grad():
             return [tiny_model(prepared[i]["image"][None]) for i in range(len(prepared))]
 

@@ -19,7 +19,7 @@ from ifam.data.benchmarks.imagenet9 import cut_outs
 from ifam.data.records import ImageFiles, Record
 from ifam.errors import IfamError
 from ifam.evaluation.challenge import NONE, name_of, run_challenge
-from ifam.evaluation.pairings import Pairings
+from ifam.evaluation.pairings import PairScheduler
 from ifam.models.base import Classifier
 from ifam.types import Output
 
@@ -35,7 +35,7 @@ class Told(Classifier):
         stop: At which batch it is interrupted.
     """
 
-    image_size, normalisation = (SIZE, SIZE), ((0.0,) * 3, (1.0,) * 3)
+    image_size, normalization = (SIZE, SIZE), ((0.0,) * 3, (1.0,) * 3)
 
     def __init__(self, answers, stop=None):
         super().__init__(ModelConfig(num_classes=CLASSES + 1))
@@ -254,13 +254,13 @@ def test_the_model_sees_the_composite_like_any_image(answers, files, tmp_path):
     """Pasted at the data's resolution, then resized and cropped as `Prepared` does."""
     model = Watcher(answers)
     assert run(model, files, tmp_path, batch_size=1000).accuracy == 1
-    pairs = Pairings(LABELS, SCENES, 1000).batch()
+    pairs = PairScheduler(LABELS, SCENES, 1000).batch()
     assert len(pairs) == len(model.given.images) == OBJECTS * SCENES
     for row, (thing, scene) in list(enumerate(pairs))[::17]:
         example = files[0][thing]
         image = np.where(example["mask"][..., None], np.asarray(example["image"]), files[1][scene]["image"])
         one = {"image": Image.fromarray(image), "label": 0, "mask": example["mask"]}
-        prepared = Prepared([one], (20, 12), model.normalisation)[0]
+        prepared = Prepared([one], (20, 12), model.normalization)[0]
         assert torch.equal(model.given.images[row], prepared["image"])
         assert torch.equal(model.given.masks[row], prepared["mask"].bool())
         assert int(model.given.labels[row]) == LABELS[thing]
@@ -312,7 +312,7 @@ def test_the_challenge_on_the_command_line(tmp_path, capsys, make_model, classes
             }
             for scene in (scenes[i] for i in range(len(scenes)))
         ]
-        prepared = Prepared(composites, model.image_size, model.normalisation)
+        prepared = Prepared(composites, model.image_size, model.normalization)
         with torch.no_grad():
             out = model(torch.stack([prepared[i]["image"] for i in range(len(prepared))]))
         if bool((data.answers(out.logits) == example["label"]).all()):

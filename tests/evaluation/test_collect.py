@@ -16,7 +16,7 @@ from ifam.config import ModelConfig
 from ifam.data import Benchmark, load_benchmark
 from ifam.errors import IfamError
 from ifam.evaluation import collect as records
-from ifam.evaluation.accuracy import evaluate, evaluate_variants, summarise
+from ifam.evaluation.accuracy import evaluate, evaluate_variants, summarize
 from ifam.evaluation.bootstrap import resamples
 from ifam.models.base import Classifier
 from ifam.models.interventions import DropParts, KeepParts
@@ -119,7 +119,7 @@ def test_the_weights_are_those_of_waterbirds(tmp_path, capsys):
 class Shown(Classifier):
     """A baseline that gives every image the same logits, highest for one class."""
 
-    image_size, normalisation = (16, 16), ((0.0,) * 3, (1.0,) * 3)
+    image_size, normalization = (16, 16), ((0.0,) * 3, (1.0,) * 3)
 
     def __init__(self, best, classes=2):
         super().__init__(ModelConfig())
@@ -183,7 +183,7 @@ def test_intervals_are_those_of_a_loop():
     labels, groups = torch.randint(3, (40,)), torch.randint(4, (40,))
     rows = {"label": labels, "group": groups, "predictor.right": right}
     data = benchmark([], [], classes=3)
-    found = summarise(rows, data, "test", 200, seed=5).predictor
+    found = summarize(rows, data, "test", 200, seed=5).predictor
     drawn = {name: [] for name in ("average", "worst_group", "macro", "w")}
     for weights in torch.cat(list(resamples(40, 200, 5))):
         images = torch.arange(40).repeat_interleave(weights.long())
@@ -207,7 +207,7 @@ def test_a_group_of_one_image_may_be_missing_from_a_resample():
         "group": torch.tensor([0] * 8 + [1]),
         "predictor.right": torch.tensor([True] * 8 + [False]),
     }
-    found = summarise(rows, benchmark([], [], classes=2), "test", 300).predictor
+    found = summarize(rows, benchmark([], [], classes=2), "test", 300).predictor
     # Where its only image is not drawn, the others are the worst group.
     assert found.worst_group == 0
     assert found.intervals["worst_group"] == (0, 1)
@@ -240,7 +240,7 @@ def test_each_variant_is_what_the_model_says(tiny_model):
     variants = {"all": [], "without 0": [DropParts([0])], "only 1": [KeepParts([1])]}
     found = evaluate_variants(tiny_model, data, "test", variants, num_resamples=0, batch_size=3)
     images = torch.stack([data.splits["test"][i]["image"] for i in range(10)])
-    normal = torch.tensor(tiny_model.normalisation)
+    normal = torch.tensor(tiny_model.normalization)
     images = (images - normal[0][:, None, None]) / normal[1][:, None, None]
     shares = []
     for name, interventions in variants.items():
@@ -290,7 +290,7 @@ def test_images_without_a_mask_leave_their_neighbours_judged(tiny_model, batch_s
     intersection = union = 0
     for i in range(1, 4):
         image = torch.full((3, SIZE, SIZE), float(i))
-        normal = torch.tensor(tiny_model.normalisation)
+        normal = torch.tensor(tiny_model.normalization)
         with torch.no_grad():
             shown = tiny_model(((image - normal[0][:, None, None]) / normal[1][:, None, None])[None]).mask
         target = patch_mask(truth[i][None], (4, 4))

@@ -73,7 +73,7 @@ def looked(tiny_model):
     """What a model makes of a split, image by image: prepared examples and part maps."""
 
     def look(examples):
-        prepared = Prepared(examples, tiny_model.image_size, tiny_model.normalisation)
+        prepared = Prepared(examples, tiny_model.image_size, tiny_model.normalization)
         found = [prepared[i] for i in range(len(prepared))]
         with torch.no_grad():
             return found, torch.cat([tiny_model(one["image"][None]).part_maps for one in found])
@@ -131,7 +131,7 @@ def test_figures_are_those_of_the_pure_functions(tiny_model, looked):
     assert parts.conditions["split"] == "test"
     assert parts.conditions["keypoints_fitted_to"] == "train, 16 images"
     assert "64 x 64" in parts.conditions["crop"]
-    assert parts.conditions["normalisation"]["mean"] == list(tiny_model.normalisation[0])
+    assert parts.conditions["normalization"]["mean"] == list(tiny_model.normalization[0])
 
 
 def test_inside_leaves_out_where_no_part_is(tiny_model):
@@ -243,7 +243,7 @@ def test_parts_of_pondbirds_are_compared_with_the_birds(make_model):
     data = load_benchmark("pondbirds", options={"num_train": 2, "num_val": 2, "num_test": 8})
     birds = data.split("test")
     parts = evaluate(model, data, num_resamples=0).parts
-    prepared = Prepared(birds, model.image_size, model.normalisation)
+    prepared = Prepared(birds, model.image_size, model.normalization)
     with torch.no_grad():
         maps = torch.cat([model(prepared[i]["image"][None]).part_maps for i in range(8)])
     wanted = mask_agreement(maps, birds.parts)

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from ifam.evaluation.seeds import over_seeds, paired, summarise
+from ifam.evaluation.seeds import over_seeds, paired, summarize
 
 # Student's t at 97.5 %, from a printed table, by degrees of freedom.
 T = {1: 12.706, 2: 4.303, 4: 2.776}
@@ -53,7 +53,7 @@ def run(row, seed, worst, **figures):
 
 def test_a_table():
     runs = [run("one", 0, 0.2), run("one", 1, 0.4), run("two", 0, 0.5, iou=0.3), run("two", 1, 0.9, iou=0.5)]
-    first, second = summarise(runs)["rows"]
+    first, second = summarize(runs)["rows"]
     assert (first["name"], second["name"]) == ("one", "two")
     reach = T[1] * 0.1
     assert first["figures"]["worst_group"] == pytest.approx(

@@ -32,7 +32,7 @@ def noise():
 
 @pytest.fixture
 def images(noise, tiny_model):
-    prepared = Prepared(noise.split("train"), tiny_model.image_size, tiny_model.normalisation)
+    prepared = Prepared(noise.split("train"), tiny_model.image_size, tiny_model.normalization)
     return torch.stack([prepared[i]["image"] for i in range(len(prepared))])
 
 

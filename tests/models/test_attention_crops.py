@@ -75,22 +75,24 @@ def test_the_attention_is_that_of_the_last_block(class_token, images):
 @pytest.mark.slow
 def test_the_large_transformer_sees_the_box_alone(model, images):
     with torch.no_grad():
-        glance = model.look(images)
-        assert torch.equal(glance.box, attention_box(glance.attention))
-        assert torch.equal(model(images).logits, model.read(images, glance.box))
+        attended = model.attend(images)
+        assert torch.equal(attended.box, attention_box(attended.attention))
+        assert torch.equal(model(images).logits, model.classify_crop(images, attended.box))
         inside = torch.zeros(6, 1, 32, 32, dtype=torch.bool)
-        for flags, (top, left, bottom, right) in zip(inside, glance.box.tolist(), strict=True):
+        for flags, (top, left, bottom, right) in zip(inside, attended.box.tolist(), strict=True):
             flags[:, 8 * top : 8 * bottom, 8 * left : 8 * right] = True
         assert not inside.all()
         for value in (0.5, torch.nan):
             changed = torch.where(inside, images, value)
-            assert torch.equal(model.read(changed, glance.box), model.read(images, glance.box))
-        assert not torch.equal(model.read(images + inside, glance.box), model.read(images, glance.box))
+            assert torch.equal(model.classify_crop(changed, attended.box), model.classify_crop(images, attended.box))
+        assert not torch.equal(
+            model.classify_crop(images + inside, attended.box), model.classify_crop(images, attended.box)
+        )
 
 
 def test_the_small_transformer_reads_the_whole_image(model, images):
     with torch.no_grad():
-        torch.testing.assert_close(model.look(images).logits, model.selector.whole(images))
+        torch.testing.assert_close(model.attend(images).logits, model.selector.forward_full(images))
 
 
 def test_no_gradient_passes_through_the_crop(model, images):

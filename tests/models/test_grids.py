@@ -1,4 +1,4 @@
-"""A selector and a predictor that differ: in patch size, width, family and normalisation; and images of any shape."""
+"""A selector and a predictor that differ: in patch size, width, family and normalization; and images of any shape."""
 
 import json
 from dataclasses import replace
@@ -19,7 +19,7 @@ from ifam.evaluation.attacks import hidden_pixel_mask
 from ifam.inference import predict
 from ifam.models.ifam import IFAM
 from ifam.models.interventions import DropParts, UseMask
-from ifam.models.masking import averaged, shown
+from ifam.models.masking import resize_mask, resize_values
 from ifam.models.registry import METHODS, build
 from ifam.training.fit import fit
 from ifam.training.module import Training
@@ -64,7 +64,7 @@ def test_the_answer_rests_on_the_mask_of_the_predictors_patches(pair):
     assert tuple(out.mask.shape[1:]) == other
     assert torch.equal(model.predictor(images, out.mask), out.logits)
     selected = out.part_maps[:, :-1].amax(dim=1) >= out.part_maps[:, -1]
-    assert torch.equal(out.mask, shown(selected, other))
+    assert torch.equal(out.mask, resize_mask(selected, other))
     assert 0 < out.visible_fraction.mean() < 1
     assert model(images, [DropParts([0, 1, 2])]).empty.all()
 
@@ -75,7 +75,7 @@ def test_hidden_pixels_have_no_influence(pair, training):
     """Bit by bit, in every execution and mode, whatever the hidden pixels hold."""
     model, size, own, other = pair
     images, given = torch.randn(4, 3, *size), torch.rand(4, *own) > 0.5
-    visible = shown(given, other)
+    visible = resize_mask(given, other)
     hidden = hidden_pixel_mask(visible, images)
     assert 0 < hidden.float().mean() < 1
     fillings = torch.tensor([torch.nan, torch.inf, -torch.inf, 1e30, 7.0])
@@ -113,7 +113,7 @@ def test_the_predictors_gradient_reaches_the_selector_as_that_of_mean_gates(pair
     gate = mask.visible.double().requires_grad_()
     loss = torch.nn.functional.cross_entropy(model.predictor(images, mask.visible, gate), labels)
     (price,) = torch.autograd.grad(loss, gate)
-    (expected,) = torch.autograd.grad((averaged(foreground, other) * price).sum(), prototypes)
+    (expected,) = torch.autograd.grad((resize_values(foreground, other) * price).sum(), prototypes)
     assert expected.abs().max() > 1e-6
     torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-12)
 
@@ -163,38 +163,38 @@ def benchmark():
     return load_benchmark("pondbirds", options={"num_train": 16, "num_val": 8, "num_test": 8})
 
 
-# ---------------------------------------------------------------------------------------- two normalisations
+# ---------------------------------------------------------------------------------------- two normalizations
 
 CLIP = {"predictor_backbone": "vit_base_patch16_clip_224"}
 
 
-def test_each_stage_is_given_the_normalisation_of_its_own_weights(make_model):
+def test_each_stage_is_given_the_normalization_of_its_own_weights(make_model):
     model = make_model(**CLIP).double()
     colours = torch.rand(3, 3, 64, 64, dtype=torch.float64)
     mask = torch.rand(3, 4, 4) > 0.4
 
-    def normalised(backbone):
-        mean, std = (torch.tensor(values, dtype=torch.float64)[:, None, None] for values in backbone.normalisation)
+    def normalized(backbone):
+        mean, std = (torch.tensor(values, dtype=torch.float64)[:, None, None] for values in backbone.normalization)
         return (colours - mean) / std
 
-    found = model.predictor(normalised(model.selector.backbone), mask)
-    assert model.normalisation == model.selector.backbone.normalisation != model.predictor.backbone.normalisation
-    images = normalised(model.predictor.backbone)
-    model.predictor.backbone.change_of_scale = None
+    found = model.predictor(normalized(model.selector.backbone), mask)
+    assert model.normalization == model.selector.backbone.normalization != model.predictor.backbone.normalization
+    images = normalized(model.predictor.backbone)
+    model.predictor.backbone.input_affine = None
     torch.testing.assert_close(found, model.predictor(images, mask), rtol=0, atol=1e-10)
-    assert not torch.allclose(found, model.predictor(normalised(model.selector.backbone), mask))
+    assert not torch.allclose(found, model.predictor(normalized(model.selector.backbone), mask))
 
 
-def test_a_normalisation_of_ones_own_holds_for_both_stages(make_model):
+def test_a_normalization_of_ones_own_holds_for_both_stages(make_model):
     own = {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.2, 0.3)}
-    assert make_model(**CLIP, **own).predictor.backbone.change_of_scale is None
-    assert make_model().predictor.backbone.change_of_scale is None
-    scale, shift = make_model(**CLIP, mean=own["mean"]).predictor.backbone.change_of_scale
+    assert make_model(**CLIP, **own).predictor.backbone.input_affine is None
+    assert make_model().predictor.backbone.input_affine is None
+    scale, shift = make_model(**CLIP, mean=own["mean"]).predictor.backbone.input_affine
     assert shift == (0, 0, 0)
     assert scale != (1, 1, 1)
 
 
-def test_hidden_pixels_have_no_influence_where_images_are_normalised_anew(make_model, mask):
+def test_hidden_pixels_have_no_influence_where_images_are_normalized_anew(make_model, mask):
     model = make_model(**CLIP)
     images = torch.randn(4, 3, 64, 64)
     changed = torch.where(hidden_pixel_mask(mask, images), torch.nan, images)

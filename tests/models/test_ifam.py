@@ -134,10 +134,10 @@ def test_images_of_another_shape(tiny_model, shape):
     assert f"{list(shape)}, but the model expects [B, 3, 64, 64]" in str(error.value)
 
 
-def test_normalisation_is_the_backbones_unless_given(make_model):
-    assert make_model("vit_base_patch16_siglip_224").normalisation == ((0.5,) * 3, (0.5,) * 3)
+def test_normalization_is_the_backbones_unless_given(make_model):
+    assert make_model("vit_base_patch16_siglip_224").normalization == ((0.5,) * 3, (0.5,) * 3)
     given = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
-    assert make_model(**given).normalisation == (given["mean"], given["std"])
+    assert make_model(**given).normalization == (given["mean"], given["std"])
 
 
 def test_temperature_reaches_maps_and_gate(make_model, images):

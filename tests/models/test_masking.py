@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from ifam.models.masking import averaged, make_mask, patch_mask, regrid, shown
+from ifam.models.masking import make_mask, patch_mask, resize_gated_mask, resize_mask, resize_values
 from ifam.types import Mask
 
 
@@ -143,11 +143,11 @@ def counted(values, grid):
 @pytest.mark.parametrize(("old", "new"), GRIDS, ids=str)
 def test_a_patch_of_another_grid_is_visible_when_half_of_its_pixels_are(old, new):
     visible = torch.rand(20, *old) > 0.5
-    found = regrid(Mask(visible, visible.float()), new)
+    found = resize_gated_mask(Mask(visible, visible.float()), new)
     count, area = counted(visible.long(), new)
     assert torch.equal(found.visible, 2 * count >= area)
     assert torch.equal(found.gate, found.visible.float())
-    assert torch.equal(found.visible, shown(visible, new))
+    assert torch.equal(found.visible, resize_mask(visible, new))
     assert 0 < found.visible.float().mean() < 1
 
 
@@ -155,25 +155,25 @@ def test_a_patch_of_another_grid_is_visible_when_half_of_its_pixels_are(old, new
 def test_means_over_another_grid_are_those_of_the_pixels(old, new):
     values = torch.rand(4, *old, dtype=torch.float64)
     count, area = counted(values, new)
-    torch.testing.assert_close(averaged(values, new), count / area)
+    torch.testing.assert_close(resize_values(values, new), count / area)
 
 
 def test_half_a_patch_is_visible_and_a_little_less_is_not():
     half = torch.tensor([[[True, False, True], [False, True, False]]])
-    assert shown(half, (1, 1)).item()
-    assert not shown(half & torch.tensor([True, True, False]), (1, 1)).any()
+    assert resize_mask(half, (1, 1)).item()
+    assert not resize_mask(half & torch.tensor([True, True, False]), (1, 1)).any()
     # 7 patches over 2: the fourth is shared. Three and a half of seven columns are half of the area.
     columns = torch.tensor([[[True] * 3 + [False] * 4]])
-    assert shown(columns, (1, 2)).tolist() == [[[True, False]]]
-    assert not shown(columns.roll(2, 2) & ~columns, (1, 1)).any()
+    assert resize_mask(columns, (1, 2)).tolist() == [[[True, False]]]
+    assert not resize_mask(columns.roll(2, 2) & ~columns, (1, 1)).any()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_autocast_does_not_round_what_is_half(dtype):
     visible = torch.rand(20, 37, 37) > 0.5
-    expected = shown(visible, (32, 32))
+    expected = resize_mask(visible, (32, 32))
     with torch.autocast("cpu", dtype=dtype):
-        assert torch.equal(shown(visible, (32, 32)), expected)
+        assert torch.equal(resize_mask(visible, (32, 32)), expected)
 
 
 @pytest.mark.parametrize(("old", "new"), GRIDS, ids=str)
@@ -181,7 +181,7 @@ def test_gradient_through_another_grid_is_that_of_the_mean(old, new):
     visible = torch.rand(2, *old) > 0.5
     gate, plain = (visible.double().requires_grad_() for _ in range(2))
     weight = torch.randn(2, *new, dtype=torch.float64)
-    (regrid(Mask(visible, gate), new).gate * weight).sum().backward()
+    (resize_gated_mask(Mask(visible, gate), new).gate * weight).sum().backward()
     count, area = counted(plain, new)
     (count / area * weight).sum().backward()
     torch.testing.assert_close(gate.grad, plain.grad)
@@ -189,12 +189,12 @@ def test_gradient_through_another_grid_is_that_of_the_mean(old, new):
 
 def test_on_the_same_grid_nothing_happens():
     mask = Mask(torch.rand(2, 4, 6) > 0.5, torch.rand(2, 4, 6))
-    assert regrid(mask, (4, 6)) is mask
-    assert averaged(mask.gate, (4, 6)) is mask.gate
-    assert shown(mask.visible, (4, 6)) is mask.visible
+    assert resize_gated_mask(mask, (4, 6)) is mask
+    assert resize_values(mask.gate, (4, 6)) is mask.gate
+    assert resize_mask(mask.visible, (4, 6)) is mask.visible
 
 
 def test_small_visible_parts_may_leave_a_coarser_mask_empty():
     visible = torch.zeros(1, 8, 8, dtype=torch.bool)
     visible[0, ::4, ::4] = True
-    assert not shown(visible, (2, 2)).any()
+    assert not resize_mask(visible, (2, 2)).any()

@@ -4,7 +4,7 @@ import pytest
 
 from ifam.checkpoints.authors import from_official
 from ifam.config import TrainConfig
-from ifam.training.optimization import learning_rate_factor, normalised_weight_decay, parameter_groups
+from ifam.training.optimization import learning_rate_factor, normalized_weight_decay, parameter_groups
 from parity import reference
 
 _, NUMBERS = reference.read("weight_decay_lr")
@@ -48,8 +48,8 @@ def test_every_kind_of_number_has_a_test():
 
 
 @pytest.mark.parametrize("case", NUMBERS["weight_decay"], ids=lambda case: str(case["dataset_length"]))
-def test_normalised_weight_decay(case):
-    found = normalised_weight_decay(
+def test_normalized_weight_decay(case):
+    found = normalized_weight_decay(
         case["weight_decay"], case["dataset_length"], batch_size=case["batch_size"], epochs=case["epochs"]
     )
     assert found == pytest.approx(case["normalised_weight_decay"], rel=1e-12)

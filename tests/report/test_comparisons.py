@@ -7,7 +7,7 @@ import pytest
 
 from browser import PROGRAM, Browser
 from ifam.errors import IfamError
-from ifam.evaluation.seeds import summarise
+from ifam.evaluation.seeds import summarize
 from ifam.report.comparisons import comparison_section, print_comparison
 from ifam.report.results import write_report
 
@@ -43,7 +43,7 @@ def comparison(seeds=(0, 1), names=NAMES, monitor="accuracy", groups=GROUPS):
         for name, uses in names.items()
     ]
     conditions = {"benchmark": "ponds", "seeds": list(seeds), "train": {"monitor": monitor}}
-    return {"kind": "comparison", "methods": methods, **summarise(runs), "conditions": conditions}
+    return {"kind": "comparison", "methods": methods, **summarize(runs), "conditions": conditions}
 
 
 def test_cells_by_hand():

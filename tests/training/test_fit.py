@@ -28,7 +28,7 @@ from ifam.training.batches import augmentation
 from ifam.training.fit import fit, seed_everything
 from ifam.training.losses import weighted_sum
 from ifam.training.module import Training
-from ifam.training.optimization import learning_rate_factor, normalised_weight_decay, parameter_groups
+from ifam.training.optimization import learning_rate_factor, normalized_weight_decay, parameter_groups
 from ifam.training.trainer import check_devices
 from ifam.types import Output
 
@@ -134,10 +134,10 @@ def test_frozen_parameters_want_no_gradient_and_the_optimizer_lacks_them(birds, 
     assert sum(len(group["params"]) for group in state["param_groups"]) == len(wanted)
 
 
-def test_weight_decay_is_normalised_by_whole_steps():
-    assert normalised_weight_decay(0.05, 6400, 64, 4) == pytest.approx(0.05 * math.sqrt(1 / (100 * 4)))
-    assert normalised_weight_decay(0.05, 100, 32, 1) == pytest.approx(0.05 * math.sqrt(1 / 3))
-    assert normalised_weight_decay(0.05, 10, 32, 4) == pytest.approx(0.05 * math.sqrt(1 / 4))
+def test_weight_decay_is_normalized_by_whole_steps():
+    assert normalized_weight_decay(0.05, 6400, 64, 4) == pytest.approx(0.05 * math.sqrt(1 / (100 * 4)))
+    assert normalized_weight_decay(0.05, 100, 32, 1) == pytest.approx(0.05 * math.sqrt(1 / 3))
+    assert normalized_weight_decay(0.05, 10, 32, 4) == pytest.approx(0.05 * math.sqrt(1 / 4))
 
 
 def test_schedules():
@@ -174,7 +174,7 @@ def test_a_warm_up_that_never_ends_is_refused():
 
 @pytest.mark.slow
 def test_the_learning_rate_falls_epoch_by_epoch(birds):
-    """The rates that every step of the optimiser found, two steps in each epoch."""
+    """The rates that every step of the optimizer found, two steps in each epoch."""
     used = []
 
     def note(optimizer, *_):
@@ -261,7 +261,7 @@ def test_nothing_runs_twice(birds):
     """One pass of the selector's trunk over images and transformed images, one of the predictor over images alone."""
     model = make()
     module = Training(model, TRAIN, LossConfig(equivariance=0.0), birds, 32)
-    batch = collate([Prepared(birds.split("train"), model.image_size, model.normalisation)[i] for i in range(4)])
+    batch = collate([Prepared(birds.split("train"), model.image_size, model.normalization)[i] for i in range(4)])
     passes = []
     first = model.selector.backbone.vit.blocks[0]
     first.register_forward_hook(lambda _, args, __: passes.append(("selector", len(args[0]))))
@@ -279,7 +279,7 @@ def test_nothing_runs_twice(birds):
 def test_the_equivariance_term_compares_with_the_maps_of_the_transformed_images(birds):
     model = make().eval()  # without noise
     module = Training(model, TRAIN, LossConfig(), birds, 32).eval()
-    batch = collate([Prepared(birds.split("train"), model.image_size, model.normalisation)[i] for i in range(4)])
+    batch = collate([Prepared(birds.split("train"), model.image_size, model.normalization)[i] for i in range(4)])
     torch.manual_seed(5)
     terms = module.terms(batch)
     torch.manual_seed(5)
@@ -398,7 +398,7 @@ def test_without_augmentation_training_sees_the_images_as_they_are(birds, settin
 
     model = make(Watching)
     fit(model, birds, replace(TRAIN, epochs=1, batch_size=32, **settings))
-    plain = collate(list(Prepared(birds.split("train"), model.image_size, model.normalisation)))
+    plain = collate(list(Prepared(birds.split("train"), model.image_size, model.normalization)))
     assert {image.numpy().tobytes() for image in seen[0]} == {image.numpy().tobytes() for image in plain.images}
 
 

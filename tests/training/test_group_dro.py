@@ -168,7 +168,7 @@ def make(name):
 
 
 def a_batch(benchmark, model):
-    prepared = Prepared(benchmark.split("train"), model.image_size, model.normalisation)
+    prepared = Prepared(benchmark.split("train"), model.image_size, model.normalization)
     return collate([prepared[i] for i in range(16)])
 
 
@@ -233,7 +233,7 @@ def test_an_impossible_step_size_is_named(birds, step):
 
 
 class Unknown:
-    """Examples without groups."""
+    """ImageDataset without groups."""
 
     def __len__(self):
         return 20

@@ -16,7 +16,7 @@ from ifam.config import ModelConfig
 from ifam.data import Benchmark, Prepared, collate, load_benchmark
 from ifam.errors import IfamError
 from ifam.models.registry import METHODS, build
-from ifam.training.last_layer import Fit, embed, retrain
+from ifam.training.last_layer import LastLayerFitter, embed, retrain
 
 MODEL = ModelConfig("ifam_tiny", image_size=40, num_parts=3, backbone_kwargs={"depth": 1, "embed_dim": 32})
 DATA = {"num_train": 4, "num_val": 40, "num_test": 12, "correlation": 0.75}
@@ -35,7 +35,7 @@ def make(name="plain_vit", classes=2):
 
 
 def a_batch(benchmark, model, split="val", count=8):
-    prepared = Prepared(benchmark.split(split), model.image_size, model.normalisation)
+    prepared = Prepared(benchmark.split(split), model.image_size, model.normalization)
     return collate([prepared[i] for i in range(count)])
 
 
@@ -87,7 +87,7 @@ def made_up(seed=0, sizes=(400, 20, 20, 400)):
 
 def test_balanced_draws_have_as_many_of_each_group_and_none_twice():
     features, labels, groups = made_up()
-    fit = Fit(features, labels, groups, 2, bias=False)
+    fit = LastLayerFitter(features, labels, groups, 2, bias=False)
     rows = np.arange(10, 840)
     drawn = list(fit.balanced(rows, 5, seed=0))
     assert len(drawn) == 5
@@ -100,7 +100,7 @@ def test_balanced_draws_have_as_many_of_each_group_and_none_twice():
 
 def test_the_background_that_balanced_groups_make_useless_is_not_read():
     features, labels, groups = made_up()
-    fit = Fit(features, labels, groups, 2, bias=False)
+    fit = LastLayerFitter(features, labels, groups, 2, bias=False)
     everything = np.arange(len(labels))
     weight, bias = fit.averaged(everything, 0.3, 10, seed=0)
     assert abs(weight[1, 1]) > 20 * abs(weight[1, 2])
@@ -115,7 +115,7 @@ def test_the_background_that_balanced_groups_make_useless_is_not_read():
 def test_standardisation_is_folded_into_the_weights(bias):
     """With balanced groups every draw is everything, so the average is the fit of scikit-learn itself."""
     features, labels, groups = made_up(sizes=(30,) * 4)
-    weight, offset = Fit(features, labels, groups, 2, bias).averaged(np.arange(120), 0.3, 2, seed=3)
+    weight, offset = LastLayerFitter(features, labels, groups, 2, bias).averaged(np.arange(120), 0.3, 2, seed=3)
     scaler = StandardScaler(with_mean=False).fit(features)
     direct = LogisticRegression(C=0.3, l1_ratio=1.0, solver="liblinear", fit_intercept=bias, tol=1e-6, random_state=0)
     direct.fit(scaler.transform(features), labels)
@@ -132,7 +132,7 @@ def test_three_classes():
     centres = np.array([[3.0, 0, 0, 1], [0, 3, 0, 1], [0, 0, 3, 1]])
     features = centres[labels] + 0.5 * chance.normal(size=(len(labels), 4))
     features = np.concatenate([features, 9 * (groups % 2)[:, None]], axis=1)
-    fit = Fit(features, labels, groups, 3, bias=False)
+    fit = LastLayerFitter(features, labels, groups, 3, bias=False)
     weight, bias = fit.averaged(np.arange(len(labels)), 1.0, 3, seed=0)
     assert weight.shape == (3, 5)
     assert fit.worst_group(weight, bias, np.arange(len(labels)))[0] > 0.9
@@ -141,7 +141,7 @@ def test_three_classes():
 def test_draws_of_a_single_class_are_refused():
     # Groups that are not made of classes: two of forty images are drawn, and not the only one of the second class.
     labels, groups = np.eye(1, 40, dtype=np.int64)[0], np.repeat([0, 1], [38, 2])
-    fit = Fit(np.ones((40, 1)), labels, groups, 2, bias=False)
+    fit = LastLayerFitter(np.ones((40, 1)), labels, groups, 2, bias=False)
     with pytest.raises(IfamError, match="a single class"):
         fit.averaged(np.arange(40), 1.0, 1, seed=0)
 
@@ -162,7 +162,9 @@ def test_a_class_without_an_image_is_named_before_anything_is_computed():
 
 
 def test_the_worst_group_is_the_lowest_and_ties_are_broken_by_the_mean():
-    fit = Fit(np.array([[1.0], [-1.0], [1.0], [1.0]]), np.array([1, 1, 1, 0]), np.array([0, 0, 1, 2]), 2, bias=False)
+    fit = LastLayerFitter(
+        np.array([[1.0], [-1.0], [1.0], [1.0]]), np.array([1, 1, 1, 0]), np.array([0, 0, 1, 2]), 2, bias=False
+    )
     assert fit.worst_group(np.array([[-1.0], [1.0]]), np.zeros(2), np.arange(4)) == (0.0, pytest.approx(0.5))
 
 

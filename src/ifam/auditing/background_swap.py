@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional as F
 
 from ifam._typing import Bool, Float, Int, Tensor
-from ifam.auditing.inputs import Advance, Cases, Observed, chunks, device_of, observe, unheard
+from ifam.auditing.inputs import Advance, AuditInputs, ModelOutputs, chunks, device_of, no_progress, observe
 from ifam.evaluation.attacks import hidden_pixel_mask
 from ifam.evaluation.metrics import GroupAccuracy
 from ifam.models.ifam import IFAM
@@ -109,12 +109,12 @@ class Backgrounds:
 
 def swap_backgrounds(
     model: IFAM,
-    cases: Cases,
-    observed: Observed,
+    cases: AuditInputs,
+    observed: ModelOutputs,
     *,
     batch_size: int = 32,
     seed: int = 0,
-    advance: Advance = unheard,
+    advance: Advance = no_progress,
 ) -> Backgrounds:
     """Put every object before another background.
 
@@ -191,7 +191,7 @@ def coverage(pixels: Bool[Tensor, "N S1 S2"], grid: tuple[int, int]) -> Float[Te
     return F.adaptive_avg_pool2d(pixels.float()[:, None], grid)[:, 0]
 
 
-def donors(cases: Cases, seed: int = 0) -> Int[Tensor, "N M"]:
+def donors(cases: AuditInputs, seed: int = 0) -> Int[Tensor, "N M"]:
     """Whose background each image gets, in order of preference: images of other classes (or groups) first."""
     count = len(cases)
     generator = torch.Generator().manual_seed(seed)
@@ -245,7 +245,7 @@ class _Answer:
         return torch.cat(found)
 
 
-def _by_group(cases: Cases, before: Tensor, fixed: Tensor, recomputed: Tensor) -> tuple[GroupChange, ...]:
+def _by_group(cases: AuditInputs, before: Tensor, fixed: Tensor, recomputed: Tensor) -> tuple[GroupChange, ...]:
     """Accuracy of each group of the images as they were, the worst after the swap first."""
     if cases.labels is None:
         return ()

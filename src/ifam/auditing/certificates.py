@@ -5,11 +5,11 @@ from typing import Any
 import torch
 
 from ifam.auditing.certify import Certificate, Setting, certify, merge, predictor_settings
-from ifam.auditing.inputs import Advance, Cases, Observed, device_of, unheard
+from ifam.auditing.inputs import Advance, AuditInputs, ModelOutputs, device_of, no_progress
 from ifam.models.baselines import LatePredictor
 from ifam.models.ifam import IFAM
 from ifam.models.interventions import UseMask
-from ifam.models.masking import averaged
+from ifam.models.masking import resize_values
 from ifam.models.predictor import Predictor
 from ifam.models.soft_mask import SoftPredictor
 
@@ -17,11 +17,11 @@ from ifam.models.soft_mask import SoftPredictor
 def certificates(
     model: IFAM,
     plain: Predictor,
-    cases: Cases,
-    observed: Observed,
+    cases: AuditInputs,
+    observed: ModelOutputs,
     batch_size: int,
     seed: int,
-    advance: Advance = unheard,
+    advance: Advance = no_progress,
 ) -> list[Certificate]:
     """Certificates of the model, in every setting and as a whole, and of three baselines under the same masks.
 
@@ -54,7 +54,7 @@ def certificates(
     ]
     plain = plain.to(device).eval()
     late, soft = share_weights(plain, LatePredictor), share_weights(plain, SoftPredictor)
-    weights = averaged(observed.part_maps[:, :-1].amax(dim=1), observed.grid)
+    weights = resize_values(observed.part_maps[:, :-1].amax(dim=1), observed.grid)
     return [
         merge("iFAM", own),
         certify(lambda x, visible: plain(x, torch.ones_like(visible)), images, mask, name="plain ViT", **shared),

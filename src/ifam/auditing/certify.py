@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ifam._typing import Bool, Float, Tensor
-from ifam.auditing.inputs import Advance, chunks, unheard
+from ifam.auditing.inputs import Advance, chunks, no_progress
 from ifam.config import Execution
 from ifam.errors import IfamError
 from ifam.evaluation.attacks import ATTACKS, FILLINGS, ascend, differing, hidden_pixel_mask, replaced
@@ -142,14 +142,14 @@ def certify(
     steps: int = 3,
     seed: int = 0,
     device: torch.device | str = "cpu",
-    advance: Advance = unheard,
+    advance: Advance = no_progress,
 ) -> Certificate:
     """Attack the hidden pixels of every image.
 
     Args:
         answer: From (images, mask) to logits, or from (images, mask, gate) where a gate is given. A predictor's
             `execution` and mode are set as `settings` say, and set back afterwards.
-        images: Normalised images, finite.
+        images: Normalized images, finite.
         mask: True for visible patches; it is held.
         gate: The mask as numbers, for answers that want it.
         name: What the model is called.

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ifam._typing import Bool, Float, Int, Tensor
-from ifam.data import Benchmark, Examples, Prepared, evenly_spaced
+from ifam.data import Benchmark, ImageDataset, Prepared, evenly_spaced
 from ifam.errors import IfamError
 from ifam.models.ifam import IFAM
 
@@ -16,16 +16,16 @@ from ifam.models.ifam import IFAM
 Advance = Callable[[int], None]
 
 
-def unheard(count: int) -> None:
+def no_progress(count: int) -> None:
     """Nobody watches the progress."""
 
 
 @dataclass(frozen=True)
-class Cases:
+class AuditInputs:
     """Images as the model is given them, with what the data set knows.
 
     Attributes:
-        images: Normalised images.
+        images: Normalized images.
         labels: Classes; None where they are not known.
         groups: Groups, class x background say; None where they are not known.
         truth: Pixels of the object; None where they are not known.
@@ -49,7 +49,7 @@ class Cases:
 
 
 @dataclass(frozen=True)
-class Observed:
+class ModelOutputs:
     """What the model said about each image, and what it selected.
 
     Attributes:
@@ -104,8 +104,8 @@ def device_of(model: torch.nn.Module) -> torch.device:
 
 @torch.no_grad()
 def observe(
-    model: IFAM, images: Float[Tensor, "N 3 S1 S2"], batch_size: int = 32, advance: Advance = unheard
-) -> Observed:
+    model: IFAM, images: Float[Tensor, "N 3 S1 S2"], batch_size: int = 32, advance: Advance = no_progress
+) -> ModelOutputs:
     """Run the model in evaluation mode and keep what the audit asks about, on the CPU in float32."""
     device, found = device_of(model), []
     clock = Stopwatch(device)
@@ -114,7 +114,7 @@ def observe(
         with clock:
             out = model(batch)
         logits = out.selection.assignment_logits
-        seen = Observed(
+        seen = ModelOutputs(
             logits=out.logits,
             mask=out.mask,
             gate=out.gate,
@@ -128,7 +128,7 @@ def observe(
     joined: dict[str, Any] = {
         name: _cpu(torch.cat([getattr(one, name) for one in found])) for name in vars(found[0]) if name != "seconds"
     }
-    return Observed(**joined, seconds=clock.seconds / max(1, len(images)))
+    return ModelOutputs(**joined, seconds=clock.seconds / max(1, len(images)))
 
 
 def _cpu(values: Tensor) -> Tensor:
@@ -146,20 +146,20 @@ class Stopwatch:
         self.device, self.seconds = device, 0.0
 
     def __enter__(self) -> "Stopwatch":
-        self._synchronise()
+        self._synchronize()
         self.started = time.perf_counter()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._synchronise()
+        self._synchronize()
         self.seconds += time.perf_counter() - self.started
 
-    def _synchronise(self) -> None:
+    def _synchronize(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
 
-def from_benchmark(benchmark: Benchmark, split: str, model: IFAM, limit: int) -> Cases:
+def from_benchmark(benchmark: Benchmark, split: str, model: IFAM, limit: int) -> AuditInputs:
     """At most `limit` images of a split, evenly spread over it.
 
     Raises:
@@ -176,7 +176,7 @@ def from_benchmark(benchmark: Benchmark, split: str, model: IFAM, limit: int) ->
     # Drawn benchmarks can paint the same object on another background, which beats any montage.
     swap = getattr(examples, "swapped", None)
     swapped = None if swap is None else _stack(_prepared(swap(), indices, model), "image")
-    return Cases(
+    return AuditInputs(
         images=_stack(rows, "image"),
         labels=torch.tensor([row["label"] for row in rows]),
         groups=torch.tensor([row["group"] for row in rows]) if grouped else None,
@@ -188,8 +188,8 @@ def from_benchmark(benchmark: Benchmark, split: str, model: IFAM, limit: int) ->
     )
 
 
-def _prepared(examples: Examples, indices: Sequence[int], model: IFAM) -> list[dict[str, Any]]:
-    prepared = Prepared(examples, model.image_size, model.normalisation)
+def _prepared(examples: ImageDataset, indices: Sequence[int], model: IFAM) -> list[dict[str, Any]]:
+    prepared = Prepared(examples, model.image_size, model.normalization)
     return [prepared[i] for i in indices]
 
 

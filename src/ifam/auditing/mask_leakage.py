@@ -17,7 +17,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from ifam._typing import Float, Int, Tensor
-from ifam.auditing.inputs import Advance, Cases, Observed, unheard
+from ifam.auditing.inputs import Advance, AuditInputs, ModelOutputs, no_progress
 
 _FOLDS = 5
 _RESAMPLES = 2000
@@ -26,7 +26,7 @@ _STRENGTH = 0.01
 
 
 @dataclass(frozen=True)
-class Reading:
+class ProbeResult:
     """How well something can be read from something else.
 
     Attributes:
@@ -66,12 +66,12 @@ class Leakage:
         notes: What could not be measured, and why.
     """
 
-    readings: tuple[Reading, ...]
+    readings: tuple[ProbeResult, ...]
     notes: tuple[str, ...]
 
 
 def measure_leakage(
-    cases: Cases, observed: Observed, *, shuffles: int = 20, seed: int = 0, advance: Advance = unheard
+    cases: AuditInputs, observed: ModelOutputs, *, shuffles: int = 20, seed: int = 0, advance: Advance = no_progress
 ) -> Leakage:
     """Read class and background from masks and part maps.
 
@@ -88,10 +88,10 @@ def measure_leakage(
     for target, values in targets.items():
         for source, features in sources.items():
             if values is None:
-                found: Reading | str = f"{target}: not known to the data, so nothing could be read"
+                found: ProbeResult | str = f"{target}: not known to the data, so nothing could be read"
             else:
-                found = read(features, values, target, source, shuffles=shuffles, seed=seed)
-            if isinstance(found, Reading):
+                found = probe(features, values, target, source, shuffles=shuffles, seed=seed)
+            if isinstance(found, ProbeResult):
                 readings.append(found)
             else:
                 notes.append(found)
@@ -99,7 +99,7 @@ def measure_leakage(
     return Leakage(tuple(readings), tuple(dict.fromkeys(notes)))
 
 
-def read(
+def probe(
     features: Float[Tensor, "N F"],
     values: Int[Tensor, " N"],
     target: str = "class",
@@ -107,7 +107,7 @@ def read(
     *,
     shuffles: int = 20,
     seed: int = 0,
-) -> Reading | str:
+) -> ProbeResult | str:
     """Predict values from features by cross-validated logistic regression.
 
     Returns:
@@ -124,7 +124,7 @@ def read(
     resampled = right[random.integers(len(right), size=(_RESAMPLES, len(right)))].mean(axis=1)
     shuffled = [float((_predict(x, other, seed) == other).mean()) for other in _shuffled(y, shuffles, random)]
     low, high = np.quantile(resampled, [0.025, 0.975])
-    return Reading(
+    return ProbeResult(
         target=target,
         source=source,
         images=len(y),
@@ -152,7 +152,7 @@ def _shuffled(y: NDArray[Any], times: int, random: np.random.Generator) -> Seque
     return [random.permutation(y) for _ in range(max(1, times))]
 
 
-def background_of(cases: Cases) -> Int[Tensor, " N"] | None:
+def background_of(cases: AuditInputs) -> Int[Tensor, " N"] | None:
     """The background of each image, where groups are class x background (`label * backgrounds + background`)."""
     if cases.groups is None or cases.labels is None or not cases.class_names:
         return None

@@ -20,15 +20,15 @@ from torch.nn import functional as F
 
 from ifam._typing import Bool, Float, Int, Tensor
 from ifam.auditing.background_swap import coverage
-from ifam.auditing.inputs import Advance, Cases, Observed, Stopwatch, chunks, device_of, unheard
-from ifam.backbones.gated_attention import Attend
+from ifam.auditing.inputs import Advance, AuditInputs, ModelOutputs, Stopwatch, chunks, device_of, no_progress
+from ifam.backbones.gated_attention import OverrideSDPA
 from ifam.evaluation.attacks import hidden_pixel_mask
 from ifam.models.ifam import IFAM
-from ifam.models.masking import averaged
+from ifam.models.masking import resize_values
 from ifam.models.predictor import Predictor
 
 # From the model, images and their answers to one number a patch, 0 or more.
-Explain = Callable[["Whole", Tensor, Tensor], Float[Tensor, "B H W"]]
+Explain = Callable[["UnmaskedClassifier", Tensor, Tensor], Float[Tensor, "B H W"]]
 MISSING = (
     "Grad-CAM and integrated gradients were left out: `pip install 'ifam[explain]'` brings them (OpenCV, which comes "
     "along, needs the system's libGL)."
@@ -85,7 +85,7 @@ class PostHoc:
     notes: tuple[str, ...]
 
 
-class Whole(nn.Module):
+class UnmaskedClassifier(nn.Module):
     """A predictor that is shown every patch, computed as timm does: what explainers can look into.
 
     Args:
@@ -106,12 +106,12 @@ class Whole(nn.Module):
 def compare_explanations(
     model: IFAM,
     plain: Predictor,
-    cases: Cases,
-    observed: Observed,
+    cases: AuditInputs,
+    observed: ModelOutputs,
     *,
     plain_name: str = "plain ViT",
     batch_size: int = 16,
-    advance: Advance = unheard,
+    advance: Advance = no_progress,
 ) -> PostHoc:
     """Explain a plain ViT after the fact, and hold its explanations against iFAM's mask.
 
@@ -127,7 +127,7 @@ def compare_explanations(
     judge = _Judge(cases, observed, batch_size)
     rows = [_own(model, judge)]
     advance(len(cases))
-    whole, was_training = Whole(plain).to(device_of(model)), plain.training
+    whole, was_training = UnmaskedClassifier(plain).to(device_of(model)), plain.training
     whole.eval()
     for name, explain in explainers().items():
         maps, seconds = explain_all(whole, explain, cases.images, batch_size, advance)
@@ -156,7 +156,7 @@ def explainers() -> Mapping[str, Explain]:
 
 
 def explain_all(
-    whole: Whole, explain: Explain, images: Tensor, batch_size: int, advance: Advance = unheard
+    whole: UnmaskedClassifier, explain: Explain, images: Tensor, batch_size: int, advance: Advance = no_progress
 ) -> tuple[Float[Tensor, "N H W"], float]:
     """Maps of all images, and the seconds that one takes."""
     device, found = device_of(whole), []
@@ -174,14 +174,14 @@ def explain_all(
     return torch.cat(found), clock.seconds / max(1, len(images))
 
 
-def random_patches(whole: Whole, images: Tensor, answers: Int[Tensor, " B"]) -> Float[Tensor, "B H W"]:
+def random_patches(whole: UnmaskedClassifier, images: Tensor, answers: Int[Tensor, " B"]) -> Float[Tensor, "B H W"]:
     """No explanation at all: what patches drawn by lot achieve."""
     generator = torch.Generator().manual_seed(0)
     return torch.rand(len(images), *whole.backbone.grid, generator=generator)
 
 
 @torch.no_grad()
-def attention_rollout(whole: Whole, images: Tensor, answers: Int[Tensor, " B"]) -> Float[Tensor, "B H W"]:
+def attention_rollout(whole: UnmaskedClassifier, images: Tensor, answers: Int[Tensor, " B"]) -> Float[Tensor, "B H W"]:
     """Attention multiplied through all blocks, with the skip connection as half of each (arXiv 2005.00928)."""
     weights: list[Tensor] = []
 
@@ -190,7 +190,7 @@ def attention_rollout(whole: Whole, images: Tensor, answers: Int[Tensor, " B"]) 
         weights.append(share.mean(dim=1))
         return share @ value
 
-    with Attend(attend):
+    with OverrideSDPA(attend):
         whole.backbone(images)
     one = torch.eye(weights[0].shape[-1], device=images.device)
     flow: Tensor = one
@@ -202,7 +202,7 @@ def attention_rollout(whole: Whole, images: Tensor, answers: Int[Tensor, " B"]) 
     return heat
 
 
-def grad_cam(whole: Whole, images: Tensor, answers: Int[Tensor, " B"]) -> Float[Tensor, "B H W"]:
+def grad_cam(whole: UnmaskedClassifier, images: Tensor, answers: Int[Tensor, " B"]) -> Float[Tensor, "B H W"]:
     """Grad-CAM (arXiv 1610.02391) at the first norm of the last block, as `grad-cam` advises for transformers."""
     with _imported():
         from pytorch_grad_cam import GradCAM
@@ -216,7 +216,9 @@ def grad_cam(whole: Whole, images: Tensor, answers: Int[Tensor, " B"]) -> Float[
     return _pooled(heat, backbone.grid)
 
 
-def integrated_gradients(whole: Whole, images: Tensor, answers: Int[Tensor, " B"]) -> Float[Tensor, "B H W"]:
+def integrated_gradients(
+    whole: UnmaskedClassifier, images: Tensor, answers: Int[Tensor, " B"]
+) -> Float[Tensor, "B H W"]:
     """Integrated gradients (arXiv 1703.01365) from the mean colour, in 32 steps; a patch counts with its mean size."""
     with _imported():
         from captum.attr import IntegratedGradients
@@ -262,11 +264,11 @@ class _Judge:
         batch_size: Images at a time.
     """
 
-    def __init__(self, cases: Cases, observed: Observed, batch_size: int) -> None:
+    def __init__(self, cases: AuditInputs, observed: ModelOutputs, batch_size: int) -> None:
         self.cases, self.observed, self.batch_size = cases, observed, batch_size
         self.covered = None if cases.truth is None else coverage(cases.truth, observed.grid)
 
-    def row(self, name: str, maps: Tensor, seconds: float, whole: Whole, plain: Predictor) -> Explanation:
+    def row(self, name: str, maps: Tensor, seconds: float, whole: UnmaskedClassifier, plain: Predictor) -> Explanation:
         """Figures of a map of the plain ViT."""
         kept = cut(maps, self.observed.mask)
         first = self.ask(whole, self.cases.images)
@@ -321,7 +323,7 @@ def _own(model: IFAM, judge: _Judge) -> Explanation:
     observed, images = judge.observed, judge.cases.images
     removed = judge.ask(model.predictor, images, observed.mask, observed.gate)
     grey = judge.ask(model, judge.painted(observed.mask))
-    heat = averaged(1 - observed.part_maps[:, -1], observed.grid)
+    heat = resize_values(1 - observed.part_maps[:, -1], observed.grid)
     answers = (observed.logits, removed, grey)
     found = judge.figures("mask", "iFAM", (heat, observed.mask), answers, observed.seconds)
     truth = judge.cases.truth

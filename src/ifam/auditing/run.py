@@ -13,11 +13,11 @@ from ifam._typing import Tensor
 from ifam.auditing.background_swap import Backgrounds, swap_backgrounds
 from ifam.auditing.certificates import certificates, share_weights
 from ifam.auditing.certify import Certificate
-from ifam.auditing.inputs import Cases, Observed, from_benchmark, observe
+from ifam.auditing.inputs import AuditInputs, ModelOutputs, from_benchmark, observe
 from ifam.auditing.mask_leakage import Leakage, measure_leakage
 from ifam.auditing.posthoc import PostHoc, compare_explanations, explainers
 from ifam.auditing.sufficiency import Parts, measure_parts
-from ifam.data import Benchmark, denormalise
+from ifam.data import Benchmark, denormalize
 from ifam.errors import IfamError
 from ifam.evaluation.metrics import MaskIoU
 from ifam.models.baselines import PlainViT
@@ -91,8 +91,8 @@ class AuditResult:
     mask_iou: float | None
     images: tuple[ImageRow, ...]
     conditions: Mapping[str, Any]
-    cases: Cases = field(repr=False, compare=False)
-    observed: Observed = field(repr=False, compare=False)
+    cases: AuditInputs = field(repr=False, compare=False)
+    observed: ModelOutputs = field(repr=False, compare=False)
 
     @property
     def passed(self) -> bool:
@@ -131,7 +131,7 @@ class AuditResult:
 
 def audit(
     model: IFAM,
-    images: Tensor | Batch | Benchmark | Cases,
+    images: Tensor | Batch | Benchmark | AuditInputs,
     *,
     split: str | None = None,
     plain: PlainViT | None = None,
@@ -145,7 +145,7 @@ def audit(
 
     Args:
         model: The model.
-        images: Normalised images [B, 3, S, S], a batch of them with labels, a benchmark, or `Cases`.
+        images: Normalized images [B, 3, S, S], a batch of them with labels, a benchmark, or `AuditInputs`.
         split: Of a benchmark; "test" where there is one and "val" otherwise.
         plain: A plain ViT that was trained for the same task; the model's own predictor with every patch in view where
             none is given.
@@ -221,12 +221,12 @@ def load_plain(source: str | Path) -> PlainViT:
 
 def write(result: AuditResult, model: IFAM, folder: str | Path) -> tuple[Path, Path]:
     """Write `audit.json`, `audit.html` and the pictures; returns the paths of the first two."""
-    colours = denormalise(result.cases.images, model.normalisation)
+    colours = denormalize(result.cases.images, model.normalization)
     pictures = [to_pil_image(image) for image in colours]
     return write_audit(result.to_dict(), pictures, result.observed.part_maps, result.observed.mask, folder)
 
 
-def _cases(model: IFAM, images: Tensor | Batch | Benchmark | Cases, split: str | None, limit: int) -> Cases:
+def _cases(model: IFAM, images: Tensor | Batch | Benchmark | AuditInputs, split: str | None, limit: int) -> AuditInputs:
     """Whatever was given, as cases."""
     classes = model.config.class_names or tuple(f"class {c}" for c in range(model.config.num_classes))
     if isinstance(images, Benchmark):
@@ -238,16 +238,16 @@ def _cases(model: IFAM, images: Tensor | Batch | Benchmark | Cases, split: str |
         cases = from_benchmark(images, split or images.judged, model, limit)
     elif isinstance(images, Batch):
         found = images.to("cpu")
-        cases = Cases(found.images[:limit], found.labels[:limit], class_names=classes)
+        cases = AuditInputs(found.images[:limit], found.labels[:limit], class_names=classes)
         if found.groups is not None:
             names_of = tuple(f"group {g}" for g in range(int(found.groups.max()) + 1))
             cases = _with(cases, groups=found.groups[:limit], group_names=names_of)
         if found.masks is not None:
             cases = _with(cases, truth=found.masks[:limit])
-    elif isinstance(images, Cases):
+    elif isinstance(images, AuditInputs):
         cases = images
     else:
-        cases = Cases(images[:limit].cpu(), class_names=classes)
+        cases = AuditInputs(images[:limit].cpu(), class_names=classes)
     if len(cases) < 2:
         raise IfamError(f"An audit needs two or more images, but got {len(cases)}: one lends the other its background.")
     return _with(cases, indices=cases.indices or tuple(range(len(cases))), class_names=cases.class_names or classes)
@@ -255,17 +255,22 @@ def _cases(model: IFAM, images: Tensor | Batch | Benchmark | Cases, split: str |
 
 def _check_plain(plain: PlainViT, model: IFAM) -> None:
     """Refuse a plain ViT that cannot be given the same images and masks."""
-    ours = (model.image_size, model.predictor.backbone.grid, model.config.num_classes, model.normalisation)
-    theirs = (plain.image_size, plain.predictor.backbone.grid, plain.config.num_classes, plain.normalisation)
+    ours = (model.image_size, model.predictor.backbone.grid, model.config.num_classes, model.normalization)
+    theirs = (plain.image_size, plain.predictor.backbone.grid, plain.config.num_classes, plain.normalization)
     if ours != theirs:
         raise IfamError(
-            f"The plain ViT has (image size, patches, classes, normalisation) {theirs}, but the model {ours}; give one "
+            f"The plain ViT has (image size, patches, classes, normalization) {theirs}, but the model {ours}; give one "
             f"of the same backbone and task."
         )
 
 
 def _rows(
-    model: IFAM, cases: Cases, observed: Observed, certificate: Certificate, backgrounds: Backgrounds, parts: Parts
+    model: IFAM,
+    cases: AuditInputs,
+    observed: ModelOutputs,
+    certificate: Certificate,
+    backgrounds: Backgrounds,
+    parts: Parts,
 ) -> tuple[ImageRow, ...]:
     """One row an image, with the flags that bring it to the top."""
     classes, failing = cases.class_names, set(certificate.failing_images)
@@ -300,7 +305,7 @@ def _rows(
     return tuple(rows)
 
 
-def _mask_iou(cases: Cases, observed: Observed) -> float | None:
+def _mask_iou(cases: AuditInputs, observed: ModelOutputs) -> float | None:
     if cases.truth is None:
         return None
     found = MaskIoU()
@@ -308,8 +313,8 @@ def _mask_iou(cases: Cases, observed: Observed) -> float | None:
     return float(found.compute())
 
 
-def _with(cases: Cases, **changes: Any) -> Cases:
-    return Cases(**{**vars(cases), **changes})
+def _with(cases: AuditInputs, **changes: Any) -> AuditInputs:
+    return AuditInputs(**{**vars(cases), **changes})
 
 
 def _subset(found: Any, rows: slice) -> Any:

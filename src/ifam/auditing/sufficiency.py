@@ -10,9 +10,9 @@ import torch
 from torch.nn import functional as F
 
 from ifam._typing import Bool, Float, Int, Tensor
-from ifam.auditing.inputs import Advance, Cases, Observed, chunks, device_of, unheard
+from ifam.auditing.inputs import Advance, AuditInputs, ModelOutputs, chunks, device_of, no_progress
 from ifam.models.ifam import IFAM
-from ifam.models.masking import shown
+from ifam.models.masking import resize_mask
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Parts:
 
 
 def measure_parts(
-    model: IFAM, cases: Cases, observed: Observed, *, batch_size: int = 32, advance: Advance = unheard
+    model: IFAM, cases: AuditInputs, observed: ModelOutputs, *, batch_size: int = 32, advance: Advance = no_progress
 ) -> Parts:
     """Take parts away, put them back, shave the mask and let it grow.
 
@@ -93,7 +93,7 @@ def measure_parts(
         advance: Told of every image and mask that is done.
     """
     num_parts = observed.part_maps.shape[1] - 1
-    asked = _Asked(model, cases, observed, batch_size, advance)
+    asked = _MaskedPredictions(model, cases, observed, batch_size, advance)
     full = asked(observed.mask)
     own = full.gather(1, asked.answers)
     present = torch.stack([(observed.winners == k).flatten(1).any(dim=1) for k in range(num_parts)], dim=1)
@@ -136,12 +136,12 @@ def dilate(mask: Bool[Tensor, "N H W"]) -> Bool[Tensor, "N H W"]:
     return F.max_pool2d(mask[:, None].float(), 3, stride=1, padding=1)[:, 0] > 0
 
 
-def _shown(observed: Observed, kept: Bool[Tensor, "N H W"]) -> Bool[Tensor, "N H2 W2"]:
+def _shown(observed: ModelOutputs, kept: Bool[Tensor, "N H W"]) -> Bool[Tensor, "N H2 W2"]:
     """What the predictor sees where only the kept patches of the selector's stay in its mask."""
-    return shown(observed.selected & kept, observed.grid)
+    return resize_mask(observed.selected & kept, observed.grid)
 
 
-def _ranked(observed: Observed, rank: Tensor, chosen: Callable[[Tensor], Tensor]) -> Bool[Tensor, "N H2 W2"]:
+def _ranked(observed: ModelOutputs, rank: Tensor, chosen: Callable[[Tensor], Tensor]) -> Bool[Tensor, "N H2 W2"]:
     """The mask of the parts whose rank is chosen."""
     # The background has a rank that the mask rules out anyway.
     padded = torch.cat([rank, torch.zeros_like(rank[:, :1])], dim=1)
@@ -149,7 +149,9 @@ def _ranked(observed: Observed, rank: Tensor, chosen: Callable[[Tensor], Tensor]
     return _shown(observed, chosen(of_patch))
 
 
-def _part(k: int, present: Tensor, lost: Tensor, without: Tensor, asked: "_Asked", observed: Observed) -> Part:
+def _part(
+    k: int, present: Tensor, lost: Tensor, without: Tensor, asked: "_MaskedPredictions", observed: ModelOutputs
+) -> Part:
     """How much part k is needed."""
     count = int(present.sum())
     if not count:
@@ -165,7 +167,7 @@ def _part(k: int, present: Tensor, lost: Tensor, without: Tensor, asked: "_Asked
     )
 
 
-class _Asked:
+class _MaskedPredictions:
     """The predictor's answers to other masks of the same images; each mask is computed once.
 
     Args:
@@ -176,7 +178,9 @@ class _Asked:
         advance: Told of every image that is done.
     """
 
-    def __init__(self, model: IFAM, cases: Cases, observed: Observed, batch_size: int, advance: Advance) -> None:
+    def __init__(
+        self, model: IFAM, cases: AuditInputs, observed: ModelOutputs, batch_size: int, advance: Advance
+    ) -> None:
         self.model, self.cases, self.batch_size, self.advance = model, cases, batch_size, advance
         self.known: dict[bytes, Tensor] = {}
         self.mask, self.gate = observed.mask, observed.gate

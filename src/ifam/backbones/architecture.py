@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ifam._typing import Tensor
-from ifam.backbones.vit import create
+from ifam.backbones.vit import create_vit
 from ifam.errors import IfamError
 
 Shapes = Mapping[str, Sequence[int]]
@@ -59,10 +59,10 @@ def infer_vit(stages: Sequence[Shapes], image_size: int | None = None) -> Vit:
     def sizes(ending: str, axis: int) -> list[int]:
         return [shape[axis] for name, shape in every if name.endswith(ending) and len(shape) > axis]
 
-    width = vote(sizes("norm1.weight", 0), "stage_1.blocks.0.norm1.weight")
-    hidden = vote(sizes("mlp.fc1.weight", 0), "stage_1.blocks.0.mlp.fc1.weight")
-    patch = vote(sizes("patch_embed.proj.weight", 2), "stage_1.patch_embed.proj.weight")
-    registers = vote(sizes("reg_token", 1), "stage_1.reg_token", default=0)
+    width = majority(sizes("norm1.weight", 0), "stage_1.blocks.0.norm1.weight")
+    hidden = majority(sizes("mlp.fc1.weight", 0), "stage_1.blocks.0.mlp.fc1.weight")
+    patch = majority(sizes("patch_embed.proj.weight", 2), "stage_1.patch_embed.proj.weight")
+    registers = majority(sizes("reg_token", 1), "stage_1.reg_token", default=0)
     side, no_embed_class = _infer_grid(sizes("pos_embed", 1), registers, patch, image_size)
     return Vit(
         embed_dim=width,
@@ -70,7 +70,7 @@ def infer_vit(stages: Sequence[Shapes], image_size: int | None = None) -> Vit:
         patch_size=patch,
         reg_tokens=registers,
         mlp_ratio=mlp_ratio(hidden, width),
-        swiglu=hidden == 2 * vote(sizes("mlp.fc2.weight", 1), "stage_1.blocks.0.mlp.fc2.weight"),
+        swiglu=hidden == 2 * majority(sizes("mlp.fc2.weight", 1), "stage_1.blocks.0.mlp.fc2.weight"),
         no_embed_class=no_embed_class,
         layer_scale=any(name.endswith("ls1.gamma") for name, _ in every),
         qkv_bias=any(name.endswith(("attn.qkv.bias", "attention.attention.query.bias")) for name, _ in every),
@@ -87,7 +87,7 @@ def mlp_ratio(hidden: int, width: int) -> float:
 
 def _infer_grid(rows: Sequence[int], registers: int, patch: int, image_size: int | None) -> tuple[int, bool]:
     """Side of the square grid, and True where the position table is for patches only."""
-    vote(rows, "stage_1.pos_embed")
+    majority(rows, "stage_1.pos_embed")
     found = set()
     for count in rows:
         for patches, no_embed_class in ((count, True), (count - 1 - registers, False)):
@@ -106,7 +106,7 @@ def _infer_grid(rows: Sequence[int], registers: int, patch: int, image_size: int
     return found.pop()
 
 
-def vote(values: Iterable[int], name: str, default: int | None = None) -> int:
+def majority(values: Iterable[int], name: str, default: int | None = None) -> int:
     """What most tensors say; the first of them where they are at odds.
 
     Args:
@@ -129,8 +129,8 @@ def vote(values: Iterable[int], name: str, default: int | None = None) -> int:
 
 
 # What an architecture fixes; the other figures may be overridden and are taken from the tensors.
-_SIZED = ("embed_dim", "depth", "patch_size", "reg_tokens", "mlp_ratio")
-_FIXED = (*_SIZED, "swiglu", "layer_scale")
+_SIZE_FIELDS = ("embed_dim", "depth", "patch_size", "reg_tokens", "mlp_ratio")
+_FIXED = (*_SIZE_FIELDS, "swiglu", "layer_scale")
 
 
 def name_architecture(vit: Vit, settings: Mapping[str, Any], num_heads: int | None) -> tuple[str, dict[str, Any]]:
@@ -168,7 +168,7 @@ def name_architecture(vit: Vit, settings: Mapping[str, Any], num_heads: int | No
         reason = f"timm knows no {said!r}" if said else f"a width of {vit.embed_dim} is no multiple of 64"
         raise IfamError(f"The number of attention heads cannot be inferred: {reason}; give it with num_heads=.")
     heads = heads or vit.embed_dim // 64
-    sizes = {field: getattr(vit, field) for field in _SIZED}
+    sizes = {field: getattr(vit, field) for field in _SIZE_FIELDS}
     # No argument turns the gated MLP on, or layer scale off (timm takes None for "not given"): names do.
     name = "vit_base_patch14_dinov2" if vit.layer_scale else "vit_base_patch16_224"
     name = "vit_giant_patch14_dinov2" if vit.swiglu else name
@@ -187,7 +187,7 @@ def _describe(name: str) -> _Known | None:
     """What timm's model of a name looks like; None where timm has no such transformer."""
     try:
         with torch.device("meta"):
-            vit = create(name, None, False, {})
+            vit = create_vit(name, None, False, {})
     except (IfamError, RuntimeError):
         return None
     return _Known(describe(vit), count_heads(vit))
@@ -263,7 +263,7 @@ def _is_weight(name: str, tensor: Tensor) -> bool:
     return tensor.is_floating_point() or name.endswith("prefix_attn_mask")
 
 
-def some(items: Sequence[str], limit: int = 3) -> str:
+def preview(items: Sequence[str], limit: int = 3) -> str:
     """The first few of a list, and how many more there are."""
     more = f" and {len(items) - limit} more" if len(items) > limit else ""
     return ", ".join(items[:limit]) + more
@@ -271,4 +271,4 @@ def some(items: Sequence[str], limit: int = 3) -> str:
 
 def _count(items: Sequence[str], what: str) -> str:
     """How many of something, and which."""
-    return f"{len(items)} {'key is' if len(items) == 1 else 'keys are'} {what}: {some(items)}" if items else ""
+    return f"{len(items)} {'key is' if len(items) == 1 else 'keys are'} {what}: {preview(items)}" if items else ""

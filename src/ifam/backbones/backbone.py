@@ -15,21 +15,21 @@ from torch.utils.checkpoint import checkpoint
 
 from ifam._typing import Bool, Float, Tensor
 from ifam.backbones import hf_dinov2 as dinov2
-from ifam.backbones.gated_attention import Attend, attention
-from ifam.backbones.rotary import Positions, turned
-from ifam.backbones.token_layout import Hidden, Layout, Packed, Padded
-from ifam.backbones.vit import Size, create
+from ifam.backbones.gated_attention import OverrideSDPA, attention
+from ifam.backbones.rotary import Positions, with_rope
+from ifam.backbones.token_layout import HiddenTokens, Layout, Packed, Padded
+from ifam.backbones.vit import Size, create_vit
 from ifam.config import Execution, MaskGradient, ModelConfig
 from ifam.errors import IfamError
 
 # Channel means and standard deviations.
-Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
+Normalization = tuple[tuple[float, ...], tuple[float, ...]]
 
 # Compiled code is made for lengths in steps of this many tokens.
 _BUCKET = 32
 # On a processor, packing pays from so many tokens an image, and where padding would leave less than this share of the
 # rows real.
-_WORTH_A_CALL, _LITTLE_PADDING = 48, 0.9
+_MIN_TOKENS_TO_PACK, _MAX_PADDED_DENSITY = 48, 0.9
 
 
 class Backbone(nn.Module):
@@ -47,11 +47,11 @@ class Backbone(nn.Module):
 
     def __init__(self, name: str, *, image_size: Size | None = None, pretrained: bool = True, **kwargs: Any) -> None:
         super().__init__()
-        folder = dinov2.find(name)
-        make = partial(create, name) if folder is None else folder.create
+        folder = dinov2.find_hf_dinov2(name)
+        make = partial(create_vit, name) if folder is None else folder.create_vit
         self.vit = make(image_size, pretrained, kwargs)
         self.compiled = False
-        self.change_of_scale: Normalisation | None = None
+        self.input_affine: Normalization | None = None
         # The modes of `gated_attention.py` stand in for the fused kernel, so every block must call it.
         for module in self.vit.modules():
             if hasattr(module, "fused_attn"):
@@ -90,30 +90,30 @@ class Backbone(nn.Module):
         return self.vit.cls_token is not None
 
     @property
-    def normalisation(self) -> Normalisation:
+    def normalization(self) -> Normalization:
         """Channel means and standard deviations that the weights were trained with."""
         cfg = getattr(self.vit, "pretrained_cfg", None) or {}
         return tuple(cfg.get("mean", (0.485, 0.456, 0.406))), tuple(cfg.get("std", (0.229, 0.224, 0.225)))
 
-    def renormalise(self, given: Normalisation, wanted: Normalisation) -> None:
-        """Be given images of another normalisation from now on, and bring them to the wanted one.
+    def set_input_normalization(self, given: Normalization, wanted: Normalization) -> None:
+        """Be given images of another normalization from now on, and bring them to the wanted one.
 
         Args:
-            given: Channel means and standard deviations that the images are normalised by.
+            given: Channel means and standard deviations that the images are normalized by.
             wanted: Those that the weights were trained with.
         """
         if given != wanted:
             channels = list(zip(*given, *wanted, strict=True))
             scale = tuple(std / own_std for _, std, _, own_std in channels)
             shift = tuple((mean - own_mean) / own_std for mean, _, own_mean, own_std in channels)
-            self.change_of_scale = scale, shift
+            self.input_affine = scale, shift
 
-    def accept(self, images: Tensor) -> Tensor:
+    def prepare_images(self, images: Tensor) -> Tensor:
         """Images [B, 3, S1, S2] as the weights expect them, once they are known to have the right size."""
         self.check_images(images)
-        if self.change_of_scale is None:
+        if self.input_affine is None:
             return images
-        scale, shift = (images.new_tensor(values)[:, None, None] for values in self.change_of_scale)
+        scale, shift = (images.new_tensor(values)[:, None, None] for values in self.input_affine)
         return images * scale + shift
 
     def check_images(self, images: Tensor) -> None:
@@ -125,11 +125,11 @@ class Backbone(nn.Module):
                 f"resize them (`ifam.predict` does) or build the model with another image_size."
             )
         if not images.is_floating_point():
-            raise IfamError(f"The images are {images.dtype}, but normalised floating-point images are expected.")
+            raise IfamError(f"The images are {images.dtype}, but normalized floating-point images are expected.")
 
     def forward(self, images: Tensor) -> Float[Tensor, "B N D"]:
         """Tokens of whole images [B, 3, S, S] after the final norm: prefix tokens first, then all patches."""
-        tokens: Tensor = self.vit.forward_features(self.accept(images))
+        tokens: Tensor = self.vit.forward_features(self.prepare_images(images))
         return tokens
 
     def patches(self, images: Tensor) -> Float[Tensor, "B P D"]:
@@ -138,7 +138,7 @@ class Backbone(nn.Module):
         *_, last = self.vit.blocks
         for block, turn in zip(self.vit.blocks, angles, strict=True):
             read = (lambda tokens: tokens[:, self.num_prefix_tokens :]) if block is last else None
-            x = self._through(block, x, turn, read=read)
+            x = self._run_block(block, x, turn, read=read)
         return self._norm(x)
 
     def tokens(
@@ -155,7 +155,7 @@ class Backbone(nn.Module):
         is read. In `mask_gradient="full"` hidden patches run beside, without gradient, as queries that nothing sees.
 
         Args:
-            images: Normalised images [B, 3, S, S].
+            images: Normalized images [B, 3, S, S].
             visible: True for the patches to show.
             gate: The same as numbers with gradient; needed unless `mask_gradient` is "none".
             mask_gradient: For which patches the gate receives gradient.
@@ -167,7 +167,7 @@ class Backbone(nn.Module):
         layout = self._layout(visible, execution)
         return layout.rows(self._norm(self._run(images, visible, gate, mask_gradient, layout)))
 
-    def summary(
+    def pooled(
         self,
         images: Tensor,
         visible: Bool[Tensor, "B P"],
@@ -214,7 +214,7 @@ class Backbone(nn.Module):
         """Tokens of the whole image after the final norm, with a bias on how much each patch is attended to.
 
         Args:
-            images: Normalised images.
+            images: Normalized images.
             key_bias: Added to the attention logits of each patch as a key; prefix tokens have none.
 
         Returns:
@@ -223,7 +223,7 @@ class Backbone(nn.Module):
         x, angles = self._embed_all(images)
         bias = F.pad(key_bias, (self.num_prefix_tokens, 0))
         for block, turn in zip(self.vit.blocks, angles, strict=True):
-            x = self._through(block, x, turn, partial(attention, bias=bias))
+            x = self._run_block(block, x, turn, partial(attention, bias=bias))
         return self._norm(x)
 
     def _layout(self, visible: Tensor, execution: Execution) -> Layout:
@@ -250,7 +250,7 @@ class Backbone(nn.Module):
         # Image by image, attention costs a call for each; many short rows are cheaper with some padding.
         counts = visible.sum(dim=1)
         tokens, longest = int(counts.sum()), int(counts.max()) if len(counts) else 0
-        return tokens >= _WORTH_A_CALL * len(counts) and tokens < _LITTLE_PADDING * longest * len(counts)
+        return tokens >= _MIN_TOKENS_TO_PACK * len(counts) and tokens < _MAX_PADDED_DENSITY * longest * len(counts)
 
     def _run(
         self,
@@ -262,9 +262,9 @@ class Backbone(nn.Module):
         read: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
         """The tokens of a layout after all blocks, or those that are read after the last one."""
-        images, positions = self.accept(images), Positions(self.vit)
+        images, positions = self.prepare_images(images), Positions(self.vit)
         x, bias, hidden = self._embed(images, layout, positions), None, None
-        angles = beside_angles = positions.of_blocks(layout)
+        angles = beside_angles = positions.per_block(layout)
         if gate is not None and mask_gradient != "none":
             # d log(m) = dm at m = 1: the gate of a visible key acts like a bias, which is 0.
             shown = layout.gather(gate)
@@ -272,23 +272,23 @@ class Backbone(nn.Module):
             if mask_gradient == "full":
                 beside = Packed(~visible, 0) if isinstance(layout, Packed) else Padded(~visible, 0)
                 with torch.no_grad():
-                    x_beside, beside_angles = self._embed(images, beside, positions), positions.of_blocks(beside)
-                hidden = Hidden(x_beside, beside, beside.gather(gate))
+                    x_beside, beside_angles = self._embed(images, beside, positions), positions.per_block(beside)
+                hidden = HiddenTokens(x_beside, beside, beside.gather(gate))
         last = self.vit.blocks[-1]
         for block, turn, turn_beside in zip(self.vit.blocks, angles, beside_angles, strict=True):
             attend = partial(layout.attend, bias=bias) if hidden is None else hidden.priced(layout, bias)
-            x = self._through(block, x, turn, attend, read if block is last else None)
+            x = self._run_block(block, x, turn, attend, read if block is last else None)
             if hidden is not None:
                 with torch.no_grad():
                     nothing = (lambda tokens: tokens[:, :0]) if block is last else None
-                    hidden.x = self._through(block, hidden.x, turn_beside, hidden.ask, nothing)
+                    hidden.x = self._run_block(block, hidden.x, turn_beside, hidden.ask, nothing)
         return x
 
     def _norm(self, x: Tensor) -> Tensor:
         tokens: Tensor = self.vit.norm(x)
         return tokens
 
-    def _through(
+    def _run_block(
         self,
         block: nn.Module,
         x: Tensor,
@@ -298,12 +298,12 @@ class Backbone(nn.Module):
     ) -> Tensor:
         """Tokens after one block, turned by angles, with attention of one's own, or only those tokens that are read."""
         if angles is not None:
-            attend = turned(attend or attention, angles, half=getattr(block.attn, "rotate_half", False))
+            attend = with_rope(attend or attention, angles, half=getattr(block.attn, "rotate_half", False))
 
         def run(x: Tensor) -> Tensor:
-            with nullcontext() if attend is None else Attend(attend):
-                if read is not None and can_read(block):
-                    return reading_block(block, x, read)
+            with nullcontext() if attend is None else OverrideSDPA(attend):
+                if read is not None and supports_partial_queries(block):
+                    return block_with_partial_queries(block, x, read)
                 tokens: Tensor = block(x)
             return tokens if read is None else read(tokens)
 
@@ -314,12 +314,12 @@ class Backbone(nn.Module):
 
     def _embed_all(self, images: Tensor) -> tuple[Tensor, list[Tensor | None]]:
         """Prefix tokens and every patch of whole images, embedded, and the angles for each block."""
-        images, positions = self.accept(images), Positions(self.vit)
+        images, positions = self.prepare_images(images), Positions(self.vit)
         # Channels last, the convolution leaves its output as the tokens lie.
         embedded = self.vit.patch_embed(images.contiguous(memory_format=torch.channels_last))
         prefix = positions.table[:, : positions.prefix].expand(len(images), -1, -1)
         x = torch.cat([prefix, embedded + positions.table[:, positions.prefix :]], dim=1)
-        return self.vit.norm_pre(x), positions.of_blocks()
+        return self.vit.norm_pre(x), positions.per_block()
 
     def _embed(self, images: Tensor, layout: Layout, positions: Positions) -> Tensor:
         """The embedded patches of a layout with their positions, after its prefix tokens."""
@@ -344,7 +344,7 @@ def predictor_backbone(config: ModelConfig, pretrained: bool, selector: Backbone
     Args:
         config: The model's settings.
         pretrained: Load pretrained weights.
-        selector: The transformer that stands before it, whose images it is given too, in their size and normalisation.
+        selector: The transformer that stands before it, whose images it is given too, in their size and normalization.
     """
     name = config.predictor_backbone or config.backbone
     kwargs = config.backbone_kwargs if config.predictor_kwargs is None else config.predictor_kwargs
@@ -352,10 +352,10 @@ def predictor_backbone(config: ModelConfig, pretrained: bool, selector: Backbone
     backbone = Backbone(name, image_size=size, pretrained=pretrained, **kwargs)
     if selector is not None:
         given, wanted = (
-            (config.mean or stage.normalisation[0], config.std or stage.normalisation[1])
+            (config.mean or stage.normalization[0], config.std or stage.normalization[1])
             for stage in (selector, backbone)
         )
-        backbone.renormalise(given, wanted)
+        backbone.set_input_normalization(given, wanted)
     return backbone
 
 
@@ -370,18 +370,20 @@ def fill_buffers(model: nn.Module) -> None:
             module.init_non_persistent_buffers()  # type: ignore[operator]
 
 
-def can_read(block: nn.Module) -> bool:
-    """Whether `reading_block` knows this block, and nobody listens for all that it computes."""
+def supports_partial_queries(block: nn.Module) -> bool:
+    """Whether `block_with_partial_queries` knows this block, and nobody listens for all that it computes."""
     listened = any(m._forward_hooks or m._forward_pre_hooks for m in block.modules())
     known = type(block) is Block and type(block.attn) is Attention and type(block.attn.qkv) is nn.Linear
     return known and not listened and getattr(block.attn, "gate", None) is None
 
 
-def reading_block(block: Any, x: Float[Tensor, "B N D"], read: Callable[[Tensor], Tensor]) -> Float[Tensor, "B M D"]:
+def block_with_partial_queries(
+    block: Any, x: Float[Tensor, "B N D"], read: Callable[[Tensor], Tensor]
+) -> Float[Tensor, "B M D"]:
     """A block of timm for the tokens that are read alone; every token is still a key.
 
     Args:
-        block: A block that `can_read` knows.
+        block: A block that `supports_partial_queries` knows.
         x: All tokens.
         read: Picks tokens.
     """

@@ -9,10 +9,11 @@ and it is finite for a hidden key (`m_j = 0`) too: it prices what showing that p
 
 - A visible key: d log(m) = dm at m = 1, so its gate acts like a bias on the key, which is 0. The bias rides as one more
   dimension of the head, a constant in the query and the bias in the key: fused kernels then give its gradient, and
-  no attention mask is built (`biased_attention`).
-- A hidden key: computed in the backward pass, from keys and values that the forward pass never mixes in (`Priced`).
+  no attention mask is built.
+- A hidden key: computed in the backward pass, from keys and values that the forward pass never mixes in
+  (`HiddenGateGrad`).
 
-timm's blocks call `scaled_dot_product_attention`; `Attend` stands in for that one function while a block runs, so
+timm's blocks call `scaled_dot_product_attention`; `OverrideSDPA` stands in for that one function while a block runs, so
 no block is rewritten and no class is swapped. How the visible tokens lie in memory is the business of the layouts in
 `token_layout.py`.
 """
@@ -29,10 +30,10 @@ from ifam._typing import Bool, Float, Tensor
 # Fused kernels of GPUs take heads whose size is a multiple of this.
 _GPU_HEAD = 8
 # So many queries at a time when hidden keys are priced: the weights of all would be a matrix of tokens by tokens.
-_PRICED_AT_ONCE = 256
+_QUERY_CHUNK = 256
 
 
-class Attend(TorchFunctionMode):
+class OverrideSDPA(TorchFunctionMode):
     """While active, `scaled_dot_product_attention(query, key, value)` is the function given.
 
     Args:
@@ -78,7 +79,7 @@ def attention(
         mask = None if real is None else real[:, None, None]
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=size**-0.5)
     if real is not None:
-        bias = bias.masked_fill(~real, -never(key.dtype))
+        bias = bias.masked_fill(~real, -mask_fill_value(key.dtype))
     query, key, value = with_bias(query, key, value, bias)
     return F.scaled_dot_product_attention(query, key, value, scale=size**-0.5)[..., :width]
 
@@ -97,12 +98,12 @@ def with_bias(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> tuple[
     )
 
 
-def never(dtype: torch.dtype) -> float:
+def mask_fill_value(dtype: torch.dtype) -> float:
     """So large a number that a logit lowered by it has weight 0, yet its products with 0 are 0 and not NaN."""
     return 1e3 if dtype == torch.float16 else 1e30
 
 
-class Priced(torch.autograd.Function):
+class HiddenGateGrad(torch.autograd.Function):
     """The output of attention as it is, whose backward pass also prices the gates of hidden keys.
 
     The price is asked for in the backward pass, when the keys and values of the hidden patches, which run after the
@@ -134,7 +135,7 @@ class Priced(torch.autograd.Function):
         return grads[0], None, None, ctx.price(query, key, out, grads[0]), None
 
 
-def price_hidden(
+def hidden_gate_grad(
     query: Float[Tensor, "B h N d"],
     key: Float[Tensor, "B h M d"],
     out: Float[Tensor, "B h N e"],
@@ -158,7 +159,7 @@ def price_hidden(
     q, k, o, g, hk, hv = (t.to(dtype) for t in (query, key, out, grad, hidden_key, hidden_value))
     q = q * q.shape[-1] ** -0.5
     price = hk.new_zeros(hk.shape[0], hk.shape[2])
-    for rows in zip(*(t.split(_PRICED_AT_ONCE, dim=2) for t in (q, o, g)), strict=True):
+    for rows in zip(*(t.split(_QUERY_CHUNK, dim=2) for t in (q, o, g)), strict=True):
         qi, oi, gi = rows
         scores = qi @ k.mT
         if real is not None:

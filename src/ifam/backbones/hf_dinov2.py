@@ -14,7 +14,7 @@ import torch
 
 from ifam._typing import Tensor
 from ifam.backbones.architecture import Vit, check_tensors, mlp_ratio, name_architecture
-from ifam.backbones.vit import Size, WeightsUnavailable, create, is_name, load_weights
+from ifam.backbones.vit import Size, WeightsUnavailable, create_vit, is_known_backbone, load_weights
 from ifam.backbones.vit import Vit as TimmVit
 from ifam.config import ModelConfig
 from ifam.errors import IfamError
@@ -47,7 +47,7 @@ def to_timm(name: str) -> str:
     return re.sub(r"^layernorm\.", "norm.", name)
 
 
-def joined(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def fuse_qkv(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors with query, key and value as one, in this order; heads are contiguous rows in both layouts."""
     query, *others = _QKV_PARTS
     found = {}
@@ -82,16 +82,16 @@ class Dinov2:
     Attributes:
         source: Its folder or hub id, as given.
         name: Name for `timm.create_model`.
-        kwargs: Arguments that make it that model, with its image size and normalisation; fit for JSON.
+        kwargs: Arguments that make it that model, with its image size and normalization; fit for JSON.
     """
 
     source: str
     name: str
     kwargs: dict[str, Any]
 
-    def create(self, image_size: Size | None, pretrained: bool, kwargs: Mapping[str, Any]) -> TimmVit:
+    def create_vit(self, image_size: Size | None, pretrained: bool, kwargs: Mapping[str, Any]) -> TimmVit:
         """The transformer; the arguments are those of `ifam.backbones.vit.create`."""
-        vit = create(self.name, image_size, False, {**self.kwargs, **kwargs})
+        vit = create_vit(self.name, image_size, False, {**self.kwargs, **kwargs})
         if pretrained:
             weights = _weights(_fetch(self.source, CONFIG, WEIGHTS))
             shapes = {name: tuple(tensor.shape) for name, tensor in vit.state_dict().items()}
@@ -103,7 +103,7 @@ class Dinov2:
         return vit
 
 
-def find(source: str) -> Dinov2 | None:
+def find_hf_dinov2(source: str) -> Dinov2 | None:
     """The model in a folder or on the hub; None for a name of timm's or of this package.
 
     Args:
@@ -112,7 +112,7 @@ def find(source: str) -> Dinov2 | None:
     Raises:
         IfamError: It holds another kind of model, or cannot be had.
     """
-    if is_name(source) or not ("/" in source or "\\" in source or (Path(source) / CONFIG).is_file()):
+    if is_known_backbone(source) or not ("/" in source or "\\" in source or (Path(source) / CONFIG).is_file()):
         return None
     folder = _fetch(source, CONFIG, PREPROCESSOR)
     settings = read_json(folder / CONFIG)
@@ -130,7 +130,10 @@ def find(source: str) -> Dinov2 | None:
 
 def resolve(config: ModelConfig) -> ModelConfig:
     """The same settings in timm's names, without folders: a saved model is rebuilt from them alone."""
-    own, others = find(config.backbone), config.predictor_backbone and find(config.predictor_backbone)
+    own, others = (
+        find_hf_dinov2(config.backbone),
+        config.predictor_backbone and find_hf_dinov2(config.predictor_backbone),
+    )
     if own is None and not others:
         return config
     kwargs, predictor_kwargs = config.backbone_kwargs, config.predictor_kwargs
@@ -201,7 +204,7 @@ def _weights(folder: Path) -> dict[str, Tensor]:
         # A classifier is not part of the backbone; only pretraining masks tokens.
         if not short.startswith("classifier.") and short != "embeddings.mask_token":
             tensors[short] = tensor
-    weights = {to_timm(name): tensor.to(torch.float32) for name, tensor in joined(tensors).items()}
+    weights = {to_timm(name): tensor.to(torch.float32) for name, tensor in fuse_qkv(tensors).items()}
     if "reg_token" in weights and {"cls_token", "pos_embed"} <= set(weights):
         # timm's position table has no row for the class token here, so the token bears its position itself.
         weights["cls_token"] = weights["cls_token"] + weights["pos_embed"][:, :1]

@@ -53,7 +53,7 @@ class Positions:
         tokens: Tensor = layout.assemble(self.table[:, : layout.prefix], placed)
         return tokens
 
-    def of_blocks(self, layout: Layout | None = None) -> list[Tensor | None]:
+    def per_block(self, layout: Layout | None = None) -> list[Tensor | None]:
         """The angles for each block.
 
         Args:
@@ -62,10 +62,10 @@ class Positions:
         Returns:
             Angles [B, h, M, 2 d] of all tokens of the layout, or None where there are none to turn.
         """
-        laid: list[Tensor | None] = [self._lay(angles, layout).transpose(1, 2) for angles in self.angles]
+        laid: list[Tensor | None] = [self._gather(angles, layout).transpose(1, 2) for angles in self.angles]
         return laid if len(laid) == self.depth else (laid or [None]) * self.depth
 
-    def _lay(self, angles: Float[Tensor, "1 N h d2"], layout: Layout | None) -> Float[Tensor, "B M h d2"]:
+    def _gather(self, angles: Float[Tensor, "1 N h d2"], layout: Layout | None) -> Float[Tensor, "B M h d2"]:
         """Angles for the tokens of a layout."""
         if layout is None:
             return angles
@@ -75,7 +75,7 @@ class Positions:
         return of_heads
 
 
-def turned(attend: Attention, angles: Float[Tensor, "B h N d2"], *, half: bool) -> Attention:
+def with_rope(attend: Attention, angles: Float[Tensor, "B h N d2"], *, half: bool) -> Attention:
     """Attention of queries and keys that are turned first.
 
     Args:

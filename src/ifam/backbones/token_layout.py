@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.nn.attention.varlen import varlen_attn
 
 from ifam._typing import Bool, Float, Int, Tensor
-from ifam.backbones.gated_attention import Priced, attention, price_hidden, with_bias
+from ifam.backbones.gated_attention import HiddenGateGrad, attention, hidden_gate_grad, with_bias
 
 
 class Padded:
@@ -89,8 +89,8 @@ class Padded:
         hidden: tuple[Tensor, Tensor],
         hidden_counts: Sequence[int],
     ) -> Float[Tensor, "B L"]:
-        """`price_hidden` of query, key, out and grad for hidden keys and values, so many of each image."""
-        return price_hidden(*tensors, *hidden, self.real)
+        """`hidden_gate_grad` of query, key, out and grad for hidden keys and values, so many of each image."""
+        return hidden_gate_grad(*tensors, *hidden, self.real)
 
     def first(self, tokens: Float[Tensor, "B M D"]) -> Float[Tensor, "B 1 D"]:
         """The first token of each image."""
@@ -144,7 +144,7 @@ class Packed:
         """As `Padded.attend`: in one fused kernel on a GPU in half precision, image by image elsewhere."""
         if not self.counts:
             return value
-        asking = asking or self._asking(query)
+        asking = asking or self._query_lengths(query)
         half = key.dtype in (torch.float16, torch.bfloat16)
         # The kernel takes values as wide as the keys, which those of differential attention are not.
         if key.is_cuda and half and value.shape[-1] == key.shape[-1]:
@@ -166,7 +166,7 @@ class Packed:
         heads: Tensor = out.transpose(0, 1)[None, ..., :width]
         return heads
 
-    def _asking(self, query: Tensor) -> Sequence[int]:
+    def _query_lengths(self, query: Tensor) -> Sequence[int]:
         """Queries of each image: one for each token, or for its first token alone."""
         return self.counts if query.shape[2] == sum(self.counts) else [1] * len(self.counts)
 
@@ -182,10 +182,10 @@ class Packed:
     ) -> Float[Tensor, "1 L"]:
         """As `Padded.price`, image by image."""
         query, key, out, grad = tensors
-        asking = self._asking(query)
+        asking = self._query_lengths(query)
         parts = [_split(t, asking) for t in (query, out, grad)]
         parts += [_split(key, self.counts), *(_split(t, hidden_counts) for t in hidden)]
-        prices = [price_hidden(q, k, o, g, hk, hv) for q, o, g, k, hk, hv in zip(*parts, strict=True)]
+        prices = [hidden_gate_grad(q, k, o, g, hk, hv) for q, o, g, k, hk, hv in zip(*parts, strict=True)]
         return torch.cat(prices, dim=1)
 
     def first(self, tokens: Float[Tensor, "1 M D"]) -> Float[Tensor, "1 B D"]:
@@ -205,7 +205,7 @@ class Packed:
 Layout = Padded | Packed
 
 
-class Hidden:
+class HiddenTokens:
     """The hidden patches, which run beside the visible ones in "full": as queries that nothing sees.
 
     Args:
@@ -236,7 +236,7 @@ class Hidden:
                 return layout.price((query, key, out, grad), own[call], self.layout.counts)
 
             out = layout.attend(query, key, value, bias)
-            priced: Tensor = Priced.apply(out, query, key, self.gate, price)
+            priced: Tensor = HiddenGateGrad.apply(out, query, key, self.gate, price)
             return priced
 
         return attend

@@ -52,12 +52,12 @@ class WeightsUnavailable(IfamError):
     """Pretrained weights could not be fetched."""
 
 
-def is_name(name: str) -> bool:
+def is_known_backbone(name: str) -> bool:
     """Whether a backbone has this name, of timm's or of this package."""
     return name == TINY or bool(timm.is_model(name))
 
 
-def create(name: str, image_size: Size | None, pretrained: bool, kwargs: dict[str, Any]) -> Vit:
+def create_vit(name: str, image_size: Size | None, pretrained: bool, kwargs: dict[str, Any]) -> Vit:
     """The timm model, without its head and its own pooling.
 
     Args:
@@ -75,7 +75,7 @@ def create(name: str, image_size: Size | None, pretrained: bool, kwargs: dict[st
                 f"{rate} is {kwargs[rate]}, but tokens are hidden by the mask alone; leave it at 0 "
                 f"(mask_part_dropout, drop_path_rate and proj_drop_rate work)."
             )
-    if not is_name(name):
+    if not is_known_backbone(name):
         near = difflib.get_close_matches(name, [TINY, *timm.list_models(["vit*", "eva*", "deit*"])], n=3)
         raise IfamError(
             f"No backbone is named {name!r}; choose a vision transformer of timm "

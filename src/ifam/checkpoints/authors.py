@@ -12,8 +12,8 @@ from typing import Any, Literal
 import torch
 
 from ifam._typing import Tensor
-from ifam.backbones.architecture import Shapes, check_tensors, describe, infer_vit, name_architecture, some, vote
-from ifam.backbones.hf_dinov2 import joined, to_timm, to_transformers
+from ifam.backbones.architecture import Shapes, check_tensors, describe, infer_vit, majority, name_architecture, preview
+from ifam.backbones.hf_dinov2 import fuse_qkv, to_timm, to_transformers
 from ifam.config import ModelConfig
 from ifam.errors import IfamError
 from ifam.models.ifam import IFAM
@@ -35,7 +35,7 @@ _STAGES = {"stage_1.": "selector.backbone.vit.", "stage_2.": "predictor.backbone
 # A buffer of ones, one for each prefix token; it says nothing that the tokens do not say.
 _PREFIX_MASK = "stage_2.prefix_attn_mask"
 
-# The input normalisation of DINOv2, which is ImageNet's.
+# The input normalization of DINOv2, which is ImageNet's.
 IMAGENET: tuple[RGB, RGB] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
@@ -65,7 +65,7 @@ def from_official(
         num_heads: Attention heads. By default those of the architecture that the settings name, then of the
             settings, then width / 64.
         image_size: Side of the input in pixels; only needed where the position table fits two grids.
-        mean: Channel means of the input normalisation, which no checkpoint tells; ImageNet's by default.
+        mean: Channel means of the input normalization, which no checkpoint tells; ImageNet's by default.
         std: Channel standard deviations; ImageNet's by default.
 
     Returns:
@@ -81,11 +81,11 @@ def from_official(
     shapes = {_to_timm(name): tuple(tensor.shape) for name, tensor in state.items()}
     stages = [_below(shapes, stage) for stage in _STAGES]
     vit = infer_vit(stages, image_size or _side(settings.get("img_size")))
-    parts = vote(
+    parts = majority(
         [shape[axis] for name, axis in _PART_AXES.items() if len(shape := shapes.get(name, ())) > axis],
         "stage_1.fc_landmarks.weight",
     )
-    classes = vote([shapes[name][0] for name in _CLASSIFIERS if shapes.get(name)], _CLASSIFIERS[0])
+    classes = majority([shapes[name][0] for name in _CLASSIFIERS if shapes.get(name)], _CLASSIFIERS[0])
     _check_settings(settings, num_landmarks=parts - 1, num_classes=classes, img_size=vit.image_size)
     backbone, kwargs = name_architecture(vit, settings, num_heads)
     config = ModelConfig(
@@ -152,7 +152,7 @@ def _clean(tensors: Mapping[str, Any]) -> dict[str, Tensor]:
         ours = any(name.startswith("selector.") for name in state)
         raise IfamError(
             "This is no checkpoint of the authors' two-stage models: keys `stage_1.*` and `stage_2.*` are "
-            f"expected, found {some([repr(name) for name in state]) or 'nothing'}; "
+            f"expected, found {preview([repr(name) for name in state]) or 'nothing'}; "
             f"{'`IFAM.from_pretrained` reads this one' if ours else 'give one of theirs'}."
         )
     return state
@@ -204,7 +204,7 @@ def _to_ours(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Our names and shapes for a complete state dict of either layout, in float32."""
     ours = {theirs: name for name, theirs in _HEADS.items()}
     renamed = {}
-    for name, tensor in joined(state).items():
+    for name, tensor in fuse_qkv(state).items():
         if name == _PREFIX_MASK:
             continue
         name = ours.get(name) or _STAGES[name[:8]] + _to_timm(name)[8:]

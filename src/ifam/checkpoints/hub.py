@@ -1,4 +1,4 @@
-"""Models on disk and on the Hugging Face hub. Reading one never runs code that came with it."""
+"""Models on disk and on the Hugging Face hub. ProbeResult one never runs code that came with it."""
 
 import tempfile
 from collections.abc import Mapping
@@ -127,8 +127,8 @@ def load_official(
         num_heads: Attention heads, which tensors do not tell. By default those of the architecture that
             `config.json` names, then those it states, then width / 64: right for DINOv2 and RAD-DINO.
         image_size: Side of the input in pixels; only asked for where the position table fits two sizes.
-        mean: Channel means of the input normalisation. Checkpoints do not tell; ImageNet's are DINOv2's.
-        std: Channel standard deviations of the input normalisation.
+        mean: Channel means of the input normalization. Checkpoints do not tell; ImageNet's are DINOv2's.
+        std: Channel standard deviations of the input normalization.
         revision: Branch, tag or commit on the hub.
 
     Returns:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ifam.cli.common import chosen_device
+from ifam.cli.common import resolve_device
 from ifam.io import check_folder, ensure_writable, run_digest
 
 
@@ -51,7 +51,7 @@ def audit(
 
     ensure_writable(out, folder=True)
     net, trained = _load(model)
-    net.to(chosen_device(device))
+    net.to(resolve_device(device))
     name, images, options = load_eval_dataset(trained, benchmark, root, data, net.config.class_names, split)
     split, source = split or images.judged, remembered_root(trained, benchmark, root)
     print(images.describe(split))

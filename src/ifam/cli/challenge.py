@@ -9,7 +9,7 @@ from ifam.io import check_folder, ensure_writable, run_digest
 
 if TYPE_CHECKING:
     pass
-from ifam.cli.common import check_classes, chosen_device, folder_beside
+from ifam.cli.common import check_classes, folder_beside, resolve_device
 
 
 def challenge(
@@ -66,7 +66,7 @@ def challenge(
     settings |= {"images": fingerprint(images, [BACKGROUNDS])}
     weights = weights_digest(net.state_dict())
     run = run_digest({**settings, "weights": weights, "data": data or {}, "batch_size": batch_size, "seed": seed})
-    net = net.to(chosen_device(device))
+    net = net.to(resolve_device(device))
     journal = out / "challenge.jsonl"
     if not journal.exists():
         # The journal of another run is refused by the name of what differs.

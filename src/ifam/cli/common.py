@@ -38,7 +38,7 @@ def check_classes(images: "Benchmark", config: "ModelConfig") -> None:
         )
 
 
-def chosen_device(name: str) -> "torch.device":
+def resolve_device(name: str) -> "torch.device":
     """The device of this name; for "auto" the GPU of this process, where there is one."""
     import torch
 

@@ -4,7 +4,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from ifam.cli.common import chosen_device
+from ifam.cli.common import resolve_device
 from ifam.config import LossConfig, ModelConfig, TrainConfig
 from ifam.errors import IfamError
 
@@ -60,7 +60,7 @@ def compare(
     chosen = (0,) if seeds is None else tuple(seeds)
     comparison = Comparison(rows, chosen, benchmark, root, data or {}, split, num_resamples)
     kept = {"save_models": save_models, "overwrite": overwrite}
-    found = run_comparison(comparison, out, device=chosen_device(device), **kept)
+    found = run_comparison(comparison, out, device=resolve_device(device), **kept)
     if rank_and_world_size()[0] > 0:
         # Of the processes that a training on several devices has started, the first writes and prints.
         return

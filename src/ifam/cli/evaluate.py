@@ -12,7 +12,7 @@ from ifam.io import check_replaceable, ensure_writable, run_digest
 if TYPE_CHECKING:
     from ifam.models.base import Classifier
     from ifam.models.interventions import Intervention
-from ifam.cli.common import check_classes, chosen_device, folder_beside
+from ifam.cli.common import check_classes, folder_beside, resolve_device
 
 
 def evaluate(
@@ -111,7 +111,7 @@ def evaluate(
     target = out or beside / "evaluations" / _run_name(name, split, record, conditions) / "results.json"
     check_replaceable(target, conditions["run"], overwrite)
     with process_group() as first:
-        net = net.to(chosen_device(device))
+        net = net.to(resolve_device(device))
         found: Any
         if together:
             found = evaluate_treatments(net, images, interventions=changes, **settings)
@@ -127,7 +127,7 @@ def evaluate(
         "config": asdict(config),
         "trained": {key: value for key, value in extra.items() if key != "thresholds"},
     }
-    title = ", ".join([name, split, *(_said(key, value) for key, value in record.items() if key != "thresholds")])
+    title = ", ".join([name, split, *(_describe(key, value) for key, value in record.items() if key != "thresholds")])
     _show(found, title, target, conditions)
     print(f"Written to {target}.")
     warn_if_other_weights(beside / "results.json", conditions["weights"])
@@ -198,14 +198,14 @@ def _show(found: Any, title: str, target: Path, conditions: Mapping[str, Any]) -
         tables.write_results(whole, target, conditions, found)
 
 
-def _said(key: str, value: Any) -> str:
+def _describe(key: str, value: Any) -> str:
     """An intervention in a title."""
     return f"{key} {' '.join(map(str, value)) if isinstance(value, list) else value}"
 
 
 def _run_name(name: str, split: str, record: Mapping[str, Any], conditions: Mapping[str, Any]) -> str:
     """Name of the folder of an evaluation: for people, and with the conditions in short, for all that it leaves out."""
-    words = [_said(key, value) for key, value in record.items() if key != "thresholds"]
+    words = [_describe(key, value) for key, value in record.items() if key != "thresholds"]
     words += ["leave_one_out"] if conditions["leave_one_out"] else []
     safe = ["".join(c if c.isalnum() or c in "._" else "-" for c in word) for word in (name, split, *words)]
     return f"{'-'.join(safe)[:150]}-{conditions['run']}"

@@ -4,7 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ifam.cli.common import check_classes, check_free, chosen_device
+from ifam.cli.common import check_classes, check_free, resolve_device
 from ifam.io import check_absent, ensure_writable
 
 
@@ -57,7 +57,7 @@ def retrain(
     check_classes(images, config)
     split = split or default_split(images, "val")
     print(f"Fitted to {images.describe(split)}.")
-    net.to(chosen_device(device))
+    net.to(resolve_device(device))
     shared: dict[str, Any] = {"batch_size": batch_size, "workers": workers}
     done = asdict(retrain(net, images, split=split, draws=draws, seed=seed, **shared))
     (out / "results.json").unlink(missing_ok=True)

@@ -8,7 +8,7 @@ from ifam.io import ensure_writable, local_path, run_digest
 
 if TYPE_CHECKING:
     pass
-from ifam.cli.common import chosen_device
+from ifam.cli.common import resolve_device
 
 
 def thresholds(
@@ -57,7 +57,7 @@ def thresholds(
             f"{model} has thresholds that were computed otherwise (of other quantiles, images or weights); replace "
             f"them with --overwrite true, or copy the model to another folder."
         )
-    net = net.to(chosen_device(device))
+    net = net.to(resolve_device(device))
     found = compute_thresholds(net, images, split, chosen, batch_size=batch_size, limit=limit)
     path = store(found, model, {"run": run})
     won = ", ".join(f"part {part}: {count}" for part, count in enumerate(found.patches))

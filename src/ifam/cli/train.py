@@ -51,7 +51,7 @@ def train(
     from ifam.training.batches import augmentation
     from ifam.training.fit import check, fit, seed_everything
 
-    train, out = recipes.settle(method, train, given), out or Path("runs") / method
+    train, out = recipes.apply_method_defaults(method, train, given), out or Path("runs") / method
     check_free(out, overwrite)
     ensure_writable(out, folder=True)
     images = load_benchmark(benchmark, root, data)

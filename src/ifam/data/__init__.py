@@ -5,7 +5,16 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from ifam.data.base import Augmentation, Benchmark, Examples, Prepared, collate, denormalise, evenly_spaced, part_masks
+from ifam.data.base import (
+    Augmentation,
+    Benchmark,
+    ImageDataset,
+    Prepared,
+    collate,
+    denormalize,
+    evenly_spaced,
+    part_masks,
+)
 from ifam.data.benchmarks.cub import CubConfig, load_cub
 from ifam.data.benchmarks.digits import Digits, DigitsConfig
 from ifam.data.benchmarks.flowers102 import Flowers102Config, load_flowers102
@@ -32,13 +41,13 @@ __all__ = [
     "Benchmark",
     "Digits",
     "DigitsConfig",
-    "Examples",
     "FolderConfig",
+    "ImageDataset",
     "Pondbirds",
     "PondbirdsConfig",
     "Prepared",
     "collate",
-    "denormalise",
+    "denormalize",
     "evenly_spaced",
     "load_benchmark",
     "load_digits",

@@ -1,4 +1,4 @@
-"""Reading a pickle from a stranger: containers, numbers and strings, and nothing that runs."""
+"""ProbeResult a pickle from a stranger: containers, numbers and strings, and nothing that runs."""
 
 import io
 import pickle

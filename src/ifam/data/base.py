@@ -16,7 +16,7 @@ from ifam.types import Batch
 
 
 @runtime_checkable
-class Examples(Protocol):
+class ImageDataset(Protocol):
     """A sequence of examples, each a dict.
 
     It holds `image` (PIL, or floats [3, S, S] in 0..1), `label`, and where known `group`, `mask` (True on the
@@ -40,7 +40,7 @@ class Benchmark:
 
     Attributes:
         name: What it is called on the command line.
-        splits: Examples of "train", "val" and, where there are some, "test".
+        splits: ImageDataset of "train", "val" and, where there are some, "test".
         class_names: Name of each class.
         group_names: Name of each group; the classes themselves where the data knows no groups.
         note: How validation data came about, for the record.
@@ -56,7 +56,7 @@ class Benchmark:
     """
 
     name: str
-    splits: Mapping[str, Examples]
+    splits: Mapping[str, ImageDataset]
     class_names: tuple[str, ...]
     group_names: tuple[str, ...]
     note: str = ""
@@ -82,7 +82,7 @@ class Benchmark:
         images = f"{len(examples)} image{'s' * (len(examples) != 1)}"
         return f"{images} of {classes} class{'es' * (classes != 1)}, {which}{note}"
 
-    def split(self, name: str) -> Examples:
+    def split(self, name: str) -> ImageDataset:
         """The examples of a split.
 
         Raises:
@@ -184,20 +184,20 @@ class Augmentation:
 
 
 class Prepared(Dataset[dict[str, Any]]):
-    """Examples resized, cropped, augmented and normalised for a model; all annotations follow their images.
+    """ImageDataset resized, cropped, augmented and normalized for a model; all annotations follow their images.
 
     Args:
         examples: The examples.
         size: Height and width of the model's input in pixels.
-        normalisation: Channel means and standard deviations.
+        normalization: Channel means and standard deviations.
         augmentation: What is done to training images; None for evaluation.
     """
 
     def __init__(
         self,
-        examples: Examples,
+        examples: ImageDataset,
         size: tuple[int, int],
-        normalisation: tuple[Sequence[float], Sequence[float]],
+        normalization: tuple[Sequence[float], Sequence[float]],
         augmentation: Augmentation | None = None,
     ) -> None:
         self.examples = examples
@@ -209,7 +209,7 @@ class Prepared(Dataset[dict[str, Any]]):
             steps += [FitAndCrop(size)]
         if augmentation is not None and augmentation.flip:
             steps += [v2.RandomHorizontalFlip()]
-        mean, std = normalisation
+        mean, std = normalization
         steps += [v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}, scale=True)]
         steps += [v2.Normalize(list(mean), list(std))]
         self.transform = v2.Compose(steps)
@@ -222,7 +222,7 @@ class Prepared(Dataset[dict[str, Any]]):
 
         Returns:
             `image` [3, H, W], `label`, `group` (the label where no group is known), and, None where the data do not
-            know it: `mask` [H, W], `keypoints` [N, 3], `box` [4] and `part_labels` [H, W], as in `Examples` but in
+            know it: `mask` [H, W], `keypoints` [N, 3], `box` [4] and `part_labels` [H, W], as in `ImageDataset` but in
             pixels of this image. A keypoint outside of the image is not visible; a box may reach beyond it.
         """
         example = self.examples[index]
@@ -312,7 +312,7 @@ class FitAndCrop(v2.Transform):
 
 
 def collate(examples: Sequence[Mapping[str, Any]]) -> Batch:
-    """Examples of the same size as a batch."""
+    """ImageDataset of the same size as a batch."""
     masks = [example["mask"] for example in examples]
     return Batch(
         images=torch.stack([example["image"] for example in examples]),
@@ -322,11 +322,11 @@ def collate(examples: Sequence[Mapping[str, Any]]) -> Batch:
     )
 
 
-def denormalise(
-    images: Float[Tensor, "*B 3 S1 S2"], normalisation: tuple[Sequence[float], Sequence[float]]
+def denormalize(
+    images: Float[Tensor, "*B 3 S1 S2"], normalization: tuple[Sequence[float], Sequence[float]]
 ) -> Float[Tensor, "*B 3 S1 S2"]:
-    """Normalised images as colours in 0..1."""
-    mean, std = (images.new_tensor(list(values))[:, None, None] for values in normalisation)
+    """Normalized images as colours in 0..1."""
+    mean, std = (images.new_tensor(list(values))[:, None, None] for values in normalization)
     return (images * std + mean).clamp(0, 1)
 
 

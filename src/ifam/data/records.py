@@ -39,8 +39,8 @@ class Record:
         label: Its class.
         group: Its group, None where no groups are known.
         mask: File with the pixels of the object, None where there is none.
-        extra: What else is known of it, by its name in the example (see `Examples`); arrays, since tensors would each
-            take a file descriptor on their way to another process.
+        extra: What else is known of it, by its name in the example (see `ImageDataset`); arrays, since tensors would
+            each take a file descriptor on their way to another process.
         line: Where it is listed ("images.csv, line 7"), for messages.
     """
 
@@ -142,12 +142,12 @@ def _sizes_differ(record: Record, mask: tuple[int, int], image: tuple[int, int])
 # ------------------------------------------------------------------------------------------------- checks
 
 
-def sound(records: Iterable[Record], config: FilesConfig, reader: Reader = IMAGES) -> list[Record]:
+def validated(records: Iterable[Record], config: FilesConfig, reader: Reader = IMAGES) -> list[Record]:
     """The records whose files are there and are images; others stop, or are left out with a notice."""
     if not (config.check or config.skip_bad):
         return list(records)
     records = list(records)
-    kept = [one for one in reported(records, "checking files") if _is_sound(one, config.skip_bad, reader)]
+    kept = [one for one in reported(records, "checking files") if _is_valid(one, config.skip_bad, reader)]
     _warn_of_turned_masks(kept)
     return kept
 
@@ -167,7 +167,7 @@ def _warn_of_turned_masks(records: Sequence[Record]) -> None:
         )
 
 
-def _is_sound(record: Record, skip: bool, reader: Reader) -> bool:
+def _is_valid(record: Record, skip: bool, reader: Reader) -> bool:
     # Only decoding finds a file that was cut off; it takes time, so only those pay who ask for it.
     problem = _problem(record, reader, decode=skip)
     if problem and skip:
@@ -277,7 +277,7 @@ def assemble(
     """
     if reader is IMAGES and config.white:
         reader = IMAGES._replace(load=partial(load_image, white=config.white))
-    kept = {name: sound(records, config, reader) for name, records in splits.items()}
+    kept = {name: validated(records, config, reader) for name, records in splits.items()}
     note = benchmark.note
     if "train" in kept and every_class:
         for label in sorted(set(range(len(benchmark.class_names))) - {record.label for record in kept["train"]})[:1]:

@@ -91,7 +91,7 @@ def evaluate(
 ) -> Evaluation:
     """Classify every image of a split.
 
-    Where `torch.distributed` is initialised, the processes share the images, and each of them returns the whole.
+    Where `torch.distributed` is initialized, the processes share the images, and each of them returns the whole.
 
     Args:
         model: An `IFAM` or a baseline. Left in the mode it was in.
@@ -144,14 +144,14 @@ def evaluate_variants(
     found = collect(model, benchmark, split, list(variants.values()), **settings)
     fit = "train" if keypoint_regression else None
     if fit is not None:
-        found = _regressed(model, benchmark, fit, found, settings)
+        found = _add_keypoint_regression(model, benchmark, fit, found, settings)
     return {
-        name: judge(model, rows, benchmark, split, num_resamples, seed, fit)
+        name: summarize_rows(model, rows, benchmark, split, num_resamples, seed, fit)
         for name, rows in zip(variants, found, strict=True)
     }
 
 
-def judge(
+def summarize_rows(
     model: Classifier,
     rows: Rows,
     benchmark: Benchmark,
@@ -161,13 +161,13 @@ def judge(
     fit: str | None = None,
 ) -> Evaluation:
     """All figures, from the rows that `collect` made with a model, and what those of its parts depend on."""
-    found = summarise(rows, benchmark, split, num_resamples, seed)
+    found = summarize(rows, benchmark, split, num_resamples, seed)
     if found.parts is None:
         return found
     return replace(found, parts=replace(found.parts, conditions=conditions(benchmark, split, model, fit)))
 
 
-def _regressed(
+def _add_keypoint_regression(
     model: Classifier, benchmark: Benchmark, fit: str, found: Sequence[Rows], settings: Mapping[str, Any]
 ) -> list[Rows]:
     """The rows of each variant, with keypoints predicted from parts where the selector is judged."""
@@ -181,7 +181,7 @@ def _regressed(
     return [with_regression(rows, known) if "parts.keypoints" in rows else rows for rows in found]
 
 
-def summarise(rows: Rows, benchmark: Benchmark, split: str, num_resamples: int = 1000, seed: int = 0) -> Evaluation:
+def summarize(rows: Rows, benchmark: Benchmark, split: str, num_resamples: int = 1000, seed: int = 0) -> Evaluation:
     """All figures of an evaluation, from a row for each image."""
     count = len(rows["label"])
     sizes, weighted_by = group_sizes(rows, benchmark, split)
@@ -220,7 +220,7 @@ def group_sizes(rows: Rows, benchmark: Benchmark, split: str) -> tuple[Float[Ten
     """
     number = len(benchmark.group_names)
     here = rows["group"].bincount(minlength=number)
-    # Reading all training images for their groups alone would take too long; data sets that know them say so.
+    # ProbeResult all training images for their groups alone would take too long; data sets that know them say so.
     listed = getattr(benchmark.splits.get("train"), "groups", None)
     if listed is not None:
         sizes = torch.as_tensor(listed, dtype=torch.long).bincount(minlength=number)
@@ -315,11 +315,11 @@ def hidden_influence(model: Any, examples: Any, count: int = 64, seed: int = 0) 
 
     Args:
         model: An `IFAM`.
-        examples: Examples to take images from.
+        examples: ImageDataset to take images from.
         count: How many of the first images.
         seed: Seed of the noise.
     """
-    prepared = Prepared(examples, model.image_size, model.normalisation)
+    prepared = Prepared(examples, model.image_size, model.normalization)
     batch = collate([prepared[i] for i in range(min(count, len(prepared)))])
     model.eval()
     mask = model(batch.images).mask

@@ -10,7 +10,7 @@ from ifam._typing import Bool, Float, Tensor
 FILLINGS = ("noise", "another image", "1e30", "infinity", "-infinity", "NaN", "mixed")
 ATTACKS = (*FILLINGS, "adversarial")
 _VALUES = {"1e30": 1e30, "infinity": torch.inf, "-infinity": -torch.inf, "NaN": torch.nan}
-# In units of the normalised images, whose pixels lie within about -2 to 3.
+# In units of the normalized images, whose pixels lie within about -2 to 3.
 _STEP = 0.5
 
 

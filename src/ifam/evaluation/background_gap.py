@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from ifam._typing import Int, Tensor
-from ifam.data import Benchmark, Examples
-from ifam.evaluation.accuracy import Evaluation, judge
+from ifam.data import Benchmark, ImageDataset
+from ifam.evaluation.accuracy import Evaluation, summarize_rows
 from ifam.evaluation.bootstrap import Interval, interval, mean, resamples
 from ifam.evaluation.collect import Rows, collect
 from ifam.models.base import Classifier
@@ -40,7 +40,7 @@ class Gap:
 
 
 @dataclass(frozen=True)
-class Treated:
+class VariantResults:
     """What was found on each treatment.
 
     Attributes:
@@ -62,7 +62,7 @@ def evaluate_treatments(
     num_resamples: int = 1000,
     seed: int = 0,
     **settings: Any,
-) -> Treated:
+) -> VariantResults:
     """Judge every treatment that is there.
 
     Args:
@@ -77,11 +77,11 @@ def evaluate_treatments(
     rows, found = {}, {}
     for name in here:
         (rows[name],) = collect(model, benchmark, name, [interventions], label=name, **settings)
-        found[name] = judge(model, rows[name], benchmark, name, num_resamples, seed)
+        found[name] = summarize_rows(model, rows[name], benchmark, name, num_resamples, seed)
     gap = None
     if benchmark.gap is not None and all(name in rows for name in benchmark.gap):
         gap = _gap(benchmark, benchmark.gap, [rows[name] for name in benchmark.gap], num_resamples, seed)
-    return Treated(found, tuple(name for name in benchmark.treatments if name not in here), gap)
+    return VariantResults(found, tuple(name for name in benchmark.treatments if name not in here), gap)
 
 
 def _gap(benchmark: Benchmark, names: tuple[str, str], rows: Sequence[Rows], number: int, seed: int) -> Gap:
@@ -111,7 +111,7 @@ def _gap(benchmark: Benchmark, names: tuple[str, str], rows: Sequence[Rows], num
     )
 
 
-def _same_objects(splits: Sequence[Examples]) -> tuple[list[Int[Tensor, " N"]], int, str]:
+def _same_objects(splits: Sequence[ImageDataset]) -> tuple[list[Int[Tensor, " N"]], int, str]:
     """For each split the number of each image's object, how many objects there are, and how they were told."""
     named: list[list[Hashable]] = [
         [(number, index) if name is None else name for index, name in enumerate(_objects(split))]
@@ -127,5 +127,5 @@ def _same_objects(splits: Sequence[Examples]) -> tuple[list[Int[Tensor, " N"]], 
     return [torch.tensor([numbers[name] for name in names]) for names in named], len(numbers), pairing
 
 
-def _objects(split: Examples) -> Sequence[Hashable | None]:
+def _objects(split: ImageDataset) -> Sequence[Hashable | None]:
     return getattr(split, "objects", [None] * len(split))

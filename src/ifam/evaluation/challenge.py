@@ -2,7 +2,7 @@
 
 An object counts as robust only if no background fools the model. As in the public script, a pixel of the composite is
 the object's where its mask says so and the background's elsewhere, at the resolution of the data set; the model then
-sees the whole composite, resized, cropped and normalised like any image. With 4,050 objects and as many backgrounds
+sees the whole composite, resized, cropped and normalized like any image. With 4,050 objects and as many backgrounds
 that is up to 16 million images, so a run keeps a journal, a line a batch, and goes on where it was stopped.
 """
 
@@ -23,7 +23,7 @@ from ifam.data import Benchmark, Prepared
 from ifam.data.records import ImageFiles
 from ifam.errors import IfamError
 from ifam.evaluation.bootstrap import LEVEL, Interval
-from ifam.evaluation.pairings import Fooled, Pair, Pairings
+from ifam.evaluation.pairings import Fooled, Pair, PairScheduler
 from ifam.model_files import weights_digest
 from ifam.models.base import Classifier
 from ifam.progress import ProgressBar
@@ -91,7 +91,7 @@ def run_challenge(
     """
     if batch_size < 1:
         raise IfamError(f"batch_size is {batch_size}, but at least 1 is needed.")
-    pairings = Pairings(objects.labels, len(backgrounds), batch_size, seed)
+    pairings = PairScheduler(objects.labels, len(backgrounds), batch_size, seed)
     header = {
         "weights": weights_digest(model.state_dict()),
         "config": _hash(json.dumps(asdict(model.config), sort_keys=True, default=str)),
@@ -122,12 +122,12 @@ def run_challenge(
 
 @torch.inference_mode()
 def _outcomes(
-    model: Classifier, benchmark: Benchmark, objects: ImageFiles, backgrounds: ImageFiles, pairings: Pairings
+    model: Classifier, benchmark: Benchmark, objects: ImageFiles, backgrounds: ImageFiles, pairings: PairScheduler
 ) -> Iterator[tuple[list[Fooled], list[int]]]:
     """Batch by batch, who was fooled and who has met every background."""
-    things, scenes = _Things(objects), _Scenes(backgrounds)
+    things, scenes = _ObjectCache(objects), _BackgroundCache(backgrounds)
     device = next(model.parameters()).device
-    prepare = Prepared([], model.image_size, model.normalisation).transform
+    prepare = Prepared([], model.image_size, model.normalization).transform
     while pairs := pairings.batch():
         pasted, masks = _paste(pairs, things, scenes)
         found = prepare({"image": tv_tensors.Image(pasted.to(device)), "mask": tv_tensors.Mask(masks.to(device))})
@@ -147,7 +147,7 @@ def _outcomes(
 # ------------------------------------------------------------------------------------------------- pasting
 
 
-class _Things:
+class _ObjectCache:
     """Objects and their masks, kept while they are in the run."""
 
     def __init__(self, files: ImageFiles) -> None:
@@ -165,7 +165,7 @@ class _Things:
             self.kept.pop(index, None)
 
 
-class _Scenes:
+class _BackgroundCache:
     """Backgrounds, each read once: all of ImageNet-9's take 610 MB."""
 
     def __init__(self, files: ImageFiles) -> None:
@@ -179,7 +179,7 @@ class _Scenes:
 
 
 def _paste(
-    pairs: Sequence[Pair], things: _Things, scenes: _Scenes
+    pairs: Sequence[Pair], things: _ObjectCache, scenes: _BackgroundCache
 ) -> tuple[UInt8[Tensor, "B 3 H W"], Bool[Tensor, "B H W"]]:
     """The composites and the masks of their objects."""
     found, masks = [], []
@@ -207,7 +207,7 @@ def as_bytes(image: Any) -> UInt8[Tensor, "3 H W"]:
 # ------------------------------------------------------------------------------------------------- journal
 
 
-def _open(path: Path, header: Mapping[str, Any], pairings: Pairings) -> TextIO:
+def _open(path: Path, header: Mapping[str, Any], pairings: PairScheduler) -> TextIO:
     """The journal, ready to be written on, once all that it tells has happened again to the pairings."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = path.read_text(encoding="utf-8") if path.exists() else ""
@@ -259,7 +259,7 @@ def _hash(content: str) -> str:
 # -------------------------------------------------------------------------------------------------- result
 
 
-def _summary(benchmark: Benchmark, objects: ImageFiles, backgrounds: ImageFiles, pairings: Pairings) -> Challenge:
+def _summary(benchmark: Benchmark, objects: ImageFiles, backgrounds: ImageFiles, pairings: PairScheduler) -> Challenge:
     names, robust = benchmark.class_names, sorted(pairings.robust)
     fooled = [
         {

@@ -61,7 +61,7 @@ def collect(
         raise IfamError(f"batch_size is {batch_size}, but at least 1 is needed.")
     if (true_masks or any(variants)) and not model.takes_interventions:
         raise IfamError(f"{model.method} does not support interventions: no mask of parts decides its answer.")
-    examples = Prepared(benchmark.split(split), model.image_size, model.normalisation)
+    examples = Prepared(benchmark.split(split), model.image_size, model.normalization)
     rank, world = rank_and_world_size()
     mine = range(rank, len(examples), world)
     annotated = (len(benchmark.keypoint_names), len(benchmark.part_names))
@@ -120,7 +120,7 @@ def _outputs(
         return
     selection = model.select(batch.images)
     if true_masks:
-        selection = UseMask(_patches(batch, model.trunk.grid))(selection)
+        selection = UseMask(_patches(batch, model.input_backbone.grid))(selection)
     for interventions in variants:
         changed = selection
         for intervention in interventions:

@@ -17,7 +17,7 @@ Pair = tuple[int, int]
 Fooled = tuple[int, int, int]
 
 
-class Pairings:
+class PairScheduler:
     """The state of a run.
 
     Args:

@@ -29,7 +29,7 @@ class Agreement:
     """How well a clustering agrees with an annotation.
 
     Attributes:
-        nmi: Normalised mutual information (arithmetic mean), 0 to 1.
+        nmi: Normalized mutual information (arithmetic mean), 0 to 1.
         ari: Adjusted Rand index: 1 is perfect, 0 is chance.
     """
 
@@ -93,7 +93,7 @@ def agreements(tables: Float[Tensor, "*R A C"]) -> tuple[Float[Tensor, "*R"], Fl
         tables: How many things with each label are in each cluster.
 
     Returns:
-        Normalised mutual information (arithmetic mean) and adjusted Rand index; 1 and 1 where labels and clusters
+        Normalized mutual information (arithmetic mean) and adjusted Rand index; 1 and 1 where labels and clusters
         both are a single one, NaN where there is nothing.
     """
     total = tables.sum(dim=(-2, -1))
@@ -144,7 +144,7 @@ def keypoint_tables(
     maps = part_maps.float()  # in half precision a sampling position is off by pixels
     size = torch.tensor([width, height], dtype=maps.dtype, device=maps.device)
     pixels = landmarks.to(size).round().clamp_min(0).minimum(size - 1)
-    # Reading the enlarged map at the centre of a pixel is sampling the map there: no need to enlarge it.
+    # ProbeResult the enlarged map at the centre of a pixel is sampling the map there: no need to enlarge it.
     grid = (2 * pixels + 1) / size - 1
     values = F.grid_sample(maps, grid[:, None], padding_mode="border", align_corners=False)
     winners = values[:, :, 0].argmax(dim=1)

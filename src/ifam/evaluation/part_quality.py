@@ -1,7 +1,7 @@
 """Part quality of a whole split: the metrics of `ifam.evaluation.part_metrics`, from a row for each image.
 
-Annotations are those of `ifam.data.Examples`, on images resized so that the shorter side fits, cropped to the centre
-and normalised, as the model sees them. What is judged is the selector's own choice, before any intervention.
+Annotations are those of `ifam.data.ImageDataset`, on images resized so that the shorter side fits, cropped to the
+centre and normalized, as the model sees them. What is judged is the selector's own choice, before any intervention.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,7 +33,7 @@ class PartAgreement:
     """How well parts agree with one kind of annotation.
 
     Attributes:
-        nmi: Normalised mutual information, 0 to 1.
+        nmi: Normalized mutual information, 0 to 1.
         ari: Adjusted Rand index: 1 is perfect, 0 is chance.
         images: Images with such an annotation.
         count: Visible keypoints, or annotated pixels, in all of them.
@@ -230,15 +230,15 @@ def conditions(benchmark: Benchmark, split: str, model: Any, fit: str | None = N
     Args:
         benchmark: The data set.
         split: Which of its splits was judged.
-        model: The model; its input size and normalisation count.
+        model: The model; its input size and normalization count.
         fit: Split that the keypoint regression was fitted to.
     """
     height, width = model.image_size
-    mean, std = model.normalisation
+    mean, std = model.normalization
     found: dict[str, Any] = {
         "split": split,
         "crop": f"shorter side resized, centre cropped to {width} x {height} pixels",
-        "normalisation": {"mean": list(mean), "std": list(std)},
+        "normalization": {"mean": list(mean), "std": list(std)},
     }
     return found if fit is None else {**found, "keypoints_fitted_to": f"{fit}, {len(benchmark.split(fit))} images"}
 

@@ -15,7 +15,7 @@ from ifam.evaluation.bootstrap import LEVEL
 
 
 @dataclass(frozen=True)
-class Mean:
+class MeanCI:
     """A figure over several seeds.
 
     Attributes:
@@ -31,7 +31,7 @@ class Mean:
     high: float | None = None
 
 
-def over_seeds(values: Sequence[float]) -> Mean:
+def over_seeds(values: Sequence[float]) -> MeanCI:
     """Mean and Student's t-interval, `mean -+ t * s / sqrt(n)` with n - 1 degrees of freedom.
 
     Args:
@@ -40,12 +40,12 @@ def over_seeds(values: Sequence[float]) -> Mean:
     found, n = np.asarray(values, dtype=np.float64), len(values)
     mean = float(found.mean())
     if n == 1:
-        return Mean(n, mean)
+        return MeanCI(n, mean)
     reach = float(stats.t.ppf((1 + LEVEL) / 2, n - 1) * stats.sem(found))
-    return Mean(n, mean, mean - reach, mean + reach)
+    return MeanCI(n, mean, mean - reach, mean + reach)
 
 
-def paired(values: Mapping[int, float], others: Mapping[int, float]) -> Mean | None:
+def paired(values: Mapping[int, float], others: Mapping[int, float]) -> MeanCI | None:
     """Mean and interval of the difference on the same seeds; None where no seed has both.
 
     What a seed does to both figures, say by drawing harder images, drops out of the difference.
@@ -58,7 +58,7 @@ def paired(values: Mapping[int, float], others: Mapping[int, float]) -> Mean | N
     return over_seeds([values[seed] - others[seed] for seed in both]) if both else None
 
 
-def summarise(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def summarize(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """A table of several methods over several seeds.
 
     Args:

@@ -91,7 +91,7 @@ def compute_thresholds(
     if wrong or not quantiles:
         shown = f"{wrong[0]:g} is none" if wrong else "none was given"
         raise IfamError(f"Quantiles are between 0 and 1, and {shown}: 0.05 drops the least sure 5% of patches.")
-    examples = Prepared(benchmark.split(split), model.image_size, model.normalisation)
+    examples = Prepared(benchmark.split(split), model.image_size, model.normalization)
     if limit is not None and limit < 1:
         raise IfamError(f"limit is {limit}, but at least 1 image is needed.")
     chosen = range(len(examples)) if limit is None else evenly_spaced(len(examples), limit)

@@ -21,7 +21,7 @@ from ifam.data.fingerprints import fingerprint
 from ifam.distributed import rank_and_world_size
 from ifam.errors import IfamError
 from ifam.evaluation.accuracy import Evaluation, evaluate
-from ifam.evaluation.seeds import summarise
+from ifam.evaluation.seeds import summarize
 from ifam.experiments.run_log import Runs, flat
 from ifam.io import check_absent, ensure_writable, write_json
 from ifam.models.base import Classifier
@@ -181,7 +181,7 @@ def _row(name: str, own: Any, model: ModelConfig, train: TrainConfig, loss: Loss
     wanted = str(own.get("method", name))
     base = wanted.removesuffix(RETRAINED)
     # What makes the method, before what the row says of it.
-    train = recipes.settle(base, train, given)
+    train = recipes.apply_method_defaults(base, train, given)
     changed = [
         _changed(config, own.get(key) or {}, f"{key} of the row {name!r}")
         for key, config in (("model", model), ("train", train), ("loss", loss))
@@ -293,7 +293,7 @@ def run_comparison(
         for training in dict.fromkeys(row.training for row in missing):
             sharing = sorted((row for row in missing if row.training == training), key=lambda row: row.retrained)
             _train_and_judge(comparison, sharing, seed, images, runs, out / "models" if save_models else None, device)
-    table = summarise([runs.done[row.name, seed] for row in rows for seed in seeds])
+    table = summarize([runs.done[row.name, seed] for row in rows for seed in seeds])
     methods = [comparison.described(row) for row in rows]
     shared = {key: value for key, value in settings[rows[0].name].items() if key not in ("method", "retrained")}
     conditions = {**shared, "seeds": list(seeds), "threads": torch.get_num_threads(), **provenance()}

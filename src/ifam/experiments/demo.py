@@ -199,7 +199,7 @@ def _pictures(trained: _Trained) -> list[tuple[str, list[PictureRow]]]:
     """The first images of each group of the test set: chosen by position, not by how well they came out."""
     ifam, plain, benchmark = trained.ifam, trained.plain, trained.benchmark
     examples = benchmark.split("test")
-    prepared = Prepared(examples, ifam.image_size, ifam.normalisation)
+    prepared = Prepared(examples, ifam.image_size, ifam.normalization)
     chosen: dict[int, list[int]] = {group: [] for group in range(len(benchmark.group_names))}
     for i in range(len(examples)):
         place = chosen[int(examples[i]["group"])]

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ifam._typing import Bool, Float, Int, Tensor
 from ifam.backbones.backbone import Backbone, predictor_backbone, selector_backbone
-from ifam.backbones.gated_attention import Attend
+from ifam.backbones.gated_attention import OverrideSDPA
 from ifam.config import ModelConfig
 from ifam.models.base import Classifier
 from ifam.models.interventions import Intervention
@@ -25,7 +25,7 @@ SHARE = 0.6
 
 
 @dataclass(frozen=True)
-class Glance:
+class AttentionMap:
     """What the small transformer says about a batch.
 
     Attributes:
@@ -61,7 +61,7 @@ class AttentionCrops(Classifier):
         self.predictor = Predictor(predictor_backbone(config, pretrained, small), config.num_classes)
 
     @property
-    def trunk(self) -> Backbone:
+    def input_backbone(self) -> Backbone:
         """The small transformer."""
         return self.selector.backbone
 
@@ -75,18 +75,20 @@ class AttentionCrops(Classifier):
     ) -> Output:
         """Classify images [B, 3, S, S] by the crop; the small transformer is the first stage."""
         self.check_interventions(interventions)
-        glance = self.look(images)
-        return Output(self.read(images, glance.box), glance.logits)
+        attended = self.attend(images)
+        return Output(self.classify_crop(images, attended.box), attended.logits)
 
-    def look(self, images: Float[Tensor, "B 3 S1 S2"]) -> Glance:
+    def attend(self, images: Float[Tensor, "B 3 S1 S2"]) -> AttentionMap:
         """What the small transformer says about whole images, and where it looks."""
-        tokens, attention = attended_tokens(self.trunk, images)
-        logits = self.selector.classify(self.trunk.pool(tokens))
-        return Glance(logits, attention, attention_box(attention))
+        tokens, attention = attended_tokens(self.input_backbone, images)
+        logits = self.selector.classify(self.input_backbone.pool(tokens))
+        return AttentionMap(logits, attention, attention_box(attention))
 
-    def read(self, images: Float[Tensor, "B 3 S1 S2"], box: Int[Tensor, "B 4"]) -> Float[Tensor, "B C"]:
+    def classify_crop(self, images: Float[Tensor, "B 3 S1 S2"], box: Int[Tensor, "B 4"]) -> Float[Tensor, "B C"]:
         """Class logits of the large transformer, which sees the box alone."""
-        return self.predictor.whole(crop(images, box, self.trunk.patch_size, self.predictor.backbone.image_size))
+        return self.predictor.forward_full(
+            crop(images, box, self.input_backbone.patch_size, self.predictor.backbone.image_size)
+        )
 
 
 def attended_tokens(
@@ -105,7 +107,7 @@ def attended_tokens(
         last.update(query=query.detach(), key=key.detach())
         return F.scaled_dot_product_attention(query, key, value)
 
-    with Attend(attend):
+    with OverrideSDPA(attend):
         tokens: Tensor = backbone(images)
     with torch.autocast(images.device.type, enabled=False):
         query, key = last["query"].float(), last["key"].float()
@@ -145,7 +147,7 @@ def crop(
     """Boxes of images, stretched to a size; no pixel outside of a box has a part in it.
 
     Args:
-        images: Normalised images.
+        images: Normalized images.
         box: Top, left, bottom and right in patches.
         patch_size: Height and width of a patch in pixels.
         size: Height and width wanted, in pixels.

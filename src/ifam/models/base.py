@@ -56,8 +56,8 @@ class Classifier(nn.Module):
         self.config = resolve(config)
 
     @property
-    def trunk(self) -> Backbone:
-        """The transformer whose image size and normalisation the images have."""
+    def input_backbone(self) -> Backbone:
+        """The transformer whose image size and normalization the images have."""
         raise NotImplementedError
 
     @property
@@ -68,18 +68,18 @@ class Classifier(nn.Module):
     @property
     def image_size(self) -> tuple[int, int]:
         """Height and width of the input in pixels."""
-        return self.trunk.image_size
+        return self.input_backbone.image_size
 
     @property
-    def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    def normalization(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Channel means and standard deviations of the input."""
-        mean, std = self.trunk.normalisation
+        mean, std = self.input_backbone.normalization
         return self.config.mean or mean, self.config.std or std
 
     @property
     def mask_grid(self) -> tuple[int, int]:
         """Rows and columns of the mask: the patches of the transformer that answers."""
-        return self.trunk.grid
+        return self.input_backbone.grid
 
     def forward(
         self, images: Tensor, interventions: Sequence[Intervention] = (), masks: Tensor | None = None
@@ -87,7 +87,7 @@ class Classifier(nn.Module):
         """Classify images.
 
         Args:
-            images: Normalised images [B, 3, S, S].
+            images: Normalized images [B, 3, S, S].
             interventions: Changes to the selection, applied in order before the mask is made.
             masks: True where the object is, bool [B, S, S], for methods that answer by true masks; others ignore it.
 
@@ -121,7 +121,7 @@ class Classifier(nn.Module):
         """The answer to images, and the part maps of others, from one pass of the selector.
 
         Args:
-            images: Normalised images [B, 3, S, S].
+            images: Normalized images [B, 3, S, S].
             others: As many others.
 
         Raises:
@@ -214,7 +214,7 @@ class PartClassifier(Classifier):
         )
 
     @property
-    def trunk(self) -> Backbone:
+    def input_backbone(self) -> Backbone:
         """The selector's transformer."""
         return self.selector.backbone
 
@@ -224,7 +224,7 @@ class PartClassifier(Classifier):
         """Classify images by the parts that were selected.
 
         Args:
-            images: Normalised images [B, 3, S, S].
+            images: Normalized images [B, 3, S, S].
             interventions: Changes to the selection, applied in order before the mask is made.
             masks: Ignored: the selector chooses. `ifam.UseMask` shows a mask of yours.
 

@@ -31,7 +31,7 @@ class OneStage(Classifier):
         self.predictor = Predictor(predictor_backbone(config, pretrained), config.num_classes)
 
     @property
-    def trunk(self) -> Backbone:
+    def input_backbone(self) -> Backbone:
         """The predictor's transformer."""
         return self.predictor.backbone
 
@@ -63,7 +63,7 @@ class PlainViT(OneStage):
 
     def whole_image_logits(self, images: Float[Tensor, "B 3 S1 S2"]) -> Float[Tensor, "B C"]:
         """Class logits of whole images."""
-        return self.predictor.whole(images)
+        return self.predictor.forward_full(images)
 
 
 class PlainViTMean(OneStage):
@@ -73,7 +73,7 @@ class PlainViTMean(OneStage):
 
     def whole_image_logits(self, images: Float[Tensor, "B 3 S1 S2"]) -> Float[Tensor, "B C"]:
         """Class logits of whole images."""
-        return self.predictor.classify(self.trunk.patches(images).mean(dim=1))
+        return self.predictor.classify(self.input_backbone.patches(images).mean(dim=1))
 
 
 class PlainViTAttentive(OneStage):
@@ -88,11 +88,11 @@ class PlainViTAttentive(OneStage):
 
     def __init__(self, config: ModelConfig, pretrained: bool = True) -> None:
         super().__init__(config, pretrained)
-        self.pool = AttentivePool(self.trunk.width, count_heads(self.trunk.vit))
+        self.pool = AttentivePool(self.input_backbone.width, count_heads(self.input_backbone.vit))
 
     def whole_image_logits(self, images: Float[Tensor, "B 3 S1 S2"]) -> Float[Tensor, "B C"]:
         """Class logits of whole images."""
-        return self.predictor.classify(self.pool(self.trunk(images)))
+        return self.predictor.classify(self.pool(self.input_backbone(images)))
 
 
 class AttentivePool(nn.Module):
@@ -132,7 +132,7 @@ class GivenMask(OneStage):
         """Classify images by the patches of their true masks.
 
         Args:
-            images: Normalised images [B, 3, S, S]; pixels of hidden patches may hold anything.
+            images: Normalized images [B, 3, S, S]; pixels of hidden patches may hold anything.
             interventions: Refused.
             masks: True where the object is, bool [B, S, S], or one value a patch [B, H, W].
 
@@ -145,7 +145,7 @@ class GivenMask(OneStage):
                 "given_mask answers by true masks and got none, or not one for each image of the batch; give every "
                 "image of the data a mask, as in `model(images, masks=masks)`."
             )
-        mask = patch_mask(masks, self.trunk.grid) if masks.shape[1:] == images.shape[2:] else masks
+        mask = patch_mask(masks, self.input_backbone.grid) if masks.shape[1:] == images.shape[2:] else masks
         return Output(self.predictor(images, mask))
 
 
@@ -181,7 +181,7 @@ class LatePredictor(Predictor):
         """Class logits of the mean of the masked patch tokens; of nothing, zeros, where the mask is empty.
 
         Args:
-            images: Normalised images.
+            images: Normalized images.
             mask: True for patches to average, [B, H, W] or [B, P].
             gate: The mask as numbers with gradient; without it the mask receives none.
 

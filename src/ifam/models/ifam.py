@@ -8,7 +8,7 @@ from ifam._typing import Tensor
 from ifam.backbones.backbone import predictor_backbone
 from ifam.config import ModelConfig
 from ifam.models.base import PartClassifier
-from ifam.models.masking import make_mask, regrid
+from ifam.models.masking import make_mask, resize_gated_mask
 from ifam.models.predictor import Predictor
 from ifam.types import Mask, Output, Selection
 
@@ -59,4 +59,4 @@ class IFAM(PartClassifier):
             gumbel_noise=self.config.gumbel_noise,
             part_dropout=self.config.mask_part_dropout,
         )
-        return regrid(mask, self.predictor.backbone.grid)
+        return resize_gated_mask(mask, self.predictor.backbone.grid)

@@ -49,7 +49,7 @@ def make_mask(
     return Mask(visible, gate)
 
 
-def regrid(mask: Mask, grid: tuple[int, int]) -> Mask:
+def resize_gated_mask(mask: Mask, grid: tuple[int, int]) -> Mask:
     """A mask on another grid over the same image.
 
     A new patch is visible when at least half of its area is. Its gate has that value, and the gradient of the mean
@@ -64,11 +64,11 @@ def regrid(mask: Mask, grid: tuple[int, int]) -> Mask:
     """
     if tuple(mask.visible.shape[1:]) == tuple(grid):
         return mask
-    visible, share = shown(mask.visible, grid), averaged(mask.gate, grid)
+    visible, share = resize_mask(mask.visible, grid), resize_values(mask.gate, grid)
     return Mask(visible, visible.to(share.dtype) + (share - share.detach()))
 
 
-def shown(visible: Bool[Tensor, "B H W"], grid: tuple[int, int]) -> Bool[Tensor, "B H2 W2"]:
+def resize_mask(visible: Bool[Tensor, "B H W"], grid: tuple[int, int]) -> Bool[Tensor, "B H2 W2"]:
     """The patches of another grid of which at least half the area is visible."""
     if tuple(visible.shape[1:]) == tuple(grid):
         return visible
@@ -76,7 +76,7 @@ def shown(visible: Bool[Tensor, "B H W"], grid: tuple[int, int]) -> Bool[Tensor,
     return 2 * _covered(visible.float(), grid) >= visible.shape[1] * visible.shape[2]
 
 
-def averaged(values: Float[Tensor, "B H W"], grid: tuple[int, int]) -> Float[Tensor, "B H2 W2"]:
+def resize_values(values: Float[Tensor, "B H W"], grid: tuple[int, int]) -> Float[Tensor, "B H2 W2"]:
     """The mean of the values of patches over the area of each patch of another grid; the values, on the same one."""
     if tuple(values.shape[1:]) == tuple(grid):
         return values

@@ -42,7 +42,7 @@ class Predictor(nn.Module):
         """Class logits from the visible patches.
 
         Args:
-            images: Normalised images [B, 3, S, S]. Pixels of hidden patches may hold anything, NaN included.
+            images: Normalized images [B, 3, S, S]. Pixels of hidden patches may hold anything, NaN included.
             mask: True for visible patches, bool [B, H, W] or [B, P].
             gate: The mask as numbers with gradient, of the same shape; without it the mask receives none.
 
@@ -55,7 +55,7 @@ class Predictor(nn.Module):
         self.backbone.check_images(images)
         self._check(images, mask, gate)
         wants_gradient = gate is not None and gate.requires_grad and torch.is_grad_enabled()
-        summary = self.backbone.summary(
+        summary = self.backbone.pooled(
             images,
             mask.flatten(1),
             gate.flatten(1) if gate is not None and wants_gradient else None,
@@ -64,7 +64,7 @@ class Predictor(nn.Module):
         )
         return self.classify(summary)
 
-    def whole(self, images: Tensor) -> Float[Tensor, "B C"]:
+    def forward_full(self, images: Tensor) -> Float[Tensor, "B C"]:
         """Class logits of whole images [B, 3, S, S]: nothing is hidden."""
         everything = torch.ones(len(images), *self.backbone.grid, dtype=torch.bool, device=images.device)
         logits: Tensor = self(images, everything)

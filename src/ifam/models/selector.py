@@ -50,7 +50,7 @@ class Selector(nn.Module):
         """Assign every patch to a part.
 
         Args:
-            images: Normalised images [B, 3, S, S].
+            images: Normalized images [B, 3, S, S].
 
         Returns:
             The parts, and the selector's own classification.

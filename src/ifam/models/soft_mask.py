@@ -11,7 +11,7 @@ import torch
 from ifam._typing import Bool, Float, Tensor
 from ifam.errors import IfamError
 from ifam.models.ifam import IFAM
-from ifam.models.masking import averaged, make_mask, shown
+from ifam.models.masking import make_mask, resize_mask, resize_values
 from ifam.models.predictor import Predictor
 from ifam.models.selector import gumbel_like
 from ifam.types import Mask, Selection
@@ -32,7 +32,7 @@ class SoftPredictor(Predictor):
         """Class logits from all patches.
 
         Args:
-            images: Normalised images.
+            images: Normalized images.
             mask: Weights of 0 and 1 where there is no gate; without effect otherwise.
             gate: How much of each patch to see, from 0 to 1, [B, H, W] or [B, P].
 
@@ -62,7 +62,7 @@ class SoftMaskIFAM(IFAM):
     def mask(self, selection: Selection) -> Mask:
         """The patches won by a part; the gate is the probability of each patch's best part."""
         grid = self.predictor.backbone.grid
-        return Mask(shown(make_mask(selection).visible, grid), averaged(self.foreground(selection), grid))
+        return Mask(resize_mask(make_mask(selection).visible, grid), resize_values(self.foreground(selection), grid))
 
     def foreground(self, selection: Selection) -> Float[Tensor, "B H W"]:
         """Probability of the best foreground part of each patch; a second Gumbel sample in training."""

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from ifam.console import PlainConsole
 from ifam.evaluation.accuracy import Accuracy, Evaluation
-from ifam.evaluation.background_gap import Treated
+from ifam.evaluation.background_gap import VariantResults
 from ifam.evaluation.bootstrap import Interval
 from ifam.evaluation.challenge import Challenge
 from ifam.evaluation.part_quality import PartQuality
@@ -84,7 +84,7 @@ def _print_parts(found: PartQuality) -> None:
     PlainConsole().print(table)
 
 
-def print_treatments(found: Treated, title: str) -> None:
+def print_treatments(found: VariantResults, title: str) -> None:
     """Print the accuracy on each treatment, and the gap between the two that differ in the background alone."""
     first = next(iter(found.treatments.values()))
     who = ["predictor"] + (["selector"] if first.selector is not None else [])
@@ -194,7 +194,7 @@ def write_results(
     _write(content, path, conditions)
 
 
-def write_treatments(found: Treated, path: Path, conditions: Mapping[str, Any]) -> None:
+def write_treatments(found: VariantResults, path: Path, conditions: Mapping[str, Any]) -> None:
     """Write what was found on each treatment with the conditions under which it was made."""
     _write(asdict(found), path, conditions)
 

@@ -77,7 +77,7 @@ def sample_affine(
 
 
 def transform(images: Float[Tensor, "B C H W"], affine: Affine) -> Float[Tensor, "B C H W"]:
-    """Transform images: bilinear, and zero (the mean colour, once normalised) where there was nothing."""
+    """Transform images: bilinear, and zero (the mean colour, once normalized) where there was nothing."""
     return _resample(images, affine, InterpolationMode.BILINEAR)
 
 

@@ -47,7 +47,7 @@ class Batches(L.LightningDataModule):
         images = Prepared(
             self.benchmark.split("train"),
             self.model.image_size,
-            self.model.normalisation,
+            self.model.normalization,
             augmentation(self.config, self.benchmark),
         )
         drawn: dict[str, Any] = {"shuffle": True}
@@ -65,7 +65,7 @@ class Batches(L.LightningDataModule):
     def val_dataloader(self) -> DataLoader[Any]:
         """Every image once, on one of the devices."""
         rank, world = self._place()
-        images = Prepared(self.benchmark.split("val"), self.model.image_size, self.model.normalisation)
+        images = Prepared(self.benchmark.split("val"), self.model.image_size, self.model.normalization)
         mine = images if world == 1 else Subset(images, range(rank, len(images), world))
         return DataLoader(mine, shuffle=False, **self.shared)
 

@@ -1,4 +1,4 @@
-"""Group distributionally robust optimisation: train for the worst group (Sagawa et al., arXiv 1911.08731)."""
+"""Group distributionally robust optimization: train for the worst group (Sagawa et al., arXiv 1911.08731)."""
 
 from collections.abc import Callable
 

@@ -105,7 +105,7 @@ def retrain(
             f"{len(benchmark.class_names)} of {benchmark.name} have images in the split {split!r}, but these must be "
             f"the same; give data with images of each class."
         )
-    fit = Fit(features, labels, groups, len(layer.weight), layer.bias is not None)
+    fit = LastLayerFitter(features, labels, groups, len(layer.weight), layer.bias is not None)
     first, second = train_test_split(np.arange(len(labels)), test_size=0.5, stratify=groups, random_state=seed)
     found = {c: fit.worst_group(*fit.averaged(first, c, draws, seed), second) for c in sorted(strengths)}
     # At a tie the strongest penalty, whose classifier reads the fewest features.
@@ -170,7 +170,7 @@ def embed(
     Returns:
         Features, classes and groups.
     """
-    examples = Prepared(benchmark.split(split), model.image_size, model.normalisation)
+    examples = Prepared(benchmark.split(split), model.image_size, model.normalization)
     loader = DataLoader(examples, batch_size=batch_size, num_workers=workers, collate_fn=collate)
     device = next(model.parameters()).device
     given: list[Tensor] = []
@@ -193,7 +193,7 @@ def embed(
     return torch.cat(features).double().numpy(), torch.cat(labels).numpy(), torch.cat(groups).numpy()
 
 
-class Fit:
+class LastLayerFitter:
     """Linear classifiers on fixed features.
 
     Args:

@@ -292,7 +292,7 @@ def weighted_sum(terms: Mapping[str, Scalar], weights: Mapping[str, float]) -> S
     if absent := sorted(set(active) - set(terms)):
         raise IfamError(f"The loss {', '.join(absent)} was not computed: give its inputs, or weight 0.")
     if not active:
-        raise IfamError("Every loss has weight 0, so there is nothing to minimise: give one a weight.")
+        raise IfamError("Every loss has weight 0, so there is nothing to minimize: give one a weight.")
     return torch.stack([weight * terms[name] for name, weight in active.items()]).sum()
 
 

@@ -22,7 +22,7 @@ from ifam.models.masking import patch_mask
 from ifam.training.affine import sample_affine, transform
 from ifam.training.group_dro import group_dro
 from ifam.training.losses import classification, part_terms, weighted_sum
-from ifam.training.optimization import adamw, learning_rate_factor, normalised_weight_decay, parameter_groups
+from ifam.training.optimization import adamw, learning_rate_factor, normalized_weight_decay, parameter_groups
 from ifam.types import Batch, Output
 
 
@@ -34,7 +34,7 @@ class Training(L.LightningModule):
         config: How.
         losses: Weight of each loss term.
         benchmark: Names of classes and groups, for the validation metrics.
-        num_images: Training images, for the normalised weight decay.
+        num_images: Training images, for the normalized weight decay.
     """
 
     def __init__(
@@ -172,7 +172,7 @@ class Training(L.LightningModule):
         config = self.config
         batch = config.batch_size * config.accumulate * self.trainer.world_size
         rate = config.base_lr * math.sqrt(batch / 16)
-        decay = normalised_weight_decay(config.weight_decay, self.num_images, batch, config.epochs)
+        decay = normalized_weight_decay(config.weight_decay, self.num_images, batch, config.epochs)
         optimizer = adamw(self.groups, config, rate, decay)
         steps = max(1, round(self.trainer.estimated_stepping_batches / config.epochs))
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, steps, config))

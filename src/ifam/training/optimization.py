@@ -88,7 +88,7 @@ def adamw(groups: Sequence[ParameterGroup], config: TrainConfig, rate: float, de
     return torch.optim.AdamW(trained, lr=rate, weight_decay=decay, fused=not config.precision.startswith("16"))
 
 
-def normalised_weight_decay(weight_decay: float, num_images: int, batch_size: int, epochs: int) -> float:
+def normalized_weight_decay(weight_decay: float, num_images: int, batch_size: int, epochs: int) -> float:
     """`weight_decay * sqrt(1 / (steps per epoch * epochs))` (arXiv 1711.05101, appendix B.1).
 
     A step is a whole batch: what is left over at the end of an epoch is not trained on.

@@ -38,7 +38,7 @@ TINY_PLAIN = TINY_TRAIN
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainSetup:
     """A model with the settings to train it by.
 
     Attributes:
@@ -63,7 +63,7 @@ def build(
     *,
     allow_tiny_backbone: bool = False,
     given: Collection[str] = (),
-) -> Plan:
+) -> TrainSetup:
     """The model of a method and a configuration, from pretrained weights; `settle` goes before it.
 
     Args:
@@ -83,7 +83,7 @@ def build(
         WeightsUnavailable: The weights of a backbone that was asked for cannot be had.
     """
     try:
-        return Plan(registry.build(method, config), config, train, losses)
+        return TrainSetup(registry.build(method, config), config, train, losses)
     except WeightsUnavailable as error:
         if config.backbone != ModelConfig().backbone or "model.backbone" in given:
             raise
@@ -98,12 +98,12 @@ def build(
             *(error, TINY, config.backbone),
         )
     # What was asked for by name holds for any backbone.
-    config = replace(TINY_MODEL, **_asked(config, ModelConfig(), "model", given))
-    asked = _asked(train, TrainConfig(), "train", given)
+    config = replace(TINY_MODEL, **_non_default_fields(config, ModelConfig(), "model", given))
+    asked = _non_default_fields(train, TrainConfig(), "train", given)
     small = small_data(replace(TINY_TRAIN, **asked), len(images.split("train")), seed=train.seed)
     small = replace(small, **asked)
-    losses = replace(TINY_LOSS, **_asked(losses, LossConfig(), "loss", given))
-    return Plan(registry.build(method, config), config, small, losses)
+    losses = replace(TINY_LOSS, **_non_default_fields(losses, LossConfig(), "loss", given))
+    return TrainSetup(registry.build(method, config), config, small, losses)
 
 
 def _first_sentence(error: Exception) -> str:
@@ -128,7 +128,7 @@ def with_classes(model: ModelConfig, images: Benchmark, given: Collection[str] =
     return fitting
 
 
-def settle(method: str, train: TrainConfig, given: Collection[str] = ()) -> TrainConfig:
+def apply_method_defaults(method: str, train: TrainConfig, given: Collection[str] = ()) -> TrainConfig:
     """The settings of a training with those that make a method what it is.
 
     A field that was not asked for gives way to the method's: one that has its default value and is not in `given`.
@@ -137,7 +137,7 @@ def settle(method: str, train: TrainConfig, given: Collection[str] = ()) -> Trai
         IfamError: There is no such method, or a field was set to something else.
     """
     own = registry.method(method).train
-    for name, value in _asked(train, TrainConfig(), "train", given).items():
+    for name, value in _non_default_fields(train, TrainConfig(), "train", given).items():
         if name in own and value != own[name]:
             raise IfamError(
                 f"The method {method} has train.{name} = {own[name]!r}, not {value!r}; leave that away, or choose "
@@ -146,7 +146,7 @@ def settle(method: str, train: TrainConfig, given: Collection[str] = ()) -> Trai
     return replace(train, **own)
 
 
-def _asked(config: Any, default: Any, prefix: str, given: Collection[str]) -> dict[str, Any]:
+def _non_default_fields(config: Any, default: Any, prefix: str, given: Collection[str]) -> dict[str, Any]:
     """The fields of a configuration that were asked for: given by name, or other than the defaults."""
     known = asdict(default)
     return {

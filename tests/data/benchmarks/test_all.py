@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ifam.data import BENCHMARKS, Augmentation, Examples, Prepared, collate, load_benchmark
+from ifam.data import BENCHMARKS, Augmentation, ImageDataset, Prepared, collate, load_benchmark
 from ifam.errors import IfamError
 from miniatures import MINIATURES
 
@@ -118,7 +118,7 @@ def test_examples_become_batches(name, written):
     assert benchmark.name == name
     assert {split: len(examples) for split, examples in benchmark.splits.items()} == SIZES[name]
     for examples in benchmark.splits.values():
-        assert isinstance(examples, Examples)
+        assert isinstance(examples, ImageDataset)
         prepared = Prepared(examples, (32, 48), PLAIN, Augmentation(flip=True, crop=0.5))
         batch = collate([prepared[i] for i in range(len(prepared))])
         assert batch.images.shape == (len(examples), 3, 32, 48)

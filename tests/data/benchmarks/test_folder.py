@@ -13,7 +13,7 @@ from PIL import Image
 from ifam.data import BENCHMARKS, FolderConfig, Prepared, collate, load_benchmark, load_folder
 from ifam.errors import IfamError
 
-NORMALISATION = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+NORMALIZATION = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
 def draw(path, colour=(200, 30, 30), size=(40, 30)):
@@ -67,7 +67,7 @@ def test_examples_are_the_pictures(tmp_path):
     assert example["image"].mode == "RGB"
     assert np.asarray(example["image"])[..., 0].mean() < 30
     assert {found[i]["label"] for i in range(len(found))} == {0, 1}
-    batch = collate([Prepared(found, (32, 48), NORMALISATION)[i] for i in range(len(found))])
+    batch = collate([Prepared(found, (32, 48), NORMALIZATION)[i] for i in range(len(found))])
     assert batch.images.shape == (len(found), 3, 32, 48)
     assert torch.equal(batch.groups, batch.labels)
     assert batch.masks is None

@@ -34,7 +34,7 @@ from ifam.data.benchmarks.pondbirds import (
     SPLITS,
     Background,
     Content,
-    Drawn,
+    RenderedDataset,
     assign,
     check_choice,
     check_number,
@@ -89,7 +89,7 @@ class DigitsConfig:
         check_choice("digits", self, "background", get_args(Background))
 
 
-class Digits(Drawn):
+class Digits(RenderedDataset):
     """One split of the benchmark, drawn when it is made and held in memory.
 
     Group sizes are exact, as those of `Pondbirds`.
@@ -119,7 +119,7 @@ class Digits(Drawn):
         if config.background == "swapped":
             self.backgrounds = 1 - self.backgrounds
         self.groups = self.labels * len(BACKGROUNDS) + self.backgrounds
-        self.digits = _deal(split, config.seed, self.labels)
+        self.digits = _sample_digits(split, config.seed, self.labels)
         size = config.image_size
         self.images = torch.empty(number, 3, size, size)
         self.masks = torch.zeros(number, size, size, dtype=torch.bool)
@@ -152,7 +152,7 @@ def _load() -> tuple[Float[Tensor, "1797 8 8"], Int[Tensor, " 1797"]]:
     return torch.from_numpy(found.images).float() / 16, torch.from_numpy(found.target).long()
 
 
-def _deal(split: str, seed: int, labels: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
+def _sample_digits(split: str, seed: int, labels: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
     """A digit of this split for each label; each is dealt once before any is dealt again."""
     first, last = _SHARES[split]
     targets = _load()[1].numpy()

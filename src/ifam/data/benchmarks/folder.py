@@ -26,7 +26,7 @@ from typing import ClassVar
 from ifam.data.base import Benchmark
 from ifam.data.duplicates import copies_of_images, refuse_repeated_files, warn_of_copies
 from ifam.data.files import Listing, list_images, ordered
-from ifam.data.records import Record, assemble, sound
+from ifam.data.records import Record, assemble, validated
 from ifam.data.source_files import CutConfig, read_csv
 from ifam.data.splits import (
     ALL,
@@ -150,7 +150,7 @@ def _read(
         images = list_images(folder) if name in folders else Listing()
         listing.paths += images.paths
         listing.left_out += images.left_out
-        usable = sound([Record(path, label) for path in images.paths], config)
+        usable = validated([Record(path, label) for path in images.paths], config)
         if every_class and not config.classes:
             images.paths = [record.path for record in usable]
             images.need_images(folder)

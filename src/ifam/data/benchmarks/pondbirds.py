@@ -143,10 +143,10 @@ class PartedSample(Sample):
 
 
 # What each kind of drawn split gives again; beartype does not know `Self` here.
-Split = TypeVar("Split", bound="Drawn")
+Split = TypeVar("Split", bound="RenderedDataset")
 
 
-class Drawn(torch.utils.data.Dataset[Sample]):
+class RenderedDataset(torch.utils.data.Dataset[Sample]):
     """A split that is drawn when it is made and held in memory: objects, each on one of two backgrounds."""
 
     split: str
@@ -184,7 +184,7 @@ class Drawn(torch.utils.data.Dataset[Sample]):
         }
 
 
-class Pondbirds(Drawn):
+class Pondbirds(RenderedDataset):
     """One split of the benchmark, drawn when it is made and held in memory.
 
     Group sizes are exact: classes differ by at most one image, and in each class of n images
@@ -244,7 +244,7 @@ class Pondbirds(Drawn):
         for start in reported(range(0, len(self), BATCH), "drawing images, by hundreds"):
             rows = slice(start, start + BATCH)
             draws = Draws(birds[rows])
-            hue, self.cues[rows] = _character(draws, self.labels[rows], config)
+            hue, self.cues[rows] = _sample_traits(draws, self.labels[rows], config)
             self.hues[rows] = hue[:, 0, 0]
             images = torch.full((len(hue), 3, size, size), GREY)
             if config.content != "object":
@@ -299,7 +299,7 @@ def draw_backgrounds(
     return images
 
 
-def _character(
+def _sample_traits(
     draws: Draws, labels: Int[Tensor, " B"], config: PondbirdsConfig
 ) -> tuple[Float[Tensor, "B 1 1"], Bool[Tensor, "B 4"]]:
     """Hue and cues of each bird: those of its class, with noise."""
