@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ifam.cli.parser import build_parser
+from ifam.cli.parser import parse
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -38,7 +38,7 @@ def test_the_hub_snippet_names_a_function_that_exists():
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("ifam ")])
 def test_the_commands_of_the_readme_parse(command):
     words = shlex.split(command, comments=True)
-    assert build_parser().parse_args(words[1:]).verb == words[1]
+    assert parse(words[1:])[0] == words[1]
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("make ")])

@@ -1,7 +1,7 @@
 """Paths as users write them, and files that are complete or absent, and never replaced unasked.
 
 The rule of every verb: a file takes the place of one that the same run wrote (the same command under the same
-conditions); any other file stays, unless `--overwrite true` asks for its replacement.
+conditions); any other file stays, unless `--overwrite` asks for its replacement.
 """
 
 import hashlib
@@ -202,7 +202,7 @@ def check_replaceable(path: Path, run: str, overwrite: bool) -> None:
     known = _run_of(path)
     if known != run:
         what = "is not a result of `ifam`" if known is None else "is a result under other conditions"
-        raise IfamError(f"{path} exists and {what}; choose another --out, or replace it with --overwrite true.")
+        raise IfamError(f"{path} exists and {what}; choose another --out, or replace it with --overwrite.")
 
 
 def _run_of(path: Path) -> str | None:
@@ -229,7 +229,7 @@ def check_absent(paths: Iterable[Path], overwrite: bool) -> None:
     """
     for path in paths if first_process() and not overwrite else ():
         if os.path.lexists(path) and not _is_device(path):
-            raise IfamError(f"{path} already exists; choose another --out, or replace it with --overwrite true.")
+            raise IfamError(f"{path} already exists; choose another --out, or replace it with --overwrite.")
 
 
 def check_folder(folder: Path, result: str, others: Iterable[str], run: str, overwrite: bool) -> None:

@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from ifam.cli.main import main
-from ifam.cli.parser import VERBS
+from ifam.cli.parser import VERBS, parse
 from ifam.config import LossConfig, ModelConfig, TrainConfig
 from ifam.data import load_benchmark
 from ifam.models.registry import METHODS
@@ -363,7 +363,7 @@ def test_nothing_that_is_there_is_replaced_unasked(words, there, trained, capsys
     before = contents(tmp_path), contents(trained)
     said = fails(capsys, *(str(trained) if word == "MODEL" else word for word in words))
     assert "choose another" in said
-    assert "--overwrite true" in said
+    assert "--overwrite" in said
     assert (contents(tmp_path), contents(trained)) == before
 
 
@@ -491,6 +491,19 @@ def test_a_model_is_not_removed_for_settings_that_cannot_be_trained(words, train
     where = ["--benchmark", "folder", "--root", pictures, "--out", model, "--overwrite"]
     assert f"{words[0].removeprefix('--')}" in fails(capsys, "train", *where, *QUICK, *words)
     assert {path: path.read_bytes() for path in model.rglob("*") if path.is_file()} == before
+
+
+def test_what_a_verb_is_about_needs_no_name(pictures, trained, capsys, tmp_path):
+    _, chosen = parse(["train", str(pictures), "--train.epochs", "2"])
+    assert (chosen["root"], chosen["benchmark"], chosen["train"].epochs) == (pictures, "folder", 2)
+    assert parse(["train", "--root", str(pictures)])[1]["benchmark"] == "folder"
+    assert parse(["train", str(pictures), "--benchmark", "cub"])[1]["benchmark"] == "cub"
+    assert parse(["train"])[1]["benchmark"] == "pondbirds"
+    assert parse(["evaluate", str(trained), "--split", "val"])[1]["model"] == str(trained)
+    assert "stands for --root, which is given as well" in fails(capsys, "train", "x", "--root", pictures)
+    assert "An empty path" in fails(capsys, "train", "") or "is an empty path" in fails(capsys, "train", "")
+    drawn = fails(capsys, "train", pictures, "--benchmark", "pondbirds", *QUICK)
+    assert f"pondbirds is drawn and has no files, but {pictures} is given" in drawn
 
 
 def test_a_device_that_holds_no_numbers_is_refused(trained, capsys):
@@ -729,7 +742,6 @@ def test_a_comparison_overrides_nothing_in_silence(words, said, capsys, tmp_path
 
 
 def test_flags_stand_alone_or_with_a_value():
-    from ifam.cli.parser import parse
 
     for words in (
         ["--overwrite"],

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def check_free(out: Path, overwrite: bool) -> None:
     """Refuse a folder with a model in it, unless that is to be replaced."""
     if any((out / name).exists() for name in ("config.json", "model.safetensors")) and not overwrite:
-        raise IfamError(f"{out} already holds a model; choose another --out, or replace it with --overwrite true.")
+        raise IfamError(f"{out} already holds a model; choose another --out, or replace it with --overwrite.")
 
 
 def check_classes(images: "Benchmark", config: "ModelConfig") -> None:

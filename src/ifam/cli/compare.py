@@ -36,7 +36,7 @@ def compare(
             validation images. "plain_vit" and "ifam" where none are given.
         seeds: Seeds of weights and training, and of the data where these have one; 0 where none are given.
         benchmark: Name of the data set.
-        root: Where the images are.
+        root: Where the images are; may be given without its name, as in `ifam compare photos`.
         split: Split to judge on; "test", or "val" where there is no test split.
         out: Folder for the runs, the table and the page.
         save_models: Keep the trained models too.

@@ -46,6 +46,12 @@ VERBS: dict[str, Any] = {
 }
 
 
+# What a first word without an option's name is: what the verb is about.
+ABOUT = {
+    **dict.fromkeys(("train", "compare"), "root"),
+    **dict.fromkeys(("evaluate", "audit", "thresholds", "retrain", "challenge"), "model"),
+}
+
 # Verbs whose needed arguments come one after another, without names.
 POSITIONAL = {"convert", "prepare"}
 
@@ -86,7 +92,7 @@ def parse(args: list[str]) -> tuple[str, dict[str, Any]]:
         sys.stdout.reconfigure(errors="backslashreplace")
     words = _underscored(args)
     if words[:1] and words[0] in VERBS:
-        words = checked(_flagged(words, VERBS[words[0]]), words[0], VERBS[words[0]])
+        words = checked(_flagged(_named(words), VERBS[words[0]]), words[0], VERBS[words[0]])
     parser = build_parser(words)
     # jsonargparse 4.49 has a shorter name for it, and warns of the old one.
     instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
@@ -106,6 +112,8 @@ def parse(args: list[str]) -> tuple[str, dict[str, Any]]:
     chosen = {name: _expanded(name, value) for name, value in chosen.items()}
     if verb in WANT_GIVEN:
         chosen["given"] = _given(parser.parse_args(said, defaults=False)[verb])
+        if chosen["root"] is not None and "benchmark" not in chosen["given"]:
+            chosen["benchmark"] = "folder"
     return verb, chosen
 
 
@@ -117,6 +125,17 @@ def _given(settings: Any) -> frozenset[str]:
             yield from names(value, f"{before}{name}.") if isinstance(value, Mapping) else [f"{before}{name}"]
 
     return frozenset(names(settings.as_dict()))
+
+
+def _named(words: list[str]) -> list[str]:
+    """`ifam train photos` means `--root photos`, `ifam evaluate runs/ifam` means `--model runs/ifam`."""
+    verb, *rest = words
+    if verb not in ABOUT or not rest or rest[0].startswith("-"):
+        return words
+    option = f"--{ABOUT[verb]}"
+    if any(word.partition("=")[0] == option for word in rest):
+        raise IfamError(f"{rest[0]!r} stands for {option}, which is given as well; give one of them.")
+    return [verb, f"{option}={rest[0]}", *rest[1:]]
 
 
 def _flagged(words: list[str], function: Callable[..., None]) -> list[str]:

@@ -55,7 +55,7 @@ def thresholds(
     if "thresholds" in extra and extra["thresholds"].get("source", {}).get("run") != run and not overwrite:
         raise IfamError(
             f"{model} has thresholds that were computed otherwise (of other quantiles, images or weights); replace "
-            f"them with --overwrite true, or copy the model to another folder."
+            f"them with --overwrite, or copy the model to another folder."
         )
     net = net.to(resolve_device(device))
     found = compute_thresholds(net, images, split, chosen, batch_size=batch_size, limit=limit)

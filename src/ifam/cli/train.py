@@ -28,7 +28,7 @@ def train(
 
     Args:
         benchmark: Name of the data set, or "folder" for your own `class/image` tree.
-        root: Where the images are.
+        root: Where the images are; may be given without its name, as in `ifam train photos`.
         method: "ifam", or what to compare it with: plain_vit, plain_vit_mean, plain_vit_attentive, attentive_probe,
             selector, late_mask, soft_mask, given_mask, frozen_predictor, group_dro, attention_crops
             (docs/comparisons.md).

@@ -59,7 +59,12 @@ __all__ = [
 
 
 def load_pondbirds(root: Path | None, config: PondbirdsConfig) -> Benchmark:
-    """The embedded benchmark, drawn now; it has no files, so `root` is not used."""
+    """The embedded benchmark, drawn now.
+
+    Raises:
+        IfamError: There is a root: it has no files.
+    """
+    _refuse_root("pondbirds", root)
     splits = {name: Pondbirds(name, config) for name in ("train", "val", "test")}
     train = splits["train"]
     return Benchmark(
@@ -73,10 +78,22 @@ def load_pondbirds(root: Path | None, config: PondbirdsConfig) -> Benchmark:
 
 
 def load_digits(root: Path | None, config: DigitsConfig) -> Benchmark:
-    """Handwritten digits on the same backgrounds, drawn now; `root` is not used."""
+    """Handwritten digits on the same backgrounds, drawn now.
+
+    Raises:
+        IfamError: There is a root: it has no files.
+    """
+    _refuse_root("digits", root)
     splits = {name: Digits(name, config) for name in ("train", "val", "test")}
     note = f"validation: {config.num_val} images of other digits, drawn like the training images, seed {config.seed}"
     return Benchmark("digits", splits, Digits.class_names, Digits.group_names, note, mirrored=False)
+
+
+def _refuse_root(name: str, root: Path | None) -> None:
+    if root is not None:
+        raise IfamError(
+            f"{name} is drawn and has no files, but {root} is given; leave it out, or name --benchmark folder."
+        )
 
 
 # Name on the command line -> (settings, loader).

@@ -188,7 +188,7 @@ def stored(extra: Mapping[str, Any], model: str, net: Classifier | None = None) 
     if net is not None and known.source.get("selector") not in (None, selector_digest(net)):
         raise IfamError(
             f"The thresholds of {model} were computed with other weights; compute them again with `ifam thresholds "
-            f"--model {model} --overwrite true`."
+            f"--model {model} --overwrite`."
         )
     return known
 

@@ -78,12 +78,12 @@ class Runs:
                 if name == "images":
                     return (
                         f"{self.path} has a run of {key[0]!r}, seed {key[1]}, on images that have changed since; "
-                        f"choose another --out, or train it again with --overwrite true."
+                        f"choose another --out, or train it again with --overwrite."
                     )
                 return (
                     f"{self.path} has a run of {key[0]!r}, seed {key[1]}, with {name} {before.get(name)!r}, but now it "
                     f"is {now.get(name)!r}; choose another --out, give the row another name, or train it again with "
-                    f"--overwrite true."
+                    f"--overwrite."
                 )
         return None
 
