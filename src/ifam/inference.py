@@ -30,7 +30,7 @@ from ifam.io import (
     write_json,
 )
 from ifam.model_files import weights_digest
-from ifam.models.base import Classifier
+from ifam.models.base import Classifier, device_of, evaluating
 from ifam.models.interventions import Intervention
 from ifam.progress import ProgressBar
 from ifam.report.overlays import triptych
@@ -129,17 +129,17 @@ def predict(
     table = None if folder is None else _Table(folder, files, model, interventions, overwrite)
     rows: list[Prediction] = []
     skipped: list[tuple[Path, str]] = []
-    was_training, complete = model.training, False
-    model.eval()
+    complete = False
     try:
         items = _read(files, model, skipped if skip_bad else None, white)
         while batch := list(islice(items, batch_size)):
-            rows += (done := _classify(batch, model, folder, interventions))
+            with evaluating(model):
+                done = _classify(batch, model, folder, interventions)
+            rows += done
             if table:
                 table.add(done)
         complete = True
     finally:
-        model.train(was_training)
         if table:
             table.close(skipped, complete)
     if skipped:
@@ -273,7 +273,7 @@ def _classify(
     batch: Sequence[_Item], model: Classifier, folder: Path | None, interventions: Sequence[Intervention]
 ) -> list[Prediction]:
     """Rows for a batch of images, their pictures written to the folder."""
-    device = next(model.parameters()).device
+    device = device_of(model)
     images = torch.stack([item.pixels for item in batch]).to(device)
     output = model(images, interventions)
     probabilities = output.logits.float().softmax(dim=1).cpu()

@@ -16,9 +16,10 @@ import torch
 from torch.nn import functional as F
 
 from ifam._typing import Bool, Float, Int, Tensor
-from ifam.auditing.inputs import Advance, AuditInputs, ModelOutputs, chunks, device_of, no_progress, observe
+from ifam.auditing.inputs import Advance, AuditInputs, ModelOutputs, chunks, no_progress, observe
 from ifam.evaluation.attacks import hidden_pixel_mask
 from ifam.evaluation.metrics import GroupAccuracy
+from ifam.models.base import device_of
 from ifam.models.ifam import IFAM
 
 Source = Literal["benchmark", "ground truth", "own mask"]

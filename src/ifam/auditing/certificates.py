@@ -5,7 +5,8 @@ from typing import Any
 import torch
 
 from ifam.auditing.certify import Certificate, Setting, certify, merge, predictor_settings
-from ifam.auditing.inputs import Advance, AuditInputs, ModelOutputs, device_of, no_progress
+from ifam.auditing.inputs import Advance, AuditInputs, ModelOutputs, no_progress
+from ifam.models.base import device_of
 from ifam.models.baselines import LatePredictor
 from ifam.models.ifam import IFAM
 from ifam.models.interventions import UseMask

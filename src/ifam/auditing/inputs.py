@@ -10,6 +10,7 @@ import torch
 from ifam._typing import Bool, Float, Int, Tensor
 from ifam.data import Benchmark, ImageDataset, Prepared, evenly_spaced
 from ifam.errors import IfamError
+from ifam.models.base import device_of
 from ifam.models.ifam import IFAM
 
 # Called with a number of images that are done.
@@ -95,11 +96,6 @@ def chunks(count: int, batch_size: int) -> Iterator[slice]:
     """Slices of at most `batch_size` that cover `count` images."""
     for start in range(0, count, batch_size):
         yield slice(start, min(start + batch_size, count))
-
-
-def device_of(model: torch.nn.Module) -> torch.device:
-    """Where the model's weights are."""
-    return next(model.parameters()).device
 
 
 @torch.no_grad()

@@ -20,9 +20,10 @@ from torch.nn import functional as F
 
 from ifam._typing import Bool, Float, Int, Tensor
 from ifam.auditing.background_swap import coverage
-from ifam.auditing.inputs import Advance, AuditInputs, ModelOutputs, Stopwatch, chunks, device_of, no_progress
+from ifam.auditing.inputs import Advance, AuditInputs, ModelOutputs, Stopwatch, chunks, no_progress
 from ifam.backbones.gated_attention import OverrideSDPA
 from ifam.evaluation.attacks import hidden_pixel_mask
+from ifam.models.base import device_of, evaluating
 from ifam.models.ifam import IFAM
 from ifam.models.masking import resize_values
 from ifam.models.predictor import Predictor
@@ -127,12 +128,11 @@ def compare_explanations(
     judge = _Judge(cases, observed, batch_size)
     rows = [_own(model, judge)]
     advance(len(cases))
-    whole, was_training = UnmaskedClassifier(plain).to(device_of(model)), plain.training
-    whole.eval()
-    for name, explain in explainers().items():
-        maps, seconds = explain_all(whole, explain, cases.images, batch_size, advance)
-        rows.append(judge.row(name, maps, seconds, whole, plain))
-    plain.train(was_training)
+    whole = UnmaskedClassifier(plain).to(device_of(model))
+    with evaluating(plain), evaluating(whole):
+        for name, explain in explainers().items():
+            maps, seconds = explain_all(whole, explain, cases.images, batch_size, advance)
+            rows.append(judge.row(name, maps, seconds, whole, plain))
     return PostHoc(plain_name, tuple(rows), () if has_libraries() else (MISSING,))
 
 

@@ -20,6 +20,7 @@ from ifam.auditing.sufficiency import Parts, measure_parts
 from ifam.data import Benchmark, denormalize
 from ifam.errors import IfamError
 from ifam.evaluation.metrics import MaskIoU
+from ifam.models.base import evaluating
 from ifam.models.baselines import PlainViT
 from ifam.models.ifam import IFAM
 from ifam.models.masking import patch_mask
@@ -171,9 +172,7 @@ def audit(
         _check_plain(plain, model)
     noted = conditions or {}
     plain_name = OWN_WEIGHTS if plain is None else str(noted.get("plain", "the one that was given"))
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         some = slice(0, None, -(-len(cases) // explain))
         totals = _totals(len(cases), len(range(len(cases))[some]), model.config.num_parts)
         with _stages(totals) as stage:
@@ -192,8 +191,6 @@ def audit(
                 batch_size=min(batch_size, 16),
                 advance=stage("explanations"),
             )
-    finally:
-        model.train(was_training)
     settings = {"images": len(cases), "plain ViT": plain_name, "seed": seed, "batch size": batch_size}
     return AuditResult(
         certificate=found[0],

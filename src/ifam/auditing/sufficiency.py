@@ -10,7 +10,8 @@ import torch
 from torch.nn import functional as F
 
 from ifam._typing import Bool, Float, Int, Tensor
-from ifam.auditing.inputs import Advance, AuditInputs, ModelOutputs, chunks, device_of, no_progress
+from ifam.auditing.inputs import Advance, AuditInputs, ModelOutputs, chunks, no_progress
+from ifam.models.base import device_of
 from ifam.models.ifam import IFAM
 from ifam.models.masking import resize_mask
 

@@ -25,7 +25,7 @@ from ifam.errors import IfamError
 from ifam.evaluation.bootstrap import LEVEL, Interval
 from ifam.evaluation.pairings import Fooled, Pair, PairScheduler
 from ifam.model_files import weights_digest
-from ifam.models.base import Classifier
+from ifam.models.base import Classifier, device_of, evaluating
 from ifam.progress import ProgressBar
 from ifam.types import Batch
 
@@ -102,10 +102,8 @@ def run_challenge(
         "backgrounds": len(backgrounds),
         "files": _hash("\n".join(map(name_of, [*objects.paths, *backgrounds.paths]))),
     }
-    was_training = model.training
-    model.eval()
     try:
-        with _open(journal, header, pairings) as file, ProgressBar() as bar:
+        with evaluating(model), _open(journal, header, pairings) as file, ProgressBar() as bar:
             task = bar.add_task("challenge", total=len(objects) * len(backgrounds), completed=pairings.decided)
             for first, through in _outcomes(model, benchmark, objects, backgrounds, pairings):
                 file.write(json.dumps({"fooled": first, "robust": through}) + "\n")
@@ -115,8 +113,6 @@ def run_challenge(
     except OSError as error:
         reason = error.strerror or error
         raise IfamError(f"{journal} cannot be written ({reason}); choose another folder with --out.") from error
-    finally:
-        model.train(was_training)
     return _summary(benchmark, objects, backgrounds, pairings)
 
 
@@ -126,7 +122,7 @@ def _outcomes(
 ) -> Iterator[tuple[list[Fooled], list[int]]]:
     """Batch by batch, who was fooled and who has met every background."""
     things, scenes = _ObjectCache(objects), _BackgroundCache(backgrounds)
-    device = next(model.parameters()).device
+    device = device_of(model)
     prepare = Prepared([], model.image_size, model.normalization).transform
     while pairs := pairings.batch():
         pasted, masks = _paste(pairs, things, scenes)

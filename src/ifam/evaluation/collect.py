@@ -17,7 +17,7 @@ from ifam.data import Benchmark, Prepared, collate
 from ifam.distributed import rank_and_world_size
 from ifam.errors import IfamError
 from ifam.evaluation.part_quality import Annotations, annotations, part_rows
-from ifam.models.base import Classifier
+from ifam.models.base import Classifier, device_of, evaluating
 from ifam.models.interventions import Intervention, UseMask
 from ifam.models.masking import patch_mask
 from ifam.progress import ProgressBar
@@ -68,28 +68,24 @@ def collect(
     join = partial(_collate, annotated=annotated)
     loader = DataLoader(Subset(examples, mine), batch_size=batch_size, num_workers=workers, collate_fn=join)
     found: list[list[Rows]] = [[] for _ in variants]
-    device = next(model.parameters()).device
-    was_training, done = model.training, 0
-    model.eval()
-    try:
-        with ProgressBar(disable=rank > 0) as bar:
-            task = bar.add_task(label, total=len(mine))
-            for batch, known, parts in loader:
-                indices = torch.tensor(mine[done : done + len(known)])
-                batch, done = batch.to(device), done + len(known)
-                if (true_masks or model.needs_masks) and not bool(known.all()):
-                    raise IfamError(
-                        f"{benchmark.name} has no mask for image {int(indices[~known][0])} of its split {split!r}; "
-                        f"give one for each image, or let a selector choose."
-                    )
-                outputs = _outputs(model, batch, variants, true_masks)
-                for rows, out, changes in zip(found, outputs, variants, strict=True):
-                    rows.append({"index": indices, **_rows(benchmark, batch, known, out, model.masks_input)})
-                    if out.selection is not None and not (true_masks or changes):
-                        rows[-1] |= part_rows(out.part_maps, parts, annotated[1], batch.masks, known)
-                bar.advance(task, len(known))
-    finally:
-        model.train(was_training)
+    device = device_of(model)
+    done = 0
+    with evaluating(model), ProgressBar(disable=rank > 0) as bar:
+        task = bar.add_task(label, total=len(mine))
+        for batch, known, parts in loader:
+            indices = torch.tensor(mine[done : done + len(known)])
+            batch, done = batch.to(device), done + len(known)
+            if (true_masks or model.needs_masks) and not bool(known.all()):
+                raise IfamError(
+                    f"{benchmark.name} has no mask for image {int(indices[~known][0])} of its split {split!r}; "
+                    f"give one for each image, or let a selector choose."
+                )
+            outputs = _outputs(model, batch, variants, true_masks)
+            for rows, out, changes in zip(found, outputs, variants, strict=True):
+                rows.append({"index": indices, **_rows(benchmark, batch, known, out, model.masks_input)})
+                if out.selection is not None and not (true_masks or changes):
+                    rows[-1] |= part_rows(out.part_maps, parts, annotated[1], batch.masks, known)
+            bar.advance(task, len(known))
     return [gather(rows, len(examples)) for rows in found]
 
 

@@ -19,7 +19,7 @@ from ifam.data.base import evenly_spaced
 from ifam.errors import IfamError
 from ifam.io import local_path, write_json
 from ifam.model_files import CONFIG, read_json, weights_digest
-from ifam.models.base import Classifier
+from ifam.models.base import Classifier, device_of, evaluating
 from ifam.progress import ProgressBar
 
 QUANTILES = tuple(round(0.01 * i, 2) for i in range(1, 100))
@@ -96,20 +96,15 @@ def compute_thresholds(
         raise IfamError(f"limit is {limit}, but at least 1 image is needed.")
     chosen = range(len(examples)) if limit is None else evenly_spaced(len(examples), limit)
     won: list[list[np.ndarray]] = [[] for _ in range(model.config.num_parts)]
-    device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
-    try:
-        with ProgressBar() as bar:
-            task = bar.add_task("looking at won patches", total=len(chosen))
-            for start in range(0, len(chosen), batch_size):
-                batch = collate([examples[i] for i in chosen[start : start + batch_size]]).to(device)
-                selection = model.select(batch.images)
-                for part, values in enumerate(won):
-                    values.append(_numbers(selection.similarity[:, part][selection.winners == part]))
-                bar.advance(task, len(batch.images))
-    finally:
-        model.train(was_training)
+    device = device_of(model)
+    with evaluating(model), ProgressBar() as bar:
+        task = bar.add_task("looking at won patches", total=len(chosen))
+        for start in range(0, len(chosen), batch_size):
+            batch = collate([examples[i] for i in chosen[start : start + batch_size]]).to(device)
+            selection = model.select(batch.images)
+            for part, values in enumerate(won):
+                values.append(_numbers(selection.similarity[:, part][selection.winners == part]))
+            bar.advance(task, len(batch.images))
     joined = [np.concatenate(values) for values in won]
     table = [[float(x) for x in np.quantile(v, quantiles)] if len(v) else [None] * len(quantiles) for v in joined]
     return Thresholds(

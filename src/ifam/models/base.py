@@ -1,6 +1,7 @@
 """What every model of this package offers, so that one trainer, one evaluation and one way of saving serve them all."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, get_args
 
@@ -247,6 +248,22 @@ class PartClassifier(Classifier):
         patches, moved = self.selector.patches(torch.cat([images, others])).chunk(2)
         maps = self.selector.part_maps(moved)
         return self.classify(images, self.selector.select(patches)), maps
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where the module's weights are."""
+    return next(module.parameters()).device
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode, and afterwards the mode that the module was in."""
+    training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(training)
 
 
 def _check(config: ModelConfig) -> None:

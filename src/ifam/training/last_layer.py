@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader
 from ifam._typing import Float, Int, Tensor
 from ifam.data import Benchmark, Prepared, collate
 from ifam.errors import IfamError
-from ifam.models.base import Classifier
+from ifam.models.base import Classifier, device_of
 from ifam.progress import ProgressBar
 from ifam.pulse import reported
 
@@ -172,7 +172,7 @@ def embed(
     """
     examples = Prepared(benchmark.split(split), model.image_size, model.normalization)
     loader = DataLoader(examples, batch_size=batch_size, num_workers=workers, collate_fn=collate)
-    device = next(model.parameters()).device
+    device = device_of(model)
     given: list[Tensor] = []
     hook = model.last_layer.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
     features, labels, groups = [], [], []
