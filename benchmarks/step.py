@@ -211,10 +211,10 @@ def _adamw(model: nn.Module, config: TrainConfig, fused: bool | None = None) -> 
     for group in parameter_groups(model, config):
         parameters = list(group.parameters.values())
         for parameter in parameters:
-            parameter.requires_grad_(group.trained)
-        if group.trained:
-            decay = config.weight_decay if group.decays else 0.0
-            groups.append({"params": parameters, "lr": config.base_lr * group.factor, "weight_decay": decay})
+            parameter.requires_grad_(group.trainable)
+        if group.trainable:
+            decay = config.weight_decay if group.weight_decay else 0.0
+            groups.append({"params": parameters, "lr": config.base_lr * group.lr_scale, "weight_decay": decay})
     return torch.optim.AdamW(groups, fused=fused)
 
 

@@ -1,4 +1,4 @@
-"""What can go wrong in a user's hands: one sentence that names the thing, what was expected and the mend."""
+"""User-facing errors: one sentence on what is wrong, what was expected and how to fix it."""
 
 
 class IfamError(ValueError):

@@ -33,13 +33,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from ifam._typing import Bool, Float, Int, Tensor
-from ifam.backbones.vit import TINY_ARCH
+from ifam.backbones.vit import IMAGENET, TINY_ARCH
 from ifam.data.textures import Scenes, draw_scenes, hsv_to_rgb, patch_coverage
 from ifam.errors import IfamError
 from ifam.io import replacing, write_json
 from ifam.progress import ProgressBar
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+MEAN, STD = IMAGENET
 _HUES = 12
 _WARMUP_STEPS = 60
 _LEARNING_RATE, _WEIGHT_DECAY = 2e-3, 0.05

@@ -654,7 +654,7 @@ def test_a_backbone_that_was_asked_for_is_never_replaced(offline, pictures, tmp_
     words = ["train", "--benchmark", "folder", "--root", pictures, "--out", tmp_path / "new"]
     name = "vit_small_patch14_dinov2.lvd142m"
     said = fails(capsys, *words, "--model.backbone", name)
-    assert f"The pretrained weights of {name} cannot be had" in said
+    assert f"The pretrained weights of {name} are unavailable" in said
     assert not (tmp_path / "new").exists()
 
 

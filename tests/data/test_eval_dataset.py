@@ -38,7 +38,7 @@ def measured(extra, root=None, split=None, **data):
     """The images that are measured, and the first line that says what they are."""
     name, images, _ = load_eval_dataset(extra, None, root, data, CLASSES, split)
     assert name == "folder"
-    chosen = split or images.judged
+    chosen = split or images.default_eval_split
     return images.split(chosen), images.describe(chosen)
 
 

@@ -165,7 +165,7 @@ def test_a_trunk_never_learns_at_the_rate_of_a_head(name):
     for group in parameter_groups(model, config):
         for key in group.parameters:
             inside = [trunk for trunk in trunks if key.startswith(f"{trunk}.")]
-            assert group.factor == ({"selector": 3.0, "predictor": 5.0}[key.split(".")[0]] if inside else 13.0), key
+            assert group.lr_scale == ({"selector": 3.0, "predictor": 5.0}[key.split(".")[0]] if inside else 13.0), key
 
 
 @pytest.mark.slow

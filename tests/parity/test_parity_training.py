@@ -71,7 +71,9 @@ def test_parameter_groups(case):
     )
     model = from_official(reference.weights(name), num_heads=2)
     groups = parameter_groups(model, config)
-    found = {member: (group.factor, group.decays, group.trained) for group in groups for member in group.parameters}
+    found = {
+        member: (group.lr_scale, group.weight_decay, group.trainable) for group in groups for member in group.parameters
+    }
     official = NUMBERS["param_groups"][case]
     expected = {
         ours(member["name"]): (group["lr_multiplier"], group["uses_weight_decay"], member["requires_grad"])

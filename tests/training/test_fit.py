@@ -107,9 +107,9 @@ def test_every_parameter_is_in_exactly_one_group_with_its_settings(make_model, l
             else:
                 assert name.split(".")[1] in ("classifier", "norm", "head")
                 factor, decays = 13.0, parameter.ndim == 2
-            assert (group.factor, group.decays) == (factor, decays), name
+            assert (group.lr_scale, group.weight_decay) == (factor, decays), name
             # Frozen weights share a group with trained tokens at most where both are trained alike.
-            assert group.trained == trained, name
+            assert group.trainable == trained, name
 
 
 @pytest.mark.slow

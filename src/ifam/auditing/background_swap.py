@@ -125,7 +125,7 @@ def swap_backgrounds(
         observed: What it said about them.
         batch_size: Images at a time.
         seed: Chooses whose background each image gets.
-        advance: Told of every image that is done with.
+        advance: Progress callback, called with the number of finished images.
     """
     own = ~hidden_pixel_mask(observed.mask, cases.images)[:, 0]
     outline = own if cases.truth is None else cases.truth

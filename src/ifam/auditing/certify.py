@@ -158,7 +158,7 @@ def certify(
         steps: Steps of the gradient ascent.
         seed: Seed of the noise, and of what is random in training mode.
         device: Where to compute.
-        advance: Told of every image that is done with.
+        advance: Progress callback, called with the number of finished images.
 
     Raises:
         IfamError: An image is not finite, so that a change could not be told from none.

@@ -18,7 +18,7 @@ Advance = Callable[[int], None]
 
 
 def no_progress(count: int) -> None:
-    """Nobody watches the progress."""
+    """No-op progress callback."""
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ def measure_leakage(
         observed: What the model selected in them.
         shuffles: How often the values are shuffled for comparison.
         seed: Seed of folds, resampling and shuffling.
-        advance: Told of every reading that is done.
+        advance: Progress callback, called with the number of finished probes.
     """
     targets = {"class": cases.labels, "background": background_of(cases)}
     sources = {"mask": observed.mask.flatten(1).float(), "part maps": observed.part_maps.flatten(1)}

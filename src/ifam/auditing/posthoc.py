@@ -1,4 +1,4 @@
-"""Beside explanations after the fact: what maps of a plain ViT claim, and what it does when taken at their word.
+"""Comparison with post-hoc attribution: what maps of a plain ViT claim, and what it does when only that is shown.
 
 Every map is cut to the patches it ranks highest, as many as iFAM's mask shows of the same image. Then everything else
 is hidden, and the plain ViT is asked again: the other patches are no longer there (`removed`, as for iFAM's predictor),
@@ -123,7 +123,7 @@ def compare_explanations(
         observed: What the model selected in them.
         plain_name: What the plain ViT is, for the record.
         batch_size: Images at a time.
-        advance: Told of every image that is explained.
+        advance: Progress callback, called with the number of finished images.
     """
     judge = _Judge(cases, observed, batch_size)
     rows = [_own(model, judge)]

@@ -232,7 +232,7 @@ def _cases(model: IFAM, images: Tensor | Batch | Benchmark | AuditInputs, split:
                 f"{images.name} has {len(images.class_names)} classes, but the model knows {model.config.num_classes}; "
                 f"give the data that it was trained for."
             )
-        cases = from_benchmark(images, split or images.judged, model, limit)
+        cases = from_benchmark(images, split or images.default_eval_split, model, limit)
     elif isinstance(images, Batch):
         found = images.to("cpu")
         cases = AuditInputs(found.images[:limit], found.labels[:limit], class_names=classes)

@@ -91,7 +91,7 @@ def measure_parts(
         cases: The images.
         observed: What it selected in them.
         batch_size: Images at a time.
-        advance: Told of every image and mask that is done.
+        advance: Progress callback, called with the number of finished images and masks.
     """
     num_parts = observed.part_maps.shape[1] - 1
     asked = _MaskedPredictions(model, cases, observed, batch_size, advance)
@@ -176,7 +176,7 @@ class _MaskedPredictions:
         cases: The images.
         observed: What it selected in them.
         batch_size: Images at a time.
-        advance: Told of every image that is done.
+        advance: Progress callback, called with the number of finished images.
     """
 
     def __init__(

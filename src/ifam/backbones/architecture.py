@@ -44,7 +44,7 @@ class Vit:
 def infer_vit(stages: Sequence[Shapes], image_size: int | None = None) -> Vit:
     """The architecture behind the tensors of one or more backbones that should be alike.
 
-    Each figure is put to the vote of all tensors that tell it: a damaged one is found out, not believed.
+    Each figure is the majority over all tensors, so one corrupt tensor does not mislead.
 
     Args:
         stages: Shapes by timm's names, for each backbone.

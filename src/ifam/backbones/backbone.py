@@ -1,4 +1,4 @@
-"""Any vision transformer as `tokens(images, visible, gate)`: only this file and `vit.py` know timm."""
+"""Any vision transformer as `tokens(images, visible, gate)`."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -18,7 +18,7 @@ from ifam.backbones import hf_dinov2 as dinov2
 from ifam.backbones.gated_attention import OverrideSDPA, attention
 from ifam.backbones.rotary import Positions, with_rope
 from ifam.backbones.token_layout import HiddenTokens, Layout, Packed, Padded
-from ifam.backbones.vit import Size, create_vit
+from ifam.backbones.vit import IMAGENET, Size, create_vit
 from ifam.config import Execution, MaskGradient, ModelConfig
 from ifam.errors import IfamError
 
@@ -93,10 +93,10 @@ class Backbone(nn.Module):
     def normalization(self) -> Normalization:
         """Channel means and standard deviations that the weights were trained with."""
         cfg = getattr(self.vit, "pretrained_cfg", None) or {}
-        return tuple(cfg.get("mean", (0.485, 0.456, 0.406))), tuple(cfg.get("std", (0.229, 0.224, 0.225)))
+        return tuple(cfg.get("mean", IMAGENET[0])), tuple(cfg.get("std", IMAGENET[1]))
 
     def set_input_normalization(self, given: Normalization, wanted: Normalization) -> None:
-        """Be given images of another normalization from now on, and bring them to the wanted one.
+        """Convert inputs from another normalization.
 
         Args:
             given: Channel means and standard deviations that the images are normalized by.
@@ -371,7 +371,7 @@ def fill_buffers(model: nn.Module) -> None:
 
 
 def supports_partial_queries(block: nn.Module) -> bool:
-    """Whether `block_with_partial_queries` knows this block, and nobody listens for all that it computes."""
+    """Whether `block_with_partial_queries` knows this block, and no forward hooks are registered."""
     listened = any(m._forward_hooks or m._forward_pre_hooks for m in block.modules())
     known = type(block) is Block and type(block.attn) is Attention and type(block.attn.qkv) is nn.Linear
     return known and not listened and getattr(block.attn, "gate", None) is None

@@ -5,7 +5,7 @@ with respect to the gate, with `lse` taken over the visible keys, is
 
     dL/dm_j = sum over heads h and queries i of  exp(s_ij - lse_i) * (dO_i . v_j - dO_i . O_i)
 
-and it is finite for a hidden key (`m_j = 0`) too: it prices what showing that patch would have done.
+and it is finite for a hidden key (`m_j = 0`) too: it is the first-order effect of unmasking the patch.
 
 - A visible key: d log(m) = dm at m = 1, so its gate acts like a bias on the key, which is 0. The bias rides as one more
   dimension of the head, a constant in the query and the bias in the key: fused kernels then give its gradient, and
@@ -106,7 +106,7 @@ def mask_fill_value(dtype: torch.dtype) -> float:
 class HiddenGateGrad(torch.autograd.Function):
     """The output of attention as it is, whose backward pass also prices the gates of hidden keys.
 
-    The price is asked for in the backward pass, when the keys and values of the hidden patches, which run after the
+    It is computed in backward, when the keys and values of the hidden patches, which run after the
     visible ones in each block, are known.
     """
 
@@ -169,5 +169,5 @@ def hidden_gate_grad(
         lse = lse.masked_fill(lse == -torch.inf, torch.inf)
         weights = (qi @ hk.mT - lse).exp()
         price += (weights * (gi @ hv.mT - (gi * oi).sum(dim=-1, keepdim=True))).sum(dim=(1, 2))
-    # A hidden patch whose pixels are not finite has no price; zero leaves the selector alone.
+    # A hidden patch whose pixels are not finite would have a non-finite gradient, which is set to zero.
     return torch.nan_to_num(price, nan=0.0, posinf=0.0, neginf=0.0)

@@ -110,7 +110,7 @@ def find_hf_dinov2(source: str) -> Dinov2 | None:
         source: A folder, or an id `owner/name` of the hub, with or without `hf-hub:`.
 
     Raises:
-        IfamError: It holds another kind of model, or cannot be had.
+        IfamError: It holds another kind of model, or is unavailable.
     """
     if is_known_backbone(source) or not ("/" in source or "\\" in source or (Path(source) / CONFIG).is_file()):
         return None

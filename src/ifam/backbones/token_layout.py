@@ -206,7 +206,7 @@ Layout = Padded | Packed
 
 
 class HiddenTokens:
-    """The hidden patches, which run beside the visible ones in "full": as queries that nothing sees.
+    """The hidden patches, processed in "full" as extra queries that are never keys.
 
     Args:
         x: Their tokens.
@@ -245,7 +245,7 @@ class HiddenTokens:
         """Attention of the hidden tokens to the visible ones; their own keys are kept for the price."""
         ask_visible = self.asked[len(self.own)]
         self.own.append((key, value))
-        # After the last block nobody reads the hidden tokens, so they ask nothing.
+        # Hidden outputs of the last block are unused, so they are skipped.
         return ask_visible(query, asking=self.layout.counts) if query.shape[2] else query
 
 

@@ -11,6 +11,7 @@ import timm
 import torch
 from huggingface_hub import try_to_load_from_cache
 from safetensors.torch import load_file
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers.patch_embed import PatchEmbed, resample_patch_embed
 from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models import is_model_in_modules
@@ -25,6 +26,9 @@ from ifam.io import foreign_content
 # timm's two families of vision transformers on plain patches; the second has rotary positions too.
 Vit = VisionTransformer | Eva
 # Height and width in pixels, or the side of a square.
+# Channel means and standard deviations of ImageNet.
+IMAGENET = (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+
 Size = int | Sequence[int]
 
 # The embedded backbone: small enough to ship, shaped like DINOv2 with registers (docs/pondbirds.md).
@@ -205,8 +209,8 @@ def _from_timm(name: str, pretrained: bool, kwargs: dict[str, Any]) -> Any:
         if isinstance(error, RuntimeError) and "pretrained" not in str(error).lower():
             raise
         raise WeightsUnavailable(
-            f"The pretrained weights of {name} cannot be had ({_reason(error)}); connect to the network, or choose the "
-            f"embedded backbone {TINY!r}."
+            f"The pretrained weights of {name} are unavailable ({_reason(error)}); connect to the network, or choose "
+            f"the embedded backbone {TINY!r}."
         ) from error
 
 

@@ -14,6 +14,7 @@ import torch
 from ifam._typing import Tensor
 from ifam.backbones.architecture import Shapes, check_tensors, describe, infer_vit, majority, name_architecture, preview
 from ifam.backbones.hf_dinov2 import fuse_qkv, to_timm, to_transformers
+from ifam.backbones.vit import IMAGENET
 from ifam.config import ModelConfig
 from ifam.errors import IfamError
 from ifam.models.ifam import IFAM
@@ -36,7 +37,6 @@ _STAGES = {"stage_1.": "selector.backbone.vit.", "stage_2.": "predictor.backbone
 _PREFIX_MASK = "stage_2.prefix_attn_mask"
 
 # The input normalization of DINOv2, which is ImageNet's.
-IMAGENET: tuple[RGB, RGB] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 # Where the number of parts (with the background) and that of classes are to be read.

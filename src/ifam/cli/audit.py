@@ -53,7 +53,7 @@ def audit(
     net, trained = _load(model)
     net.to(resolve_device(device))
     name, images, options = load_eval_dataset(trained, benchmark, root, data, net.config.class_names, split)
-    split, source = split or images.judged, remembered_root(trained, benchmark, root)
+    split, source = split or images.default_eval_split, remembered_root(trained, benchmark, root)
     print(images.describe(split))
     other = None if plain is None else load_plain(plain)
     # All that the figures depend on.

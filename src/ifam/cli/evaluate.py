@@ -81,7 +81,7 @@ def evaluate(
     together = split is None and bool(images.treatments)
     if together and (leave_one_out or keypoint_regression):
         raise IfamError("Parts are left out and keypoints predicted on one split at a time; name it with --split.")
-    split = split or images.judged
+    split = split or images.default_eval_split
     if not together and os.environ.get("RANK", "0") == "0":
         print(images.describe(split))
     changes, record = _interventions(extra, model, net, drop_parts, keep_parts, drop_unsure)

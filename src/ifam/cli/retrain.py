@@ -65,7 +65,7 @@ def retrain(
     print(
         f"Penalty C = {done['strength']}, {done['nonzero']:.0%} of the weights are not zero, {done['seconds']:.1f} s."
     )
-    judged = images.judged
+    judged = images.default_eval_split
     if judged == split:
         # Figures on what the layer was fitted to would say nothing, and look like any others.
         print(f"Not judged: {name} has no test images but those that were fitted to. The model is in {out}.")

@@ -75,7 +75,7 @@ def train(
     remembered = {name: settings[name] for name in ("benchmark", "root", "data")} | training_list(images)
     if first_process():
         plan.model.save_pretrained(out, {**remembered, "seed": plan.train.seed, "best_epoch": result.best_epoch})
-    split = images.judged
+    split = images.default_eval_split
     found = evaluate(plan.model, images, split)
     conditions = {**settings, "split": split, "note": images.note, "weights": weights_digest(plan.model.state_dict())}
     try:

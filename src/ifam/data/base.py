@@ -69,7 +69,7 @@ class Benchmark:
     mirrored: bool = True
 
     @property
-    def judged(self) -> str:
+    def default_eval_split(self) -> str:
         """The split that models are judged on where none is named: "test", else "val", else the only one."""
         return next((name for name in ("test", "val") if name in self.splits), next(iter(self.splits), "val"))
 

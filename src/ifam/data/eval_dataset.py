@@ -39,7 +39,7 @@ def load_eval_dataset(
         root: Where the images are; where they were in training if it is None.
         data: Settings that differ from those of the training.
         class_names: The classes that the model knows.
-        split: Split that will be measured; `Benchmark.judged` where it is None.
+        split: Split that will be measured; `Benchmark.default_eval_split` where it is None.
 
     Raises:
         IfamError: The images cannot be loaded.
@@ -65,7 +65,7 @@ def load_eval_dataset(
         if "train" in again.splits:
             # The same images in another place.
             return name, again, options
-    return name, _without_silence(images, split or images.judged, extra), whole
+    return name, _without_silence(images, split or images.default_eval_split, extra), whole
 
 
 def default_split(images: Benchmark, usual: str) -> str:

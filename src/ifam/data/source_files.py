@@ -75,14 +75,14 @@ def find_root(benchmark: str, root: Path | None, needed: Sequence[str], source: 
         benchmark: Name of the benchmark.
         root: What the user gave.
         needed: Files and folders that must exist, relative to it.
-        source: Where the data can be had.
+        source: Where the data are available from.
 
     Raises:
         IfamError: There is no such folder, or something is missing in it.
     """
     if root is None:
         raise IfamError(
-            f"The benchmark '{benchmark}' needs to know where its files are; give --root DIR (to be had from {source})."
+            f"The benchmark '{benchmark}' needs to know where its files are; give --root DIR (available from {source})."
         )
     if not root.is_dir():
         raise IfamError(f"There is no folder {root}; give that of {benchmark} with --root DIR (from {source}).")
@@ -172,7 +172,7 @@ def read_words(path: Path, values: int) -> dict[str, list[str]]:
         words = line.split(maxsplit=values)
         if words and len(words) != values + 1:
             raise IfamError(
-                f"{path}, line {number} has {len(words)} values, but {values + 1} are expected; get the file anew."
+                f"{path}, line {number} has {len(words)} values, but {values + 1} are expected; re-download the file."
             )
         if words:
             found[words[0]] = words[1:]
@@ -183,7 +183,7 @@ def _lines(path: Path) -> list[str]:
     try:
         return path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise IfamError(f"{path} cannot be read as text ({error}); get the file anew.") from None
+        raise IfamError(f"{path} cannot be read as text ({error}); re-download the file.") from None
 
 
 Label = TypeVar("Label", int, str)

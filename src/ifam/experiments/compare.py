@@ -113,9 +113,9 @@ class Comparison:
             digests[seed] = known[options]
         return digests
 
-    def judged(self, images: Benchmark) -> str:
+    def eval_split(self, images: Benchmark) -> str:
         """The split that is judged on."""
-        return self.split or images.judged
+        return self.split or images.default_eval_split
 
     def settings(self, row: Row) -> dict[str, Any]:
         """All that a run of a row depends on but its seed, as JSON has it."""
@@ -219,7 +219,7 @@ def check_rows(comparison: Comparison, images: Benchmark) -> None:
     Raises:
         IfamError: A row cannot be trained or judged on these images, or is no model.
     """
-    judged = comparison.judged(images)
+    judged = comparison.eval_split(images)
     images.split(judged)
     for row in comparison.rows:
         with torch.device("meta"):
@@ -325,7 +325,7 @@ def _train_and_judge(
             label = f"embedding for {row.name}, seed {seed}"
             again = retraining.retrain(model, images, split=FITTED, seed=seed, label=label)
             seconds, extra = seconds + again.seconds, {"retraining": asdict(again)}
-        split, label = comparison.judged(images), f"judging {row.name}, seed {seed}"
+        split, label = comparison.eval_split(images), f"judging {row.name}, seed {seed}"
         found = evaluate(model, images, split, num_resamples=comparison.num_resamples, label=label)
         if models is not None and rank_and_world_size()[0] == 0:
             root = None if comparison.root is None else str(comparison.root.absolute())

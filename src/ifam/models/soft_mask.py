@@ -79,7 +79,7 @@ class SoftMaskIFAM(IFAM):
 
 @dataclass(frozen=True)
 class FadeParts:
-    """Take the probability of parts away, and give it to nobody.
+    """Zero the probability of parts without renormalizing.
 
     This is how the authors' code removes a part under a soft mask: a patch that the part had won keeps the
     probability of its second-best part. `ifam.DropParts` gives such a patch to the background instead.

@@ -45,7 +45,7 @@ class Training(L.LightningModule):
         self.groups = parameter_groups(model, config)
         for group in self.groups:
             for parameter in group.parameters.values():
-                parameter.requires_grad_(group.trained)
+                parameter.requires_grad_(group.trainable)
         for backbone in (module for module in model.modules() if isinstance(module, Backbone)):
             backbone.vit.set_grad_checkpointing(config.checkpointing)
             if config.compile:

@@ -18,16 +18,16 @@ class ParameterGroup:
 
     Attributes:
         name: What they are.
-        factor: Multiplies the base learning rate.
-        decays: Whether weight decay applies.
-        trained: Whether they are trained at all.
+        lr_scale: Multiplies the base learning rate.
+        weight_decay: Whether weight decay applies.
+        trainable: Whether they are trained at all.
         parameters: By name.
     """
 
     name: str
-    factor: float
-    decays: bool
-    trained: bool
+    lr_scale: float
+    weight_decay: bool
+    trainable: bool
     parameters: dict[str, nn.Parameter]
 
 
@@ -78,11 +78,11 @@ def adamw(groups: Sequence[ParameterGroup], config: TrainConfig, rate: float, de
         {
             "name": group.name,
             "params": list(group.parameters.values()),
-            "lr": rate * group.factor,
-            "weight_decay": decay if group.decays else 0.0,
+            "lr": rate * group.lr_scale,
+            "weight_decay": decay if group.weight_decay else 0.0,
         }
         for group in groups
-        if group.trained
+        if group.trainable
     ]
     # With a gradient scaler, which only float16 needs, Lightning cannot clip for a fused optimizer.
     return torch.optim.AdamW(trained, lr=rate, weight_decay=decay, fused=not config.precision.startswith("16"))

@@ -1,4 +1,4 @@
-"""Settings that belong together, and where a model comes from when its pretrained weights cannot be had."""
+"""Settings that belong together, and where a model comes from when its pretrained weights are unavailable."""
 
 import logging
 import math
@@ -80,7 +80,7 @@ def build(
         The model, and the settings that hold in the end.
 
     Raises:
-        WeightsUnavailable: The weights of a backbone that was asked for cannot be had.
+        WeightsUnavailable: The weights of a backbone that was asked for are unavailable.
     """
     try:
         return TrainSetup(registry.build(method, config), config, train, losses)

@@ -62,7 +62,7 @@ def _lightning(config: TrainConfig, callbacks: Sequence[L.Callback], folder: Pat
         )
     except (ValueError, MisconfigurationException) as error:
         raise IfamError(
-            f"Lightning cannot train so ({' '.join(str(error).split()).rstrip('.')}); change --train.precision, "
+            f"Invalid trainer settings ({' '.join(str(error).split()).rstrip('.')}); change --train.precision, "
             f"--train.accelerator, --train.devices or --train.strategy."
         ) from error
     if config.precision.startswith("16") and trainer.precision != "16-mixed":

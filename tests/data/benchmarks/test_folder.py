@@ -578,7 +578,7 @@ def test_a_class_of_nothing_but_copies_is_cut_and_said(tmp_path, caplog):
 def test_a_folder_without_splits_is_taken_whole_by_the_names_that_a_model_knows(tmp_path):
     images = load(tree(tmp_path, wren=3, owl=1), val_fraction=0.0, classes=("duck", "owl", "wren"))
     assert list(images.splits) == ["all"]
-    assert images.judged == "all"
+    assert images.default_eval_split == "all"
     assert images.class_names == ("duck", "owl", "wren")
     assert by_class(images.split("all")) == [0, 1, 3]
     assert images.describe("all") == "4 images of 2 classes, no split named"
@@ -589,7 +589,7 @@ def test_a_folder_without_splits_is_taken_whole_by_the_names_that_a_model_knows(
 def test_a_test_folder_alone_can_be_judged_on(tmp_path):
     tree(tmp_path / "test", cat=1, dog=3)
     images = load(tmp_path)
-    assert images.judged == "test"
+    assert images.default_eval_split == "test"
     assert images.describe("test") == "4 images of 2 classes, split test"
 
 

@@ -118,7 +118,7 @@ def read_birds(root: Path, images: Path) -> Birds:
     for path, found in lists.items():
         missing = next((name for name in names if name not in found), None)
         if missing is not None:
-            raise IfamError(f"{root / path} has no line for the image {missing} of images.txt; get the file anew.")
+            raise IfamError(f"{root / path} has no line for the image {missing} of images.txt; re-download the file.")
     numbers = number_labels(int(label) for (label,) in labels.values())
     masks = root / "segmentations"
     splits: dict[str, list[Record]] = {"train": [], "test": []}
@@ -151,7 +151,7 @@ def _read_keypoints(path: Path, parts: Mapping[str, list[str]]) -> dict[str, np.
                 points[rows[part]] = float(x), float(y), int(visible) > 0
             except (ValueError, KeyError):
                 raise IfamError(
-                    f"{path}, line {number} is not an image id, part id, x, y and visibility; get the file anew."
+                    f"{path}, line {number} is not an image id, part id, x, y and visibility; re-download the file."
                 ) from None
     return found
 
@@ -161,6 +161,6 @@ def _class_names(known: Mapping[str, list[str]], numbers: Mapping[int, int], roo
     by_id = {int(label): name for label, (name,) in known.items()}
     missing = next((label for label in numbers if label not in by_id), None)
     if missing is not None:
-        raise IfamError(f"{root / 'classes.txt'} has no line for the class {missing}; get the file anew.")
+        raise IfamError(f"{root / 'classes.txt'} has no line for the class {missing}; re-download the file.")
     names = [by_id[label].split(".", 1)[-1].replace("_", " ") for label in numbers]
     return [name if names.count(name) == 1 else f"{name} ({label})" for name, label in zip(names, numbers, strict=True)]

@@ -57,7 +57,7 @@ def load_flowers102(root: Path | None, config: Flowers102Config) -> Benchmark:
         numbers = _read_mat(folder / "setid.mat", key)
         if numbers.size and not 1 <= numbers.min() <= numbers.max() <= labels.size:
             raise IfamError(
-                f"{folder / 'setid.mat'} lists images beyond the {labels.size} of imagelabels.mat; get both anew."
+                f"{folder / 'setid.mat'} lists images beyond the {labels.size} of imagelabels.mat; re-download both."
             )
         splits[split] = [
             Record(

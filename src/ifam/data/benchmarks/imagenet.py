@@ -107,13 +107,13 @@ def read_wnids(benchmark: str, root: Path, allowed: dict[str, int], partial: boo
     if missing and not (partial and found):
         raise IfamError(
             f"{benchmark} expects {root / missing[0]}, which is missing ({len(found)} of {len(allowed)} class folders "
-            f"are there); get the data anew, or accept a part of it with --data.partial true."
+            f"are there); re-download the data, or accept a part of it with --data.partial true."
         )
     records = []
     for name in found:
         paths = image_files(root / name)
         if not paths:
-            raise IfamError(f"The class folder {root / name} holds no image; get the data anew or remove it.")
+            raise IfamError(f"The class folder {root / name} holds no image; re-download the data or remove it.")
         records += [Record(path, allowed[name]) for path in paths]
     return records
 
@@ -124,7 +124,7 @@ def load_subset(name: str, letter: str, source: str, root: Path | None, config: 
     Args:
         name: Name of the benchmark, which is also that of the folder in its archive ("imagenet-a").
         letter: Its letter in `ImageNetClass.subsets`.
-        source: Where it can be had.
+        source: Where it is available from.
         root: Folder of the class folders, or one that holds it.
         config: How to read it.
     """

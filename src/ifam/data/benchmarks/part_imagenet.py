@@ -164,7 +164,8 @@ def _divide(records: Sequence[Record], table: dict[str, Any], path: Path) -> dic
         chosen = in_test.get(ids[record.path.name])
         if chosen not in ("0", "1"):
             raise IfamError(
-                f"{path} does not say, with 0 or 1, whether image {ids[record.path.name]} is for testing; get it anew."
+                f"{path} does not say, with 0 or 1, whether image {ids[record.path.name]} is for testing; re-download "
+                "it."
             )
         splits["test" if chosen == "1" else "train"].append(record)
     return splits

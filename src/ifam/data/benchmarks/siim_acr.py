@@ -120,7 +120,7 @@ def load_dicom(path: Path) -> Image.Image:
     except Exception as error:  # pydicom and its decoders raise whatever a damaged file leads them to
         reason = " ".join(str(error).split()) or type(error).__name__
         raise IfamError(
-            f"{path} is no DICOM image that can be read ({reason}); get it anew, or skip such files with skip_bad."
+            f"{path} is no DICOM image that can be read ({reason}); re-download it, or skip such files with skip_bad."
         ) from None
     return Image.fromarray(255 - grey if inverted else grey).convert("RGB")
 

@@ -92,7 +92,7 @@ def _read_runs(path: Path) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for line, row in read_csv(path, ("ImageId", "EncodedPixels")):
         if not row["EncodedPixels"]:
-            raise IfamError(f"{path}, line {line} has no EncodedPixels; -1 is written for the healthy, get it anew.")
+            raise IfamError(f"{path}, line {line} has no EncodedPixels; -1 is written for the healthy, re-download it.")
         runs = found.setdefault(row["ImageId"], [])
         if row["EncodedPixels"] != "-1":
             runs.append(row["EncodedPixels"])
@@ -133,10 +133,10 @@ def draw_runs(encoded: Sequence[str], size: tuple[int, int], where: str) -> np.n
         try:
             numbers = np.array([int(number) for number in text.split()]).reshape(-1, 2)
         except ValueError:
-            raise IfamError(f"{where}: the runs are not pairs of whole numbers; get the file anew.") from None
+            raise IfamError(f"{where}: the runs are not pairs of whole numbers; re-download the file.") from None
         ends = numbers.sum(axis=1).cumsum()
         if (numbers < 0).any() or (len(ends) and ends[-1] > flat.size):
-            raise IfamError(f"{where}: the runs do not fit into {width} x {height} pixels; get the file anew.")
+            raise IfamError(f"{where}: the runs do not fit into {width} x {height} pixels; re-download the file.")
         for end, length in zip(ends, numbers[:, 1], strict=True):
             flat[end - length : end] = True
     return flat.reshape(width, height).T

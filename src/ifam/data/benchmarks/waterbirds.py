@@ -65,7 +65,8 @@ def load_waterbirds(root: Path | None, config: WaterbirdsConfig) -> Benchmark:
         for column, allowed in (("y", "01"), ("place", "01"), ("split", "012")):
             if len(row[column]) != 1 or row[column] not in allowed:
                 raise IfamError(
-                    f"{where} has {column}={row[column]!r}, but one of {', '.join(allowed)} is expected; get it anew."
+                    f"{where} has {column}={row[column]!r}, but one of {', '.join(allowed)} is expected; re-download "
+                    "it."
                 )
         label, name = int(row["y"]), row["img_filename"]
         mask = None if masks is None else (masks / name).with_suffix(".png")
@@ -85,7 +86,7 @@ def _by_species(images: Path, splits: dict[str, list[Record]], config: Waterbird
     for record in (record for records in birds.splits.values() for record in records):
         if record.path not in groups:
             raise IfamError(
-                f"{images / 'metadata.csv'} does not list {record.path.name}, which CUB has; get the data anew."
+                f"{images / 'metadata.csv'} does not list {record.path.name}, which CUB has; re-download the data."
             )
     empty = Benchmark("waterbirds", {}, birds.class_names, GROUPS, keypoint_names=birds.keypoint_names)
 
