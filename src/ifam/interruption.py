@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -42,7 +43,7 @@ def interruptible() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    process, requests = os.getpid(), list[tuple[int, float]]()
+    process, requests, hook = os.getpid(), list[tuple[int, float]](), sys.excepthook
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         if os.getpid() != process:
@@ -51,6 +52,8 @@ def interruptible() -> Iterator[None]:
         now = time.monotonic()
         repeated = bool(requests) and now - requests[0][1] < _REPEATED
         requests.append((number, now))
+        # Threads that serve the processes which load images would show that these are gone.
+        sys.excepthook = _say_nothing
         if not repeated:
             raise Interrupted(number)
 
@@ -63,8 +66,13 @@ def interruptible() -> Iterator[None]:
         # Ending early has failed somewhere, but that is not why the run ends.
         raise Interrupted(requests[0][0]) from error
     finally:
+        sys.excepthook = hook
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _say_nothing(*_: object) -> None:
+    """What is done with errors of threads once the process was asked to end."""
 
 
 def _in_child(number: int) -> None:
@@ -79,6 +87,7 @@ def ignore_signals() -> None:
 
     So does the end of processes that load images, of which PyTorch would raise an error.
     """
+    sys.excepthook = _say_nothing
     if threading.current_thread() is threading.main_thread():
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)

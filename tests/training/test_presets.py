@@ -152,7 +152,7 @@ def test_each_trains_for_two_steps(path, tmp_path):
     settings = parse(path)
     name = settings.benchmark
     options = SMALL.get(name) or MINIATURES[name](tmp_path)
-    benchmark = load_benchmark(name, tmp_path, {**options, **(settings.data or {})})
+    benchmark = load_benchmark(name, None if name in SMALL else tmp_path, {**options, **(settings.data or {})})
     small = settings.model
     if small.backbone != "ifam_tiny":
         small = replace(small, backbone="vit_tiny_patch16_224", image_size=80, backbone_kwargs=TINY_VIT)
