@@ -1,4 +1,4 @@
-"""Models on disk and on the Hugging Face hub. ProbeResult one never runs code that came with it."""
+"""Models on disk and on the Hugging Face hub. Reading one never runs code that came with it."""
 
 import tempfile
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""ProbeResult a pickle from a stranger: containers, numbers and strings, and nothing that runs."""
+"""Reading a pickle from a stranger: containers, numbers and strings, and nothing that runs."""
 
 import io
 import pickle

@@ -220,7 +220,7 @@ def group_sizes(rows: Rows, benchmark: Benchmark, split: str) -> tuple[Float[Ten
     """
     number = len(benchmark.group_names)
     here = rows["group"].bincount(minlength=number)
-    # ProbeResult all training images for their groups alone would take too long; data sets that know them say so.
+    # Reading all training images for their groups alone would take too long; data sets that know them say so.
     listed = getattr(benchmark.splits.get("train"), "groups", None)
     if listed is not None:
         sizes = torch.as_tensor(listed, dtype=torch.long).bincount(minlength=number)

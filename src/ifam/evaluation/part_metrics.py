@@ -144,7 +144,7 @@ def keypoint_tables(
     maps = part_maps.float()  # in half precision a sampling position is off by pixels
     size = torch.tensor([width, height], dtype=maps.dtype, device=maps.device)
     pixels = landmarks.to(size).round().clamp_min(0).minimum(size - 1)
-    # ProbeResult the enlarged map at the centre of a pixel is sampling the map there: no need to enlarge it.
+    # Reading the enlarged map at the centre of a pixel is sampling the map there: no need to enlarge it.
     grid = (2 * pixels + 1) / size - 1
     values = F.grid_sample(maps, grid[:, None], padding_mode="border", align_corners=False)
     winners = values[:, :, 0].argmax(dim=1)
