@@ -132,12 +132,11 @@ def predict(
     complete = False
     try:
         items = _read(files, model, skipped if skip_bad else None, white)
-        while batch := list(islice(items, batch_size)):
-            with evaluating(model):
-                done = _classify(batch, model, folder, interventions)
-            rows += done
-            if table:
-                table.add(done)
+        with evaluating(model):
+            while batch := list(islice(items, batch_size)):
+                rows += (done := _classify(batch, model, folder, interventions))
+                if table:
+                    table.add(done)
         complete = True
     finally:
         if table:

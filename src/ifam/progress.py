@@ -64,13 +64,13 @@ class ProgressBar(RichProgress):
         """Draw the bar, or begin to log."""
         super().start()
         if self.pulse is not None:
-            self.pulse.__enter__()
+            self.pulse.start()
 
     def stop(self) -> None:
         """Draw or log no more."""
         super().stop()
         if self.pulse is not None:
-            self.pulse.__exit__(None, None, None)
+            self.pulse.stop()
 
     def add_task(
         self,

@@ -5,7 +5,6 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
-from types import TracebackType
 from typing import ClassVar, TypeVar
 
 logger = logging.getLogger(__name__)
@@ -14,7 +13,7 @@ T = TypeVar("T")
 
 
 class Pulse:
-    """Logs how far some work is while the block is open, from a thread: on time, however long a single step takes.
+    """Logs how far some work is from start to stop, from a thread: on time, however long a single step takes.
 
     Args:
         describe: Says how far the work is; nothing is logged where it says nothing.
@@ -29,13 +28,12 @@ class Pulse:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="ifam-pulse", daemon=True)
 
-    def __enter__(self) -> "Pulse":
+    def start(self) -> None:
+        """Begin to log."""
         self._thread.start()
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def stop(self) -> None:
+        """Log no more."""
         self._ended.set()
 
     def _run(self) -> None:

@@ -18,7 +18,7 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 import ifam
-from ifam import model_files as files
+from ifam import model_files
 from ifam.checkpoints import hub
 from ifam.checkpoints.authors import to_official
 from ifam.errors import IfamError
@@ -198,7 +198,7 @@ def test_a_failure_leaves_no_new_folder_and_no_half_of_a_file(tiny_model, tmp_pa
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files, "save_file", fail)
+    monkeypatch.setattr(model_files, "save_file", fail)
     with pytest.raises(IfamError, match=r"could not be written .*No space left.*another folder"):
         tiny_model.save_pretrained(tmp_path / "new" / "er")
     assert list(tmp_path.iterdir()) == []
@@ -210,7 +210,7 @@ def test_a_failure_keeps_the_older_model(saved, make_model, monkeypatch):
     def fail(tensors, path, metadata):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(files, "save_file", fail)
+    monkeypatch.setattr(model_files, "save_file", fail)
     with pytest.raises(KeyboardInterrupt):
         make_model(num_classes=7).save_pretrained(saved)
     assert {path.name for path in saved.iterdir()} == {"config.json", "model.safetensors"}

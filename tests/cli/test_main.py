@@ -499,9 +499,11 @@ def test_what_a_verb_is_about_needs_no_name(pictures, trained, capsys, tmp_path)
     assert parse(["train", "--root", str(pictures)])[1]["benchmark"] == "folder"
     assert parse(["train", str(pictures), "--benchmark", "cub"])[1]["benchmark"] == "cub"
     assert parse(["train"])[1]["benchmark"] == "pondbirds"
+    recipe = str(Path(__file__).parents[2] / "recipes" / "waterbirds_k4.yaml")
+    assert parse(["train", str(pictures), "--config", recipe])[1]["benchmark"] == "waterbirds"
     assert parse(["evaluate", str(trained), "--split", "val"])[1]["model"] == str(trained)
     assert "stands for --root, which is given as well" in fails(capsys, "train", "x", "--root", pictures)
-    assert "An empty path" in fails(capsys, "train", "") or "is an empty path" in fails(capsys, "train", "")
+    assert "--root is an empty path" in fails(capsys, "train", "")
     drawn = fails(capsys, "train", pictures, "--benchmark", "pondbirds", *QUICK)
     assert f"pondbirds is drawn and has no files, but {pictures} is given" in drawn
 

@@ -15,7 +15,7 @@ from fakes import Told
 from ifam.config import ModelConfig
 from ifam.data import Benchmark, load_benchmark
 from ifam.errors import IfamError
-from ifam.evaluation import collect as records
+from ifam.evaluation import collect
 from ifam.evaluation.accuracy import evaluate, evaluate_variants, summarize
 from ifam.evaluation.bootstrap import resamples
 from ifam.models.base import Classifier
@@ -341,9 +341,9 @@ def test_two_processes_find_what_one_finds(tiny_model, tmp_path, count):
 def test_an_image_that_is_missing_or_counted_twice_is_noticed():
     for indices in ([0, 2], [0, 1, 1, 2]):
         with pytest.raises(AssertionError, match="counted twice"):
-            records.gather([{"index": torch.tensor(indices)}], 3)
+            collect.gather([{"index": torch.tensor(indices)}], 3)
     shuffled = {"index": torch.tensor([2, 0, 1]), "label": torch.tensor([20, 0, 10])}
-    assert records.gather([shuffled], 3)["label"].tolist() == [0, 10, 20]
+    assert collect.gather([shuffled], 3)["label"].tolist() == [0, 10, 20]
 
 
 def test_no_batch_is_no_batch(tiny_model):

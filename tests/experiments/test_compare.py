@@ -18,7 +18,7 @@ from ifam.data import load_benchmark
 from ifam.evaluation.accuracy import evaluate
 from ifam.experiments.compare import Comparison, check_rows, read_rows
 from ifam.models.registry import METHODS, build
-from ifam.training import presets as recipes
+from ifam.training import presets
 from ifam.training.fit import fit, seed_everything
 from ifam.training.last_layer import retrain
 
@@ -308,8 +308,8 @@ def test_each_recipe_is_ready_to_train(path):
     }
     comparison = Comparison(rows, tuple(settings.seeds), settings.benchmark, data=small)
     check_rows(comparison, comparison.images(0))
-    assert (settings.model, settings.train) == (recipes.TINY_MODEL, recipes.TINY_TRAIN)
-    assert settings.loss == recipes.TINY_LOSS
+    assert (settings.model, settings.train) == (presets.TINY_MODEL, presets.TINY_TRAIN)
+    assert settings.loss == presets.TINY_LOSS
     assert settings.out == Path(f"runs/compare-{path.stem}")
 
 

@@ -21,7 +21,7 @@ from ifam.models.interventions import DropParts, UseMask
 from ifam.models.masking import patch_mask
 from ifam.models.registry import METHODS
 from ifam.models.soft_mask import SoftMaskIFAM
-from ifam.training import presets as recipes
+from ifam.training import presets
 from ifam.training.fit import check, fit, seed_everything
 from ifam.training.module import Training
 from ifam.training.optimization import parameter_groups
@@ -82,7 +82,7 @@ def test_training_moves_what_is_tuned_and_nothing_else(name, birds):
     seed_everything(0)
     model = registry.build(name, MODEL, pretrained=False)
     before = {key: value.detach().clone() for key, value in model.named_parameters()}
-    train = recipes.apply_method_defaults(name, replace(TRAIN, selector_tuning="none"))
+    train = presets.apply_method_defaults(name, replace(TRAIN, selector_tuning="none"))
     result = fit(model, birds, train)
     moved = {key for key, value in model.named_parameters() if not torch.equal(before[key], value)}
     frozen = {key for key in before if key.startswith("selector.backbone.")}
@@ -101,7 +101,7 @@ def test_training_moves_what_is_tuned_and_nothing_else(name, birds):
 def test_repeated_steps_lower_the_loss(name, birds, batch):
     seed_everything(0)
     model = registry.build(name, replace(MODEL, gumbel_noise=False, part_dropout=0.0, mask_part_dropout=0.0), False)
-    config = recipes.apply_method_defaults(name, TRAIN)
+    config = presets.apply_method_defaults(name, TRAIN)
     training = Training(model, config, LossConfig(equivariance=0.0), birds, 16)
     weights = {"classification": 1.0, "selector_classification": 1.0}
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-3)
@@ -189,9 +189,9 @@ def test_an_unknown_method_is_an_error_that_lists_the_methods():
 
 def test_settings_that_contradict_the_method_are_refused():
     with pytest.raises(IfamError, match=r"frozen_predictor has train.predictor_tuning = 'none', not 'tokens'"):
-        recipes.apply_method_defaults("frozen_predictor", replace(TRAIN, predictor_tuning="tokens"))
-    assert recipes.apply_method_defaults("frozen_predictor", TRAIN) == replace(TRAIN, predictor_tuning="none")
-    assert recipes.apply_method_defaults("ifam", replace(TRAIN, predictor_tuning="tokens")).predictor_tuning == "tokens"
+        presets.apply_method_defaults("frozen_predictor", replace(TRAIN, predictor_tuning="tokens"))
+    assert presets.apply_method_defaults("frozen_predictor", TRAIN) == replace(TRAIN, predictor_tuning="none")
+    assert presets.apply_method_defaults("ifam", replace(TRAIN, predictor_tuning="tokens")).predictor_tuning == "tokens"
 
 
 # --- whole images ----------------------------------------------------------------------------------------

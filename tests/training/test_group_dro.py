@@ -233,7 +233,7 @@ def test_an_impossible_step_size_is_named(birds, step):
 
 
 class Unknown:
-    """ImageDataset without groups."""
+    """Examples without groups."""
 
     def __len__(self):
         return 20

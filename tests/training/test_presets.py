@@ -13,7 +13,7 @@ from ifam.cli.parser import build_parser
 from ifam.config import LossConfig
 from ifam.data import BENCHMARKS, load_benchmark
 from ifam.models.registry import method
-from ifam.training import presets as recipes
+from ifam.training import presets
 from ifam.training.fit import fit, seed_everything
 from miniatures import MINIATURES
 
@@ -140,9 +140,9 @@ def test_each_can_be_overridden_field_by_field(path):
 def test_pondbirds_is_what_the_demo_does():
     settings = parse(FOLDER / "pondbirds.yaml")
     assert settings.benchmark == "pondbirds"
-    assert settings.model == recipes.TINY_MODEL
-    assert settings.train == recipes.TINY_TRAIN
-    assert settings.loss == getattr(recipes, "TINY_LOSS", LossConfig())
+    assert settings.model == presets.TINY_MODEL
+    assert settings.train == presets.TINY_TRAIN
+    assert settings.loss == getattr(presets, "TINY_LOSS", LossConfig())
     assert not settings.data
 
 
@@ -179,17 +179,17 @@ def test_a_recipe_that_is_saved_is_the_same_when_it_is_read(tmp_path):
     from dataclasses import asdict
 
     model = replace(
-        recipes.TINY_MODEL,
+        presets.TINY_MODEL,
         class_names=("a b", "ü: [x]"),
         mean=(0.1, 0.2, 0.3),
         std=(1.0, 2.0, 3.0),
         backbone_kwargs={"drop_path_rate": 0.1},
     )
-    train = replace(recipes.TINY_TRAIN, ema_decay=0.99, devices=1)
+    train = replace(presets.TINY_TRAIN, ema_decay=0.99, devices=1)
     loss = LossConfig(entropy=0.25)
     settings = {"benchmark": "pondbirds", "root": None, "data": {"num_train": 8}}
     parts = {"model": asdict(model), "train": asdict(train), "loss": asdict(loss)}
-    recipes.begin_run({**settings, **parts}, tmp_path, overwrite=False)
+    presets.begin_run({**settings, **parts}, tmp_path, overwrite=False)
     found = parse(tmp_path / "train.yaml")
     assert (found.model, found.train, found.loss) == (model, train, loss)
     assert found.data == {"num_train": 8}

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ifam._typing import Bool, Float, Tensor
-from ifam.backbones import hf_dinov2 as dinov2
 from ifam.backbones.gated_attention import OverrideSDPA, attention
+from ifam.backbones.hf_dinov2 import find_hf_dinov2
 from ifam.backbones.rotary import Positions, with_rope
 from ifam.backbones.token_layout import HiddenTokens, Layout, Packed, Padded
 from ifam.backbones.vit import IMAGENET, Size, create_vit
@@ -47,7 +47,7 @@ class Backbone(nn.Module):
 
     def __init__(self, name: str, *, image_size: Size | None = None, pretrained: bool = True, **kwargs: Any) -> None:
         super().__init__()
-        folder = dinov2.find_hf_dinov2(name)
+        folder = find_hf_dinov2(name)
         make = partial(create_vit, name) if folder is None else folder.create_vit
         self.vit = make(image_size, pretrained, kwargs)
         self.compiled = False

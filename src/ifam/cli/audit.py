@@ -1,7 +1,6 @@
 """`ifam audit`."""
 
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +43,14 @@ def audit(
         data: Settings of the data set, by name.
     """
     from ifam.auditing.run import audit, load_plain, write
+    from ifam.checkpoints import hub
     from ifam.data.eval_dataset import load_eval_dataset, remembered_root
     from ifam.data.fingerprints import fingerprint
     from ifam.model_files import weights_digest
     from ifam.report.audit_tables import print_audit
 
     ensure_writable(out, folder=True)
-    net, trained = _load(model)
+    net, (_, trained) = hub.load(model), hub.read_config(model)
     net.to(resolve_device(device))
     name, images, options = load_eval_dataset(trained, benchmark, root, data, net.config.class_names, split)
     split, source = split or images.default_eval_split, remembered_root(trained, benchmark, root)
@@ -76,10 +76,3 @@ def audit(
     print(f"Open {page} to look; the figures are in {out / 'audit.json'}.")
     if not result.passed:
         sys.exit(1)
-
-
-def _load(model: str) -> tuple[Any, Mapping[str, Any]]:
-    """A model, and what it remembers of its training."""
-    from ifam.checkpoints import hub
-
-    return hub.load(model), hub.read_config(model)[1]

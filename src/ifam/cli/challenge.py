@@ -46,7 +46,7 @@ def challenge(
     from ifam.data.fingerprints import fingerprint
     from ifam.evaluation.challenge import run_challenge
     from ifam.model_files import weights_digest
-    from ifam.report import console as tables
+    from ifam.report import console
     from ifam.report.challenge_sheet import write_fooled
 
     out = out or folder_beside(model) / "challenge"
@@ -85,8 +85,8 @@ def challenge(
     }
     trained = {key: value for key, value in extra.items() if key != "thresholds"}
     try:
-        tables.print_challenge(found, f"Backgrounds challenge, {note}")
+        console.print_challenge(found, f"Backgrounds challenge, {note}")
     finally:
-        tables.write_challenge(found, out / "challenge.json", {**conditions, "trained": trained})
+        console.write_challenge(found, out / "challenge.json", {**conditions, "trained": trained})
     picture = write_fooled(found, things, scenes, out / "fooled.webp")
     print(f"Written to {out / 'challenge.json'}{'' if picture is None else f'; look at {picture}'}.")

@@ -181,21 +181,21 @@ def _interventions(
 
 def _show(found: Any, title: str, target: Path, conditions: Mapping[str, Any]) -> None:
     """Print what was measured on a split, or on the treatments, and write it: whichever of the two fails."""
-    from ifam.report import console as tables
+    from ifam.report import console
 
     if not isinstance(found, dict):
         try:
-            tables.print_treatments(found, title)
+            console.print_treatments(found, title)
         finally:
-            tables.write_treatments(found, target, conditions)
+            console.write_treatments(found, target, conditions)
         return
     whole = found.pop("all")
     try:
-        tables.print_evaluation(whole, title)
+        console.print_evaluation(whole, title)
         if found:
-            tables.print_leave_one_out(whole, found)
+            console.print_leave_one_out(whole, found)
     finally:
-        tables.write_results(whole, target, conditions, found)
+        console.write_results(whole, target, conditions, found)
 
 
 def _describe(key: str, value: Any) -> str:

@@ -47,17 +47,17 @@ def train(
     from ifam.evaluation.accuracy import evaluate
     from ifam.model_files import weights_digest
     from ifam.report.console import print_evaluation, write_results
-    from ifam.training import presets as recipes
+    from ifam.training import presets
     from ifam.training.batches import augmentation
     from ifam.training.fit import check, fit, seed_everything
 
-    train, out = recipes.apply_method_defaults(method, train, given), out or Path("runs") / method
+    train, out = presets.apply_method_defaults(method, train, given), out or Path("runs") / method
     check_free(out, overwrite)
     ensure_writable(out, folder=True)
     images = load_benchmark(benchmark, root, data)
-    config = recipes.with_classes(model, images, given)
+    config = presets.with_classes(model, images, given)
     seed_everything(train.seed)
-    plan = recipes.build(config, train, loss, images, method, allow_tiny_backbone=allow_tiny_backbone, given=given)
+    plan = presets.build(config, train, loss, images, method, allow_tiny_backbone=allow_tiny_backbone, given=given)
     check(images, plan.train, plan.model)
     settings = {
         "method": method,
@@ -70,7 +70,7 @@ def train(
         "train": {**asdict(plan.train), **asdict(augmentation(plan.train, images))},
         "loss": asdict(plan.losses),
     }
-    recipes.begin_run(settings, out, overwrite)
+    presets.begin_run(settings, out, overwrite)
     result = fit(plan.model, images, plan.train, plan.losses, out, label=f"training on {images.name}")
     remembered = {name: settings[name] for name in ("benchmark", "root", "data")} | training_list(images)
     if first_process():

@@ -40,7 +40,7 @@ class Benchmark:
 
     Attributes:
         name: What it is called on the command line.
-        splits: ImageDataset of "train", "val" and, where there are some, "test".
+        splits: Examples of "train", "val" and, where there are some, "test".
         class_names: Name of each class.
         group_names: Name of each group; the classes themselves where the data knows no groups.
         note: How validation data came about, for the record.
@@ -69,6 +69,11 @@ class Benchmark:
     mirrored: bool = True
 
     @property
+    def is_whole(self) -> bool:
+        """Whether there are no splits: all images are one."""
+        return list(self.splits) == ["all"]
+
+    @property
     def default_eval_split(self) -> str:
         """The split that models are judged on where none is named: "test", else "val", else the only one."""
         return next((name for name in ("test", "val") if name in self.splits), next(iter(self.splits), "val"))
@@ -88,7 +93,7 @@ class Benchmark:
         Raises:
             IfamError: There is no such split.
         """
-        if name not in self.splits and list(self.splits) == ["all"]:
+        if name not in self.splits and self.is_whole:
             raise IfamError(f"{self.name} has no splits here; leave --split out (or give 'all') to take all images.")
         if name not in self.splits:
             raise IfamError(f"{self.name} has no split {name!r}; it has {', '.join(self.splits)}.")
@@ -184,7 +189,7 @@ class Augmentation:
 
 
 class Prepared(Dataset[dict[str, Any]]):
-    """ImageDataset resized, cropped, augmented and normalized for a model; all annotations follow their images.
+    """Examples resized, cropped, augmented and normalized for a model; all annotations follow their images.
 
     Args:
         examples: The examples.
@@ -312,7 +317,7 @@ class FitAndCrop(v2.Transform):
 
 
 def collate(examples: Sequence[Mapping[str, Any]]) -> Batch:
-    """ImageDataset of the same size as a batch."""
+    """Examples of the same size as a batch."""
     masks = [example["mask"] for example in examples]
     return Batch(
         images=torch.stack([example["image"] for example in examples]),

@@ -70,7 +70,7 @@ def load_eval_dataset(
 
 def default_split(images: Benchmark, usual: str) -> str:
     """The split that is usual for a purpose, or all images where there are no splits."""
-    return "all" if list(images.splits) == ["all"] else usual
+    return "all" if images.is_whole else usual
 
 
 def training_list(images: Benchmark) -> dict[str, Any]:

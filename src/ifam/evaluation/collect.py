@@ -59,8 +59,7 @@ def collect(
     """
     if batch_size < 1:
         raise IfamError(f"batch_size is {batch_size}, but at least 1 is needed.")
-    if (true_masks or any(variants)) and not model.takes_interventions:
-        raise IfamError(f"{model.method} does not support interventions: no mask of parts decides its answer.")
+    model.check_interventions(true_masks or any(variants))
     examples = Prepared(benchmark.split(split), model.image_size, model.normalization)
     rank, world = rank_and_world_size()
     mine = range(rank, len(examples), world)

@@ -27,8 +27,7 @@ from ifam.io import check_absent, ensure_writable, write_json
 from ifam.models.base import Classifier
 from ifam.models.registry import METHODS, build
 from ifam.provenance import provenance
-from ifam.training import last_layer as retraining
-from ifam.training import presets as recipes
+from ifam.training import last_layer, presets
 from ifam.training.fit import check, fit, seed_everything
 
 # After the name of a method: its last layer is fitted again to group-balanced validation images.
@@ -181,7 +180,7 @@ def _row(name: str, own: Any, model: ModelConfig, train: TrainConfig, loss: Loss
     wanted = str(own.get("method", name))
     base = wanted.removesuffix(RETRAINED)
     # What makes the method, before what the row says of it.
-    train = recipes.apply_method_defaults(base, train, given)
+    train = presets.apply_method_defaults(base, train, given)
     changed = [
         _changed(config, own.get(key) or {}, f"{key} of the row {name!r}")
         for key, config in (("model", model), ("train", train), ("loss", loss))
@@ -233,12 +232,12 @@ def check_rows(comparison: Comparison, images: Benchmark) -> None:
                     f"The row {row.name!r} would be judged on the split {judged!r}, to which its last layer is fitted; "
                     f"give data with a test split, name another --split, or leave the row out."
                 )
-            retraining.check(images, FITTED)
+            last_layer.check(images, FITTED)
 
 
 def _model(row: Row, images: Benchmark) -> ModelConfig:
     """The model of a row, for the classes of the data."""
-    return recipes.with_classes(row.model, images)
+    return presets.with_classes(row.model, images)
 
 
 # ----------------------------------------------------------------------------------------------------- runs
@@ -323,7 +322,7 @@ def _train_and_judge(
         seconds, extra = facts["seconds"], {}
         if row.retrained:
             label = f"embedding for {row.name}, seed {seed}"
-            again = retraining.retrain(model, images, split=FITTED, seed=seed, label=label)
+            again = last_layer.retrain(model, images, split=FITTED, seed=seed, label=label)
             seconds, extra = seconds + again.seconds, {"retraining": asdict(again)}
         split, label = comparison.eval_split(images), f"judging {row.name}, seed {seed}"
         found = evaluate(model, images, split, num_resamples=comparison.num_resamples, label=label)

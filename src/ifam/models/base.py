@@ -27,7 +27,7 @@ _Model = TypeVar("_Model", bound="Classifier")
 class Classifier(nn.Module):
     """A model that is trained, judged, saved and loaded by name (see `ifam.models.registry.METHODS`).
 
-    A subclass defines `forward`, `trunk` and `last_layer`.
+    A subclass defines `forward`, `input_backbone` and `last_layer`.
 
     Args:
         config: The model's settings.
@@ -108,7 +108,7 @@ class Classifier(nn.Module):
         Raises:
             IfamError: The model selects no parts.
         """
-        raise IfamError(f"The method {self.method} selects no parts.")
+        raise self._without_parts()
 
     def classify(self, images: Tensor, selection: Selection) -> Output:
         """The answer to images [B, 3, S, S] once their parts are selected.
@@ -116,7 +116,7 @@ class Classifier(nn.Module):
         Raises:
             IfamError: The model selects no parts.
         """
-        raise IfamError(f"The method {self.method} selects no parts.")
+        raise self._without_parts()
 
     def with_part_maps(self, images: Tensor, others: Tensor) -> tuple[Output, Tensor]:
         """The answer to images, and the part maps of others, from one pass of the selector.
@@ -128,15 +128,21 @@ class Classifier(nn.Module):
         Raises:
             IfamError: The model selects no parts.
         """
-        raise IfamError(f"The method {self.method} selects no parts.")
+        raise self._without_parts()
 
-    def check_interventions(self, interventions: Sequence[Intervention]) -> None:
+    def _without_parts(self) -> IfamError:
+        return IfamError(f"The method {self.method} selects no parts.")
+
+    def check_interventions(self, asked: object) -> None:
         """Refuse interventions where they would change nothing.
+
+        Args:
+            asked: The interventions, or anything that is true where there are some.
 
         Raises:
             IfamError: There are some.
         """
-        if interventions and not self.takes_interventions:
+        if asked and not self.takes_interventions:
             raise IfamError(f"{self.method} does not support interventions: no mask of parts decides its answer.")
 
     def save_pretrained(self, folder: str | Path, extra: dict[str, Any] | None = None) -> None:

@@ -91,7 +91,7 @@ class Training(L.LightningModule):
         moved: dict[str, Any] = {}
         if self.losses.equivariance != 0:
             # Only the selector is equivariant, so only the selector sees the transformed images: beside the others,
-            # in one pass through its trunk, and no further than to the part maps.
+            # in one pass through its backbone, and no further than to the part maps.
             affine = sample_affine(size)
             out, maps = model.with_part_maps(images, transform(images, affine))
             moved = {"equivariant_maps": maps, "affine": affine, "image_size": size}

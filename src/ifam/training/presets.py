@@ -64,7 +64,7 @@ def build(
     allow_tiny_backbone: bool = False,
     given: Collection[str] = (),
 ) -> TrainSetup:
-    """The model of a method and a configuration, from pretrained weights; `settle` goes before it.
+    """The model of a method and a configuration, from pretrained weights; `apply_method_defaults` goes before it.
 
     Args:
         config: The model.
