@@ -77,6 +77,28 @@ def test_an_error_while_ending_does_not_hide_the_signal():
         stop()
 
 
+def test_threads_say_nothing_once_the_process_is_asked_to_end(capsys):
+    """A logger's thread may write into a folder that the end has removed."""
+
+    def fail():
+        raise FileNotFoundError("the folder of the logs")
+
+    def stop():
+        with interruptible():
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+            finally:
+                thread = threading.Thread(target=fail)
+                thread.start()
+                thread.join()
+
+    before = threading.excepthook
+    with pytest.raises(Interrupted):
+        stop()
+    assert threading.excepthook is before
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning")
 def test_forks_of_the_process_leave_the_end_to_it():
     """Processes that load images get the signal of a terminal too."""

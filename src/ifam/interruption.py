@@ -43,7 +43,8 @@ def interruptible() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    process, requests, hook = os.getpid(), list[tuple[int, float]](), sys.excepthook
+    process, requests = os.getpid(), list[tuple[int, float]]()
+    hooks = sys.excepthook, threading.excepthook
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         if os.getpid() != process:
@@ -52,8 +53,8 @@ def interruptible() -> Iterator[None]:
         now = time.monotonic()
         repeated = bool(requests) and now - requests[0][1] < _REPEATED
         requests.append((number, now))
-        # Threads that serve the processes which load images would show that these are gone.
-        sys.excepthook = _say_nothing
+        # Other threads, such as those of loaders and loggers, would show that what they work with is gone.
+        _silence_threads()
         if not repeated:
             raise Interrupted(number)
 
@@ -66,13 +67,14 @@ def interruptible() -> Iterator[None]:
         # Ending early has failed somewhere, but that is not why the run ends.
         raise Interrupted(requests[0][0]) from error
     finally:
-        sys.excepthook = hook
+        sys.excepthook, threading.excepthook = hooks
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def _say_nothing(*_: object) -> None:
-    """What is done with errors of threads once the process was asked to end."""
+def _silence_threads() -> None:
+    """Show no more errors of other threads: multiprocessing's use `sys.excepthook`, all others that of `threading`."""
+    sys.excepthook = threading.excepthook = lambda *_: None
 
 
 def _in_child(number: int) -> None:
@@ -87,7 +89,7 @@ def ignore_signals() -> None:
 
     So does the end of processes that load images, of which PyTorch would raise an error.
     """
-    sys.excepthook = _say_nothing
+    _silence_threads()
     if threading.current_thread() is threading.main_thread():
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
