@@ -72,9 +72,13 @@ def interruptible() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def _show_nothing(*_: object) -> None:
+    """Leave out what an error of a thread would print."""
+
+
 def _silence_threads() -> None:
     """Show no more errors of other threads: multiprocessing's use `sys.excepthook`, all others that of `threading`."""
-    sys.excepthook = threading.excepthook = lambda *_: None
+    sys.excepthook = threading.excepthook = _show_nothing
 
 
 def _in_child(number: int) -> None:
