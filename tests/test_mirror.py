@@ -12,7 +12,9 @@ SHARED = {
     "auditing/certificates": ("auditing/test_run", "its rows are those of an audit"),
     "auditing/inputs": ("auditing/test_run", "an audit's images and what the model selects in them"),
     "backbones/architecture": ("checkpoints/test_authors", "architectures are told by the tensors of checkpoints"),
+    "backbones/masked_pass": ("backbones/test_families", "tested on every family of transformers"),
     "backbones/rotary": ("backbones/test_families", "tested on every family of transformers"),
+    "backbones/timm_compat": ("backbones/test_families", "tested on every family of transformers"),
     "backbones/vit": ("backbones/test_families", "tested on every family of transformers"),
     **{
         f"cli/{verb}": ("cli/test_main", "verbs share trained models, which take seconds")

@@ -1,10 +1,13 @@
 """Any timm vision transformer, shown a part of its patches."""
 
+from functools import partial
+
 import pytest
 import timm
 import torch
 
 from ifam.backbones.backbone import Backbone
+from ifam.backbones.masked_pass import choose_layout
 from ifam.backbones.token_layout import Packed, Padded
 from ifam.backbones.vit import TINY
 from ifam.errors import IfamError
@@ -14,11 +17,16 @@ def _all(backbone, batch=2):
     return torch.ones(batch, backbone.grid[0] * backbone.grid[1], dtype=torch.bool)
 
 
+def _real(backbone, visible):
+    """True where a token of padded rows is of an image."""
+    counts = visible.sum(dim=1) + backbone.num_prefix_tokens
+    return torch.arange(int(counts.max())) < counts[:, None]
+
+
 def test_all_visible_is_the_plain_transformer(make_backbone, layout):
     backbone = make_backbone(*layout)
     images = torch.randn(2, 3, *backbone.image_size)
-    tokens, real = backbone.tokens(images, _all(backbone))
-    assert real.all()
+    tokens = backbone(images, _all(backbone))
     torch.testing.assert_close(tokens, backbone.vit.forward_features(images), rtol=0, atol=1e-5)
     assert torch.equal(backbone(images), backbone.vit.forward_features(images))
 
@@ -28,7 +36,8 @@ def test_visible_patches_equal_attention_with_minus_infinity_on_hidden_keys(make
     images = torch.randn(3, 3, *backbone.image_size).double()
     visible = torch.rand(3, 16) > 0.5
     visible[1, :13] = False  # visible counts differ, so there is padding
-    tokens, real = backbone.tokens(images, visible)
+    tokens = backbone(images, visible)
+    real = _real(backbone, visible)
     oracle = gated_tokens(backbone.vit, images, visible.double())
     prefix = backbone.num_prefix_tokens
     assert real.sum(dim=1).tolist() == (visible.sum(dim=1) + prefix).tolist()
@@ -71,14 +80,14 @@ def test_the_layouts_tried_differ(make_backbone, name, size, prefix, in_table, c
 )
 def test_constructor_arguments_of_timm(make_backbone, images, kwargs):
     backbone, images = make_backbone(**kwargs).double(), images.double()
-    tokens, _ = backbone.tokens(images, _all(backbone, 4))
+    tokens = backbone(images, _all(backbone, 4))
     torch.testing.assert_close(tokens, backbone(images), rtol=0, atol=1e-10)
 
 
 def test_distilled_transformers_have_two_prefix_tokens(make_backbone, images):
     backbone = make_backbone("deit_tiny_distilled_patch16_224")
     assert backbone.num_prefix_tokens == 2
-    tokens, _ = backbone.tokens(images, _all(backbone, 4))
+    tokens = backbone(images, _all(backbone, 4))
     torch.testing.assert_close(tokens, backbone(images), rtol=0, atol=1e-5)
 
 
@@ -124,7 +133,7 @@ def test_layout_of_the_images_in_memory_does_not_matter(make_backbone, images, l
     }[layout_in_memory]
     assert not other.is_contiguous()
     visible = torch.rand(4, 16) > 0.4
-    assert torch.equal(backbone.tokens(images, visible)[0], backbone.tokens(other, visible)[0])
+    assert torch.equal(backbone(images, visible), backbone(other, visible))
 
 
 def test_unknown_name_suggests_a_neighbour():
@@ -185,7 +194,7 @@ def test_dropout_of_tokens_is_refused(rate):
 )
 def test_images_of_another_shape(make_backbone, shape):
     backbone = make_backbone()
-    for call in (backbone, lambda x: backbone.tokens(x, torch.ones(4, 16, dtype=torch.bool))):
+    for call in (backbone, lambda x: backbone(x, torch.ones(4, 16, dtype=torch.bool))):
         with pytest.raises(IfamError) as error:
             call(torch.randn(shape))
         assert f"{list(shape)}, but the model expects [B, 3, 64, 64]" in str(error.value)
@@ -209,11 +218,11 @@ def test_auto_packs_where_it_pays(make_model, counts, packs):
     """On a processor; whatever is chosen, the numbers are the same (test_predictor.py)."""
     backbone = make_model(image_size=224).predictor.backbone
     visible = torch.arange(196) < torch.tensor(counts)[:, None]
-    assert isinstance(backbone._layout(visible, "auto"), Packed if packs else Padded)
-    assert isinstance(backbone._layout(visible, "padded"), Padded)
-    assert isinstance(backbone._layout(visible, "packed"), Packed)
-    backbone.compiled = True
-    assert isinstance(backbone._layout(visible, "auto"), Padded)  # rectangles of few sizes
+    layout = partial(choose_layout, backbone.vit, visible)
+    assert isinstance(layout("auto"), Packed if packs else Padded)
+    assert isinstance(layout("padded"), Padded)
+    assert isinstance(layout("packed"), Packed)
+    assert isinstance(layout("auto", compiled=True), Padded)  # rectangles of few sizes
 
 
 def test_patches_are_those_of_the_whole_transformer(make_model, layout):
@@ -221,4 +230,4 @@ def test_patches_are_those_of_the_whole_transformer(make_model, layout):
     backbone = make_model(*layout).selector.backbone
     images = torch.randn(2, 3, *backbone.image_size)
     expected = backbone.vit.forward_features(images)[:, backbone.num_prefix_tokens :]
-    torch.testing.assert_close(backbone.patches(images), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(backbone(images, queries="patches"), expected, rtol=0, atol=1e-5)

@@ -24,14 +24,14 @@ def _explicit(query, key, value, gate):
     return (weights / weights.sum(dim=-1, keepdim=True)) @ value
 
 
-def _priced(q, k, v, hk, hv, gate, hidden_gate, real=None):
+def _gated(q, k, v, hk, hv, gate, hidden_gate, real=None):
     """Attention to visible keys, with the gradients of all gates."""
     out = attention(q, k, v, real, gate - gate.detach())
 
-    def price(query, key, out, grad):
+    def gate_grad(query, key, out, grad):
         return hidden_gate_grad(query, key, out, grad, hk, hv, real)
 
-    return HiddenGateGrad.apply(out, q, k, hidden_gate, price)
+    return HiddenGateGrad.apply(out, q, k, hidden_gate, gate_grad)
 
 
 def _gates(batch=2, visible=4, hidden=3):
@@ -78,7 +78,7 @@ def test_gate_gradient_is_the_derivative_of_gated_attention():
     q, k, v, hk, hv = _attend()
     gate, hidden_gate = _gates()
     weight = torch.randn_like(q)
-    (_priced(q, k, v, hk, hv, gate, hidden_gate) * weight).sum().backward()
+    (_gated(q, k, v, hk, hv, gate, hidden_gate) * weight).sum().backward()
 
     both = torch.cat([torch.ones(2, 4), torch.zeros(2, 3)], dim=1).double().requires_grad_()
     keys, values = torch.cat([k, hk], dim=2), torch.cat([v, hv], dim=2)
@@ -90,7 +90,7 @@ def test_gate_gradient_is_the_formula_term_by_term():
     q, k, v, hk, hv = _attend(batch=1, visible=3, hidden=2)
     gate, hidden_gate = _gates(1, 3, 2)
     do = torch.randn_like(q)
-    out = _priced(q, k, v, hk, hv, gate, hidden_gate)
+    out = _gated(q, k, v, hk, hv, gate, hidden_gate)
     out.backward(do)
     out = out.detach()
     keys, values = torch.cat([k, hk], dim=2)[0], torch.cat([v, hv], dim=2)[0]
@@ -112,14 +112,14 @@ def test_gradcheck_of_queries_keys_values_and_visible_gates(masked):
     bias = torch.randn(2, 3).double()
     inputs = [t.clone().requires_grad_() for t in (q, k, v, bias)]
     assert torch.autograd.gradcheck(lambda q, k, v, b: attention(q, k, v, real, b), inputs)
-    price = partial(hidden_gate_grad, hidden_key=hk, hidden_value=hv, real=real)
+    gate_grad = partial(hidden_gate_grad, hidden_key=hk, hidden_value=hv, real=real)
     hidden_gate = torch.zeros(2, 3).double()
     assert torch.autograd.gradcheck(
-        lambda q, k, v: HiddenGateGrad.apply(attention(q, k, v, real), q, k, hidden_gate, price), inputs[:3]
+        lambda q, k, v: HiddenGateGrad.apply(attention(q, k, v, real), q, k, hidden_gate, gate_grad), inputs[:3]
     )
 
 
-def test_prices_do_not_depend_on_how_many_queries_are_held_at_once(monkeypatch):
+def test_gradients_do_not_depend_on_how_many_queries_are_held_at_once(monkeypatch):
     q, k, v, hk, hv = _attend(visible=7)
     grad, out = torch.randn_like(q), attention(q, k, v)
     expected = hidden_gate_grad(q, k, out, grad, hk, hv)
@@ -134,28 +134,28 @@ def test_padding_gets_no_gradient_and_changes_none():
     for keys in (4, 3):
         gate, hidden_gate = _gates(1, keys)
         shown = k[:, :, :keys], v[:, :, :keys]
-        _priced(q, *shown, hk, hv, gate, hidden_gate, real if keys == 4 else None).square().sum().backward()
+        _gated(q, *shown, hk, hv, gate, hidden_gate, real if keys == 4 else None).square().sum().backward()
         grads.append((gate.grad, hidden_gate.grad))
     assert grads[0][0][0, 3] == 0
     torch.testing.assert_close(grads[0][0][:, :3], grads[1][0])
     torch.testing.assert_close(grads[0][1], grads[1][1])
 
 
-def test_hidden_keys_that_are_not_finite_have_no_price():
+def test_hidden_keys_that_are_not_finite_have_no_gradient():
     q, k, v, hk, hv = _attend()
     hk[0, :, 1], hv[1, :, 2] = torch.nan, torch.inf
     gate, hidden_gate = _gates()
-    _priced(q, k, v, hk, hv, gate, hidden_gate).square().sum().backward()
+    _gated(q, k, v, hk, hv, gate, hidden_gate).square().sum().backward()
     assert hidden_gate.grad[0, 1] == 0
     assert hidden_gate.grad[1, 2] == 0
     assert hidden_gate.grad.isfinite().all()
     assert (hidden_gate.grad != 0).sum() == 4
 
 
-def test_queries_without_any_key_have_no_price():
+def test_queries_without_any_key_have_no_gradient():
     q, k, _, hk, hv = _attend()
     real = torch.tensor([True, False])[:, None].expand(2, 4)
-    price = hidden_gate_grad(q, k, torch.zeros_like(q), torch.randn_like(q), hk, hv, real)
-    assert price.isfinite().all()
-    assert price[0].all()
-    assert not price[1].any()
+    gradient = hidden_gate_grad(q, k, torch.zeros_like(q), torch.randn_like(q), hk, hv, real)
+    assert gradient.isfinite().all()
+    assert gradient[0].all()
+    assert not gradient[1].any()

@@ -197,7 +197,7 @@ def test_checkpointing_keeps_the_tokens_between_blocks_and_nothing_inside(make_b
     def kept(checkpointing, depth):
         backbone = make_backbone(depth=depth)
         backbone.vit.set_grad_checkpointing(checkpointing)
-        return _saved(backbone, lambda: backbone.patches(images))[0]
+        return _saved(backbone, lambda: backbone(images, queries="patches"))[0]
 
     # The least that is inside of a block is the tokens once more.
     assert tokens <= kept(True, 4) - kept(True, 3) < 2 * tokens

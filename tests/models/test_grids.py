@@ -112,8 +112,8 @@ def test_the_predictors_gradient_reaches_the_selector_as_that_of_mean_gates(pair
         return
     gate = mask.visible.double().requires_grad_()
     loss = torch.nn.functional.cross_entropy(model.predictor(images, mask.visible, gate), labels)
-    (price,) = torch.autograd.grad(loss, gate)
-    (expected,) = torch.autograd.grad((resize_values(foreground, other) * price).sum(), prototypes)
+    (slope,) = torch.autograd.grad(loss, gate)
+    (expected,) = torch.autograd.grad((resize_values(foreground, other) * slope).sum(), prototypes)
     assert expected.abs().max() > 1e-6
     torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-12)
 

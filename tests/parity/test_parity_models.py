@@ -155,7 +155,7 @@ def test_intermediate_tokens(case):
     tokens = case.model.selector.backbone(case.images)
     assert_close(tokens, case.data["eval.stage1_tokens_after_norm"], **tight)
     visible = case.model(case.images).mask.flatten(1)
-    tokens, _ = case.model.predictor.backbone.tokens(case.images, visible)
+    tokens = case.model.predictor.backbone(case.images, visible)
     assert_close(tokens[:, 0], case.data["eval.stage2_cls_after_norm"], **tight)
     assert_close(case.model(case.images).logits, case.data["eval.stage2_logits"], **tight)
 

@@ -29,7 +29,7 @@ from ifam._typing import Bool, Float, Tensor
 
 # Fused kernels of GPUs take heads whose size is a multiple of this.
 _GPU_HEAD = 8
-# So many queries at a time when hidden keys are priced: the weights of all would be a matrix of tokens by tokens.
+# So many queries at a time in the gradient of hidden keys: the weights of all would be a matrix of tokens by tokens.
 _QUERY_CHUNK = 256
 
 
@@ -104,7 +104,7 @@ def mask_fill_value(dtype: torch.dtype) -> float:
 
 
 class HiddenGateGrad(torch.autograd.Function):
-    """The output of attention as it is, whose backward pass also prices the gates of hidden keys.
+    """The output of attention as it is, whose backward pass also computes the gradient of hidden gates.
 
     It is computed in backward, when the keys and values of the hidden patches, which run after the
     visible ones in each block, are known.
@@ -112,7 +112,7 @@ class HiddenGateGrad(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, out: Tensor, query: Tensor, key: Tensor, hidden_gate: Tensor, price: Callable[..., Tensor]
+        ctx: Any, out: Tensor, query: Tensor, key: Tensor, hidden_gate: Tensor, gate_grad: Callable[..., Tensor]
     ) -> Tensor:
         """Pass the output on.
 
@@ -122,17 +122,17 @@ class HiddenGateGrad(torch.autograd.Function):
             query: Queries that it came from.
             key: Visible keys that it came from.
             hidden_gate: Gates of the hidden keys, all 0; receive gradient.
-            price: From query, key, out and the gradient of out to the gradient of the hidden gates.
+            gate_grad: From query, key, out and the gradient of out to the gradient of the hidden gates.
         """
         ctx.save_for_backward(query, key, out)
-        ctx.price = price
+        ctx.gate_grad = gate_grad
         return out.view_as(out)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """The gradient of the output as it is, and that of the hidden gates."""
         query, key, out = ctx.saved_tensors
-        return grads[0], None, None, ctx.price(query, key, out, grads[0]), None
+        return grads[0], None, None, ctx.gate_grad(query, key, out, grads[0]), None
 
 
 def hidden_gate_grad(
@@ -158,7 +158,7 @@ def hidden_gate_grad(
     dtype = query.dtype if query.dtype == torch.float64 else torch.float32
     q, k, o, g, hk, hv = (t.to(dtype) for t in (query, key, out, grad, hidden_key, hidden_value))
     q = q * q.shape[-1] ** -0.5
-    price = hk.new_zeros(hk.shape[0], hk.shape[2])
+    gate_grad = hk.new_zeros(hk.shape[0], hk.shape[2])
     for rows in zip(*(t.split(_QUERY_CHUNK, dim=2) for t in (q, o, g)), strict=True):
         qi, oi, gi = rows
         scores = qi @ k.mT
@@ -168,6 +168,6 @@ def hidden_gate_grad(
         # A query that sees no key at all has no weights, and no gradient either.
         lse = lse.masked_fill(lse == -torch.inf, torch.inf)
         weights = (qi @ hk.mT - lse).exp()
-        price += (weights * (gi @ hv.mT - (gi * oi).sum(dim=-1, keepdim=True))).sum(dim=(1, 2))
+        gate_grad += (weights * (gi @ hv.mT - (gi * oi).sum(dim=-1, keepdim=True))).sum(dim=(1, 2))
     # A hidden patch whose pixels are not finite would have a non-finite gradient, which is set to zero.
-    return torch.nan_to_num(price, nan=0.0, posinf=0.0, neginf=0.0)
+    return torch.nan_to_num(gate_grad, nan=0.0, posinf=0.0, neginf=0.0)

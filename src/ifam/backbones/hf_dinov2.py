@@ -14,8 +14,8 @@ import torch
 
 from ifam._typing import Tensor
 from ifam.backbones.architecture import Vit, check_tensors, mlp_ratio, name_architecture
+from ifam.backbones.timm_compat import Vit as TimmVit
 from ifam.backbones.vit import Size, WeightsUnavailable, create_vit, is_known_backbone, load_weights
-from ifam.backbones.vit import Vit as TimmVit
 from ifam.config import ModelConfig
 from ifam.errors import IfamError
 from ifam.model_files import CONFIG, WEIGHTS, download, read_json, read_safetensors

@@ -7,17 +7,16 @@ queries and keys are turned on their way from the block to attention, each token
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from timm.layers.pos_embed_sincos import apply_rot_embed_cat
 
 from ifam._typing import Float, Tensor
+from ifam.backbones.timm_compat import Vit, position_table
 from ifam.backbones.token_layout import Layout
-from ifam.backbones.vit import Vit
 
 # From queries, keys and values to what attention makes of them.
-Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
+AttentionFn = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Positions:
@@ -33,19 +32,16 @@ class Positions:
     """
 
     def __init__(self, vit: Vit) -> None:
-        rows, columns = vit.patch_embed.grid_size
         self.prefix, self.depth = int(vit.num_prefix_tokens), len(vit.blocks)
-        # timm's own assembly, on blank patches: every arrangement of its tables is right.
-        placed: Any = vit._pos_embed(vit.patch_embed.proj.weight.new_zeros(1, rows * columns, vit.embed_dim))
-        self.table, rotary = placed if isinstance(placed, tuple) else (placed, None)
+        self.table, rotary = position_table(vit)
         own = [] if rotary is None else rotary if rotary.ndim == 4 else [rotary[None]]
         self.angles = [self._with_prefix(angles.transpose(0, 1)[None]) for angles in own]
 
     def _with_prefix(self, angles: Float[Tensor, "1 P h d2"]) -> Float[Tensor, "1 N h d2"]:
         """The angles of the patches after those of the prefix tokens, which are not turned: sine 0, cosine 1."""
         sine, cosine = torch.zeros_like(angles[:, :1]).chunk(2, dim=3)
-        still = torch.cat([sine, cosine + 1], dim=3).expand(-1, self.prefix, -1, -1)
-        return torch.cat([still, angles], dim=1)
+        identity = torch.cat([sine, cosine + 1], dim=3).expand(-1, self.prefix, -1, -1)
+        return torch.cat([identity, angles], dim=1)
 
     def place(self, patches: Float[Tensor, "B N D"], layout: Layout) -> Float[Tensor, "B M D"]:
         """The embedded patches of a layout at their positions, after its prefix tokens."""
@@ -53,29 +49,20 @@ class Positions:
         tokens: Tensor = layout.assemble(self.table[:, : layout.prefix], placed)
         return tokens
 
-    def per_block(self, layout: Layout | None = None) -> list[Tensor | None]:
-        """The angles for each block.
+    def per_block(self, layout: Layout) -> list[Tensor | None]:
+        """The angles [B, h, M, 2 d] of all tokens of a layout for each block, or None where there are none."""
+        gathered: list[Tensor | None] = [self._gather(angles, layout).transpose(1, 2) for angles in self.angles]
+        return gathered if len(gathered) == self.depth else (gathered or [None]) * self.depth
 
-        Args:
-            layout: How the tokens lie in memory; whole images where it is None.
-
-        Returns:
-            Angles [B, h, M, 2 d] of all tokens of the layout, or None where there are none to turn.
-        """
-        laid: list[Tensor | None] = [self._gather(angles, layout).transpose(1, 2) for angles in self.angles]
-        return laid if len(laid) == self.depth else (laid or [None]) * self.depth
-
-    def _gather(self, angles: Float[Tensor, "1 N h d2"], layout: Layout | None) -> Float[Tensor, "B M h d2"]:
+    def _gather(self, angles: Float[Tensor, "1 N h d2"], layout: Layout) -> Float[Tensor, "B M h d2"]:
         """Angles for the tokens of a layout."""
-        if layout is None:
-            return angles
         rows = angles.flatten(2)
-        laid = layout.assemble(rows[:, : layout.prefix], layout.gather(rows[:, self.prefix :]))
-        of_heads: Tensor = laid.unflatten(2, angles.shape[2:])
-        return of_heads
+        gathered = layout.assemble(rows[:, : layout.prefix], layout.gather(rows[:, self.prefix :]))
+        per_head: Tensor = gathered.unflatten(2, angles.shape[2:])
+        return per_head
 
 
-def with_rope(attend: Attention, angles: Float[Tensor, "B h N d2"], *, half: bool) -> Attention:
+def with_rope(attend: AttentionFn, angles: Float[Tensor, "B h N d2"], *, half: bool) -> AttentionFn:
     """Attention of queries and keys that are turned first.
 
     Args:

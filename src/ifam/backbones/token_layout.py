@@ -1,8 +1,9 @@
-"""How the visible tokens of a batch lie in memory: `Padded`, a row for each image, or `Packed`, all in one row.
+"""How the tokens of a batch lie in memory: `Padded`, a row for each image, `Packed`, all in one row, or `Whole`.
 
-Both give the same numbers. `Padded` fills the rows up to the longest with blank tokens that nothing attends to, which
+All give the same numbers. `Padded` fills the rows up to the longest with blank tokens that nothing attends to, which
 suits kernels and compilers that like rectangles; over every slot, visible or not, it is what is called *dense*.
-`Packed` computes nothing that is not visible. In the shapes, B1 is the number of rows: B images, or 1.
+`Packed` computes nothing that is not visible; `Whole` has nothing to hide. In the shapes, B1 is the number of rows:
+B images, or 1.
 """
 
 from collections.abc import Callable, Sequence
@@ -70,7 +71,7 @@ class Padded:
         key: Float[Tensor, "B h M d"],
         value: Float[Tensor, "B h M e"],
         bias: Float[Tensor, "B M"] | None = None,
-        asking: Sequence[int] | None = None,
+        query_lengths: Sequence[int] | None = None,
     ) -> Float[Tensor, "B h N e"]:
         """Each image's queries attend to the image's tokens in this layout.
 
@@ -79,11 +80,11 @@ class Padded:
             key: Keys of the tokens in this layout.
             value: Values.
             bias: Added to the attention logits of each key.
-            asking: Queries of each image, where they are of tokens in another layout.
+            query_lengths: Queries of each image, where they are of tokens in another layout.
         """
         return attention(query, key, value, self.real, bias)
 
-    def price(
+    def hidden_gate_grad(
         self,
         tensors: tuple[Tensor, Tensor, Tensor, Tensor],
         hidden: tuple[Tensor, Tensor],
@@ -139,30 +140,30 @@ class Packed:
         key: Float[Tensor, "1 h M d"],
         value: Float[Tensor, "1 h M e"],
         bias: Float[Tensor, "1 M"] | None = None,
-        asking: Sequence[int] | None = None,
+        query_lengths: Sequence[int] | None = None,
     ) -> Float[Tensor, "1 h N e"]:
         """As `Padded.attend`: in one fused kernel on a GPU in half precision, image by image elsewhere."""
         if not self.counts:
             return value
-        asking = asking or self._query_lengths(query)
+        lengths = query_lengths or self._query_lengths(query)
         half = key.dtype in (torch.float16, torch.bfloat16)
         # The kernel takes values as wide as the keys, which those of differential attention are not.
         if key.is_cuda and half and value.shape[-1] == key.shape[-1]:
-            return self._attend_at_once(query, key, value, bias, asking)
-        biases = [None] * len(asking) if bias is None else bias.split(self.counts, dim=1)
-        parts = zip(_split(query, asking), _split(key, self.counts), _split(value, self.counts), biases, strict=True)
+            return self._attend_at_once(query, key, value, bias, lengths)
+        biases = [None] * len(lengths) if bias is None else bias.split(self.counts, dim=1)
+        parts = zip(_split(query, lengths), _split(key, self.counts), _split(value, self.counts), biases, strict=True)
         return torch.cat([attention(q, k, v, bias=b) for q, k, v, b in parts], dim=2)
 
     def _attend_at_once(
-        self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, asking: Sequence[int]
+        self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, lengths: Sequence[int]
     ) -> Tensor:
         """Attention of sequences of different lengths that lie in one row."""
         size, width = key.shape[-1], value.shape[-1]
         if bias is not None:
             query, key, value = with_bias(query, key, value, bias)
         q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))
-        ends, key_ends = self._ends(asking), self._ends(self.counts)
-        out: Any = varlen_attn(q, k, v, ends, key_ends, max(asking), max(self.counts), scale=size**-0.5)
+        ends, key_ends = self._ends(lengths), self._ends(self.counts)
+        out: Any = varlen_attn(q, k, v, ends, key_ends, max(lengths), max(self.counts), scale=size**-0.5)
         heads: Tensor = out.transpose(0, 1)[None, ..., :width]
         return heads
 
@@ -174,19 +175,19 @@ class Packed:
         """Where each image's tokens begin and end."""
         return torch.tensor([*accumulate(counts, initial=0)], dtype=torch.int32, device=self.device)
 
-    def price(
+    def hidden_gate_grad(
         self,
         tensors: tuple[Tensor, Tensor, Tensor, Tensor],
         hidden: tuple[Tensor, Tensor],
         hidden_counts: Sequence[int],
     ) -> Float[Tensor, "1 L"]:
-        """As `Padded.price`, image by image."""
+        """As `Padded.hidden_gate_grad`, image by image."""
         query, key, out, grad = tensors
-        asking = self._query_lengths(query)
-        parts = [_split(t, asking) for t in (query, out, grad)]
+        lengths = self._query_lengths(query)
+        parts = [_split(t, lengths) for t in (query, out, grad)]
         parts += [_split(key, self.counts), *(_split(t, hidden_counts) for t in hidden)]
-        prices = [hidden_gate_grad(q, k, o, g, hk, hv) for q, o, g, k, hk, hv in zip(*parts, strict=True)]
-        return torch.cat(prices, dim=1)
+        grads = [hidden_gate_grad(q, k, o, g, hk, hv) for q, o, g, k, hk, hv in zip(*parts, strict=True)]
+        return torch.cat(grads, dim=1)
 
     def first(self, tokens: Float[Tensor, "1 M D"]) -> Float[Tensor, "1 B D"]:
         """The first token of each image."""
@@ -202,6 +203,25 @@ class Packed:
         return rows.masked_scatter(real[:, :, None], tokens[0]), real
 
 
+class Whole(Padded):
+    """Every patch of every image, a row for each.
+
+    Args:
+        batch: Images.
+        patches: Patches of each.
+        prefix: Tokens before the patches of each image.
+        device: Where the tokens are.
+    """
+
+    def __init__(self, batch: int, patches: int, prefix: int, device: torch.device | None = None) -> None:
+        self.prefix, self.counts, self.real = prefix, [prefix + patches] * batch, None
+        self.mask = torch.ones(batch, prefix + patches, dtype=torch.bool, device=device)
+
+    def gather(self, values: Float[Tensor, "B2 P *D"]) -> Float[Tensor, "B2 P *D"]:
+        """The values as they are."""
+        return values
+
+
 Layout = Padded | Packed
 
 
@@ -212,41 +232,42 @@ class HiddenTokens:
         x: Their tokens.
         layout: How they lie in memory.
         gate: Their gates, all 0; receive gradient.
+        angles: Their rotary angles for each block; None where there are none.
     """
 
-    def __init__(self, x: Tensor, layout: Layout, gate: Tensor) -> None:
-        self.x, self.layout, self.gate = x, layout, gate
+    def __init__(self, x: Tensor, layout: Layout, gate: Tensor, angles: Sequence[Tensor | None]) -> None:
+        self.x, self.layout, self.gate, self.angles = x, layout, gate, angles
 
-    def priced(self, layout: Layout, bias: Tensor | None) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-        """Attention of the visible tokens, whose backward pass prices the hidden keys of the same block.
+    def attend_with_gate_grad(self, layout: Layout, bias: Tensor | None) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        """Attention of the visible tokens, whose backward pass computes the gradient of this block's hidden gates.
 
         A block may attend more than once (differential attention, parallel branches): its calls are told apart by their
         order, which is that of the hidden tokens' calls too.
         """
-        # Filled by `ask`, when the hidden patches run through the block, before any backward pass.
-        own: list[tuple[Tensor, Tensor]] = []
-        asked: list[Callable[..., Tensor]] = []
-        self.own, self.asked = own, asked
+        # Filled by `cross_attend`, when the hidden patches run through the block, before any backward pass.
+        keys_values: list[tuple[Tensor, Tensor]] = []
+        visible: list[Callable[..., Tensor]] = []
+        self.keys_values, self.visible = keys_values, visible
 
         def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            call = len(asked)
-            asked.append(partial(layout.attend, key=key.detach(), value=value.detach()))
+            call = len(visible)
+            visible.append(partial(layout.attend, key=key.detach(), value=value.detach()))
 
-            def price(query: Tensor, key: Tensor, out: Tensor, grad: Tensor) -> Tensor:
-                return layout.price((query, key, out, grad), own[call], self.layout.counts)
+            def gate_grad(query: Tensor, key: Tensor, out: Tensor, grad: Tensor) -> Tensor:
+                return layout.hidden_gate_grad((query, key, out, grad), keys_values[call], self.layout.counts)
 
             out = layout.attend(query, key, value, bias)
-            priced: Tensor = HiddenGateGrad.apply(out, query, key, self.gate, price)
-            return priced
+            gated: Tensor = HiddenGateGrad.apply(out, query, key, self.gate, gate_grad)
+            return gated
 
         return attend
 
-    def ask(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Attention of the hidden tokens to the visible ones; their own keys are kept for the price."""
-        ask_visible = self.asked[len(self.own)]
-        self.own.append((key, value))
+    def cross_attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Attention of the hidden tokens to the visible ones; their own keys are kept for the gradient."""
+        attend_visible = self.visible[len(self.keys_values)]
+        self.keys_values.append((key, value))
         # Hidden outputs of the last block are unused, so they are skipped.
-        return ask_visible(query, asking=self.layout.counts) if query.shape[2] else query
+        return attend_visible(query, query_lengths=self.layout.counts) if query.shape[2] else query
 
 
 def _split(tokens: Tensor, counts: Sequence[int]) -> tuple[Tensor, ...]:

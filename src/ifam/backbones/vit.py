@@ -15,20 +15,17 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers.patch_embed import PatchEmbed, resample_patch_embed
 from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models import is_model_in_modules
-from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
-from torch import nn
 
 from ifam._typing import Tensor
+from ifam.backbones.timm_compat import Vit, keep_tokens_only
 from ifam.errors import IfamError
 from ifam.io import foreign_content
 
-# timm's two families of vision transformers on plain patches; the second has rotary positions too.
-Vit = VisionTransformer | Eva
-# Height and width in pixels, or the side of a square.
 # Channel means and standard deviations of ImageNet.
 IMAGENET = (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
 
+# Height and width in pixels, or the side of a square.
 Size = int | Sequence[int]
 
 # The embedded backbone: small enough to ship, shaped like DINOv2 with registers (docs/pondbirds.md).
@@ -105,7 +102,7 @@ def create_vit(name: str, image_size: Size | None, pretrained: bool, kwargs: dic
     if name == TINY and pretrained:
         with resources.as_file(resources.files("ifam") / "assets" / "tiny_vit.safetensors") as path:
             load_weights(vit, load_file(path))
-    _keep_tokens_only(vit)
+    keep_tokens_only(vit)
     return vit
 
 
@@ -151,16 +148,6 @@ def _build(name: str, size: tuple[int, int] | None, pretrained: bool, kwargs: di
             f"timm cannot build the backbone {name!r} with {given} ({error}); choose a vision "
             f"transformer (`timm.list_models('vit*')`), and backbone_kwargs that its constructor takes."
         ) from error
-
-
-def _keep_tokens_only(vit: Vit) -> None:
-    """Leave out timm's own pooling, of which nothing is read here: it would be weights without a gradient.
-
-    The norm that some models apply to the mean of their tokens (`fc_norm`) is applied to each token instead.
-    """
-    vit.attn_pool = None  # type: ignore[assignment]
-    if isinstance(vit.norm, nn.Identity):
-        vit.norm, vit.fc_norm = vit.fc_norm, nn.Identity()
 
 
 def _pair(image_size: Size | None) -> tuple[int, int] | None:

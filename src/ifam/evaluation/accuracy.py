@@ -129,7 +129,7 @@ def evaluate_variants(
     keypoint_regression: bool = False,
     **settings: Any,
 ) -> dict[str, Evaluation]:
-    """The same with each of several lists of interventions, at the price of one look of the selector.
+    """The same with each of several lists of interventions, for one pass of the selector.
 
     Args:
         model: An `IFAM`; a baseline knows no interventions.

@@ -11,8 +11,9 @@ from torch import nn
 from ifam import saved_models
 from ifam._typing import Tensor
 from ifam.backbones.architecture import check_tensors
-from ifam.backbones.backbone import Backbone, fill_buffers, selector_backbone
+from ifam.backbones.backbone import Backbone, selector_backbone
 from ifam.backbones.hf_dinov2 import resolve
+from ifam.backbones.timm_compat import fill_buffers
 from ifam.config import Execution, MaskGradient, ModelConfig
 from ifam.errors import IfamError
 from ifam.model_files import CONFIG, WEIGHTS, read_safetensors

@@ -73,7 +73,7 @@ class PlainViTMean(OneStage):
 
     def whole_image_logits(self, images: Float[Tensor, "B 3 S1 S2"]) -> Float[Tensor, "B C"]:
         """Class logits of whole images."""
-        return self.predictor.classify(self.input_backbone.patches(images).mean(dim=1))
+        return self.predictor.classify(self.input_backbone(images, queries="patches").mean(dim=1))
 
 
 class PlainViTAttentive(OneStage):
@@ -189,7 +189,7 @@ class LatePredictor(Predictor):
             IfamError: The mask is not binary or has another shape than the grid of patches.
         """
         self._check(images, mask, gate)
-        tokens = self.backbone.patches(images)
+        tokens = self.backbone(images, queries="patches")
         weights = (mask if gate is None else gate).flatten(1).to(tokens)
         pooled = (weights[:, :, None] * tokens).sum(dim=1) / weights.sum(dim=1, keepdim=True).clamp_min(1)
         return self.classify(pooled)

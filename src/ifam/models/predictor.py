@@ -55,14 +55,15 @@ class Predictor(nn.Module):
         self.backbone.check_images(images)
         self._check(images, mask, gate)
         wants_gradient = gate is not None and gate.requires_grad and torch.is_grad_enabled()
-        summary = self.backbone.pooled(
+        pooled = self.backbone(
             images,
             mask.flatten(1),
             gate.flatten(1) if gate is not None and wants_gradient else None,
-            self.mask_gradient,
-            self.execution,
+            queries="pooled",
+            mask_gradient=self.mask_gradient,
+            execution=self.execution,
         )
-        return self.classify(summary)
+        return self.classify(pooled)
 
     def forward_full(self, images: Tensor) -> Float[Tensor, "B C"]:
         """Class logits of whole images [B, 3, S, S]: nothing is hidden."""
@@ -70,9 +71,9 @@ class Predictor(nn.Module):
         logits: Tensor = self(images, everything)
         return logits
 
-    def classify(self, summary: Float[Tensor, "B D"]) -> Float[Tensor, "B C"]:
+    def classify(self, pooled: Float[Tensor, "B D"]) -> Float[Tensor, "B C"]:
         """Class logits from one vector an image, as the transformer gives it."""
-        logits: Tensor = self.head(self.norm(summary))
+        logits: Tensor = self.head(self.norm(pooled))
         return logits
 
     def _check(self, images: Tensor, mask: Tensor, gate: Tensor | None) -> None:

@@ -59,7 +59,8 @@ class Selector(nn.Module):
 
     def patches(self, images: Tensor) -> Float[Tensor, "B P D"]:
         """Patch tokens of images [B, 3, S, S], in the precision of the prototypes."""
-        return self.backbone.patches(images).to(self.prototypes.dtype)
+        patches: Tensor = self.backbone(images, queries="patches")
+        return patches.to(self.prototypes.dtype)
 
     def part_maps(self, patches: Float[Tensor, "B P D"]) -> Float[Tensor, "B K1 H W"]:
         """Part maps from patch tokens, and nothing else: what the equivariance loss reads."""

@@ -40,7 +40,7 @@ class SoftPredictor(Predictor):
             Class logits.
         """
         weights = (mask.to(images.dtype) if gate is None else gate).flatten(1)
-        tokens = self.backbone.biased_tokens(images, (weights + EPSILON).log())
+        tokens = self.backbone(images, bias=(weights + EPSILON).log())
         return self.classify(self.backbone.pool(tokens))
 
 

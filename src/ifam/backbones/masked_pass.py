@@ -1,0 +1,207 @@
+"""One forward pass over the visible patches: they are gathered before they are embedded, and hidden ones do not exist.
+
+The pixels of a hidden patch meet no kernel whose result is used. With `mask_gradient="full"`, hidden patches are
+processed beside the visible ones, without gradient, as extra queries that are never keys.
+"""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from ifam._typing import Bool, Float, Tensor
+from ifam.backbones.gated_attention import OverrideSDPA
+from ifam.backbones.rotary import AttentionFn, Positions, with_rope
+from ifam.backbones.timm_compat import (
+    Vit,
+    block_with_partial_queries,
+    drops_paths,
+    rotates_halves,
+    supports_partial_queries,
+)
+from ifam.backbones.token_layout import HiddenTokens, Layout, Packed, Padded, Whole
+from ifam.config import Execution
+from ifam.errors import IfamError
+
+# Which tokens are computed in the last block: all, the patches, or the one vector that stands for the image.
+Queries = Literal["all", "patches", "pooled"]
+
+# Compiled code is made for lengths in steps of this many tokens.
+_BUCKET = 32
+# On a processor, packing pays from so many tokens an image, and where padding would leave less than this share of the
+# rows real.
+_MIN_TOKENS_TO_PACK, _MAX_PADDED_DENSITY = 48, 0.9
+
+
+class MaskedPass:
+    """A forward pass over the tokens of a layout, built once a call.
+
+    Args:
+        vit: The transformer.
+        images: Images [B, 3, S1, S2] as its weights expect them.
+        layout: Which patches are visible, and how their tokens lie in memory.
+    """
+
+    def __init__(self, vit: Vit, images: Tensor, layout: Layout) -> None:
+        self.vit, self.images, self.layout = vit, images, layout
+        self.positions = Positions(vit)
+        self.bias: Tensor | None = None
+        self.hidden: HiddenTokens | None = None
+
+    def add_bias(self, bias: Float[Tensor, "B P"]) -> None:
+        """Add a value to the attention logits of each patch as a key; prefix tokens have 0."""
+        self.bias = self.layout.with_prefix(self.layout.gather(bias), 0.0)
+
+    def add_gate(self, gate: Float[Tensor, "B P"]) -> None:
+        """Let the gates of visible patches receive their gradient: d log(m) = dm at m = 1, so each acts like a bias."""
+        self.add_bias(gate - gate.detach())
+
+    def add_hidden_gate(self, gate: Float[Tensor, "B P"], visible: Bool[Tensor, "B P"]) -> None:
+        """Let the gates of hidden patches receive their gradient: these patches are processed as extra queries."""
+        layout = Packed(~visible, 0) if isinstance(self.layout, Packed) else Padded(~visible, 0)
+        with torch.no_grad():
+            x, angles = self._embed(layout), self.positions.per_block(layout)
+        self.hidden = HiddenTokens(x, layout, layout.gather(gate), angles)
+
+    def run(self, queries: Queries = "all") -> Tensor:
+        """Tokens after the final norm.
+
+        Args:
+            queries: "all" gives a row for each image, padded to the longest; "patches" leaves out the prefix tokens;
+                "pooled" gives one vector an image (see `Backbone.forward`).
+
+        Returns:
+            [B, N, D], or [B, D] where pooled.
+        """
+        pick: Callable[[Tensor], Tensor] | None = None
+        if queries == "patches":
+            pick = self._patches
+        elif queries == "pooled" and self.vit.cls_token is not None:
+            pick = self.layout.first
+        x: Tensor = self.vit.norm(self._blocks(self._embed(self.layout), pick))
+        if queries == "patches":
+            return x
+        if pick is not None:
+            return x.flatten(0, 1)
+        rows, real = self.layout.rows(x)
+        return rows if queries == "all" else pool(rows, real, self.vit)
+
+    def _embed(self, layout: Layout) -> Tensor:
+        """The embedded patches of a layout at their positions, after its prefix tokens."""
+        embed = self.vit.patch_embed
+        if isinstance(layout, Whole):
+            # Channels last, the convolution leaves its output as the tokens lie.
+            patches = embed(self.images.contiguous(memory_format=torch.channels_last))
+        else:
+            (rows, columns), (height, width) = embed.grid_size, embed.patch_size
+            pixels = self.images.reshape(-1, 3, rows, height, columns, width).permute(0, 2, 4, 1, 3, 5).flatten(3)
+            chosen = layout.gather(pixels.flatten(1, 2))
+            patches = embed.norm(F.linear(chosen, embed.proj.weight.flatten(1), embed.proj.bias))
+        tokens: Tensor = self.vit.norm_pre(self.positions.place(patches, layout))
+        return tokens
+
+    def _blocks(self, x: Tensor, pick: Callable[[Tensor], Tensor] | None) -> Tensor:
+        """Tokens after all blocks, of the last block only those that are picked."""
+        layout, hidden, last = self.layout, self.hidden, self.vit.blocks[-1]
+        attend: AttentionFn | None = partial(layout.attend, bias=self.bias)
+        if isinstance(layout, Whole) and self.bias is None:
+            attend = None
+        for number, (block, angles) in enumerate(zip(self.vit.blocks, self.positions.per_block(layout), strict=True)):
+            if hidden is not None:
+                attend = hidden.attend_with_gate_grad(layout, self.bias)
+            x = self._run_block(block, x, angles, attend, pick if block is last else None)
+            if hidden is not None:
+                with torch.no_grad():
+                    # Hidden outputs of the last block are unused, so they are skipped.
+                    none = (lambda tokens: tokens[:, :0]) if block is last else None
+                    hidden.x = self._run_block(block, hidden.x, hidden.angles[number], hidden.cross_attend, none)
+        return x
+
+    def _run_block(
+        self,
+        block: nn.Module,
+        x: Tensor,
+        angles: Tensor | None,
+        attend: AttentionFn | None,
+        pick: Callable[[Tensor], Tensor] | None,
+    ) -> Tensor:
+        """Tokens after one block, or only those that are picked.
+
+        Args:
+            block: Of timm.
+            x: Tokens before it.
+            angles: Of the tokens, in rotary models.
+            attend: What stands in for the block's own attention; nothing where it is None.
+            pick: Picks tokens.
+        """
+        if angles is not None:
+            attend = with_rope(attend or self.layout.attend, angles, half=rotates_halves(block))
+
+        def run(x: Tensor) -> Tensor:
+            with nullcontext() if attend is None else OverrideSDPA(attend):
+                if pick is not None and supports_partial_queries(block):
+                    return block_with_partial_queries(block, x, pick)
+                tokens: Tensor = block(x)
+            return tokens if pick is None else pick(tokens)
+
+        if self.vit.grad_checkpointing and torch.is_grad_enabled():
+            recomputed: Tensor = checkpoint(run, x, use_reentrant=False)
+            return recomputed
+        return run(x)
+
+    def _patches(self, tokens: Tensor) -> Tensor:
+        """The tokens of a row without its prefix tokens."""
+        return tokens[:, self.layout.prefix :]
+
+
+def pool(tokens: Float[Tensor, "B N D"], real: Bool[Tensor, "B N"] | None, vit: Vit) -> Float[Tensor, "B D"]:
+    """The class token of each image, or without one the mean of its real patches: of all, where `real` is None."""
+    if vit.cls_token is not None:
+        return tokens[:, 0]
+    if real is None:
+        real = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+    patches = real[:, vit.num_prefix_tokens :, None]
+    total = torch.where(patches, tokens[:, vit.num_prefix_tokens :], 0.0).sum(dim=1)
+    return total / patches.sum(dim=1).clamp_min(1)
+
+
+def choose_layout(vit: Vit, visible: Bool[Tensor, "B P"], execution: Execution, *, compiled: bool = False) -> Layout:
+    """How the visible tokens lie in memory.
+
+    Args:
+        vit: The transformer.
+        visible: True for the patches to show.
+        execution: As in `ifam.ModelConfig`.
+        compiled: Whether the blocks are compiled, which rectangles of few sizes suit.
+
+    Raises:
+        IfamError: All images are to lie in one row, of which the transformer would drop parts image by image.
+    """
+    prefix, dropped = int(vit.num_prefix_tokens), drops_paths(vit)
+    if execution == "packed" and dropped:
+        raise IfamError(
+            "execution='packed' has all images in one row, of which drop_path_rate cannot drop a single image; "
+            "use execution='auto' or 'padded', or leave drop_path_rate at 0."
+        )
+    pays = execution == "auto" and not dropped and not compiled and _packing_pays(visible, vit)
+    if execution == "packed" or pays:
+        return Packed(visible, prefix)
+    return Padded(visible, prefix, dense=execution == "dense", bucket=_BUCKET if compiled else 1)
+
+
+def _packing_pays(visible: Bool[Tensor, "B P"], vit: Vit) -> bool:
+    """Whether packing is faster than padding, by what was measured (docs/speed.md)."""
+    kind, dtype = visible.device.type, vit.patch_embed.proj.weight.dtype
+    if kind != "cpu":
+        # One kernel for sequences of different lengths exists in half precision.
+        half = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else dtype
+        return half in (torch.float16, torch.bfloat16)
+    # Image by image, attention costs a call for each; many short rows are cheaper with some padding.
+    counts = visible.sum(dim=1)
+    tokens, longest = int(counts.sum()), int(counts.max()) if len(counts) else 0
+    return tokens >= _MIN_TOKENS_TO_PACK * len(counts) and tokens < _MAX_PADDED_DENSITY * longest * len(counts)

@@ -1,0 +1,98 @@
+"""What this package knows of timm beyond its public interface: private names, and how its blocks are made inside."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from timm.layers.attention import Attention
+from timm.layers.drop import DropPath
+from timm.models.eva import Eva
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import nn
+from torch.nn import functional as F
+
+from ifam._typing import Float, Tensor
+
+# timm's two families of vision transformers on plain patches; the second has rotary positions too.
+Vit = VisionTransformer | Eva
+
+
+def use_fused_attention(vit: Vit) -> None:
+    """Have every block call the fused kernel, which `OverrideSDPA` stands in for."""
+    for module in vit.modules():
+        if hasattr(module, "fused_attn"):
+            setattr(module, "fused_attn", True)  # noqa: B010 (mypy takes a module's attributes for tensors)
+
+
+def keep_tokens_only(vit: Vit) -> None:
+    """Leave out timm's own pooling, of which nothing is read here: it would be weights without a gradient.
+
+    The norm that some models apply to the mean of their tokens (`fc_norm`) is applied to each token instead.
+    """
+    vit.attn_pool = None  # type: ignore[assignment]
+    if isinstance(vit.norm, nn.Identity):
+        vit.norm, vit.fc_norm = vit.fc_norm, nn.Identity()
+
+
+def fill_buffers(model: nn.Module) -> None:
+    """Compute what no file holds, such as the angles of rotary positions, in a model that was made without memory."""
+    for module in model.modules():
+        empty = {name: buffer for name, buffer in module.named_buffers(recurse=False) if buffer.is_meta}
+        for name, buffer in empty.items():
+            setattr(module, name, torch.empty_like(buffer, device="cpu"))
+        if empty:
+            # timm's name for it, in every module that has such buffers.
+            module.init_non_persistent_buffers()  # type: ignore[operator]
+
+
+def drops_paths(vit: Vit) -> bool:
+    """Whether whole residual branches are dropped, image by image, as `drop_path_rate` has it in training."""
+    return vit.training and any(isinstance(m, DropPath) and m.drop_prob for m in vit.modules())
+
+
+def position_table(vit: Vit) -> tuple[Float[Tensor, "1 N D"], Tensor | None]:
+    """Prefix tokens and the position of each patch, by timm's own assembly, so every arrangement of tables is right.
+
+    Returns:
+        Prefix tokens, then positions; and rotary angles as timm gives them, None where the model is not rotary.
+    """
+    rows, columns = vit.patch_embed.grid_size
+    blank = vit.patch_embed.proj.weight.new_zeros(1, rows * columns, vit.embed_dim)
+    assembled: Any = vit._pos_embed(blank)
+    return assembled if isinstance(assembled, tuple) else (assembled, None)
+
+
+def rotates_halves(block: nn.Module) -> bool:
+    """Whether the two coordinates of a rotated plane are half a head apart, and not side by side."""
+    return bool(getattr(block.attn, "rotate_half", False))
+
+
+def supports_partial_queries(block: nn.Module) -> bool:
+    """Whether `block_with_partial_queries` knows this block, and no forward hooks are registered."""
+    hooked = any(m._forward_hooks or m._forward_pre_hooks for m in block.modules())
+    known = type(block) is Block and type(block.attn) is Attention and type(block.attn.qkv) is nn.Linear
+    return known and not hooked and getattr(block.attn, "gate", None) is None
+
+
+def block_with_partial_queries(
+    block: Any, x: Float[Tensor, "B N D"], pick: Callable[[Tensor], Tensor]
+) -> Float[Tensor, "B M D"]:
+    """A block of timm whose outputs are computed for some tokens alone; every token is still a key.
+
+    Args:
+        block: A block that `supports_partial_queries` knows.
+        x: All tokens.
+        pick: Picks tokens.
+    """
+    attn, normed = block.attn, block.norm1(x)
+    width, bias = attn.num_heads * attn.head_dim, attn.qkv.bias
+    heads = (attn.num_heads, attn.head_dim)
+    queries = F.linear(pick(normed), attn.qkv.weight[:width], None if bias is None else bias[:width])
+    keys_values = F.linear(normed, attn.qkv.weight[width:], None if bias is None else bias[width:])
+    query = queries.unflatten(2, heads).transpose(1, 2)
+    key, value = keys_values.unflatten(2, (2, *heads)).permute(2, 0, 3, 1, 4)
+    out = F.scaled_dot_product_attention(attn.q_norm(query), attn.k_norm(key), value)
+    out = attn.proj_drop(attn.proj(attn.norm(out.transpose(1, 2).flatten(2))))
+    y = pick(x) + block.drop_path1(block.ls1(out))
+    tokens: Tensor = y + block.drop_path2(block.ls2(block.mlp(block.norm2(y))))
+    return tokens
