@@ -18,6 +18,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "ifam"
 # it. Those on one line may import each other, but never in a circle.
 RANKS = [
     ["_typing", "version", "types", "errors", "ranges", "config", "interruption", "distributed", "logs", "pulse", "io"],
+    ["serialization"],
     ["console", "progress", "yaml_text", "model_files", "saved_models", "provenance"],
     ["backbones", "data"],
     ["models"],
