@@ -25,7 +25,7 @@ RANKS = [
     ["checkpoints", "evaluation", "training"],
     ["report"],
     ["auditing"],
-    ["experiments", "inference", "pretraining"],
+    ["experiments", "inference"],
     ["__init__"],
     ["cli"],
 ]
@@ -75,7 +75,6 @@ ORDER = {
             "evaluate",
             "predict",
             "prepare",
-            "pretrain_tiny",
             "report",
         ),
         *("retrain", "thresholds", "train"),
@@ -94,8 +93,8 @@ NEVER = {
 }
 ONLY = {"data": {"data", "types", "_typing", "errors", "io", "pulse"}}
 
-# `pretraining` makes the embedded backbone's weights, from timm's class; the demo notes timm's version.
-KNOW_TIMM = {"backbones.timm_compat", "backbones.vit", "backbones.rotary", "pretraining", "experiments.demo"}
+# The demo notes timm's version.
+KNOW_TIMM = {"backbones.timm_compat", "backbones.vit", "backbones.rotary", "experiments.demo"}
 
 
 @cache

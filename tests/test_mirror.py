@@ -1,10 +1,14 @@
-"""Tests stand as modules do: `src/ifam/x/y.py` is tested by `tests/x/test_y.py`, or shares a file named here."""
+"""Tests stand as modules do: `src/ifam/x/y.py` is tested by `tests/x/test_y.py`, or shares a file named here.
+
+So are the programs in `tools/`, by `tests/tools/`.
+"""
 
 from pathlib import Path
 
 import pytest
 
-SOURCE, TESTS = Path(__file__).parents[1] / "src" / "ifam", Path(__file__).parent
+ROOT, TESTS = Path(__file__).parents[1], Path(__file__).parent
+SOURCE = ROOT / "src" / "ifam"
 
 # Modules whose tests stand in the file of another, and why.
 SHARED = {
@@ -18,7 +22,7 @@ SHARED = {
     "backbones/vit": ("backbones/test_families", "tested on every family of transformers"),
     **{
         f"cli/{verb}": ("cli/test_main", "verbs share trained models, which take seconds")
-        for verb in ("audit", "common", "convert", "demo", "parser", "predict", "pretrain_tiny", "report", "train")
+        for verb in ("audit", "common", "convert", "demo", "parser", "predict", "report", "train")
     },
     **{f"cli/{verb}": ("cli/test_evaluate", "verbs share trained models") for verb in ("prepare", "thresholds")},
     "cli/challenge": ("evaluation/test_challenge", "the verb and what it runs"),
@@ -89,8 +93,9 @@ ALONE = {
 }
 
 MODULES = sorted(
-    path.relative_to(SOURCE).with_suffix("").as_posix()
-    for path in SOURCE.rglob("*.py")
+    path.relative_to(base).with_suffix("").as_posix()
+    for base, folder in ((SOURCE, SOURCE), (ROOT, ROOT / "tools"))
+    for path in folder.rglob("*.py")
     if path.name not in ("__init__.py", "__main__.py")
 )
 

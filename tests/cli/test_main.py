@@ -346,8 +346,6 @@ IN_THE_WAY = {
     "demo": (["demo", "--quick", "true", "--out", "x"], "x/results.json"),
     "demo, page": (["demo", "--quick", "true", "--out", "x"], "x/report.html"),
     "demo, model": (["demo", "--quick", "true", "--out", "x"], "x/model/config.json"),
-    "pretrain-tiny": (["pretrain-tiny", "--steps", "1", "--out", "x/w.safetensors"], "x/w.safetensors"),
-    "pretrain-tiny, record": (["pretrain-tiny", "--steps", "1", "--out", "x/w.safetensors"], "x/w.json"),
     "compare": (["compare", *QUICK, *TINY_DATA, "--out", "x"], "x/compare.json"),
     "compare, page": (["compare", *QUICK, *TINY_DATA, "--out", "x"], "x/compare.html"),
 }
@@ -393,7 +391,6 @@ BELOW_A_FILE = {
     "demo": ["demo", "--quick", "true", "--out", "file"],
     "compare": ["compare", *QUICK, *TINY_DATA, "--out", "file/x"],
     "prepare": ["prepare", "siim_acr", "--root", "nowhere", "--out", "file/x"],
-    "pretrain-tiny": ["pretrain-tiny", "--steps", "1", "--out", "file/x.safetensors"],
 }
 
 
@@ -430,6 +427,7 @@ def test_a_training_that_fails_leaves_no_model_beside_the_settings_of_another(tr
 BAD = {
     "no verb": ([], "verb"),
     "unknown verb": (["trian"], "'trian'"),
+    "a verb that has moved": (["pretrain-tiny"], "run `python -m tools.pretrain_tiny` in a clone"),
     "unknown field": (["train", "--train.epoks", "3"], "--train.epoks"),
     "unknown option": (["evaluate", "--modle", "x"], "--modle"),
     "a word for a number": (["train", "--train.epochs", "many"], "many"),
@@ -773,7 +771,6 @@ def test_flags_stand_alone_or_with_a_value():
         (["retrain", "--draws", "0"], "draws is 0"),
         (["compare", "--seeds", "[0, -1]"], "seeds is -1"),
         (["demo", "--threads", "0"], "threads is 0"),
-        (["pretrain-tiny", "--minutes", "0"], "minutes is 0.0, but a number above 0 is expected"),
         (["train", "--train.clip_norm=-1"], "train.clip_norm is -1.0, but 0 (off) or a positive number is expected"),
         (["train", "--loss.entropy=-1"], "loss.entropy is -1.0, but 0 (off) or a positive number is expected"),
     ],

@@ -19,14 +19,13 @@ from ifam.cli.demo import demo
 from ifam.cli.evaluate import evaluate
 from ifam.cli.predict import predict
 from ifam.cli.prepare import prepare
-from ifam.cli.pretrain_tiny import pretrain_tiny
 from ifam.cli.report import report
 from ifam.cli.retrain import retrain
 from ifam.cli.thresholds import thresholds
 from ifam.cli.train import train
 from ifam.errors import IfamError
 from ifam.io import local_path
-from ifam.ranges import COUNT, NATURAL, POSITIVE, QUANTILE, SEED, check_ranges
+from ifam.ranges import COUNT, NATURAL, QUANTILE, SEED, check_ranges
 from ifam.yaml_text import decoded, encoded, loader
 
 VERBS: dict[str, Any] = {
@@ -42,8 +41,11 @@ VERBS: dict[str, Any] = {
     "report": report,
     "convert": convert,
     "prepare": prepare,
-    "pretrain-tiny": pretrain_tiny,
 }
+
+
+# Verbs that became programs of the repository.
+MOVED = {"pretrain-tiny": "tools.pretrain_tiny"}
 
 
 # What a first word without an option's name is: what the verb is about.
@@ -73,13 +75,11 @@ RANGES = {
     "explain": COUNT,
     "keep_parts": NATURAL,
     "limit": COUNT,
-    "minutes": POSITIVE,
     "num_heads": COUNT,
     "num_resamples": NATURAL,
     "quantiles": QUANTILE,
     "seed": SEED,
     "seeds": SEED,
-    "steps": COUNT,
     "threads": COUNT,
     "workers": NATURAL,
 }
@@ -91,6 +91,8 @@ def parse(args: list[str]) -> tuple[str, dict[str, Any]]:
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     words = _underscored(args)
+    if words[:1] and words[0] in MOVED:
+        raise IfamError(f"`ifam {words[0]}` has moved: run `python -m {MOVED[words[0]]}` in a clone of the repository.")
     if words[:1] and words[0] in VERBS:
         words = checked(_flagged(_named(words), VERBS[words[0]]), words[0], VERBS[words[0]])
     parser = build_parser(words)

@@ -1,7 +1,7 @@
 """Pretrain the tiny vision transformer that stands in for DINOv2 where there is no network.
 
 What it is: a ViT of 0.8 M weights (width 128, depth 4, patches of 8 on 80x80 pixels) trained for some
-minutes on random scenes (`ifam.data.textures`: textures, clutter, and one random blob spliced in) to solve
+minutes on random scenes (`textures.py`: textures, clutter, and one random blob spliced in) to solve
 three tasks at once, with many patches hidden:
 
 - *splice*: a linear layer on every visible patch token tells how much of the patch the blob covers;
@@ -34,10 +34,10 @@ from torch.nn import functional as F
 
 from ifam._typing import Bool, Float, Int, Tensor
 from ifam.backbones.vit import IMAGENET, TINY_ARCH
-from ifam.data.textures import Scenes, draw_scenes, hsv_to_rgb, patch_coverage
 from ifam.errors import IfamError
-from ifam.io import replacing, write_json
+from ifam.io import check_absent, ensure_writable, replacing, write_json
 from ifam.progress import ProgressBar
+from tools.pretrain_tiny.textures import Scenes, draw_scenes, hsv_to_rgb, patch_coverage
 
 MEAN, STD = IMAGENET
 _HUES = 12
@@ -288,6 +288,7 @@ def pretrain_tiny(
     batch_size: int = 32,
     threads: int | None = None,
     device: str = "cpu",
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Pretrain the tiny backbone on random scenes and write its weights, with their hash beside them.
 
@@ -303,6 +304,7 @@ def pretrain_tiny(
         batch_size: Scenes per step.
         threads: Processor threads to use; PyTorch's own choice by default.
         device: Where to train, such as "cpu" or "cuda".
+        overwrite: Replace files that are already there.
 
     Returns:
         What the .json file holds (hash, size, architecture, seed, steps, versions), and the last losses and
@@ -316,6 +318,8 @@ def pretrain_tiny(
             "Pretraining needs batch_size >= 2, steps >= 1 and minutes > 0, "
             f"but these are {batch_size}, {steps} and {minutes}."
         )
+    ensure_writable(out)
+    check_absent([out, out.with_suffix(".json")], overwrite)
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:

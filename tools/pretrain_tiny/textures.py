@@ -1,6 +1,6 @@
 """Random scenes that hold nothing in particular: a textured background, clutter, and a blob spliced in.
 
-These are the images that the package's tiny backbone is pretrained on (`ifam.pretraining`). A scene is
+These are the images that the package's tiny backbone is pretrained on (`pretraining.py`). A scene is
 drawn from three ingredients, all of them random and independent of one another:
 
 - *textures*: smoothed noise of several grains plus plane waves, bent through a sine, mapped to three colours;

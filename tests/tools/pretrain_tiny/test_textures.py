@@ -3,9 +3,9 @@ import inspect
 
 import pytest
 import torch
+from tools.pretrain_tiny.textures import draw_scenes, hsv_to_rgb, patch_coverage
 
-from ifam.data import textures
-from ifam.data.textures import draw_scenes, hsv_to_rgb, patch_coverage
+from tools.pretrain_tiny import textures
 
 
 def generator(seed):

@@ -7,13 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tools.pretrain_tiny.__main__ import main
+from tools.pretrain_tiny.pretraining import build_tiny_vit, normalize, pretrain_tiny
+from tools.pretrain_tiny.textures import draw_scenes, patch_coverage
 
-from ifam import pretraining
-from ifam.data.textures import draw_scenes, patch_coverage
+import ifam
+from ifam.backbones.vit import TINY_ARCH
 from ifam.errors import IfamError
-from ifam.pretraining import TINY_ARCH, build_tiny_vit, normalize, pretrain_tiny
+from tools.pretrain_tiny import pretraining
 
-WEIGHTS = Path(pretraining.__file__).parent / "assets" / "tiny_vit.safetensors"
+WEIGHTS = Path(ifam.__file__).parent / "assets" / "tiny_vit.safetensors"
 
 
 def test_shipped_weights_match_their_stated_hash_and_size():
@@ -101,15 +104,29 @@ def test_bad_input_is_one_sentence(arguments, named):
         pretrain_tiny(**arguments)
 
 
+def test_the_command_prints_the_record_and_replaces_nothing_unasked(tmp_path, capsys):
+    out = tmp_path / "w.safetensors"
+    words = ["--out", str(out), "--steps", "1", "--batch_size", "2", "--threads", "1"]
+    main(words)
+    assert json.loads(capsys.readouterr().out)["sha256"] == hashlib.sha256(out.read_bytes()).hexdigest()
+    for kept in (out.with_suffix(".json"), out):
+        with pytest.raises(SystemExit, match=r"already exists.*--overwrite"):
+            main(words)
+        kept.unlink()
+    Path(tmp_path / "file").touch()
+    with pytest.raises(SystemExit, match="file"):
+        main(["--out", str(tmp_path / "file" / "w.safetensors"), "--steps", "1"])
+
+
 def test_imports_no_benchmark():
     tree = ast.parse(inspect.getsource(pretraining))
     imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     imported |= {name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
-    assert {name for name in imported if name.startswith("ifam")} == {
+    assert {name for name in imported if name.startswith(("ifam", "tools"))} == {
         "ifam._typing",
         "ifam.backbones.vit",
-        "ifam.data.textures",
         "ifam.errors",
         "ifam.io",
         "ifam.progress",
+        "tools.pretrain_tiny.textures",
     }
