@@ -201,11 +201,11 @@ def siim_raw(root: Path) -> None:
 
 
 def siim_acr(root: Path) -> dict[str, Any]:
-    """What `prepare` makes of `siim_raw`."""
-    from ifam.data import prepare_siim_acr
+    """What the preparation makes of `siim_raw`."""
+    from tools.prepare_siim_acr import prepare
 
     siim_raw(root / "raw")
-    prepare_siim_acr(root / "raw", root)
+    prepare(root / "raw", root)
     return {"val_fraction": 0.25}
 
 

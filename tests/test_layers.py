@@ -74,7 +74,6 @@ ORDER = {
             "demo",
             "evaluate",
             "predict",
-            "prepare",
             "report",
         ),
         *("retrain", "thresholds", "train"),

@@ -24,14 +24,12 @@ SHARED = {
         f"cli/{verb}": ("cli/test_main", "verbs share trained models, which take seconds")
         for verb in ("audit", "common", "convert", "demo", "parser", "predict", "report", "train")
     },
-    **{f"cli/{verb}": ("cli/test_evaluate", "verbs share trained models") for verb in ("prepare", "thresholds")},
+    "cli/thresholds": ("cli/test_evaluate", "verbs share trained models"),
     "cli/challenge": ("evaluation/test_challenge", "the verb and what it runs"),
     "cli/compare": ("experiments/test_compare", "the verb and what it runs"),
     "cli/retrain": ("training/test_last_layer", "the verb and what it runs"),
     "config": ("cli/test_main", "settings are read by the command line"),
     "data/_drawing": ("data/benchmarks/test_pondbirds", "what is drawn"),
-    "data/_pickles": ("data/benchmarks/test_siim_acr", "the only data set with a pickle"),
-    "data/benchmarks/siim_acr_prepare": ("data/benchmarks/test_siim_acr", "what it prepares is what is read"),
     **{
         f"data/benchmarks/{name}": ("data/benchmarks/test_layouts", "data sets of files, in miniature")
         for name in ("cub", "flowers102", "imagenet9", "metashift", "nabirds", "turtles", "waterbirds")

@@ -1,4 +1,4 @@
-"""`ifam evaluate`, `thresholds` and `prepare` on the command line."""
+"""`ifam evaluate` and `thresholds` on the command line."""
 
 import json
 import re
@@ -351,20 +351,6 @@ def test_birds_of_cub_on_the_backgrounds_of_waterbirds(tmp_path, capsys, save):
     assert set(found["predictor"]["classes"]) == set(names)
     assert all(" on " in name for name in found["predictor"]["groups"])
     assert "2 classes, but the model knows 3" in fails(capsys, "evaluate", "--model", model, *words)
-
-
-def test_preparing_chest_x_rays(tmp_path, capsys):
-    pytest.importorskip("pydicom")
-    miniatures.siim_raw(tmp_path / "raw")
-    run("prepare", "siim_acr", "--root", tmp_path / "raw", "--out", tmp_path / "out")
-    shown = capsys.readouterr().out
-    assert "robust_test_set" in shown
-    found = load_benchmark("siim_acr", tmp_path / "out", {"val_fraction": 0.25})
-    assert set(found.splits) == {"train", "val", "test", "robust", "non_robust"}
-    assert "--root DIR" in fails(capsys, "prepare", "siim_acr")
-    assert "siim_acr" in fails(capsys, "prepare", "cub", "--root", tmp_path)
-    lost = fails(capsys, "prepare", "siim_acr", "--root", tmp_path / "raw", "--tubes", tmp_path / "no.pkl")
-    assert "no.pkl" in lost
 
 
 @pytest.mark.slow

@@ -390,7 +390,6 @@ BELOW_A_FILE = {
     "convert": ["convert", "nowhere", "file"],
     "demo": ["demo", "--quick", "true", "--out", "file"],
     "compare": ["compare", *QUICK, *TINY_DATA, "--out", "file/x"],
-    "prepare": ["prepare", "siim_acr", "--root", "nowhere", "--out", "file/x"],
 }
 
 

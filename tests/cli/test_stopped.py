@@ -98,7 +98,3 @@ def test_rows_and_seeds(tmp_path, verb, file, left):
 @pytest.mark.parametrize("verb", ["", "evaluate", "audit", "thresholds", "report", "convert"])
 def test_verbs_that_write_at_the_end(verb):
     assert what_is_left(verb, {}, time.time()) == NOTHING
-
-
-def test_files_that_were_prepared():
-    assert "the same command goes on with the others" in what_is_left("prepare", {}, time.time())

@@ -18,7 +18,6 @@ from ifam.cli.convert import convert
 from ifam.cli.demo import demo
 from ifam.cli.evaluate import evaluate
 from ifam.cli.predict import predict
-from ifam.cli.prepare import prepare
 from ifam.cli.report import report
 from ifam.cli.retrain import retrain
 from ifam.cli.thresholds import thresholds
@@ -40,12 +39,11 @@ VERBS: dict[str, Any] = {
     "audit": audit,
     "report": report,
     "convert": convert,
-    "prepare": prepare,
 }
 
 
 # Verbs that became programs of the repository.
-MOVED = {"pretrain-tiny": "tools.pretrain_tiny"}
+MOVED = {"prepare": "tools.prepare_siim_acr", "pretrain-tiny": "tools.pretrain_tiny"}
 
 
 # What a first word without an option's name is: what the verb is about.
@@ -55,7 +53,7 @@ ABOUT = {
 }
 
 # Verbs whose needed arguments come one after another, without names.
-POSITIONAL = {"convert", "prepare"}
+POSITIONAL = {"convert"}
 
 
 # Verbs that must know which settings were asked for.

@@ -91,10 +91,6 @@ def _prediction(command: _Stopped) -> str:
     return f"rows of images that were done are kept in {table}; the same command starts over"
 
 
-def _preparation(command: _Stopped) -> str:
-    return "files that were written are kept, and the same command goes on with the others"
-
-
 def _demo(command: _Stopped) -> str:
     results = command.settings["out"] / "results.json"
     if not command.written(results):
@@ -108,6 +104,5 @@ _LEFT: dict[str, Callable[[_Stopped], str]] = {
     "compare": _comparison,
     "challenge": _challenge,
     "predict": _prediction,
-    "prepare": _preparation,
     "demo": _demo,
 }

@@ -29,7 +29,6 @@ from ifam.data.benchmarks.nabirds import NabirdsConfig, load_nabirds
 from ifam.data.benchmarks.part_imagenet import PartImagenetConfig, load_part_imagenet
 from ifam.data.benchmarks.pondbirds import Pondbirds, PondbirdsConfig
 from ifam.data.benchmarks.siim_acr import SiimAcrConfig, load_siim_acr
-from ifam.data.benchmarks.siim_acr_prepare import prepare as prepare_siim_acr
 from ifam.data.benchmarks.turtles import TurtlesConfig, load_turtles
 from ifam.data.benchmarks.waterbirds import WaterbirdsConfig, load_waterbirds
 from ifam.errors import IfamError
@@ -54,7 +53,6 @@ __all__ = [
     "load_folder",
     "load_pondbirds",
     "part_masks",
-    "prepare_siim_acr",
 ]
 
 

@@ -6,7 +6,8 @@ https://www.kaggle.com/datasets/jesperdramsch/siim-acr-pneumothorax-segmentation
 `cxr_tube_dict.pkl` from https://github.com/khaledsaab/spatial_specificity (Saab et al., MLHC 2022). Licence: that of
 the challenge, see the source.
 
-The loader reads what `ifam.data.benchmarks.siim_acr_prepare.prepare` makes of these, in the layout of the paper's code:
+The loader reads what `python -m tools.prepare_siim_acr`, run in a clone of the repository, makes of these, in the
+layout of the paper's code:
 
     root/
       train_set/0/*.dcm, train_set/1/*.dcm          no tube annotation; 1 is pneumothorax
@@ -35,7 +36,7 @@ from ifam.data.records import Reader, Record, assemble
 from ifam.data.source_files import CutConfig, find_root
 from ifam.errors import IfamError
 
-SOURCE = "https://www.kaggle.com/c/siim-acr-pneumothorax-segmentation, prepared by `prepare`"
+SOURCE = "https://www.kaggle.com/c/siim-acr-pneumothorax-segmentation, prepared by tools/prepare_siim_acr.py"
 CLASSES = ("no pneumothorax", "pneumothorax")
 GROUPS = (*CLASSES, *(f"{name} {tube} tube" for name in CLASSES for tube in ("without", "with")))
 SETS = {
@@ -62,7 +63,7 @@ class SiimAcrConfig(CutConfig):
 
 
 def load_siim_acr(root: Path | None, config: SiimAcrConfig) -> Benchmark:
-    """SIIM-ACR, from the folder that `prepare` filled."""
+    """SIIM-ACR, from the folder that tools/prepare_siim_acr.py filled."""
     root = find_root("siim_acr", root, [f"{name}/{label}" for name in SETS.values() for label in "01"], SOURCE)
     require_pydicom()
     # A tube misleads on the robust set: there it is beside a healthy lung, or absent beside a collapsed one.

@@ -1,4 +1,6 @@
-"""From the SIIM-ACR challenge's files to training, full, robust and non-robust sets (see `siim_acr`).
+"""From the SIIM-ACR challenge's files to the sets of `--benchmark siim_acr`: training, full, robust, non-robust.
+
+    python -m tools.prepare_siim_acr --root siim --tubes cxr_tube_dict.pkl
 
 What is expected below the root, as the challenge's archive has it:
 
@@ -12,29 +14,43 @@ lines, its mask is all of them together. Runs go down the columns of the image. 
 only, and lays the runs along the rows, which mirrors the masks about the diagonal; labels and sets are the same.
 """
 
+import io
 import json
 import os
+import pickle
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jsonargparse import auto_cli
 from PIL import Image
 
-from ifam.data._pickles import read_plain_pickle
 from ifam.data.benchmarks.siim_acr import MASKS, SETS, dicom_size, require_pydicom
 from ifam.data.files import image_files
 from ifam.data.source_files import find_root, read_csv
 from ifam.errors import IfamError
+from ifam.io import ensure_writable, replacing
+from ifam.progress import ProgressBar
 
 SOURCE = "https://www.kaggle.com/c/siim-acr-pneumothorax-segmentation"
 TUBES = "https://github.com/khaledsaab/spatial_specificity"
 
 
-def prepare(
-    root: Path, out: Path, tubes: Path | None = None, tell: Callable[[int, int], None] | None = None
-) -> dict[str, int]:
+# Python 2 wrote `__builtin__`; a set has no code of its own in the older protocols.
+_PLAIN: dict[tuple[str, str], Any] = {
+    ("builtins", "set"): set,
+    ("builtins", "frozenset"): frozenset,
+    ("__builtin__", "set"): set,
+    ("__builtin__", "frozenset"): frozenset,
+    ("collections", "OrderedDict"): OrderedDict,
+}
+
+
+def prepare(root: Path, out: Path | None = None, tubes: Path | None = None) -> dict[str, int]:
     """Sort the challenge's X-rays into sets, and draw their masks.
 
     Files are linked where the file system can, so that no X-ray takes space twice, and copied elsewhere. What is
@@ -42,9 +58,8 @@ def prepare(
 
     Args:
         root: Folder of `train-rle.csv` and `dicom-images-train`.
-        out: Folder for the sets; may be the root.
+        out: Folder for the sets; the root where none is given.
         tubes: Tube annotations; `cxr_tube_dict.pkl` below the root where none is given.
-        tell: Called with the number of X-rays done and of all.
 
     Returns:
         Number of X-rays in each set.
@@ -52,6 +67,8 @@ def prepare(
     Raises:
         IfamError: A file is missing or is not as expected.
     """
+    out = root if out is None else out
+    ensure_writable(out, folder=True)
     root = find_root("siim_acr", root, ("train-rle.csv", "dicom-images-train"), SOURCE)
     require_pydicom()
     runs = _read_runs(root / "train-rle.csv")
@@ -63,17 +80,19 @@ def prepare(
             f"{root / 'dicom-images-train'} lacks {missing}.dcm, which train-rle.csv lists; get the data from {SOURCE}."
         )
     counts = dict.fromkeys(SETS.values(), 0)
-    for done, (name, encoded) in enumerate(runs.items(), 1):
-        label = int(bool(encoded))
-        for folder in _sets_of(label, with_tube.get(name)):
-            _place(files[name], out / folder / str(label))
-            counts[folder] += 1
-        target = out / MASKS / f"{name}.png"
-        if not target.exists():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            _save(draw_runs(encoded, dicom_size(files[name]), f"{root / 'train-rle.csv'}, {name}"), target)
-        if tell is not None:
-            tell(done, len(runs))
+    with ProgressBar() as bar:
+        task = bar.add_task("preparing siim_acr", total=len(runs))
+        for name, encoded in runs.items():
+            label = int(bool(encoded))
+            for folder in _sets_of(label, with_tube.get(name)):
+                _place(files[name], out / folder / str(label))
+                counts[folder] += 1
+            target = out / MASKS / f"{name}.png"
+            if not target.exists():
+                mask = draw_runs(encoded, dicom_size(files[name]), f"{root / 'train-rle.csv'}, {name}")
+                with replacing(target) as beside:
+                    Image.fromarray(mask.astype(np.uint8) * 255).save(beside, format="PNG")
+            bar.advance(task)
     for folder in counts:
         for label in (0, 1):
             (out / folder / str(label)).mkdir(parents=True, exist_ok=True)
@@ -150,14 +169,47 @@ def _place(source: Path, folder: Path) -> None:
     try:
         os.link(source, target)
     except OSError:
-        # Under its name only once it is complete: what is there is taken to be.
-        beside = target.with_name(target.name + ".part")
-        shutil.copy2(source, beside)
-        beside.replace(target)
+        with replacing(target) as beside:
+            shutil.copy2(source, beside)
 
 
-def _save(mask: np.ndarray, path: Path) -> None:
-    """Write a mask under its name only once it is complete."""
-    beside = path.with_name(path.name + ".part")
-    Image.fromarray(mask.astype(np.uint8) * 255).save(beside, format="PNG")
-    beside.replace(path)
+class _PlainUnpickler(pickle.Unpickler):
+    """Knows no class or function but those of `_PLAIN`, so that nothing can be called."""
+
+    def find_class(self, module_name: str, global_name: str, /) -> Any:
+        """The container of that name."""
+        if (module_name, global_name) not in _PLAIN:
+            raise pickle.UnpicklingError(f"it asks for {module_name}.{global_name}")
+        return _PLAIN[module_name, global_name]
+
+
+def read_plain_pickle(path: Path, mend: str) -> Any:
+    """What a pickle of containers, numbers and strings holds.
+
+    Args:
+        path: The file.
+        mend: What the user can do where it holds anything else.
+
+    Raises:
+        IfamError: It holds anything else, or is no pickle.
+    """
+    try:
+        return _PlainUnpickler(io.BytesIO(path.read_bytes())).load()
+    except Exception as error:  # a damaged pickle can raise nearly anything
+        raise IfamError(
+            f"{path} is no pickle of plain containers, numbers and strings ({error or type(error).__name__}), and "
+            f"anything else is not read because it could run code; {mend}."
+        ) from None
+
+
+def main(args: list[str] | None = None) -> None:
+    """Prepare, and print how many X-rays are in each set."""
+    try:
+        counts = auto_cli(prepare, as_positional=False, args=args, prog="python -m tools.prepare_siim_acr")
+    except IfamError as error:
+        sys.exit(str(error))
+    print(", ".join(f"{name}: {count} images" for name, count in counts.items()))
+
+
+if __name__ == "__main__":
+    main()
