@@ -287,8 +287,9 @@ def objective(case, model, orthogonality):
         equivariant_maps=moved,
         affine=affine,
         image_size=model.image_size,
-        variants={"orthogonality": {"axis": orthogonality}},
     )
+    if orthogonality == "features":
+        terms["orthogonality"] = losses.orthogonality(out.part_features.mT)
     return out, moved, terms, losses.weighted_sum(terms, asdict(LossConfig()))
 
 

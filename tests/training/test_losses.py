@@ -20,17 +20,13 @@ WEIGHTS = {
     "concentration": 0.0,
 }
 MAP_LOSSES = {
-    **{f"presence {kind}": lambda m, kind=kind: losses.presence(m, kind=kind)
-       for kind in ("original", "soft_constraint", "tanh", "soft_tanh")},
-    **{f"enforced_presence {kind}": lambda m, kind=kind: losses.enforced_presence(m, kind=kind)
-       for kind in ("enforced_presence", "log", "linear", "mse")},
-    **{f"total_variation {how}": lambda m, how=how: losses.total_variation(m, reduction=how)
-       for how in ("mean", "sum")},
-    **{f"concentration {how}": lambda m, how=how: losses.concentration(m, normalize_by=how)
-       for how in ("own_axis", "swapped")},
+    "presence": losses.presence,
+    "enforced_presence": losses.enforced_presence,
+    "total_variation": losses.total_variation,
+    "concentration": losses.concentration,
     "entropy": losses.entropy,
     "equivariance": lambda m: losses.equivariance(m, m, Affine(30.0, (1.0, 0.0), 1.1)),
-}  # fmt: skip
+}
 
 
 def two_channels(part):
@@ -58,17 +54,7 @@ def test_presence_is_the_best_pooled_patch_of_the_batch():
         [[0.0, 1.0, 0.0, 1.0], [0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 0.0]],
         [[0.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]],
     ]
-    maps = two_channels(part)
-    best, total = 5 / 9, 5 / 9 + 1 / 9
-    for kind, expected in {
-        "original": 1 - best,
-        "soft_constraint": (1 - best) * (0.9 * best + 0.1),
-        "tanh": -math.log(math.tanh(total)),
-        "soft_tanh": 1 - math.tanh(total),
-    }.items():
-        assert_close(losses.presence(maps, kind=kind), torch.tensor(expected), msg=kind)
-    half = losses.presence(maps, kind="soft_constraint", beta=0.5)
-    assert_close(half, torch.tensor((1 - best) * (0.5 * best + 0.5)))
+    assert_close(losses.presence(two_channels(part)), torch.tensor(1 - 5 / 9))
 
 
 def test_presence_is_the_mean_over_foreground_parts_only():
@@ -77,22 +63,12 @@ def test_presence_is_the_mean_over_foreground_parts_only():
     assert_close(losses.presence(maps), torch.tensor(0.5))
 
 
-def test_soft_constraint_does_not_differentiate_its_weight():
-    maps = two_channels([[[0.4]]]).requires_grad_()
-    losses.presence(maps, kind="soft_constraint").backward()
-    assert_close(maps.grad[0, 0, 0, 0], torch.tensor(-(0.9 * 0.4 + 0.1)))
-
-
 def test_enforced_presence_wants_background_in_the_corners():
     # 5 x 5 pools to 3 x 3, whose weights are 1 in the corners, 1/2 at the edges and 0 in the centre.
     background = torch.zeros(1, 5, 5)
     background[:, 1:4, 1:4] = 1.0  # means 4/9 in the corners, 6/9 at the edges, 1 in the centre
     maps = torch.stack([1 - background, background], dim=1)
     assert_close(losses.enforced_presence(maps), torch.tensor(-math.log(4 / 9)))
-    share = 9 / 25
-    assert_close(losses.enforced_presence(maps, kind="log"), torch.tensor(-math.log(share)))
-    assert_close(losses.enforced_presence(maps, kind="linear"), torch.tensor(1 - share))
-    assert_close(losses.enforced_presence(maps, kind="mse"), torch.tensor((1 - share) ** 2))
 
 
 def test_enforced_presence_is_the_mean_over_images():
@@ -104,7 +80,6 @@ def test_total_variation():
     # Vertical 0.1 + 0.6 + 0, horizontal 0.2 + 0.1 and 0.7 + 0.5, and as much again for the background.
     maps = two_channels([[[0.2, 0.4, 0.5], [0.3, 1.0, 0.5]]])
     expected = 2 * (0.7 + 0.3 + 1.2)
-    assert_close(losses.total_variation(maps, reduction="sum"), torch.tensor(expected))
     assert_close(losses.total_variation(maps), torch.tensor(expected / 6))
 
 
@@ -125,18 +100,11 @@ def test_orthogonality_between_parts():
     assert_close(losses.orthogonality(features), torch.tensor(2 / 9))
 
 
-def test_orthogonality_between_features():
-    # The same, over columns (1, 0, 3) and (0, 2, 3): one cosine, 9 / sqrt(10 * 13), twice among 4 entries.
-    features = torch.tensor([[[1.0, 0.0], [0.0, 2.0], [3.0, 3.0]]])
-    expected = 2 * 81 / 130 / 4
-    assert_close(losses.orthogonality(features, axis="features"), torch.tensor(expected))
-
-
 def test_orthogonal_parts_are_perfect_only_by_our_definition():
     features = torch.tensor([[[1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 2.0, 0.0]]])
     assert losses.orthogonality(features) == 0
     # Two of the four features are always 0, so their self-cosine is 0 instead of 1.
-    assert_close(losses.orthogonality(features, axis="features"), torch.tensor(2 / 16))
+    assert_close(losses.orthogonality(features.mT), torch.tensor(2 / 16))
 
 
 def test_equivariance_is_zero_where_the_maps_move_with_the_image():
@@ -164,33 +132,23 @@ def test_concentration():
     part = torch.zeros(1, 2, 4)
     part[0, 0, 0] = part[0, 1, 3] = 0.5
     maps = torch.stack([part, 1 - part], dim=1)
-    own = (0.5 / 2) ** 2 + (1.5 / 4) ** 2
-    swapped = (0.5 / 4) ** 2 + (1.5 / 2) ** 2
-    assert_close(losses.concentration(maps), torch.tensor(own / 8))
-    assert_close(losses.concentration(maps, normalize_by="swapped"), torch.tensor(swapped / 8))
-
-
-def test_concentration_is_the_same_by_either_axis_on_a_square():
-    maps = random_maps(2, 4, 5, 5)
-    assert_close(losses.concentration(maps), losses.concentration(maps, normalize_by="swapped"))
+    assert_close(losses.concentration(maps), torch.tensor(((0.5 / 2) ** 2 + (1.5 / 4) ** 2) / 8))
 
 
 # ---- gradients ----
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in MAP_LOSSES if name != "presence soft_constraint"])
+@pytest.mark.parametrize("name", MAP_LOSSES)
 def test_gradients_are_those_of_finite_differences(name):
-    # Random values are at no tie, where the maximum and the absolute value have subgradients only. The weight
-    # of soft_constraint is a constant by definition; it has a test of its own.
+    # Random values are at no tie, where the maximum and the absolute value have subgradients only.
     maps = random_maps(2, 3, 4, 5, dtype=torch.float64).requires_grad_()
     assert torch.autograd.gradcheck(MAP_LOSSES[name], maps)
 
 
-@pytest.mark.parametrize("axis", ["parts", "features"])
-def test_gradient_of_orthogonality(axis):
+def test_gradient_of_orthogonality():
     features = torch.randn(2, 3, 4, dtype=torch.float64, generator=torch.manual_seed(0), requires_grad=True)
-    assert torch.autograd.gradcheck(lambda f: losses.orthogonality(f, axis=axis), features)
+    assert torch.autograd.gradcheck(losses.orthogonality, features)
 
 
 def test_gradient_of_both_maps_of_equivariance():
@@ -260,33 +218,18 @@ def test_half_precision_is_computed_in_single(name):
     assert_close(loss, expected)
 
 
-@pytest.mark.parametrize("axis", ["parts", "features"])
-def test_orthogonality_under_autocast_is_computed_in_single(axis):
+def test_orthogonality_under_autocast_is_computed_in_single():
     features = torch.randn(2, 5, 16, generator=torch.manual_seed(0))
-    expected = losses.orthogonality(features, axis=axis)
+    expected = losses.orthogonality(features)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert_close(losses.orthogonality(features, axis=axis), expected)
+        assert_close(losses.orthogonality(features), expected)
         assert losses.classification(features[:, 0].bfloat16(), torch.tensor([0, 1])).dtype == torch.float32
 
 
 # ---- errors ----
 
 
-def test_unknown_variants_are_named_with_the_choices():
-    maps = random_maps(1, 2, 3, 3)
-    with pytest.raises(IfamError, match=r"presence kind 'hard'.*original, soft_constraint, tanh, soft_tanh"):
-        losses.presence(maps, kind="hard")
-    with pytest.raises(IfamError, match=r"'bce'.*enforced_presence, log, linear, mse"):
-        losses.enforced_presence(maps, kind="bce")
-    with pytest.raises(IfamError, match=r"'max'.*mean, sum"):
-        losses.total_variation(maps, reduction="max")
-    with pytest.raises(IfamError, match=r"'rows'.*own_axis, swapped"):
-        losses.concentration(maps, normalize_by="rows")
-    with pytest.raises(IfamError, match=r"'batch'.*parts, features"):
-        losses.orthogonality(torch.rand(1, 2, 3), axis="batch")
-
-
-@pytest.mark.parametrize("name", ["presence original", "equivariance", "concentration own_axis"])
+@pytest.mark.parametrize("name", ["presence", "equivariance", "concentration"])
 def test_a_background_alone_is_an_error(name):
     with pytest.raises(IfamError, match="at least one part"):
         MAP_LOSSES[name](torch.ones(1, 1, 3, 3))
@@ -332,18 +275,6 @@ def test_without_a_second_pass_there_is_no_equivariance():
         losses.weighted_sum(terms, WEIGHTS)
     with pytest.raises(IfamError, match="both, or neither"):
         losses.all_terms(**inputs(affine=None))
-
-
-def test_variants_reach_their_terms_and_no_other():
-    given = inputs()
-    plain = losses.all_terms(**given)
-    variants = {"presence": {"kind": "tanh"}, "orthogonality": {"axis": "features"}}
-    varied = losses.all_terms(**given, variants=variants)
-    assert varied["presence"] == losses.presence(given["part_maps"], kind="tanh")
-    assert varied["orthogonality"] == losses.orthogonality(given["part_features"], axis="features")
-    assert {name for name in plain if plain[name] != varied[name]} == set(variants)
-    with pytest.raises(IfamError, match="'presense'"):
-        losses.all_terms(**given, variants={"presense": {"kind": "tanh"}})
 
 
 def test_the_sum_is_weighted():

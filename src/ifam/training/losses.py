@@ -27,92 +27,45 @@ def classification(logits: Float[Tensor, "B C"], labels: Int[Tensor, " B"]) -> S
     return F.cross_entropy(_widen(logits), labels)
 
 
-def presence(part_maps: Maps, *, kind: str = "original", beta: float = 0.1) -> Scalar:
+def presence(part_maps: Maps) -> Scalar:
     """Every foreground part is somewhere in the batch: L_p1 of arXiv 2407.04538, from arXiv 2309.03173.
 
-    With s[b,k] = max over ij of the 3x3 mean of a[b,k] and m[k] = max_b s[b,k], the mean over k < K of
-
-        original         1 - m[k]
-        soft_constraint  (1 - m[k]) * ((1 - beta) * sg(m[k]) + beta),   sg = constant for the gradient
-        tanh             -log tanh(sum_b s[b,k])
-        soft_tanh        1 - tanh(sum_b s[b,k])
+        1 - mean over k < K of max over b, i, j of (3x3 mean of a[b,k])[i,j]
 
     The pooling has stride 1 and no padding; on a grid of fewer than 3 rows or columns its window shrinks to
     the grid. At a tie the maximum has a subgradient.
 
-    Args:
-        part_maps: Probabilities, background last.
-        kind: One of the four above. The paper's is `original`.
-        beta: Least weight of an absent part in `soft_constraint`.
-
     Raises:
-        IfamError: If the kind is unknown or there is no foreground part.
+        IfamError: If there is no foreground part.
     """
-    found = _mean_pool(_foreground(part_maps)).amax(dim=(2, 3))
-    best, total = found.amax(dim=0), found.sum(dim=0)
-    match kind:
-        case "original":
-            return (1 - best).mean()
-        case "soft_constraint":
-            return ((1 - best) * ((1 - beta) * best.detach() + beta)).mean()
-        case "tanh":
-            return _minus_log(total.tanh()).mean()
-        case "soft_tanh":
-            return (1 - total.tanh()).mean()
-    raise _unknown("presence kind", kind, "original, soft_constraint, tanh, soft_tanh")
+    return (1 - _mean_pool(_foreground(part_maps)).amax(dim=(0, 2, 3))).mean()
 
 
-def enforced_presence(part_maps: Maps, *, kind: str = "enforced_presence") -> Scalar:
+def enforced_presence(part_maps: Maps) -> Scalar:
     """Background is near the border of every image: L_p0 of arXiv 2407.04538.
 
-    With r = (x^2 + y^2) / 2 for x and y from -1 to 1 over the pooled grid and p[b] = mean over ij of a[b,K],
-    the mean over b of
+    With r = (x^2 + y^2) / 2 for x and y from -1 to 1 over the pooled grid, the mean over b of
 
-        enforced_presence  -log max over ij of r[i,j] * (3x3 mean of a[b,K])[i,j]
-        log                -log p[b]
-        linear             1 - p[b]
-        mse                (1 - p[b])^2
+        -log max over ij of r[i,j] * (3x3 mean of a[b,K])[i,j]
 
     Pooling as in `presence`. A pooled grid of one row or column is all border. No background at all costs
     about 87 (the logarithm of the smallest normal float), never infinity.
-
-    Raises:
-        IfamError: If the kind is unknown.
     """
-    background = _widen(part_maps)[:, -1:]
-    share = background.mean(dim=(1, 2, 3))
-    match kind:
-        case "enforced_presence":
-            pooled = _mean_pool(background)
-            return _minus_log((pooled * _distance_to_centre(pooled)).amax(dim=(1, 2, 3))).mean()
-        case "log":
-            return _minus_log(share).mean()
-        case "linear":
-            return (1 - share).mean()
-        case "mse":
-            return (1 - share).square().mean()
-    raise _unknown("enforced presence kind", kind, "enforced_presence, log, linear, mse")
+    pooled = _mean_pool(_widen(part_maps)[:, -1:])
+    return _minus_log((pooled * _distance_to_centre(pooled)).amax(dim=(1, 2, 3))).mean()
 
 
-def total_variation(part_maps: Maps, *, reduction: str = "mean") -> Scalar:
+def total_variation(part_maps: Maps) -> Scalar:
     """Part maps are piecewise constant: L_tv of arXiv 2407.04538.
 
         sum over b, k <= K, ij of |a[b,k,i+1,j] - a[b,k,i,j]| + |a[b,k,i,j+1] - a[b,k,i,j]|
 
-    divided by B * H * W, not by the number of parts, if `reduction` is `mean`. A single cell has none: 0.
-    Equal neighbours have the subgradient 0.
-
-    Raises:
-        IfamError: If the reduction is neither `mean` nor `sum`.
+    divided by B * H * W, not by the number of parts. A single cell has none: 0. Equal neighbours have the
+    subgradient 0.
     """
     maps = _widen(part_maps)
     total = maps.diff(dim=2).abs().sum() + maps.diff(dim=3).abs().sum()
-    match reduction:
-        case "mean":
-            return total / (maps.shape[0] * maps.shape[2] * maps.shape[3])
-        case "sum":
-            return total
-    raise _unknown("total variation reduction", reduction, "mean, sum")
+    return total / (maps.shape[0] * maps.shape[2] * maps.shape[3])
 
 
 def entropy(part_maps: Maps) -> Scalar:
@@ -129,25 +82,15 @@ def entropy(part_maps: Maps) -> Scalar:
     return (probabilities * _minus_log(probabilities)).sum(dim=1).mean()
 
 
-def orthogonality(part_features: Float[Tensor, "B K1 D"], *, axis: str = "parts") -> Scalar:
+def orthogonality(part_features: Float[Tensor, "B K1 D"]) -> Scalar:
     """Features of different parts differ: L_orth of arXiv 2407.04538, background included.
 
         mean over b, k, l of (cos(v[b,k], v[b,l]) - [k = l])^2
 
-    Args:
-        part_features: One vector per part.
-        axis: `parts`, the equation. `features` compares the D features over the K+1 parts instead, in a
-            D x D matrix, which is what the authors' trainer does; kept to reproduce its numbers. A vector of
-            zeros has cosine 0 with everything, itself included.
-
-    Raises:
-        IfamError: If the axis is unknown.
+    A vector of zeros has cosine 0 with everything, itself included. The authors' trainer compares the D features
+    over the K+1 parts instead, in a D x D matrix: `orthogonality(part_features.mT)`.
     """
-    if axis not in ("parts", "features"):
-        raise _unknown("orthogonality axis", axis, "parts, features")
     vectors = _widen(part_features)
-    if axis == "features":
-        vectors = vectors.transpose(1, 2)
     with torch.autocast(vectors.device.type, enabled=False):
         unit = F.normalize(vectors, dim=2)
         cosine = unit @ unit.transpose(1, 2)
@@ -177,24 +120,18 @@ def equivariance(
     return 1 - F.cosine_similarity(maps, back, dim=2).mean()
 
 
-def concentration(part_maps: Maps, *, normalize_by: str = "own_axis") -> Scalar:
+def concentration(part_maps: Maps) -> Scalar:
     """Each part stays in one place: L_conc of arXiv 2309.03173; iFAM gives it weight 0.
 
         mean over b, k < K, ij of a[b,k,i,j] * (((i - ci) / H)^2 + ((j - cj) / W)^2),
         (ci, cj) = mean of (i, j) under a[b,k]
 
-    A part without any probability contributes 0.
-
-    Args:
-        part_maps: Probabilities, background last.
-        normalize_by: `own_axis`, the equation. `swapped` divides rows by the width and columns by the
-            height, as the authors' code does; the two differ only on grids that are not square.
+    A part without any probability contributes 0. The authors' code divides rows by the width and columns by the
+    height, which differs only on grids that are not square.
 
     Raises:
-        IfamError: If `normalize_by` is unknown or there is no foreground part.
+        IfamError: If there is no foreground part.
     """
-    if normalize_by not in ("own_axis", "swapped"):
-        raise _unknown("concentration normalize_by", normalize_by, "own_axis, swapped")
     maps = _foreground(part_maps)
     height, width = maps.shape[2:]
     rows = torch.arange(height, dtype=maps.dtype, device=maps.device)[:, None]
@@ -204,8 +141,6 @@ def concentration(part_maps: Maps, *, normalize_by: str = "own_axis") -> Scalar:
     mass = weights.sum(dim=(2, 3), keepdim=True).clamp_min(torch.finfo(maps.dtype).tiny)
     row_offset = rows - (weights * rows).sum(dim=(2, 3), keepdim=True) / mass
     column_offset = columns - (weights * columns).sum(dim=(2, 3), keepdim=True) / mass
-    if normalize_by == "swapped":
-        height, width = width, height
     return (maps * ((row_offset / height).square() + (column_offset / width).square())).mean()
 
 
@@ -219,7 +154,6 @@ def all_terms(
     equivariant_maps: Maps | None = None,
     affine: Affine | None = None,
     image_size: tuple[int, int] | None = None,
-    variants: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, Scalar]:
     """Every term of the objective, unweighted, by the name of its field in `LossConfig`.
 
@@ -232,14 +166,13 @@ def all_terms(
         equivariant_maps: Maps of the images under `affine`. Without them there is no equivariance term.
         affine: The transform of that second pass.
         image_size: `(height, width)` of the images, in which the shift of `affine` is measured.
-        variants: Keywords for single terms, such as `{"orthogonality": {"axis": "features"}}`.
 
     Raises:
-        IfamError: If only one of `equivariant_maps` and `affine` is given, or a variant names no term.
+        IfamError: If only one of `equivariant_maps` and `affine` is given.
     """
     stages = {"classification": logits, "selector_classification": selector_logits}
     moved: dict[str, Any] = {"equivariant_maps": equivariant_maps, "affine": affine, "image_size": image_size}
-    of_parts = part_terms(part_maps, part_features, **moved, variants=variants)
+    of_parts = part_terms(part_maps, part_features, **moved)
     return {name: classification(values, labels) for name, values in stages.items()} | of_parts
 
 
@@ -250,25 +183,18 @@ def part_terms(
     equivariant_maps: Maps | None = None,
     affine: Affine | None = None,
     image_size: tuple[int, int] | None = None,
-    variants: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, Scalar]:
     """The terms that are about parts, unweighted; see `all_terms`."""
     if (equivariant_maps is None) != (affine is None):
         raise IfamError("The equivariance loss needs `equivariant_maps` and `affine`: give both, or neither.")
-    options = dict(variants or {})
-    of_maps = {
-        "presence": presence,
-        "enforced_presence": enforced_presence,
-        "total_variation": total_variation,
-        "entropy": entropy,
-        "concentration": concentration,
+    terms = {
+        "orthogonality": orthogonality(part_features),
+        "presence": presence(part_maps),
+        "enforced_presence": enforced_presence(part_maps),
+        "total_variation": total_variation(part_maps),
+        "entropy": entropy(part_maps),
+        "concentration": concentration(part_maps),
     }
-    adjustable = [*of_maps, "orthogonality"]
-    for name in options:
-        if name not in adjustable:
-            raise _unknown("loss variant", name, ", ".join(adjustable))
-    terms = {"orthogonality": orthogonality(part_features, **options.get("orthogonality", {}))}
-    terms |= {name: term(part_maps, **options.get(name, {})) for name, term in of_maps.items()}
     if equivariant_maps is not None and affine is not None:
         terms["equivariance"] = equivariance(part_maps, equivariant_maps, affine, image_size)
     return terms
@@ -326,7 +252,3 @@ def _distance_to_centre(maps: Float[Tensor, "B C H W"]) -> Float[Tensor, "H W"]:
 def _minus_log(probability: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """-log p, about 87 at p = 0 in float32 instead of infinity."""
     return -probability.clamp_min(torch.finfo(probability.dtype).tiny).log()
-
-
-def _unknown(what: str, got: str, choices: str) -> IfamError:
-    return IfamError(f"Unknown {what} {got!r}: choose one of {choices}.")
