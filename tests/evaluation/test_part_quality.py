@@ -1,4 +1,4 @@
-"""Part quality of whole splits: the same figures as the pure functions give, however images are shared out."""
+"""Part quality of whole splits: the same figures as a plain computation gives, however images are shared out."""
 
 import json
 from dataclasses import asdict, replace
@@ -14,17 +14,12 @@ from ifam.data import Benchmark, Prepared, load_benchmark
 from ifam.errors import IfamError
 from ifam.evaluation.accuracy import evaluate, evaluate_variants
 from ifam.evaluation.bootstrap import resamples
-from ifam.evaluation.part_metrics import (
-    Keypoints,
-    foreground_iou,
-    keypoint_agreement,
-    keypoint_regression_error,
-    mask_agreement,
-)
+from ifam.evaluation.part_metrics import Keypoints
 from ifam.evaluation.part_quality import INSIDE, KEYPOINTS, REGIONS
 from ifam.models.baselines import PlainViT
 from ifam.models.interventions import DropParts
 from ifam.report.results import write_report
+from oracles import foreground_iou, keypoint_agreement, keypoint_error, region_agreement
 from processes import in_two_processes
 
 HEIGHT, WIDTH, SIZE = 80, 100, 64
@@ -82,7 +77,7 @@ def looked(tiny_model):
 
 
 def keypoints(found, maps, keep):
-    """The pure functions' input, of the images to keep."""
+    """Maps and annotations of the images to keep."""
     points = torch.stack([found[i]["keypoints"] for i in keep])
     boxes = torch.stack([found[i]["box"] for i in keep])
     return Keypoints(maps[keep], points[..., :2], points[..., 2] > 0, boxes, (SIZE, SIZE))
@@ -92,7 +87,7 @@ def having(found, *names):
     return [i for i, one in enumerate(found) if all(one[name] is not None for name in names)]
 
 
-def test_figures_are_those_of_the_pure_functions(tiny_model, looked):
+def test_figures_are_those_of_a_plain_computation(tiny_model, looked):
     data = make(train=Annotated(16, seed=1))
     parts = evaluate(tiny_model, data, num_resamples=0, batch_size=4, keypoint_regression=True).parts
     found, maps = looked(data.split("test"))
@@ -109,8 +104,7 @@ def test_figures_are_those_of_the_pure_functions(tiny_model, looked):
 
     labelled = having(found, "part_labels")
     labels = torch.stack([found[i]["part_labels"] for i in labelled])
-    masks = torch.stack([labels == 1, labels == 2], dim=1)
-    wanted = mask_agreement(maps[labelled], masks)
+    wanted = region_agreement(maps[labelled], labels)
     judged = parts.agreement[REGIONS]
     assert (judged.nmi, judged.ari) == pytest.approx((wanted.nmi, wanted.ari))
     assert (judged.images, judged.count) == (len(labelled), labels.numel())
@@ -121,12 +115,11 @@ def test_figures_are_those_of_the_pure_functions(tiny_model, looked):
 
     masked = having(found, "mask")
     truth = torch.stack([found[i]["mask"] for i in masked]).bool()
-    wanted = foreground_iou(maps[masked], truth)
-    assert (parts.foreground_iou, parts.background_iou) == pytest.approx((wanted.foreground, wanted.background))
+    assert (parts.foreground_iou, parts.background_iou) == pytest.approx(foreground_iou(maps[masked], truth))
     assert parts.foreground_images == len(masked) < 11
 
     fit = keypoints(trained, trained_maps, having(trained, "keypoints", "box"))
-    assert parts.keypoint_error == pytest.approx(keypoint_regression_error(fit, given), rel=1e-5)
+    assert parts.keypoint_error == pytest.approx(keypoint_error(fit, given), rel=1e-5)
     assert parts.keypoint_count == int(given.visible.sum())
     assert parts.conditions["split"] == "test"
     assert parts.conditions["keypoints_fitted_to"] == "train, 16 images"
@@ -161,16 +154,15 @@ def test_intervals_are_those_of_a_loop(tiny_model, looked):
     trained, trained_maps = looked(data.split("train"))
     fit = keypoints(trained, trained_maps, list(range(12)))
     labels = torch.stack([one["part_labels"] for one in found])
-    masks = torch.stack([labels == 1, labels == 2], dim=1)
     drawn = {"nmi": [], "keypoints": [], "iou": [], "error": []}
     for weights in torch.cat(list(resamples(11, 30, 4))):
         images = torch.arange(11).repeat_interleave(weights.long())
         given = keypoints(found, maps, images.tolist())
-        drawn["nmi"].append(mask_agreement(maps[images], masks[images]).nmi)
+        drawn["nmi"].append(region_agreement(maps[images], labels[images]).nmi)
         pointed = keypoint_agreement(given.part_maps, given.landmarks, given.visible, given.image_size)
         drawn["keypoints"].append(pointed.ari)
-        drawn["iou"].append(foreground_iou(maps[images], labels[images] > 0).foreground)
-        drawn["error"].append(keypoint_regression_error(fit, given))
+        drawn["iou"].append(foreground_iou(maps[images], labels[images] > 0)[0])
+        drawn["error"].append(keypoint_error(fit, given))
     ends = {name: tuple(np.quantile(values, [0.025, 0.975])) for name, values in drawn.items()}
     assert parts.agreement[REGIONS].intervals["nmi"] == pytest.approx(ends["nmi"])
     assert parts.agreement[KEYPOINTS].intervals["ari"] == pytest.approx(ends["keypoints"])
@@ -246,11 +238,12 @@ def test_parts_of_pondbirds_are_compared_with_the_birds(make_model):
     prepared = Prepared(birds, model.image_size, model.normalization)
     with torch.no_grad():
         maps = torch.cat([model(prepared[i]["image"][None]).part_maps for i in range(8)])
-    wanted = mask_agreement(maps, birds.parts)
+    outside = ~birds.parts.any(dim=1, keepdim=True)
+    wanted = region_agreement(maps, torch.cat([outside, birds.parts], dim=1).int().argmax(dim=1))
     judged = parts.agreement[REGIONS]
     assert (judged.nmi, judged.ari, judged.images) == pytest.approx((wanted.nmi, wanted.ari, 8))
     assert parts.agreement[INSIDE].count == int(birds.masks.sum())
-    assert parts.foreground_iou == pytest.approx(foreground_iou(maps, birds.masks).foreground)
+    assert parts.foreground_iou == pytest.approx(foreground_iou(maps, birds.masks)[0])
 
 
 def test_keypoints_on_the_command_line(make_model, tmp_path, capsys, monkeypatch):

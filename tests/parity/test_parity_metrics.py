@@ -1,10 +1,18 @@
 """The part metrics against numbers of the authors' public code."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from torch import nn
 from torch.testing import assert_close
 
+from ifam.config import ModelConfig
+from ifam.data import Benchmark
 from ifam.evaluation import part_metrics
+from ifam.evaluation.part_quality import part_figures
+from ifam.evaluation.thresholds import compute_thresholds
+from ifam.models.base import Classifier
 from parity.reference import read
 
 
@@ -34,6 +42,11 @@ def keypoints(tensors, manifest, split):
     )
 
 
+def check_agreement(tables, nmi, ari):
+    found = part_metrics.agreements(tables.sum(dim=0).double())
+    assert [100 * float(figure) for figure in found] == pytest.approx([nmi, ari], rel=1e-9)
+
+
 def test_every_result_of_the_fixtures_has_a_test(results):
     assert set(results) == {
         "nmi_keypoints_percent",
@@ -49,9 +62,8 @@ def test_every_result_of_the_fixtures_has_a_test(results):
 
 def test_keypoint_agreement(tensors, manifest, results):
     given = keypoints(tensors, manifest, "eval")
-    found = part_metrics.keypoint_agreement(given.part_maps, given.landmarks, given.visible, given.image_size)
-    assert 100 * found.nmi == pytest.approx(results["nmi_keypoints_percent"], rel=1e-9)
-    assert 100 * found.ari == pytest.approx(results["ari_keypoints_percent"], rel=1e-9)
+    tables = part_metrics.keypoint_tables(given.part_maps, given.landmarks, given.visible, given.image_size)
+    check_agreement(tables, results["nmi_keypoints_percent"], results["ari_keypoints_percent"])
 
 
 def test_part_centroids_and_activity(tensors, manifest):
@@ -64,26 +76,46 @@ def test_part_centroids_and_activity(tensors, manifest):
 
 
 def test_keypoint_regression(tensors, manifest, results):
-    fit, evaluation = (keypoints(tensors, manifest, split) for split in ("fit", "eval"))
-    error = 100 * part_metrics.keypoint_regression_error(fit, evaluation)
+    found = [part_metrics.positions(keypoints(tensors, manifest, split)) for split in ("fit", "eval")]
+    error = 100 * float(part_metrics.keypoint_distances(*found).nanmean())
     assert error == pytest.approx(results["keypoint_regression_error_percent"], rel=1e-6)
 
 
 def test_mask_agreement(tensors, results):
-    found = part_metrics.mask_agreement(tensors["dense.maps"], tensors["dense.gt_masks"].bool())
-    assert 100 * found.nmi == pytest.approx(results["nmi_dense_percent"], rel=1e-9)
-    assert 100 * found.ari == pytest.approx(results["ari_dense_percent"], rel=1e-9)
+    """The first of overlapping masks counts, and pixels in none are a region of their own."""
+    masks = tensors["dense.gt_masks"].bool()
+    regions = torch.cat([masks, ~masks.any(dim=1, keepdim=True)], dim=1)
+    tables = part_metrics.region_tables(tensors["dense.maps"], regions.int().argmax(dim=1), regions.shape[1])
+    check_agreement(tables, results["nmi_dense_percent"], results["ari_dense_percent"])
 
 
 def test_foreground_iou(tensors, results):
-    found = part_metrics.foreground_iou(tensors["fgbg.maps"], tensors["fgbg.masks"].bool())
-    assert 100 * found.foreground == pytest.approx(results["fg_iou_percent"], rel=1e-6)
-    assert 100 * found.background == pytest.approx(results["bg_iou_percent"], rel=1e-6)
+    rows = part_metrics.foreground_pixels(tensors["fgbg.maps"], tensors["fgbg.masks"].bool())
+    found = part_figures({"parts.foreground": rows}, torch.ones(1, len(rows), dtype=torch.float64))
+    assert 100 * found["parts.foreground_iou"].item() == pytest.approx(results["fg_iou_percent"], rel=1e-6)
+    assert 100 * found["parts.background_iou"].item() == pytest.approx(results["bg_iou_percent"], rel=1e-6)
+
+
+class Selecting(Classifier):
+    """A model that selects what it was given, image by image."""
+
+    selects_parts, image_size, normalization = True, (8, 8), ((0.0,) * 3, (1.0,) * 3)
+
+    def __init__(self, similarity, maps):
+        nn.Module.__init__(self)
+        self.similarity, self.maps = nn.Parameter(similarity), maps
+        self.config = ModelConfig(num_parts=maps.shape[1] - 1)
+
+    def select(self, images):
+        index = images[:, 0, 0, 0].round().long()
+        return SimpleNamespace(similarity=self.similarity[index], winners=self.maps[index].argmax(dim=1))
 
 
 def test_part_thresholds(tensors, results):
-    similarity, maps = tensors["thresholds.part_logits"], tensors["thresholds.part_maps"]
-    for key, expected in results["part_logit_thresholds"].items():
-        thresholds = part_metrics.part_thresholds(similarity, maps, 1 - float(key))
-        wanted = torch.tensor([expected[str(part)] for part in range(len(expected))])
-        assert_close(thresholds, wanted, atol=1e-6, rtol=1e-6)
+    model = Selecting(tensors["thresholds.part_logits"], tensors["thresholds.part_maps"])
+    examples = [{"image": torch.full((3, 8, 8), float(i)), "label": 0} for i in range(len(model.maps))]
+    expected = {1 - float(key): row for key, row in results["part_logit_thresholds"].items()}
+    found = compute_thresholds(model, Benchmark("given", {"train": examples}, ("a",), ("a",)), quantiles=[*expected])
+    for quantile, row in expected.items():
+        wanted = [row[str(part)] for part in range(len(row))]
+        assert found.at(quantile) == pytest.approx(wanted, rel=1e-6, abs=1e-6)

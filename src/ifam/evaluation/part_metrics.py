@@ -25,32 +25,6 @@ _ENLARGED = 4_000_000
 
 
 @dataclass(frozen=True)
-class Agreement:
-    """How well a clustering agrees with an annotation.
-
-    Attributes:
-        nmi: Normalized mutual information (arithmetic mean), 0 to 1.
-        ari: Adjusted Rand index: 1 is perfect, 0 is chance.
-    """
-
-    nmi: float
-    ari: float
-
-
-@dataclass(frozen=True)
-class ForegroundIoU:
-    """Intersection over union, pooled over all pixels of all images; NaN where both sides are empty.
-
-    Attributes:
-        foreground: Of the object: every patch that a part wins.
-        background: Of the rest.
-    """
-
-    foreground: float
-    background: float
-
-
-@dataclass(frozen=True)
 class Keypoints:
     """Part maps of a set of images, with what is annotated on these.
 
@@ -116,16 +90,6 @@ def agreements(tables: Float[Tensor, "*R A C"]) -> tuple[Float[Tensor, "*R"], Fl
     return nmi, ari.masked_fill(total == 0, torch.nan)
 
 
-def agreement(annotation: Int[Tensor, " M"], clusters: Int[Tensor, " M"]) -> Agreement:
-    """NMI and ARI of two labellings of the same things, with labels from 0.
-
-    Raises:
-        IfamError: If there is nothing to compare.
-    """
-    sizes = [int(values.max()) + 1 if len(values) else 1 for values in (annotation, clusters)]
-    return _pooled(_tables(annotation[None], clusters[None].to(annotation.device), sizes[0], sizes[1]))
-
-
 def keypoint_tables(
     part_maps: Float[Tensor, "N K1 H W"],
     landmarks: Float[Tensor, "N L 2"],
@@ -153,23 +117,6 @@ def keypoint_tables(
     return _tables(known, winners, landmarks.shape[1], maps.shape[1])
 
 
-def keypoint_agreement(
-    part_maps: Float[Tensor, "N K1 H W"],
-    landmarks: Float[Tensor, "N L 2"],
-    visible: Bool[Tensor, "N L"],
-    image_size: tuple[int, int],
-) -> Agreement:
-    """Does the same part win at the same landmark? For the arguments see `keypoint_tables`.
-
-    Each visible landmark is labelled with its index, and clustered by the part (or background) that is most
-    probable at its pixel.
-
-    Raises:
-        IfamError: If no landmark is visible.
-    """
-    return _pooled(keypoint_tables(part_maps, landmarks, visible, image_size))
-
-
 def region_tables(
     part_maps: Float[Tensor, "N K1 H W"], labels: Int[Tensor, "N h w"], num_labels: int
 ) -> Int[Tensor, "N A K1"]:
@@ -182,18 +129,6 @@ def region_tables(
     """
     winners = _enlarged_winners(part_maps, (labels.shape[1], labels.shape[2]), align_corners=False)
     return _tables(labels.to(winners).flatten(1), winners.flatten(1), num_labels, part_maps.shape[1])
-
-
-def mask_agreement(part_maps: Float[Tensor, "N K1 H W"], part_masks: Bool[Tensor, "N M h w"]) -> Agreement:
-    """Does the same part win in the same annotated region, over every pixel?
-
-    A pixel is labelled with the first mask that contains it, and with a class of its own if none does; it is
-    clustered by its most probable part or background, the maps being enlarged bilinearly to the masks.
-    """
-    outside = ~part_masks.any(dim=1, keepdim=True)
-    # There is no argmax of booleans; of equal values it returns the first.
-    labels = torch.cat([part_masks, outside], dim=1).to(torch.uint8).argmax(dim=1)
-    return _pooled(region_tables(part_maps, labels, part_masks.shape[1] + 1))
 
 
 def foreground_pixels(part_maps: Float[Tensor, "N K1 H W"], masks: Bool[Tensor, "N h w"]) -> Int[Tensor, "N 4"]:
@@ -211,12 +146,6 @@ def foreground_pixels(part_maps: Float[Tensor, "N K1 H W"], masks: Bool[Tensor, 
     masks = masks.to(found.device)
     pairs = ((found & masks), (found | masks), ~(found | masks), ~(found & masks))
     return torch.stack([pair.flatten(1).sum(dim=1) for pair in pairs], dim=1)
-
-
-def foreground_iou(part_maps: Float[Tensor, "N K1 H W"], masks: Bool[Tensor, "N h w"]) -> ForegroundIoU:
-    """Do the parts together cover the object? For the arguments see `foreground_pixels`."""
-    counts = foreground_pixels(part_maps, masks).sum(dim=0).double()
-    return ForegroundIoU(foreground=float(counts[0] / counts[1]), background=float(counts[2] / counts[3]))
 
 
 def part_centroids(
@@ -290,49 +219,6 @@ def keypoint_distances(fit: Positions, evaluation: Positions) -> Float[Tensor, "
     return torch.from_numpy(distances)
 
 
-def keypoint_regression_error(fit: Keypoints, evaluation: Keypoints) -> float:
-    """Can landmarks be predicted, linearly, from where the parts are?
-
-    The mean of `keypoint_distances` over all visible landmarks of the `evaluation` set.
-
-    Raises:
-        IfamError: If no landmark is visible, one is visible in `evaluation` only, or a box is empty.
-    """
-    distances = keypoint_distances(positions(fit), positions(evaluation))
-    if bool(distances.isnan().all()):
-        raise IfamError("Keypoint regression needs a visible landmark: none is visible in the evaluation set.")
-    return float(distances.nanmean())
-
-
-def part_thresholds(
-    similarity: Float[Tensor, "N K1 H W"], part_maps: Float[Tensor, "N K1 H W"], quantile: float
-) -> Float[Tensor, " K"]:
-    """The similarity below which a part counts as unsure (arXiv 2506.08915): thresholds for `DropUnsure`.
-
-    For each foreground part, the quantile (linear interpolation) of its similarity over all patches that it
-    wins, on data the model knows. A part that wins nowhere has nothing to compare with: its threshold is
-    minus infinity, so it is never dropped.
-
-    Args:
-        similarity: Dot products of patches and prototypes.
-        part_maps: Probabilities, background last; they say which part wins.
-        quantile: Share of the winning patches that falls below the threshold, 0 to 1.
-
-    Raises:
-        IfamError: If the quantile is not between 0 and 1.
-    """
-    if not 0 <= quantile <= 1:
-        raise IfamError(f"A quantile is between 0 and 1, not {quantile}: 0.05 drops the least sure 5% of patches.")
-    winners = part_maps.argmax(dim=1)
-    thresholds = similarity.new_full((part_maps.shape[1] - 1,), -torch.inf)
-    for part in range(len(thresholds)):
-        won = similarity[:, part][winners == part]
-        if len(won):
-            # torch.quantile refuses more than 16 million values; a data set has more patches than that.
-            thresholds[part] = float(np.quantile(won.double().cpu().numpy(), quantile))
-    return thresholds
-
-
 def _tables(
     labels: Int[Tensor, "N M"], clusters: Int[Tensor, "N M"], num_labels: int, num_clusters: int
 ) -> Int[Tensor, "N A C"]:
@@ -341,14 +227,6 @@ def _tables(
     index = cells * torch.arange(len(labels), device=labels.device)[:, None] + labels * num_clusters + clusters
     counts = index[labels >= 0].bincount(minlength=len(labels) * cells)
     return counts.view(len(labels), num_labels, num_clusters)
-
-
-def _pooled(tables: Int[Tensor, "N A C"]) -> Agreement:
-    table = tables.sum(dim=0).double()
-    if not bool(table.any()):
-        raise IfamError("Agreement needs at least one labelled point: none is visible in these annotations.")
-    nmi, ari = agreements(table)
-    return Agreement(nmi=float(nmi), ari=float(ari))
 
 
 def _regression_inputs(found: Positions) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
