@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from ifam.config import ModelConfig
-from ifam.errors import IfamError
 from ifam.evaluation.metrics import GroupAccuracy
-from ifam.models.soft_mask import FadeParts, SoftMaskIFAM
+from ifam.models.soft_mask import SoftMaskIFAM
 
 ROOT = Path(__file__).parents[1]
 ROWS = [
@@ -76,9 +75,3 @@ def test_a_soft_mask_samples_in_training_and_has_gradient(soft_model, images):
     first.logits.sum().backward()
     assert soft_model.selector.prototypes.grad.abs().sum() > 0
     assert soft_model.state_dict().keys() == type(soft_model).__mro__[1](soft_model.config, False).state_dict().keys()
-
-
-@pytest.mark.parametrize("part", [3, -1])
-def test_fading_a_part_out_of_range(soft_model, images, part):
-    with pytest.raises(IfamError, match=rf"no part {part}: this model has parts 0 to 2"):
-        soft_model(images, [FadeParts([part])])

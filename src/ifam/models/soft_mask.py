@@ -3,13 +3,9 @@
 It trains easily, and its map says little: what is faint in the first block has spread by the second.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-
 import torch
 
 from ifam._typing import Bool, Float, Tensor
-from ifam.errors import IfamError
 from ifam.models.ifam import IFAM
 from ifam.models.masking import make_mask, resize_mask, resize_values
 from ifam.models.predictor import Predictor
@@ -75,30 +71,3 @@ class SoftMaskIFAM(IFAM):
             kept = torch.rand(parts.shape[:2], device=parts.device) >= config.mask_part_dropout
             parts = parts * kept[:, :, None, None]
         return parts.amax(dim=1)
-
-
-@dataclass(frozen=True)
-class FadeParts:
-    """Zero the probability of parts without renormalizing.
-
-    This is how the authors' code removes a part under a soft mask: a patch that the part had won keeps the
-    probability of its second-best part. `ifam.DropParts` gives such a patch to the background instead.
-
-    Args:
-        parts: Indices of foreground parts, from 0 to K - 1.
-    """
-
-    parts: Sequence[int]
-
-    def __call__(self, selection: Selection) -> Selection:
-        """A copy of the selection in which these parts are nowhere; the maps no longer sum to 1."""
-        num_parts = selection.part_maps.shape[1] - 1
-        if wrong := [part for part in self.parts if not 0 <= part < num_parts]:
-            raise IfamError(f"There is no part {wrong[0]}: this model has parts 0 to {num_parts - 1}.")
-        indices = torch.arange(num_parts + 1, device=selection.part_maps.device)
-        gone = torch.isin(indices, indices.new_tensor(self.parts))[:, None, None]
-        return replace(
-            selection,
-            assignment_logits=selection.assignment_logits.masked_fill(gone, -torch.inf),
-            part_maps=selection.part_maps.masked_fill(gone, 0.0),
-        )
