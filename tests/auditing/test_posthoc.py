@@ -102,6 +102,26 @@ def test_grad_cam_gives_a_map_of_patches(make_model, layout):
     assert maps.shape == (2, 4, 4)
     assert (maps >= 0).all()
     assert not torch.equal(maps, grad_cam(UnmaskedClassifier(model.predictor), images, torch.tensor([1, 2])))
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@extra
+def test_grad_cam_is_its_formula(make_model, layout):
+    """Activations weighted by the mean of their gradients over patches, cut at 0, enlarged and averaged."""
+    model = make_model(*layout)
+    whole, images, answers = UnmaskedClassifier(model.predictor), torch.randn(2, 3, *model.image_size), [0, 3]
+    seen = []
+    with whole.backbone.vit.blocks[-1].norm1.register_forward_hook(lambda module, args, out: seen.append(out)):
+        scores = whole(images)[[0, 1], answers]
+    (slope,) = torch.autograd.grad(scores.sum(), seen)
+    values, slopes = (x.detach()[:, whole.backbone.num_prefix_tokens :] for x in (seen[0], slope))
+    heat = (values * slopes.mean(dim=1, keepdim=True)).sum(dim=2).relu().view(2, 1, 4, 4)
+    pixels = nn.functional.interpolate(heat, model.image_size, mode="bilinear")
+    wanted = nn.functional.adaptive_avg_pool2d(pixels - pixels.amin(dim=(2, 3), keepdim=True), 4)[:, 0]
+    found = grad_cam(whole, images, torch.tensor(answers))
+    # The scale of a map is free.
+    scaled = [maps / maps.sum(dim=(1, 2), keepdim=True) for maps in (found, wanted)]
+    torch.testing.assert_close(*scaled)
 
 
 def test_ifams_row_keeps_its_answers_by_construction(tiny_model, images):
@@ -145,7 +165,7 @@ def test_agreement_is_counted(tiny_model, images):
 
 def test_without_the_extra_it_says_how_to_get_it(tiny_model, images, monkeypatch):
     def missing(name):
-        raise ImportError(f"libGL.so.1 is what {name} looks for in vain")
+        raise ImportError(f"No module named {name!r}")
 
     posthoc.has_libraries.cache_clear()
     monkeypatch.setattr(posthoc, "import_module", missing)

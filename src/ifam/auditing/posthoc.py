@@ -30,10 +30,7 @@ from ifam.models.predictor import Predictor
 
 # From the model, images and their answers to one number a patch, 0 or more.
 Explain = Callable[["UnmaskedClassifier", Tensor, Tensor], Float[Tensor, "B H W"]]
-MISSING = (
-    "Grad-CAM and integrated gradients were left out: `pip install 'ifam[explain]'` brings them (OpenCV, which comes "
-    "along, needs the system's libGL)."
-)
+MISSING = "Grad-CAM and integrated gradients were left out: `pip install 'ifam[explain]'` brings them."
 _INTEGRATION_STEPS = 32
 
 
@@ -138,10 +135,10 @@ def compare_explanations(
 
 @cache
 def has_libraries() -> bool:
-    """Whether the extra `explain` is installed, and works: OpenCV, which it brings, fails where libGL is missing."""
+    """Whether the extra `explain` is installed."""
     try:
         with _imported():
-            for name in ("pytorch_grad_cam", "captum.attr"):
+            for name in ("torchcam.methods", "captum.attr"):
                 import_module(name)
     except ImportError:
         return False
@@ -203,17 +200,16 @@ def attention_rollout(whole: UnmaskedClassifier, images: Tensor, answers: Int[Te
 
 
 def grad_cam(whole: UnmaskedClassifier, images: Tensor, answers: Int[Tensor, " B"]) -> Float[Tensor, "B H W"]:
-    """Grad-CAM (arXiv 1610.02391) at the first norm of the last block, as `grad-cam` advises for transformers."""
-    with _imported():
-        from pytorch_grad_cam import GradCAM
-        from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+    """Grad-CAM (arXiv 1610.02391) at the first norm of the last block, enlarged to the image as it is shown."""
+    from torchcam.methods import GradCAM
+
     backbone = whole.backbone
     patches = partial(_as_pictures, prefix=backbone.num_prefix_tokens, grid=backbone.grid)
-    layer = backbone.vit.blocks[-1].norm1
-    with GradCAM(model=whole, target_layers=[layer], reshape_transform=patches) as cam:
-        targets = [ClassifierOutputTarget(int(answer)) for answer in answers]
-        heat = torch.from_numpy(cam(input_tensor=images, targets=targets))
-    return _pooled(heat, backbone.grid)
+    layer: Any = backbone.vit.blocks[-1].norm1
+    with GradCAM(whole, layer, reshape_transform=patches) as cam:
+        heat = cam(answers.tolist(), whole(images))[0]
+    pixels = F.interpolate(heat[:, None], images.shape[2:], mode="bilinear")[:, 0]
+    return _pooled(pixels - pixels.amin(dim=(1, 2), keepdim=True), backbone.grid)
 
 
 def integrated_gradients(
