@@ -115,10 +115,8 @@ def load_weights(vit: Vit, weights: dict[str, Tensor]) -> None:
     prefix = 0 if vit.no_embed_class else vit.num_prefix_tokens
     found = dict(weights)
     if "pos_embed" in found:
-        side = round((found["pos_embed"].shape[1] - prefix) ** 0.5)
-        found["pos_embed"] = resample_abs_pos_embed(
-            found["pos_embed"], list(vit.patch_embed.grid_size), [side, side], num_prefix_tokens=prefix
-        )
+        grid = list(vit.patch_embed.grid_size)
+        found["pos_embed"] = resample_abs_pos_embed(found["pos_embed"], grid, num_prefix_tokens=prefix)
     projection = "patch_embed.proj.weight"
     patch = vit.patch_embed.proj.weight.shape[2:]
     if projection in found and found[projection].shape[2:] != patch:
