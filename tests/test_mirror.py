@@ -85,6 +85,7 @@ ALONE = {
     "test_benchmarks",
     "test_dependencies",
     "test_differences",
+    "test_examples",
     "test_layers",
     "test_mirror",
     "test_readme",
