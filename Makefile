@@ -1,5 +1,5 @@
 # Two commands on a fresh machine: `make demo` shows it work, `make test` checks it.
-.PHONY: demo test test-fast test-oldest test-newest check format setup clean
+.PHONY: demo test test-fast test-oldest test-newest check docs format setup clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -30,6 +30,10 @@ check: $(READY)  ## lint, formatting, types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The variable silences the theme's notice about its successor.
+docs: $(VENV)/.docs  ## the documentation as a site in site/, which needs no network
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 format: $(READY)  ## put the source into shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -41,6 +45,10 @@ $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "ifam needs Python 3.11 or newer, but $(PYTHON) is older: name another with PYTHON=..."; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.docs: $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[docs]'
 	@touch $@
 
 # Resolved anew by uv, which can take the lowest versions; the base install alone imports everything, too.
@@ -56,4 +64,4 @@ $(READY): pyproject.toml
 	@touch $@
 
 clean:  ## everything that was made
-	rm -rf $(VENV) .venv-oldest .venv-newest demo runs build dist
+	rm -rf $(VENV) .venv-oldest .venv-newest demo runs site build dist

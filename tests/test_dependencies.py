@@ -14,8 +14,8 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "ifam"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 FILES = {path.relative_to(SOURCE).as_posix(): path for path in sorted(SOURCE.rglob("*.py"))}
-# Extras that a user asks for; `dev` is for whoever changes the package.
-EXTRAS = {name: group for name, group in PROJECT["optional-dependencies"].items() if name != "dev"}
+# Extras that a user asks for; `dev` and `docs` are for whoever changes the package.
+EXTRAS = {name: group for name, group in PROJECT["optional-dependencies"].items() if name not in ("dev", "docs")}
 # The files that use an extra, and which: everything else runs with the base install.
 USES = {
     "data/images.py": {"heif"},

@@ -85,6 +85,7 @@ ALONE = {
     "test_benchmarks",
     "test_dependencies",
     "test_differences",
+    "test_docs",
     "test_examples",
     "test_layers",
     "test_mirror",

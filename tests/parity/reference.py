@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 DATA = Path(__file__).parent / "data"
 
-# |ours - theirs| <= 1e-5 + 1e-5 * |theirs|, for every number of a model, a loss or a gradient. README.md and
-# docs/differences.md state it. The largest difference is about half of that (torch 2.10, 2.14 and 2.15; one and two
+# |ours - theirs| <= 1e-5 + 1e-5 * |theirs|, for every number of a model, a loss or a gradient. docs/checkpoints.md
+# and docs/differences.md state it. The largest difference is about half of that (torch 2.10, 2.14 and 2.15; one and two
 # threads; with and without AVX2 and AVX-512).
 PARITY = 1e-5
 TOLERANCE = {"atol": PARITY, "rtol": PARITY}

@@ -113,7 +113,7 @@ def test_nothing_of_the_full_set_is_left_out():
     assert {path.parent.name for path in FULL.glob("*/manifest.json")} == {path.name for path in DATA.iterdir()}
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/differences.md"])
+@pytest.mark.parametrize("document", ["docs/checkpoints.md", "docs/differences.md"])
 def test_the_documents_state_the_tolerance_that_is_checked(document):
     text = (Path(__file__).parents[2] / document).read_text(encoding="utf-8")
     stated = re.findall(r"within\s+(\S+) \(absolute plus relative\)", text)
