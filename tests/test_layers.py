@@ -38,7 +38,7 @@ ORDER = {
         *("vit", "architecture", "hf_dinov2", "backbone"),
     ],
     "models": [
-        *("selector", "interventions", "masking", "predictor", "base", "ifam", "soft_mask", "attention_crops"),
+        *("selector", "interventions", "masking", "predictor", "base", "ifam", "soft_mask", "crops"),
         *("baselines", "registry"),
     ],
     "checkpoints": ["authors", "hub"],

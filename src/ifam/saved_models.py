@@ -19,6 +19,8 @@ from ifam.version import __version__
 
 # Single files that hold weights; none of them is the id of a model.
 _SUFFIXES = {".pt", ".pth", ".ckpt", ".bin", ".safetensors"}
+# Methods that models were saved under, and what they are called now.
+RENAMED_METHODS = {"attention_crops": "trained_crops"}
 # What is remembered of the training, if anything, and its types.
 _EXTRA: dict[str, tuple[type, ...]] = {"benchmark": (str,), "root": (str, type(None)), "data": (dict,)}
 
@@ -74,7 +76,7 @@ def locate(source: str | Path, revision: str | None = None) -> Path:
 
 
 def read_method(source: str | Path, *, revision: str | None = None) -> str:
-    """The name of the method of a saved model, whether this version knows it or not.
+    """The present name of the method of a saved model, whether this version knows it or not.
 
     Args:
         source: A folder, or the id of a model on the hub.
@@ -91,7 +93,7 @@ def read_method(source: str | Path, *, revision: str | None = None) -> str:
         return "ifam" if any(tensor.startswith("selector.") for tensor in tensors) else "plain_vit"
     if not isinstance(name, str):
         raise IfamError(f"{path} names the method {name!r}, but a text is expected; save the model again.")
-    return name
+    return RENAMED_METHODS.get(name, name)
 
 
 def read_config(source: str | Path, *, revision: str | None = None) -> tuple[ModelConfig, dict[str, Any]]:

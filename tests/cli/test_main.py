@@ -633,7 +633,7 @@ def test_without_a_network_the_embedded_backbone_takes_the_defaults_place(offlin
 def test_the_embedded_backbone_takes_the_defaults_place_for_other_methods(offline):
     images = load_benchmark("pondbirds", options={"num_train": 8, "num_val": 8, "num_test": 8})
     config = ModelConfig(num_classes=2)
-    for method in ("attention_crops", "attentive_probe"):
+    for method in ("trained_crops", "attentive_probe"):
         plan = build(
             config, apply_method_defaults(method, TrainConfig()), LossConfig(), images, method, allow_tiny_backbone=True
         )

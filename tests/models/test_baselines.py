@@ -183,8 +183,14 @@ def test_it_is_judged_by_the_common_evaluation(name, birds, batch):
 
 
 def test_an_unknown_method_is_an_error_that_lists_the_methods():
-    with pytest.raises(IfamError, match=r"no method 'plane_vit'; choose one of ifam, plain_vit, .*attention_crops"):
+    with pytest.raises(IfamError, match=r"no method 'plane_vit'; choose one of ifam, plain_vit, .*trained_crops"):
         registry.method("plane_vit")
+
+
+def test_a_former_name_is_an_error_that_gives_the_new_one():
+    for use in (registry.method, lambda name: registry.build(name, MODEL, pretrained=False)):
+        with pytest.raises(IfamError, match=r"'attention_crops' is called 'trained_crops' now; use that name\.$"):
+            use("attention_crops")
 
 
 def test_settings_that_contradict_the_method_are_refused():
@@ -417,7 +423,7 @@ def test_the_oracle_without_true_masks_is_refused_before_training(birds, batch, 
         model(batch.images)
 
 
-@pytest.mark.parametrize("name", [*WHOLE_IMAGE, "selector", "given_mask", "attention_crops"])
+@pytest.mark.parametrize("name", [*WHOLE_IMAGE, "selector", "given_mask", "trained_crops"])
 def test_interventions_need_a_mask_that_the_answer_is_drawn_from(name, birds):
     with pytest.raises(IfamError, match=f"{name} does not support interventions"):
         evaluate(make(name), birds, interventions=[DropParts([0])])

@@ -173,7 +173,7 @@ def a_batch(benchmark, model):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["plain_vit", "ifam", "selector", "late_mask", "given_mask", "attention_crops"])
+@pytest.mark.parametrize("name", ["plain_vit", "ifam", "selector", "late_mask", "given_mask", "trained_crops"])
 def test_only_the_answers_term_is_another(birds, name):
     model = make(name)
     batch = a_batch(birds, model)

@@ -6,11 +6,12 @@ from typing import Any
 
 from ifam.config import ModelConfig
 from ifam.errors import IfamError
-from ifam.models.attention_crops import AttentionCrops
 from ifam.models.base import Classifier
 from ifam.models.baselines import GivenMask, LateMask, PlainViT, PlainViTAttentive, PlainViTMean, SelectorAlone
+from ifam.models.crops import TrainedCrops
 from ifam.models.ifam import IFAM
 from ifam.models.soft_mask import SoftMaskIFAM
+from ifam.saved_models import RENAMED_METHODS
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,9 @@ METHODS: dict[str, Method] = {
     "given_mask": Method("the predictor sees the patches of the data set's true masks (the oracle)", GivenMask),
     "frozen_predictor": Method("the predictor's transformer stays as pretrained", IFAM, {"predictor_tuning": "none"}),
     "group_dro": Method("a plain ViT trained for its worst group (GroupDRO)", PlainViT, {"group_dro": 0.01}),
-    "attention_crops": Method("a small transformer's attention chooses a crop for a large one", AttentionCrops),
+    "trained_crops": Method(
+        "a small transformer's attention chooses a crop for a large one, both trained", TrainedCrops
+    ),
 }
 
 
@@ -52,6 +55,8 @@ def method(name: str) -> Method:
     Raises:
         IfamError: There is none.
     """
+    if name in RENAMED_METHODS:
+        raise IfamError(f"The method {name!r} is called {RENAMED_METHODS[name]!r} now; use that name.")
     if name not in METHODS:
         raise IfamError(f"There is no method {name!r}; choose one of {', '.join(METHODS)}.")
     return METHODS[name]

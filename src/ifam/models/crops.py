@@ -1,8 +1,4 @@
-"""A small transformer's attention chooses a crop for a large one, a baseline (arXiv 2606.03148).
-
-Of that paper we had one line only, "a small ViT's attention crops fed to the large one". What follows is our reading
-of that line, not verified against the paper or its code.
-"""
+"""A small transformer's attention chooses what of the image a large one sees: a baseline without masks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,20 +35,21 @@ class AttentionMap:
     box: Int[Tensor, "B 4"]
 
 
-class AttentionCrops(Classifier):
-    """Two plain transformers: the small one classifies the image and attends, the large one sees where it attended.
+class TrainedCrops(Classifier):
+    """Two transformers trained jointly: the small one's attention chooses a box, which is all that the large one sees.
 
-    The small one (`backbone`) stands in the place of the selector, the large one (`predictor_backbone`, or a second
-    `backbone`) in that of the predictor. The crop is the smallest box around the fewest patches that hold `SHARE` of
-    the attention, stretched to the size of the input. Each is trained by a cross-entropy of its own; no gradient
-    passes through the crop. What was cut away cannot reach the large one, but it may have chosen the box.
+    The small one (`backbone`) stands in the place of the selector and classifies the whole image, the large one
+    (`predictor_backbone`, or a second `backbone`) in that of the predictor. The crop is the smallest box around the
+    fewest patches that hold `SHARE` of the attention, stretched to the size of the input. Each is trained by a
+    cross-entropy of its own; no gradient passes through the crop. What was cut away cannot reach the large one, but it
+    may have chosen the box.
 
     Args:
         config: The model's settings; those of parts and mask are not used.
         pretrained: Start from the pretrained backbones.
     """
 
-    method = "attention_crops"
+    method = "trained_crops"
 
     def __init__(self, config: ModelConfig, pretrained: bool = True) -> None:
         super().__init__(config)

@@ -1,4 +1,4 @@
-"""A small transformer's attention chooses a crop for a large one."""
+"""A small transformer's attention chooses what of the image a large one sees."""
 
 import pytest
 import torch
@@ -6,14 +6,14 @@ import torch
 from conftest import wake
 from ifam.backbones.backbone import Backbone
 from ifam.config import ModelConfig
-from ifam.models.attention_crops import AttentionCrops, attended_tokens, attention_box, crop
+from ifam.models.crops import TrainedCrops, attended_tokens, attention_box, crop
 
 MODEL = ModelConfig("ifam_tiny", image_size=32, backbone_kwargs={"depth": 2, "embed_dim": 32})
 
 
 @pytest.fixture
 def model():
-    return wake(AttentionCrops(MODEL, pretrained=False)).eval()
+    return wake(TrainedCrops(MODEL, pretrained=False)).eval()
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def test_the_two_may_differ(images):
     other = ModelConfig(
         "vit_tiny_patch16_224", 64, predictor_backbone="vit_small_patch32_224", backbone_kwargs={"depth": 1}
     )
-    model = AttentionCrops(other, pretrained=False).eval()
+    model = TrainedCrops(other, pretrained=False).eval()
     with torch.no_grad():
         assert model(torch.randn(2, 3, 64, 64)).logits.shape == (2, 2)
     assert model.last_layer is model.predictor.head
