@@ -382,7 +382,7 @@ def test_models_whose_mask_hides_nothing_are_drawn_too(name, model, tmp_path, ca
 
 def test_without_parts_there_is_nothing_to_draw(model, tmp_path):
     photo().save(tmp_path / "x.png")
-    for name in ("plain_vit", "given_mask", "trained_crops"):
+    for name in ("plain_vit", "given_mask", "trained_crops", "frozen_crops"):
         with pytest.raises(IfamError, match=f"The method {name} has no parts to draw"):
             predict(build(name, model.config, pretrained=False), tmp_path / "x.png", out=tmp_path / "out")
     alone = build("selector", model.config, pretrained=False)

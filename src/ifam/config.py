@@ -34,7 +34,7 @@ class ModelConfig:
         backbone: Name of a timm vision transformer, `ifam_tiny` (embedded, needs no network), or the folder or hub id
             of a Dinov2 in the layout of `transformers`, such as `microsoft/rad-dino` (docs/models.md).
         image_size: Side of the square input in pixels, or its height and width; the backbone's own where it is None.
-        num_parts: Foreground parts K; the background comes on top.
+        num_parts: Foreground parts K; the background comes on top. Of `frozen_crops`, the crops of an image.
         num_classes: Classes C.
         predictor_backbone: Backbone of the predictor; the selector's where it is None.
         backbone_kwargs: Handed to `timm.create_model` for both backbones.

@@ -16,6 +16,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
+from ifam.checkpoints.hub import load_any
 from ifam.cli.main import main
 from ifam.cli.parser import VERBS, parse
 from ifam.config import LossConfig, ModelConfig, TrainConfig
@@ -284,6 +285,25 @@ def test_a_run_of_another_method_is_repeated_by_its_settings(late, tmp_path):
     first, again = (load_file(folder / "model.safetensors") for folder in (late, tmp_path / "again"))
     assert first.keys() == again.keys()
     assert all(first[name].equal(again[name]) for name in first)
+
+
+@pytest.mark.slow
+def test_a_recipe_trains_frozen_crops(tmp_path):
+    recipe = Path(__file__).parents[2] / "recipes" / "pondbirds.yaml"
+    words = ["--config", str(recipe), "--method", "frozen_crops", *QUICK, *TINY_DATA, "--train.batch_size", "16"]
+    main(["train", *words, "--out", str(tmp_path)])
+    trained = yaml.safe_load((tmp_path / "train.yaml").read_text())
+    assert (trained["train"]["selector_tuning"], trained["train"]["predictor_tuning"]) == ("none", "none")
+    model = load_any(tmp_path)
+    small, large = model.selector.backbone.state_dict(), model.predictor.backbone.state_dict()
+    assert small.keys() == large.keys()
+    assert all(small[name].equal(large[name]) for name in small)
+
+
+def test_a_former_name_of_a_method_is_refused_with_the_new_one(capsys, tmp_path):
+    said = fails(capsys, "train", "--method", "attention_crops", "--out", tmp_path / "new")
+    assert said == "ifam: The method 'attention_crops' is called 'trained_crops' now; use that name.\n"
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.slow
@@ -633,14 +653,14 @@ def test_without_a_network_the_embedded_backbone_takes_the_defaults_place(offlin
 def test_the_embedded_backbone_takes_the_defaults_place_for_other_methods(offline):
     images = load_benchmark("pondbirds", options={"num_train": 8, "num_val": 8, "num_test": 8})
     config = ModelConfig(num_classes=2)
-    for method in ("trained_crops", "attentive_probe"):
+    for method in ("trained_crops", "frozen_crops", "attentive_probe"):
         plan = build(
             config, apply_method_defaults(method, TrainConfig()), LossConfig(), images, method, allow_tiny_backbone=True
         )
         assert plan.model.method == method
         assert plan.config.backbone == "ifam_tiny"
         assert plan.train.base_lr == TINY_TRAIN.base_lr
-        assert plan.train.predictor_tuning == ("none" if method == "attentive_probe" else "all")
+        assert plan.train.predictor_tuning == ("all" if method == "trained_crops" else "none")
 
 
 def test_true_masks_that_are_missing_are_missed_before_training(pictures, capsys, tmp_path):

@@ -1,12 +1,28 @@
 """A small transformer's attention chooses what of the image a large one sees."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from conftest import wake
 from ifam.backbones.backbone import Backbone
-from ifam.config import ModelConfig
-from ifam.models.crops import TrainedCrops, attended_tokens, attention_box, crop
+from ifam.config import LossConfig, ModelConfig, TrainConfig
+from ifam.data import load_benchmark
+from ifam.models import registry
+from ifam.models.crops import (
+    FrozenCrops,
+    Peaks,
+    TrainedCrops,
+    attended_tokens,
+    attention_box,
+    crop,
+    equal_crops,
+    peak_boxes,
+)
+from ifam.training import presets
+from ifam.training.fit import fit
+from ifam.training.module import Training
 
 MODEL = ModelConfig("ifam_tiny", image_size=32, backbone_kwargs={"depth": 2, "embed_dim": 32})
 
@@ -109,3 +125,144 @@ def test_the_two_may_differ(images):
     with torch.no_grad():
         assert model(torch.randn(2, 3, 64, 64)).logits.shape == (2, 2)
     assert model.last_layer is model.predictor.head
+
+
+# --- frozen ----------------------------------------------------------------------------------------------
+
+# 8 x 8 patches of 8 pixels, crops of 3 x 3 patches.
+LARGE = ModelConfig("ifam_tiny", image_size=64, num_parts=3, backbone_kwargs={"depth": 2, "embed_dim": 32})
+
+
+@pytest.fixture
+def frozen():
+    return wake(FrozenCrops(LARGE, pretrained=False)).eval()
+
+
+@pytest.fixture
+def large_images():
+    return torch.randn(5, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+
+
+def test_crops_are_around_the_highest_peaks():
+    attention = torch.zeros(1, 9, 12)
+    attention[0, 4, 5], attention[0, 2, 9], attention[0, 7, 2], attention[0, 6, 10] = 0.2, 0.5, 0.1, 0.2
+    box, found = peak_boxes(attention, 3, share=0.4)
+    # At most 3.6 rows and 4.8 columns, an odd number: 3 x 3; of equal peaks the first one.
+    assert box.tolist() == [[[1, 8, 4, 11], [3, 4, 6, 7], [5, 9, 8, 12]]]
+    assert found.all()
+
+
+def test_a_patch_beside_a_higher_one_is_no_peak():
+    attention = torch.linspace(1, 2, 81).view(1, 9, 9) / 1e6
+    attention[0, 4, 4], attention[0, 4, 5], attention[0, 3, 3], attention[0, 6, 4], attention[0, 4, 7] = 5, 4, 3, 2, 1
+    # Within one patch of the first: (4, 5) and (3, 3). Outside of its crop: (6, 4) and (4, 7).
+    box, found = peak_boxes(attention, 3, share=0.34)
+    assert box[0].tolist() == [[3, 3, 6, 6], [5, 3, 8, 6], [3, 6, 6, 9]]
+    assert found.all()
+    # A crop of everything holds these too.
+    box, found = peak_boxes(attention, 3, share=1.0)
+    assert box[0, 0].tolist() == [0, 0, 9, 9]
+    assert found.tolist() == [[True, False, False]]
+
+
+@pytest.mark.parametrize("grid", [(1, 1), (2, 3), (7, 7), (8, 5), (16, 37)])
+def test_crops_are_inside_of_the_image_and_hold_their_peaks(grid):
+    attention = torch.rand(20, *grid, generator=torch.Generator().manual_seed(2))
+    box, found = peak_boxes(attention, 4)
+    top, left, bottom, right = box.unbind(2)
+    assert (top >= 0).all()
+    assert (left >= 0).all()
+    assert (bottom <= grid[0]).all()
+    assert (right <= grid[1]).all()
+    for sides, size in ((bottom - top, grid[0]), (right - left, grid[1])):
+        assert sides.unique().numel() == 1
+        assert int(sides[0, 0]) % 2 == 1
+        assert size / 2 - 2 < int(sides[0, 0]) <= max(1, size / 2)
+    assert found[:, 0].all()
+    for i in range(20):
+        y0, x0, y1, x1 = box[i, 0].tolist()
+        assert attention[i, y0:y1, x0:x1].max() == attention[i].max()
+
+
+def test_a_plateau_has_one_peak():
+    box, found = peak_boxes(torch.full((2, 8, 8), 1 / 64), 4)
+    assert found.tolist() == [[True, False, False, False]] * 2
+    assert box[:, 0].tolist() == [[0, 0, 3, 3]] * 2
+
+
+def test_equal_crops_are_those_cut_out_one_by_one(large_images):
+    box = torch.tensor([[0, 0, 3, 2], [5, 6, 8, 8], [2, 3, 5, 5]])
+    image = torch.tensor([0, 3, 3])
+    found = equal_crops(large_images, image, box, (8, 8), (64, 48))
+    assert torch.equal(found, crop(large_images[image], box, (8, 8), (64, 48)))
+
+
+def test_the_answer_is_the_linear_layer_on_the_mean_over_the_crops(frozen, large_images):
+    with torch.no_grad():
+        peaks = frozen.attend(large_images)
+        small, large = frozen.selector.backbone, frozen.predictor.backbone
+        _, attention = attended_tokens(small, large_images)
+        assert torch.equal(peaks.attention, attention)
+        box, found = peak_boxes(attention, 3)
+        assert torch.equal(peaks.box, box)
+        assert torch.equal(peaks.found, found)
+        peaks = Peaks(attention, box, found & (torch.arange(3) <= torch.arange(5)[:, None]))
+        assert peaks.found.sum(dim=1).min() == 1
+        answers = frozen.classify_crops(large_images, peaks)
+        for i in range(5):
+            pieces = crop(large_images[[i] * 3], box[i], (8, 8), (64, 64))[peaks.found[i]]
+            expected = frozen.last_layer(large.pool(large(pieces)).mean(dim=0))
+            torch.testing.assert_close(answers[i], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_the_large_transformer_sees_the_crops_alone(frozen, large_images):
+    with torch.no_grad():
+        peaks = frozen.attend(large_images)
+        before = frozen.classify_crops(large_images, peaks)
+        assert torch.equal(frozen(large_images).logits, before)
+        inside = torch.zeros(5, 1, 64, 64, dtype=torch.bool)
+        for i in range(5):
+            for top, left, bottom, right in peaks.box[i, peaks.found[i]].tolist():
+                inside[i, :, 8 * top : 8 * bottom, 8 * left : 8 * right] = True
+        assert not inside.flatten(1).all(dim=1).any()
+        for value in (0.5, torch.nan):
+            assert torch.equal(frozen.classify_crops(torch.where(inside, large_images, value), peaks), before)
+        assert (frozen.classify_crops(large_images + inside, peaks) != before).any(dim=1).all()
+
+
+def test_frozen_transformers_stay_in_evaluation_mode_and_get_no_gradient(frozen, large_images):
+    assert frozen.train() is frozen
+    assert frozen.training
+    assert not any(module.training for part in (frozen.selector, frozen.predictor) for module in part.modules())
+    frozen(large_images).logits.sum().backward()
+    assert [key for key, value in frozen.named_parameters() if value.grad is not None] == ["classifier.weight"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tuning", ["none", "all"])
+def test_only_the_linear_layer_is_trained(tuning):
+    birds = load_benchmark("pondbirds", options={"num_train": 16, "num_val": 8, "num_test": 8})
+    train = TrainConfig(epochs=2, batch_size=8, base_lr=1e-3, head_lr_factor=2.0, accelerator="cpu")
+    # Even with settings that the registry would refuse.
+    train = replace(train, selector_tuning=tuning, predictor_tuning=tuning)
+    dropout = {"backbone_kwargs": {**LARGE.backbone_kwargs, "proj_drop_rate": 0.5}}
+    model = FrozenCrops(replace(LARGE, **dropout), pretrained=False)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    fit(model, birds, train)
+    assert [k for k, v in model.state_dict().items() if not torch.equal(v, before[k])] == ["classifier.weight"]
+
+
+def test_the_optimizer_has_the_linear_layer_alone():
+    birds = load_benchmark("pondbirds", options={"num_train": 8, "num_val": 8, "num_test": 8})
+    model = registry.build("frozen_crops", LARGE, pretrained=False)
+    training = Training(model, presets.apply_method_defaults("frozen_crops", TrainConfig()), LossConfig(), birds, 8)
+    assert [key for group in training.groups if group.trainable for key in group.parameters] == ["classifier.weight"]
+
+
+def test_the_frozen_two_may_differ():
+    other = ModelConfig(
+        "vit_tiny_patch16_224", 96, predictor_backbone="vit_base_patch32_siglip_256", backbone_kwargs={"depth": 1}
+    )
+    model = FrozenCrops(other, pretrained=False)
+    assert model(torch.randn(2, 3, 96, 96)).logits.shape == (2, 2)
+    assert model.last_layer.in_features == 768

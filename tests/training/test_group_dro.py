@@ -173,7 +173,9 @@ def a_batch(benchmark, model):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["plain_vit", "ifam", "selector", "late_mask", "given_mask", "trained_crops"])
+@pytest.mark.parametrize(
+    "name", ["plain_vit", "ifam", "selector", "late_mask", "given_mask", "trained_crops", "frozen_crops"]
+)
 def test_only_the_answers_term_is_another(birds, name):
     model = make(name)
     batch = a_batch(birds, model)

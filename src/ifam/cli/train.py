@@ -30,8 +30,8 @@ def train(
         benchmark: Name of the data set, or "folder" for your own `class/image` tree.
         root: Where the images are; may be given without its name, as in `ifam train photos`.
         method: "ifam", or what to compare it with: plain_vit, plain_vit_mean, plain_vit_attentive, attentive_probe,
-            selector, late_mask, soft_mask, given_mask, frozen_predictor, group_dro, trained_crops
-            (docs/comparisons.md).
+            selector, late_mask, soft_mask, given_mask, frozen_predictor, group_dro, trained_crops,
+            frozen_crops (docs/comparisons.md).
         out: Folder for the model, its resolved configuration, logs and results; `runs/METHOD` where none is given.
         overwrite: Replace a model that is already there; it is removed as soon as training begins.
         model: The model. The number of classes and their names come from the data.

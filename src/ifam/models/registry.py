@@ -8,7 +8,7 @@ from ifam.config import ModelConfig
 from ifam.errors import IfamError
 from ifam.models.base import Classifier
 from ifam.models.baselines import GivenMask, LateMask, PlainViT, PlainViTAttentive, PlainViTMean, SelectorAlone
-from ifam.models.crops import TrainedCrops
+from ifam.models.crops import FrozenCrops, TrainedCrops
 from ifam.models.ifam import IFAM
 from ifam.models.soft_mask import SoftMaskIFAM
 from ifam.saved_models import RENAMED_METHODS
@@ -45,6 +45,11 @@ METHODS: dict[str, Method] = {
     "group_dro": Method("a plain ViT trained for its worst group (GroupDRO)", PlainViT, {"group_dro": 0.01}),
     "trained_crops": Method(
         "a small transformer's attention chooses a crop for a large one, both trained", TrainedCrops
+    ),
+    "frozen_crops": Method(
+        "a linear layer on a frozen transformer's features of crops around the peaks of another's attention",
+        FrozenCrops,
+        {"selector_tuning": "none", "predictor_tuning": "none"},
     ),
 }
 

@@ -147,6 +147,8 @@ def quiet() -> Iterator[None]:
             ".*GPU available but not used.*",
             ".*AMP with fp16 is not supported on CPU.*",  # refused in a sentence of our own
             ".*num_workers.*",
+            # What is frozen stays in evaluation mode.
+            ".*module.s. in eval mode at the start of training.*",
             # The order in memory of gradients that devices exchange.
             ".*Grad strides do not match bucket view strides.*",
             # Lightning's own use of a name that PyTorch has renamed.
