@@ -26,7 +26,7 @@ from ifam.evaluation.seeds import over_seeds
 from ifam.models.baselines import PlainViT
 from ifam.models.ifam import IFAM
 from ifam.training.fit import fit, seed_everything
-from ifam.training.presets import TINY_LOSS, TINY_MODEL, TINY_PLAIN, TINY_TRAIN
+from ifam.training.presets import TINY_LOSS, TINY_MODEL, TINY_TRAIN
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def run(name: str, seed: int, split: str) -> dict[str, Any]:
         weights = load_file(variant.weights)
         for stage in (model.selector, model.predictor) if isinstance(model, IFAM) else (model.predictor,):
             stage.backbone.vit.load_state_dict(weights)
-    base = TINY_PLAIN if variant.plain else TINY_TRAIN
+    base = TINY_TRAIN
     settings = replace(base, **{"seed": seed, "selector_tuning": "none", **variant.train})
     fitted = fit(model, images, settings, losses, label=f"{name}, seed {seed}")
     found = evaluate(model, images, split)

@@ -48,6 +48,7 @@ ORDER = {
             "attacks",
             "bootstrap",
             "seeds",
+            "comparisons",
             "pairings",
             "part_metrics",
             "part_quality",
@@ -59,7 +60,7 @@ ORDER = {
     "auditing": [
         *("inputs", "certify", "certificates", "background_swap", "mask_leakage", "sufficiency", "posthoc", "run"),
     ],
-    "experiments": ["run_log", "compare", "demo"],
+    "experiments": ["run_log", "pictures", "compare", "demo"],
     "training": [
         *("affine", "losses", "group_dro", "optimization", "batches", "trainer", "module", "fit", "last_layer"),
         "presets",
@@ -92,8 +93,7 @@ NEVER = {
 }
 ONLY = {"data": {"data", "types", "_typing", "errors", "io", "pulse"}}
 
-# The demo notes timm's version.
-KNOW_TIMM = {"backbones.timm_compat", "backbones.vit", "backbones.rotary", "experiments.demo"}
+KNOW_TIMM = {"backbones.timm_compat", "backbones.vit", "backbones.rotary"}
 
 
 @cache

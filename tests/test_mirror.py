@@ -28,6 +28,7 @@ SHARED = {
     "cli/challenge": ("evaluation/test_challenge", "the verb and what it runs"),
     "cli/compare": ("experiments/test_compare", "the verb and what it runs"),
     "cli/retrain": ("training/test_last_layer", "the verb and what it runs"),
+    "experiments/pictures": ("experiments/test_compare", "pictures are drawn of a comparison's models"),
     "config": ("cli/test_main", "settings are read by the command line"),
     "data/_drawing": ("data/benchmarks/test_pondbirds", "what is drawn"),
     **{

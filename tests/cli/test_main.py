@@ -363,9 +363,9 @@ IN_THE_WAY = {
     "convert": (["convert", "MODEL", "x"], "x/config.json"),
     "convert, weights": (["convert", "MODEL", "x"], "x/model.safetensors"),
     "convert onto itself": (["convert", "MODEL", "MODEL", "--to", "official"], None),
-    "demo": (["demo", "--quick", "true", "--out", "x"], "x/results.json"),
+    "demo": (["demo", "--quick", "true", "--out", "x"], "x/compare.json"),
     "demo, page": (["demo", "--quick", "true", "--out", "x"], "x/report.html"),
-    "demo, model": (["demo", "--quick", "true", "--out", "x"], "x/model/config.json"),
+    "demo, pictures": (["demo", "--quick", "true", "--out", "x"], "x/pictures.png"),
     "compare": (["compare", *QUICK, *TINY_DATA, "--out", "x"], "x/compare.json"),
     "compare, page": (["compare", *QUICK, *TINY_DATA, "--out", "x"], "x/compare.html"),
 }

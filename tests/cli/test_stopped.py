@@ -58,12 +58,13 @@ def test_last_layer_fitted_again(tmp_path):
     assert "but was not evaluated" in what_is_left("retrain", settings, begun)
 
 
-def test_runs_of_a_comparison(tmp_path):
+@pytest.mark.parametrize("verb", ["compare", "demo"])
+def test_runs_of_a_comparison(tmp_path, verb):
     settings, runs = {"out": tmp_path}, tmp_path / "runs.jsonl"
     runs.touch()
-    assert what_is_left("compare", settings, time.time()) == "no run was finished; the same command starts over"
+    assert what_is_left(verb, settings, time.time()) == "no run was finished; the same command starts over"
     touch(runs, 100)
-    assert what_is_left("compare", settings, time.time()) == (
+    assert what_is_left(verb, settings, time.time()) == (
         f"runs that were done are kept in {runs}, and the same command goes on with the others"
     )
 
@@ -80,19 +81,14 @@ def test_the_journal_of_a_challenge(tmp_path):
     assert "the same command without --overwrite goes on" in what_is_left("challenge", settings, time.time())
 
 
-@pytest.mark.parametrize(
-    ("verb", "file", "left"),
-    [
-        ("predict", "predictions.csv", "rows of images that were done are kept in"),
-        ("demo", "results.json", "seeds that were done are kept in"),
-    ],
-)
-def test_rows_and_seeds(tmp_path, verb, file, left):
-    settings, begun = {"out": tmp_path}, time.time()
-    touch(tmp_path / file, 100)
-    assert what_is_left(verb, settings, begun) == NOTHING
-    touch(tmp_path / file)
-    assert what_is_left(verb, settings, begun) == f"{left} {tmp_path / file}; the same command starts over"
+def test_rows_of_predictions(tmp_path):
+    settings, begun, file = {"out": tmp_path}, time.time(), tmp_path / "predictions.csv"
+    touch(file, 100)
+    assert what_is_left("predict", settings, begun) == NOTHING
+    touch(file)
+    assert what_is_left("predict", settings, begun) == (
+        f"rows of images that were done are kept in {file}; the same command starts over"
+    )
 
 
 @pytest.mark.parametrize("verb", ["", "evaluate", "audit", "thresholds", "report", "convert"])

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from ifam.evaluation.seeds import over_seeds, paired, summarize
+from ifam.evaluation.seeds import over_seeds, paired
 
 # Student's t at 97.5 %, from a printed table, by degrees of freedom.
 T = {1: 12.706, 2: 4.303, 4: 2.776}
@@ -44,27 +44,3 @@ def test_differences_are_taken_seed_by_seed():
     assert found.high - found.low == pytest.approx(0, abs=1e-12)
     assert over_seeds(list(ours.values())).high > 1
     assert paired(ours, {5: 0.1}) is None
-
-
-def run(row, seed, worst, **figures):
-    groups = {"a": {"accuracy": worst, "count": 3 + seed}, "b": {"accuracy": 1.0, "count": 9}}
-    return {"row": row, "seed": seed, "figures": {"worst_group": worst, **figures}, "groups": groups, "parameters": {}}
-
-
-def test_a_table():
-    runs = [run("one", 0, 0.2), run("one", 1, 0.4), run("two", 0, 0.5, iou=0.3), run("two", 1, 0.9, iou=0.5)]
-    first, second = summarize(runs)["rows"]
-    assert (first["name"], second["name"]) == ("one", "two")
-    reach = T[1] * 0.1
-    assert first["figures"]["worst_group"] == pytest.approx(
-        {"n": 2, "mean": 0.3, "low": 0.3 - reach, "high": 0.3 + reach}, abs=1e-4
-    )
-    assert first["differences"] == {}
-    assert second["differences"]["worst_group"]["mean"] == pytest.approx(0.4)
-    assert second["differences"]["worst_group"]["high"] == pytest.approx(0.4 + reach, abs=1e-4)
-    assert second["differences"]["group: b"]["mean"] == 0
-    assert "iou" not in second["differences"]
-    assert second["figures"]["iou"]["mean"] == pytest.approx(0.4)
-    assert second["groups"]["a"]["count"] == 3
-    assert second["groups"]["a"]["mean"] == pytest.approx(0.7)
-    assert second["values"]["worst_group"] == {"0": 0.5, "1": 0.9}

@@ -2,10 +2,11 @@
 
 import json
 import re
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -14,10 +15,11 @@ from ifam.checkpoints import hub
 from ifam.cli.main import main
 from ifam.cli.parser import build_parser
 from ifam.config import LossConfig, ModelConfig, TrainConfig
-from ifam.data import load_benchmark
+from ifam.data import Prepared, collate, load_benchmark
 from ifam.evaluation.accuracy import evaluate
 from ifam.experiments.compare import Comparison, check_rows, read_rows
 from ifam.models.registry import METHODS, build
+from ifam.serialization import to_json
 from ifam.training import presets
 from ifam.training.fit import fit, seed_everything
 from ifam.training.last_layer import retrain
@@ -44,7 +46,7 @@ def compare(folder, **changes):
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
     """A comparison of three rows with two seeds; its models are kept."""
-    return compare(tmp_path_factory.mktemp("done"), save_models=True)
+    return compare(tmp_path_factory.mktemp("done"), save_models=True, pictures=1)
 
 
 def lines(out):
@@ -70,9 +72,9 @@ def test_a_run_is_what_training_and_evaluation_by_hand_give(done):
     model = build("plain_vit", config)
     fit(model, birds, TrainConfig(**TRAIN, seed=1), LossConfig())
     runs = lines(done)
-    assert runs["plain_vit", 1]["evaluation"] == asdict(evaluate(model, birds, num_resamples=0))
+    assert runs["plain_vit", 1]["evaluation"] == to_json(evaluate(model, birds, num_resamples=0))
     again = retrain(model, birds, seed=1)
-    assert runs["plain_vit+dfr", 1]["evaluation"] == asdict(evaluate(model, birds, num_resamples=0))
+    assert runs["plain_vit+dfr", 1]["evaluation"] == to_json(evaluate(model, birds, num_resamples=0))
     assert runs["plain_vit+dfr", 1]["retraining"]["strength"] == again.strength
     assert runs["plain_vit", 1]["figures"]["average"] == runs["plain_vit", 1]["evaluation"]["predictor"]["average"]
 
@@ -135,13 +137,39 @@ def test_the_parameters_are_counted(done):
     assert by_name["one part"]["trained"] < by_name["one part"]["total"]
 
 
+def test_pictures_are_the_first_images_of_each_group_with_the_answers_of_every_method(done):
+    birds = load_benchmark("pondbirds", options={**DATA, "seed": 0})
+    groups = birds.groups("test").tolist()
+    first = {birds.group_names[group]: groups.index(group) for group in set(groups)}
+    for name in METHOD_ROWS:
+        pictures = lines(done)[name, 0]["pictures"]
+        assert {picture["group"]: picture["index"] for picture in pictures} == first
+        assert all((picture["parts"] is not None) == (name == "one part") for picture in pictures)
+        files = [picture[key] for picture in pictures for key in ("image", "parts", "seen") if picture[key]]
+        assert all((done / file).is_file() for file in files)
+        assert lines(done)[name, 1]["pictures"] == []
+    model = hub.load_any(done / "models" / "one-part-0")
+    prepared = Prepared(birds.split("test"), model.image_size, model.normalization)
+    for picture in lines(done)["one part", 0]["pictures"]:
+        with torch.inference_mode():
+            probabilities = model(collate([prepared[picture["index"]]]).images).logits[0].softmax(0)
+        assert birds.class_names[int(probabilities.argmax())] == picture["answer"]
+        assert float(probabilities.max()) == pytest.approx(picture["confidence"], abs=1e-5)
+
+
+def test_only_methods_with_a_mask_are_attacked_through_hidden_pixels(done):
+    runs = lines(done)
+    assert runs["one part", 0]["figures"]["hidden_influence"] == 0.0
+    assert "hidden_influence" not in runs["plain_vit", 0]["figures"]
+
+
 def test_models_are_kept_when_asked(done):
     assert sorted(path.name for path in (done / "models").iterdir()) == sorted(
         f"{name}-{seed}" for name in ("plain_vit", "plain_vit+dfr", "one-part") for seed in (0, 1)
     )
     model = hub.load_any(done / "models" / "one-part-0")
     birds = load_benchmark("pondbirds", options={**DATA, "seed": 0})
-    found = asdict(evaluate(model, birds, num_resamples=0))
+    found = to_json(evaluate(model, birds, num_resamples=0))
     assert found == lines(done)["one part", 0]["evaluation"]
     assert "retraining" in hub.read_config(done / "models" / "plain_vit+dfr-0")[1]
 
@@ -216,7 +244,10 @@ def test_a_row_that_is_added_starts_from_the_model_that_was_kept(done, tmp_path,
         ({"methods": {"ifam": {"model": {"num_parts": 0}}}}, "num_parts is 0"),
         ({"methods": ["plain_vit", "group_dro"], "train": {**TRAIN, "batch_size": 64}}, "fewer than a batch of 64"),
         ({"methods": ["ifam+dfr"], "data": {**DATA, "num_val": 4}}, "at least two are needed to retrain"),
-        ({"methods": ["ifam", "ifam+dfr"], "split": "val"}, "'ifam+dfr' would be judged on the split 'val', to which"),
+        (
+            {"methods": ["ifam", "ifam+dfr"], "split": "val"},
+            "'ifam+dfr' would be evaluated on the split 'val'",
+        ),
         (
             {"methods": {"a b": {"method": "ifam"}, "a-b": {"method": "ifam"}}, "save_models": True},
             "The models of 'a b' and 'a-b' would be kept in one folder",
@@ -290,7 +321,7 @@ def parse(path):
 
 
 def test_there_are_recipes():
-    assert [path.stem for path in RECIPES] == ["digits", "pondbirds"]
+    assert [path.stem for path in RECIPES] == ["demo", "digits", "pondbirds"]
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -304,16 +335,16 @@ def test_each_recipe_is_ready_to_train(path):
         "num_train": 80,
         "num_val": 40,
         "num_test": 20,
-        **({"correlation": 0.7} if path.stem == "pondbirds" else {}),
+        **({"correlation": 0.7} if path.stem != "digits" else {}),
     }
     comparison = Comparison(rows, tuple(settings.seeds), settings.benchmark, data=small)
     check_rows(comparison, comparison.images(0))
     assert (settings.model, settings.train) == (presets.TINY_MODEL, presets.TINY_TRAIN)
     assert settings.loss == presets.TINY_LOSS
-    assert settings.out == Path(f"runs/compare-{path.stem}")
+    assert settings.out == Path("demo" if path.stem == "demo" else f"runs/compare-{path.stem}")
 
 
 def test_one_recipe_has_every_method():
-    rows = read_rows(parse(RECIPES[1]).methods, ModelConfig(), TrainConfig(), LossConfig())
+    rows = read_rows(parse(RECIPES[2]).methods, ModelConfig(), TrainConfig(), LossConfig())
     assert {row.method for row in rows} == set(METHODS)
     assert replace(rows[0], name="") not in rows[1:]

@@ -5,14 +5,16 @@ import json
 import pytest
 
 from ifam.errors import IfamError
+from ifam.evaluation.comparisons import Run
 from ifam.experiments.run_log import Runs
+from ifam.serialization import to_json
 
 SETTINGS = {"train": {"epochs": 4, "kind": None}, "data": {}}
 WANTED = {("ours", 0): SETTINGS, ("ours", 1): SETTINGS, ("theirs", 0): SETTINGS}
 
 
-def run(row="ours", seed=0, elapsed=10.0, **more):
-    return {"row": row, "seed": seed, "settings": SETTINGS, "elapsed": elapsed, **more}
+def run(row="ours", seed=0, elapsed=10.0, settings=SETTINGS, **figures):
+    return Run(row, seed, figures, {}, {}, settings=settings, elapsed=elapsed)
 
 
 def test_what_is_added_is_there_at_once_and_again_later(tmp_path):
@@ -20,7 +22,7 @@ def test_what_is_added_is_there_at_once_and_again_later(tmp_path):
     runs = Runs(path, WANTED)
     assert not runs.done
     runs.add(run(found=0.5))
-    assert json.loads(path.read_text())["found"] == 0.5
+    assert json.loads(path.read_text())["figures"] == {"found": 0.5}
     assert Runs(path, WANTED).done == {("ours", 0): run(found=0.5)}
 
 
@@ -34,7 +36,7 @@ def test_of_several_processes_one_writes(tmp_path, monkeypatch):
 
 def test_a_line_that_was_not_finished_is_taken_away(tmp_path):
     path = tmp_path / "runs.jsonl"
-    path.write_text(json.dumps(run()) + "\n" + json.dumps(run(seed=1))[:-5])
+    path.write_text(json.dumps(to_json(run())) + "\n" + json.dumps(to_json(run(seed=1)))[:-5])
     runs = Runs(path, WANTED)
     assert list(runs.done) == [("ours", 0)]
     runs.add(run(seed=1))
@@ -43,8 +45,8 @@ def test_a_line_that_was_not_finished_is_taken_away(tmp_path):
 
 def test_a_damaged_line_is_an_error(tmp_path):
     path = tmp_path / "runs.jsonl"
-    path.write_text("{\n" + json.dumps(run()) + "\n")
-    with pytest.raises(IfamError, match="has a damaged line"):
+    path.write_text("{\n" + json.dumps(to_json(run())) + "\n")
+    with pytest.raises(IfamError, match="line 1 is not a run"):
         Runs(path, WANTED)
 
 
@@ -63,14 +65,14 @@ def test_other_settings_are_refused_by_name(tmp_path):
 def test_a_run_on_images_that_have_changed_is_refused_or_done_again(tmp_path):
     path = tmp_path / "runs.jsonl"
     before, now = ({**SETTINGS, "images": digest} for digest in ("aa", "bb"))
-    Runs(path, WANTED).add({**run(), "settings": before})
+    Runs(path, WANTED).add(run(settings=before))
     wanted = {("ours", 0): now}
     with pytest.raises(IfamError, match="'ours', seed 0, on images that have changed since; choose another --out"):
         Runs(path, wanted)
     again = Runs(path, wanted, overwrite=True)
     assert not again.done
-    again.add({**run(), "settings": now})
-    assert Runs(path, wanted).done[("ours", 0)]["settings"] == now
+    again.add(run(settings=now))
+    assert Runs(path, wanted).done["ours", 0].settings == now
 
 
 def test_a_field_that_was_not_there_before_is_no_change_where_it_is_not_used(tmp_path):

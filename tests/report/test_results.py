@@ -208,16 +208,6 @@ def test_results_of_several_kinds_share_a_page(tmp_path):
     assert source.count('<article class="case"') == 8
 
 
-def test_a_demo_has_a_row_for_each_model(tmp_path):
-    groups = {"a": {"accuracy": 0.9, "count": 10}, "b": {"accuracy": 0.2, "count": 10}}
-    one = {"average": 0.55, "worst_group": 0.2, "groups": groups}
-    runs = [{"seed": s, "plain_vit": one, "ifam": {**one, "worst_group": w}} for s, w in ((0, 0.8), (1, 0.9))]
-    (tmp_path / "results.json").write_text(json.dumps({"runs": runs, "conditions": {"quick": True}}))
-    text = text_of(write_report([tmp_path], tmp_path / "report.html"))
-    assert "Plain ViT 20.0 % 55.0 % 20" in text
-    assert "iFAM 85.0 % 55.0 % 20" in text
-
-
 def test_a_page_does_not_take_the_place_of_what_it_is_about(tmp_path):
     results = tmp_path / "results.json"
     results.write_text('{"accuracy": 1.0}', encoding="utf-8")

@@ -11,20 +11,26 @@ def demo(
     threads: int | None = None,
     overwrite: bool = False,
 ) -> None:
-    """See it work, offline: train a plain ViT and this model, judge both, and write a report.
+    """See it work, offline: train a plain ViT and this model on drawn birds, evaluate both, and write a report.
+
+    Started again, the command goes on where it was stopped; it is `ifam compare` with a fixed recipe.
 
     Args:
-        out: Folder for `report.html`, `results.json` and the model.
+        out: Folder for `report.html`, `compare.json` and the models.
         seed: First seed, of data and training.
         seeds: How many seeds, counted up from the first.
         quick: A tenth of the images and one epoch: shows that everything runs, and nothing else.
         threads: CPU threads; all cores where none is given.
-        overwrite: Replace what is in `out`; without that, only a demo of the same seeds and size.
+        overwrite: Train again what `out` has with other settings.
     """
-    from ifam.experiments.demo import print_demo, run_demo
+    from ifam.experiments.compare import TABLE
+    from ifam.experiments.demo import demo_comparison, run_demo
+    from ifam.report.comparisons import print_comparison
+    from ifam.report.results import write_report
 
-    results = run_demo(out, seed=seed, seeds=seeds, quick=quick, threads=threads, overwrite=overwrite)
-    print_demo(results["runs"])
-    print(
-        f"Open {out / 'report.html'} to look; the figures are in {out / 'results.json'}, the model in {out / 'model'}."
-    )
+    result = run_demo(demo_comparison(seed, seeds, quick), out, threads=threads, overwrite=overwrite)
+    try:
+        print_comparison(result)
+    finally:
+        page = write_report([out / TABLE], out / "report.html", overwrite=True)
+    print(f"Open {page} to look; the figures are in {out / TABLE}, the models in {out / 'models'}.")

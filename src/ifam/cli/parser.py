@@ -75,6 +75,7 @@ RANGES = {
     "limit": COUNT,
     "num_heads": COUNT,
     "num_resamples": NATURAL,
+    "pictures": NATURAL,
     "quantiles": QUANTILE,
     "seed": SEED,
     "seeds": SEED,

@@ -91,18 +91,11 @@ def _prediction(command: _Stopped) -> str:
     return f"rows of images that were done are kept in {table}; the same command starts over"
 
 
-def _demo(command: _Stopped) -> str:
-    results = command.settings["out"] / "results.json"
-    if not command.written(results):
-        return _nothing(command)
-    return f"seeds that were done are kept in {results}; the same command starts over"
-
-
 _LEFT: dict[str, Callable[[_Stopped], str]] = {
     "train": _training,
     "retrain": _retraining,
     "compare": _comparison,
     "challenge": _challenge,
     "predict": _prediction,
-    "demo": _demo,
+    "demo": _comparison,
 }

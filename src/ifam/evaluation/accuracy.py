@@ -2,19 +2,20 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from ifam._typing import Float, Tensor
-from ifam.data import Benchmark, Prepared, collate
+from ifam.data import Benchmark, ImageDataset, Prepared, collate
 from ifam.errors import IfamError
 from ifam.evaluation.attacks import hidden_pixel_mask
 from ifam.evaluation.bootstrap import LEVEL, Interval, auroc, interval, mean, resamples, stacked, totals
 from ifam.evaluation.collect import Rows, collect
 from ifam.evaluation.part_quality import PartQuality, conditions, part_figures, part_quality, with_regression
-from ifam.models.base import Classifier
+from ifam.models.base import Classifier, device_of, evaluating
 from ifam.models.interventions import Intervention
+from ifam.models.predictor import Predictor
 
 
 @dataclass(frozen=True)
@@ -308,31 +309,30 @@ def _intervals(spread: Mapping[str, Tensor], before: str, names: Sequence[str]) 
 
 
 @torch.inference_mode()
-def hidden_influence(model: Any, examples: Any, count: int = 64, seed: int = 0) -> float:
-    """Largest change of any logit when every hidden pixel is replaced by noise, 1e30, infinity and NaN.
+@torch.inference_mode()
+def hidden_influence(model: Classifier, examples: ImageDataset, count: int = 64, seed: int = 0) -> float:
+    """Largest change of any logit when every hidden pixel is replaced by noise, another image, 1e30, infinity and NaN.
 
     The mask is held fixed. By construction this is exactly 0.
 
     Args:
-        model: An `IFAM`.
-        examples: ImageDataset to take images from.
-        count: How many of the first images.
+        model: A model that masks its input.
+        examples: Images, of which the first are taken.
+        count: How many.
         seed: Seed of the noise.
     """
     prepared = Prepared(examples, model.image_size, model.normalization)
-    batch = collate([prepared[i] for i in range(min(count, len(prepared)))])
-    model.eval()
-    mask = model(batch.images).mask
-    logits = model.predictor(batch.images, mask)
-    hidden = hidden_pixel_mask(mask, batch.images)
-    noise = torch.randn(batch.images.shape, generator=torch.Generator().manual_seed(seed))
-    worst = 0.0
-    for other in (
-        noise,
-        batch.images.roll(1, 0),
-        *(torch.full_like(noise, x) for x in (1e30, torch.inf, torch.nan)),
-    ):
-        changed = model.predictor(torch.where(hidden, other, batch.images), mask)
-        difference = (changed - logits).abs().nan_to_num(nan=torch.inf).max()
-        worst = max(worst, float(difference))
-    return worst
+    batch = collate([prepared[i] for i in range(min(count, len(prepared)))]).to(device_of(model))
+    with evaluating(model):
+        mask, predictor = model.predict_batch(batch).mask, cast(Predictor, model.predictor)
+        assert mask is not None, "the model masks its input"
+        logits = predictor(batch.images, mask)
+        hidden = hidden_pixel_mask(mask, batch.images)
+        noise = torch.randn(batch.images.shape, generator=torch.Generator().manual_seed(seed)).to(batch.images)
+        fills = (torch.full_like(noise, value) for value in (1e30, torch.inf, torch.nan))
+        largest = 0.0
+        for other in (noise, batch.images.roll(1, 0), *fills):
+            changed = predictor(torch.where(hidden, other, batch.images), mask)
+            difference = (changed - logits).abs().nan_to_num(nan=torch.inf).max()
+            largest = max(largest, float(difference))
+    return largest

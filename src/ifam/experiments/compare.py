@@ -1,4 +1,4 @@
-"""`ifam compare`: several methods, trained and judged alike over several seeds, in one table.
+"""`ifam compare`: several methods, trained and evaluated alike over several seeds, in one table.
 
 A run is one method with one seed. Each is written to `runs.jsonl` as soon as it is done, and is not done again; the
 table is made of the runs that are there.
@@ -20,13 +20,15 @@ from ifam.data.eval_dataset import training_list
 from ifam.data.fingerprints import fingerprint
 from ifam.distributed import rank_and_world_size
 from ifam.errors import IfamError
-from ifam.evaluation.accuracy import Evaluation, evaluate
-from ifam.evaluation.seeds import summarize
+from ifam.evaluation.accuracy import Evaluation, evaluate, hidden_influence
+from ifam.evaluation.comparisons import ComparisonResult, MethodInfo, Run, summarize
+from ifam.experiments.pictures import draw_pictures, with_files
 from ifam.experiments.run_log import Runs, flat
 from ifam.io import check_absent, ensure_writable, write_json
 from ifam.models.base import Classifier
 from ifam.models.registry import METHODS, build
 from ifam.provenance import provenance
+from ifam.serialization import to_json
 from ifam.training import last_layer, presets
 from ifam.training.fit import check, fit, seed_everything
 
@@ -59,7 +61,7 @@ class Row:
 
     @property
     def uses(self) -> list[str]:
-        """What it is told beside images and classes: without that, a table would be unfair to those who are not."""
+        """What it uses beside images and classes; without it, a table would be unfair to the others."""
         groups = self.retrained or self.train.group_dro is not None
         masks = getattr(METHODS[self.method].build, "needs_masks", False)
         return ["groups"] * groups + ["masks"] * masks
@@ -80,8 +82,10 @@ class Comparison:
         benchmark: Name of the data set.
         root: Where its files are.
         data: Its settings; a `seed` among them holds for all runs.
-        split: Split to judge on; "test", or "val" where there is no test split.
+        split: Split to evaluate on; "test", or "val" where there is no test split.
         num_resamples: Resamples of the bootstrap intervals of each run.
+        pictures: Test images of each group to draw, with what each method answers.
+        about: A sentence or two on the data, for the page.
     """
 
     rows: tuple[Row, ...]
@@ -91,6 +95,8 @@ class Comparison:
     data: Mapping[str, Any] = field(default_factory=dict)
     split: str | None = None
     num_resamples: int = 1000
+    pictures: int = 0
+    about: str = ""
 
     def options(self, seed: int) -> dict[str, Any]:
         """Settings of the data for one seed."""
@@ -113,7 +119,7 @@ class Comparison:
         return digests
 
     def eval_split(self, images: Benchmark) -> str:
-        """The split that is judged on."""
+        """The split that is evaluated."""
         return self.split or images.default_eval_split
 
     def settings(self, row: Row) -> dict[str, Any]:
@@ -121,11 +127,11 @@ class Comparison:
         own = {key: value for key, value in asdict(row).items() if key != "name"}
         own["train"].pop("seed")
         shared = {"benchmark": self.benchmark, "root": self.root, "data": self.data, "split": self.split}
-        found: dict[str, Any] = json.loads(json.dumps({**shared, **own}, default=str))
-        return found
+        settings: dict[str, Any] = json.loads(json.dumps({**shared, **own}, default=str))
+        return settings
 
-    def described(self, row: Row) -> dict[str, Any]:
-        """What a table says of a row: its method, what it is told, and its settings that are not those of the first."""
+    def described(self, row: Row) -> MethodInfo:
+        """What a table says of a row: its method, what it uses, and its settings that are not those of the first."""
         first, own = (dict(flat(self.settings(one))) for one in (self.rows[0], row))
         differs = {
             name: value
@@ -134,7 +140,7 @@ class Comparison:
         }
         again = "; its last layer fitted again to group-balanced validation images (DFR)" if row.retrained else ""
         about = METHODS[row.method].about + again
-        return {"name": row.name, "method": row.method, "about": about, "uses": row.uses, "differs": differs}
+        return MethodInfo(row.name, row.method, about, row.uses, differs)
 
 
 # ----------------------------------------------------------------------------------------------------- rows
@@ -216,21 +222,21 @@ def check_rows(comparison: Comparison, images: Benchmark) -> None:
         images: Its data, of one seed.
 
     Raises:
-        IfamError: A row cannot be trained or judged on these images, or is no model.
+        IfamError: A row cannot be trained or evaluated on these images, or is no model.
     """
-    judged = comparison.eval_split(images)
-    images.split(judged)
+    split = comparison.eval_split(images)
+    images.split(split)
     for row in comparison.rows:
         with torch.device("meta"):
             model = build(row.method, _model(row, images), pretrained=False)
         check(images, row.train, model)
         if model.needs_masks:
-            images.require_masks(judged, f"The row {row.name!r}")
+            images.require_masks(split, f"The row {row.name!r}")
         if row.retrained:
-            if judged == FITTED:
+            if split == FITTED:
                 raise IfamError(
-                    f"The row {row.name!r} would be judged on the split {judged!r}, to which its last layer is fitted; "
-                    f"give data with a test split, name another --split, or leave the row out."
+                    f"The row {row.name!r} would be evaluated on the split {split!r}, to which its last layer is "
+                    f"fitted; give data with a test split, name another --split, or leave the row out."
                 )
             last_layer.check(images, FITTED)
 
@@ -250,18 +256,18 @@ def run_comparison(
     save_models: bool = False,
     device: torch.device | str = "cpu",
     overwrite: bool = False,
-) -> dict[str, Any]:
-    """Train and judge what has not been done yet, and write the table.
+) -> ComparisonResult:
+    """Train and evaluate what has not been done yet, and write the table.
 
     Args:
         comparison: What is compared.
         out: Folder for `runs.jsonl` (a line a run), `compare.json`, and the models.
         save_models: Keep each model in `models/ROW-SEED`; a row with "+dfr" that is added later then starts from it.
-        device: Where to judge.
-        overwrite: Train and judge again what is there under other settings or on other images.
+        device: Where to evaluate.
+        overwrite: Train and evaluate again what is there under other settings or on other images.
 
     Returns:
-        What `compare.json` holds.
+        The table, which `compare.json` holds.
 
     Raises:
         IfamError: There is no seed, or one twice; a row cannot be trained on the data; or `out` cannot be written, or
@@ -291,28 +297,33 @@ def run_comparison(
         # Rows that differ in nothing but the last layer share one training; those with the layer as trained go first.
         for training in dict.fromkeys(row.training for row in missing):
             sharing = sorted((row for row in missing if row.training == training), key=lambda row: row.retrained)
-            _train_and_judge(comparison, sharing, seed, images, runs, out / "models" if save_models else None, device)
-    table = summarize([runs.done[row.name, seed] for row in rows for seed in seeds])
-    methods = [comparison.described(row) for row in rows]
+            _train_and_evaluate(comparison, sharing, seed, images, runs, save_models, device)
     shared = {key: value for key, value in settings[rows[0].name].items() if key not in ("method", "retrained")}
     conditions = {**shared, "seeds": list(seeds), "threads": torch.get_num_threads(), **provenance()}
-    result = {"kind": "comparison", "methods": methods, **table, "conditions": conditions}
+    result = ComparisonResult(
+        [comparison.described(row) for row in rows],
+        summarize([with_files(runs.done[row.name, seed], out) for row in rows for seed in seeds]),
+        conditions,
+        comparison.about,
+        max((row.model.num_parts for row in rows), default=0) if comparison.pictures else 0,
+    )
     if rank_and_world_size()[0] == 0:
-        write_json(out / TABLE, result)
+        write_json(out / TABLE, to_json(result))
     return result
 
 
-def _train_and_judge(
+def _train_and_evaluate(
     comparison: Comparison,
     rows: Sequence[Row],
     seed: int,
     images: Benchmark,
     runs: Runs,
-    models: Path | None,
+    save_models: bool,
     device: torch.device | str,
 ) -> None:
     """One training, and a run for each row that starts from it."""
-    started = time.perf_counter()
+    started, out = time.perf_counter(), runs.path.parent
+    models = out / "models" if save_models else None
     runs.announce(rows[0].name, seed)
     model, facts = _trained(comparison, rows[0], seed, images, runs, models)
     model.to(device)
@@ -324,8 +335,8 @@ def _train_and_judge(
             label = f"embedding for {row.name}, seed {seed}"
             again = last_layer.retrain(model, images, split=FITTED, seed=seed, label=label)
             seconds, extra = seconds + again.seconds, {"retraining": asdict(again)}
-        split, label = comparison.eval_split(images), f"judging {row.name}, seed {seed}"
-        found = evaluate(model, images, split, num_resamples=comparison.num_resamples, label=label)
+        split, label = comparison.eval_split(images), f"evaluating {row.name}, seed {seed}"
+        evaluation = evaluate(model, images, split, num_resamples=comparison.num_resamples, label=label)
         if models is not None and rank_and_world_size()[0] == 0:
             root = None if comparison.root is None else str(comparison.root.absolute())
             remembered = {
@@ -336,19 +347,29 @@ def _train_and_judge(
                 **training_list(images),
             }
             hub.save(model, models / _folder(row, seed), {**remembered, "best_epoch": facts["best_epoch"], **extra})
-        run = {
-            "row": row.name,
-            "seed": seed,
-            "figures": {**_figures(found), "seconds": seconds},
-            "groups": found.predictor.groups,
-            **{key: facts[key] for key in ("parameters", "best_epoch")},
-            **extra,
-            "elapsed": time.perf_counter() - started,
-            "evaluation": asdict(found),
-            "settings": runs.wanted[row.name, seed],
-            **provenance(),
-        }
-        runs.add(run)
+        figures = {**_figures(evaluation), "seconds": seconds}
+        if model.masks_input:
+            figures["hidden_influence"] = hidden_influence(model, images.split(split))
+        pictures = []
+        if comparison.pictures and seed == comparison.seeds[0] and rank_and_world_size()[0] == 0:
+            pictures = draw_pictures(model, images, split, comparison.pictures, out, _folder(row, seed))
+        runs.add(
+            Run(
+                row=row.name,
+                seed=seed,
+                figures=figures,
+                groups=to_json(evaluation.predictor.groups),
+                parameters=facts["parameters"],
+                best_epoch=facts["best_epoch"],
+                history=facts["history"],
+                retraining=extra.get("retraining"),
+                elapsed=time.perf_counter() - started,
+                evaluation=to_json(evaluation),
+                settings=dict(runs.wanted[row.name, seed]),
+                pictures=pictures,
+                provenance=provenance(),
+            )
+        )
         started = time.perf_counter()
 
 
@@ -360,22 +381,30 @@ def _trained(
         for other in comparison.rows:
             run, folder = runs.done.get((other.name, seed)), models / _folder(other, seed)
             if other.training == row.training and not other.retrained and run is not None and folder.is_dir():
-                facts = {key: run[key] for key in ("parameters", "best_epoch")}
-                return hub.load_any(folder), {**facts, "seconds": run["figures"]["seconds"]}
+                facts = {key: getattr(run, key) for key in ("parameters", "best_epoch", "history")}
+                return hub.load_any(folder), {**facts, "seconds": run.figures["seconds"]}
     seed_everything(seed)
     model = build(row.method, _model(row, images))
     result = fit(model, images, replace(row.train, seed=seed), row.loss, label=f"{row.name}, seed {seed}")
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
     parameters = {"trained": sum(n for n, trained in sizes if trained), "total": sum(n for n, _ in sizes)}
-    return model, {"parameters": parameters, "best_epoch": result.best_epoch, "seconds": result.seconds}
+    facts = {"best_epoch": result.best_epoch, "seconds": result.seconds, "history": result.history}
+    return model, {"parameters": parameters, **facts}
 
 
-def _figures(found: Evaluation) -> dict[str, float]:
+def _figures(evaluation: Evaluation) -> dict[str, float]:
     """The figures of the table, those that there are."""
-    answer = found.predictor
-    values = {"worst_group": answer.worst_group, "average": answer.average, "macro": answer.macro}
-    mask = {"mask_iou": found.mask_iou, "visible_fraction": found.visible_fraction}
-    return {**values, **{name: value for name, value in mask.items() if value is not None}}
+    answer, selector = evaluation.predictor, evaluation.selector
+    figures = {
+        "worst_group": answer.worst_group,
+        "average": answer.average,
+        "macro": answer.macro,
+        "mask_iou": evaluation.mask_iou,
+        "visible_fraction": evaluation.visible_fraction,
+        "selector_worst_group": selector.worst_group if selector else None,
+        "selector_average": selector.average if selector else None,
+    }
+    return {name: value for name, value in figures.items() if value is not None}
 
 
 def _folder(row: Row, seed: int) -> str:

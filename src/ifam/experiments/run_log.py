@@ -10,7 +10,9 @@ from typing import Any
 
 from ifam.distributed import rank_and_world_size
 from ifam.errors import IfamError
+from ifam.evaluation.comparisons import Run
 from ifam.pulse import duration
+from ifam.serialization import from_json, to_json
 
 logger = logging.getLogger(__name__)
 
@@ -20,8 +22,6 @@ Key = tuple[str, int]
 
 class Runs:
     """Runs by name and seed, a line of JSON each.
-
-    A run is a dict with `row`, `seed`, `settings` (what it depends on) and `elapsed` (seconds), and whatever else.
 
     Args:
         path: The file; made if need be.
@@ -42,14 +42,14 @@ class Runs:
             path.touch()
         except OSError as error:
             raise IfamError(f"{path} cannot be written ({error.strerror}); choose another --out.") from error
-        self.done: dict[Key, dict[str, Any]] = {(run["row"], run["seed"]): run for run in self._read()}
+        self.done: dict[Key, Run] = {(run.row, run.seed): run for run in self._read()}
         for key in wanted:
             if key in self.done and (differs := self._difference(key)):
                 if not overwrite:
                     raise IfamError(differs)
                 del self.done[key]
 
-    def _read(self) -> list[dict[str, Any]]:
+    def _read(self) -> list[Run]:
         """All runs; a last line that was not finished is removed."""
         try:
             text = self.path.read_text(encoding="utf-8")
@@ -60,19 +60,19 @@ class Runs:
         whole = text[: text.rfind("\n") + 1]
         if whole != text:
             self.path.write_text(whole, encoding="utf-8")
-        try:
-            runs = [json.loads(line) for line in whole.split("\n")[:-1]]
-        except ValueError as error:
-            raise IfamError(f"{self.path} has a damaged line ({error}); remove it, or choose another --out.") from error
-        kinds = {"row": str, "seed": int, "settings": dict, "elapsed": int | float}
-        for number, run in enumerate(runs, 1):
-            if not isinstance(run, dict) or not all(isinstance(run.get(key), kind) for key, kind in kinds.items()):
-                raise IfamError(f"{self.path}, line {number} is not a run; remove it, or choose another --out.")
+        runs = []
+        for number, line in enumerate(whole.split("\n")[:-1], 1):
+            try:
+                runs.append(from_json(Run, json.loads(line)))
+            except ValueError as error:
+                raise IfamError(
+                    f"{self.path}, line {number} is not a run ({error}); remove the file, or choose another --out."
+                ) from error
         return runs
 
     def _difference(self, key: Key) -> str | None:
         """In which setting a run differs from what is wanted, as a sentence: the two are never mixed."""
-        before, now = (dict(flat(settings)) for settings in (self.done[key]["settings"], self.wanted[key]))
+        before, now = (dict(flat(settings)) for settings in (self.done[key].settings, self.wanted[key]))
         for name in sorted({**before, **now}):
             if before.get(name) != now.get(name):
                 if name == "images":
@@ -87,14 +87,14 @@ class Runs:
                 )
         return None
 
-    def add(self, run: dict[str, Any]) -> None:
+    def add(self, run: Run) -> None:
         """Keep a run, at once: what comes after it may be interrupted. Of several processes the first writes."""
         if rank_and_world_size()[0] == 0:
             with self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
-                file.write(json.dumps(run, ensure_ascii=False, default=str) + "\n")
+                file.write(json.dumps(to_json(run), ensure_ascii=False, default=str) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
-        self.done[run["row"], run["seed"]] = run
+        self.done[run.row, run.seed] = run
 
     def announce(self, name: str, seed: int) -> None:
         """Say which run begins, and how long all that are left will take; of several processes the first says it."""
@@ -103,7 +103,7 @@ class Runs:
         left = [key for key in self.wanted if key not in self.done]
         took: dict[str, list[float]] = {}
         for (row, _), run in self.done.items():
-            took.setdefault(row, []).append(run["elapsed"])
+            took.setdefault(row, []).append(run.elapsed)
         # A row that has not run yet is taken to be like the others.
         usual = [seconds for of_row in took.values() for seconds in of_row]
         seconds = sum(statistics.fmean(took.get(row, usual)) for row, _ in left) if usual else None

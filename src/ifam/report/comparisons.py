@@ -1,13 +1,16 @@
-"""What a comparison found, in tables and a chart: one source for screen and page. Reads `compare.json`."""
+"""A comparison in tables, a chart and pictures: one source for screen and page."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from markupsafe import Markup
 from matplotlib.axes import Axes
 
 from ifam.console import PlainConsole
-from ifam.report.audit_tables import Row, Section, Table, print_table
+from ifam.evaluation.comparisons import ComparisonResult, MethodInfo, Picture, RowSummary
+from ifam.evaluation.seeds import MeanCI
+from ifam.report.audit_tables import Section, Table, print_table
 from ifam.report.html import draw
 
 # Figure -> its head, what its values are multiplied by, and their digits; the unit stands in the head, once.
@@ -19,135 +22,158 @@ _FIGURES = {
     "visible_fraction": ("visible %", 100, 1),
     "seconds": ("seconds", 1, 1),
 }
+_SELECTOR = {"selector_worst_group": "worst_group", "selector_average": "average"}
 _COMPARED = ("worst_group", "average", "macro", "mask_iou")
 _WORST, _AVERAGE = "#0b5a78", "#a8481f"
 
 
-def print_comparison(found: Row) -> None:
+def print_comparison(result: ComparisonResult) -> None:
     """Print the tables of a comparison; what the methods are is left to the page."""
-    console, section = PlainConsole(), comparison_section(found)
+    console, section = PlainConsole(), comparison_section(result)
     console.print(f"\n{section.title}", style="bold")
     console.print(section.lead)
     for table in section.tables:
         print_table(console, table)
-    for note in section.notes[: -len(found["methods"])]:
+    for note in section.notes[: -len(result.methods)]:
         console.print(note, style="dim")
 
 
-def comparison_section(found: Row) -> Section:
+def comparison_section(result: ComparisonResult) -> Section:
     """A comparison in words, a chart and tables."""
-    rows, conditions = found["rows"], found["conditions"]
-    seeds = conditions["seeds"]
-    uses = {method["name"]: " and ".join(method["uses"]) for method in found["methods"]}
+    rows, seeds = result.rows, result.conditions["seeds"]
+    uses = {method.name: " and ".join(method.uses) for method in result.methods}
     tables = [_main(rows, uses, len(seeds))]
     if len(rows) > 1:
         tables.append(_differences(rows))
+    if any("selector_average" in row.figures for row in rows):
+        tables.append(_selectors(rows))
     tables.append(_groups(rows))
+    about = f"{result.about} " if result.about else ""
     return Section(
-        title(found),
-        _lead(rows, seeds),
-        tuple(tables),
-        _notes(found, any(uses.values())),
-        chart(rows, uses),
+        title(result), about + _lead(rows, seeds), tuple(tables), _notes(result, any(uses.values())), chart(rows, uses)
     )
 
 
-def title(found: Row) -> str:
+def title(result: ComparisonResult) -> str:
     """What is compared, where and how often."""
-    rows, seeds = len(found["rows"]), len(found["conditions"]["seeds"])
+    rows, seeds = len(result.rows), len(result.conditions["seeds"])
     return (
-        f"{rows} {'methods' if rows > 1 else 'method'} on {found['conditions']['benchmark']}, "
+        f"{rows} {'methods' if rows > 1 else 'method'} on {result.conditions['benchmark']}, "
         f"{seeds} {'seeds' if seeds > 1 else 'seed'}"
     )
 
 
-def _lead(rows: Sequence[Row], seeds: Sequence[int]) -> str:
+def _lead(rows: Sequence[RowSummary], seeds: Sequence[int]) -> str:
     listed = ", ".join(map(str, seeds))
     if len(seeds) == 1:
         return (
-            f"Each figure is that of a single training, seed {listed}: how much chance there is in it cannot be told, "
-            f"so there are no intervals. Give several seeds."
+            f"Each figure is that of a single run, seed {listed}, so there are no confidence intervals; give several "
+            f"seeds to get them."
         )
     return (
         f"Each figure is the mean over the seeds {listed}, ± half of its 95 % t-interval. All rows were trained and "
-        f"judged on the same images, seed by seed, so differences are surer than the figures are: look at these."
+        f"evaluated on the same images, seed by seed, so differences are more certain than the figures themselves."
     )
 
 
-def _notes(found: Row, told: bool) -> tuple[str, ...]:
+def _notes(result: ComparisonResult, uses: bool) -> tuple[str, ...]:
     notes = []
-    if told:
+    if uses:
         notes.append(
-            "“Uses” is what a row is told beside images and classes: the groups of training or validation images, or "
-            "the true mask of every image, in training and in the test. Rows that are told nothing have it harder."
+            "“Uses” is what a row has beside images and classes: the groups of training or validation images, or the "
+            "true mask of every image, in training and in the test. Rows without have a harder task."
         )
-    if found["conditions"]["train"]["monitor"] == "worst_group":
-        notes.append(
-            "Each row keeps the epoch with the best worst group of the validation images, so in this all know groups."
-        )
+    if result.conditions["train"]["monitor"] == "worst_group":
+        notes.append("Each row keeps the epoch with the best worst group of the validation images, so all use groups.")
+    notes += [_influence(row) for row in result.rows if "hidden_influence" in row.values]
     notes.append(
         "Seconds are those of training, and of fitting the last layer again where that was done. A t-interval may "
         "reach beyond 0 or 100 %: it takes the seeds for draws from a normal distribution."
     )
-    return (*notes, *map(_about, found["methods"]))
+    return (*notes, *map(_about, result.methods))
 
 
-def _about(method: Row) -> str:
+def _about(method: MethodInfo) -> str:
     """What a row is, and in which settings it differs from the first."""
-    differs = "".join(f"; {name} = {value}" for name, value in method["differs"].items())
-    return f"{method['name']}: {method['about']}{differs}."
+    differs = "".join(f"; {name} = {value}" for name, value in method.differs.items())
+    return f"{method.name}: {method.about}{differs}."
 
 
-def _main(rows: Sequence[Row], uses: Mapping[str, str], seeds: int) -> Table:
+def _main(rows: Sequence[RowSummary], uses: Mapping[str, str], seeds: int) -> Table:
     present = _present(rows, "figures", _FIGURES)
     heads = ("", "uses", *(_FIGURES[key][0] for key in present), "trained", "weights")
     cells = [
         (
-            row["name"],
-            uses[row["name"]] or "–",
-            *(_cell(row["figures"].get(key), key) for key in present),
-            *(_short(row["parameters"][key]) for key in ("trained", "total")),
+            row.name,
+            uses[row.name] or "–",
+            *(_cell(row.figures.get(key), key) for key in present),
+            *(_short(row.parameters[key]) for key in ("trained", "total")),
         )
         for row in rows
     ]
     return Table(f"Mean over {seeds} seeds" if seeds > 1 else "One seed", heads, tuple(cells))
 
 
-def _differences(rows: Sequence[Row]) -> Table:
+def _influence(row: RowSummary) -> str:
+    """The largest influence of hidden pixels in any run; NaN is not hidden by a larger number."""
+    largest = max(row.values["hidden_influence"].values(), key=lambda value: (math.isnan(value), value))
+    change = (
+        "changes no logit: the largest change is exactly 0"
+        if largest == 0
+        else f"FAILS: a logit changes by {largest:.2g}"
+    )
+    return (
+        f"Replacing all hidden pixels of 64 images by noise, another image, 1e30, infinity and NaN, the mask held "
+        f"fixed, {change} ({row.name})."
+    )
+
+
+def _differences(rows: Sequence[RowSummary]) -> Table:
     first, others = rows[0], rows[1:]
     present = _present(others, "differences", _COMPARED)
-    cells = [
-        (row["name"], *(_cell(row["differences"].get(key), key, signed=True) for key in present)) for row in others
-    ]
+    cells = [(row.name, *(_cell(row.differences.get(key), key, signed=True) for key in present)) for row in others]
     heads = ("", *(_FIGURES[key][0].removesuffix(" %") for key in present))
-    return Table(f"Difference to {first['name']} on the same seeds; of shares in points", heads, tuple(cells))
+    return Table(f"Difference to {first.name} on the same seeds; of shares in points", heads, tuple(cells))
 
 
-def _present(rows: Sequence[Row], kind: str, names: Iterable[str]) -> list[str]:
+def _selectors(rows: Sequence[RowSummary]) -> Table:
+    """How well the selectors classify by themselves, with the whole image in view."""
+    cells = [
+        (row.name, *(_cell(row.figures[key], figure) for key, figure in _SELECTOR.items()))
+        for row in rows
+        if "selector_average" in row.figures
+    ]
+    heads = ("", *(_FIGURES[figure][0] for figure in _SELECTOR.values()))
+    return Table("The selector’s own classification, which sees the whole image", heads, tuple(cells))
+
+
+def _present(rows: Sequence[RowSummary], kind: str, names: Iterable[str]) -> list[str]:
     """The figures that a row has, without a mean over classes that is the average: classes may be of the same size."""
-    same = all(math.isclose(row["figures"]["macro"]["mean"], row["figures"]["average"]["mean"]) for row in rows)
-    return [name for name in names if any(name in row[kind] for row in rows) and not (same and name == "macro")]
+    same = all(math.isclose(row.figures["macro"].mean, row.figures["average"].mean) for row in rows)
+    return [
+        name for name in names if any(name in getattr(row, kind) for row in rows) and not (same and name == "macro")
+    ]
 
 
-def _groups(rows: Sequence[Row]) -> Table:
+def _groups(rows: Sequence[RowSummary]) -> Table:
     """Accuracy by group; the longer of rows and groups runs downwards."""
-    groups = sorted(rows[0]["groups"], key=lambda name: rows[0]["groups"][name]["mean"])
-    counts = {name: f"{name} ({rows[0]['groups'][name]['count']})" for name in groups}
-    caption = f"Accuracy by group in %, with the number of its images; the worst group of {rows[0]['name']} first"
+    groups = _worst_first(rows[0])
+    counts = {name: f"{name} ({rows[0].groups[name].count})" for name in groups}
+    caption = f"Accuracy by group in %, with the number of its images; the worst group of {rows[0].name} first"
     if len(groups) <= len(rows):
-        lines = [(row["name"], *(_cell(row["groups"].get(group)) for group in groups)) for row in rows]
+        lines = [(row.name, *(_cell(row.groups.get(group)) for group in groups)) for row in rows]
         return Table(caption, ("", *counts.values()), tuple(lines))
-    lines = [(counts[group], *(_cell(row["groups"].get(group)) for row in rows)) for group in groups]
-    return Table(caption, ("", *(row["name"] for row in rows)), tuple(lines))
+    lines = [(counts[group], *(_cell(row.groups.get(group)) for row in rows)) for group in groups]
+    return Table(caption, ("", *(row.name for row in rows)), tuple(lines))
 
 
-def _cell(found: Row | None, key: str = "average", signed: bool = False) -> str:
+def _cell(mean: MeanCI | None, key: str = "average", signed: bool = False) -> str:
     """A mean and the reach of its interval."""
-    if found is None:
+    if mean is None:
         return "–"
     _, scale, digits = _FIGURES[key]
-    text = f"{scale * found['mean']:{'+' if signed else ''}.{digits}f}"
-    return text if found["low"] is None else f"{text} ± {scale * (found['high'] - found['mean']):.{digits}f}"
+    text = f"{scale * mean.mean:{'+' if signed else ''}.{digits}f}"
+    return text if mean.high is None else f"{text} ± {scale * (mean.high - mean.mean):.{digits}f}"
 
 
 def _short(number: int) -> str:
@@ -158,33 +184,88 @@ def _short(number: int) -> str:
     return str(number)
 
 
-def chart(rows: Sequence[Row], uses: Mapping[str, str]) -> Markup:
+def chart(rows: Sequence[RowSummary], uses: Mapping[str, str]) -> Markup:
     """Worst group and average of each row with their intervals, as inline SVG."""
 
     def paint(axes: Axes) -> None:
         for place, row in enumerate(rows):
-            ends = {key: row["figures"][key] for key in ("worst_group", "average")}
-            axes.plot([100 * found["mean"] for found in ends.values()], [place] * 2, color="#d5d8db", lw=1.2, zorder=1)
-            for (key, found), colour in zip(ends.items(), (_WORST, _AVERAGE), strict=True):
-                if found["low"] is not None:
-                    reach = [100 * min(max(found[end], 0), 1) for end in ("low", "high")]
-                    axes.plot(reach, [place] * 2, color=colour, lw=5, alpha=0.3, solid_capstyle="butt", zorder=2)
-                filled = colour if key == "worst_group" else "white"
+            ends = {key: row.figures[key] for key in ("worst_group", "average")}
+            axes.plot([100 * mean.mean for mean in ends.values()], [place] * 2, color="#d5d8db", lw=1.2, zorder=1)
+            for (key, mean), color in zip(ends.items(), (_WORST, _AVERAGE), strict=True):
+                if mean.low is not None and mean.high is not None:
+                    reach = [100 * min(max(end, 0), 1) for end in (mean.low, mean.high)]
+                    axes.plot(reach, [place] * 2, color=color, lw=5, alpha=0.3, solid_capstyle="butt", zorder=2)
+                filled = color if key == "worst_group" else "white"
                 name = key.replace("_", " ") if place == 0 else None
-                axes.plot(100 * found["mean"], place, "o", ms=7, mfc=filled, mec=colour, mew=1.6, zorder=3, label=name)
-        told = [f" (uses {uses[row['name']]})" if uses[row["name"]] else "" for row in rows]
-        axes.set_yticks(range(len(rows)), [row["name"] + more for row, more in zip(rows, told, strict=True)])
+                axes.plot(100 * mean.mean, place, "o", ms=7, mfc=filled, mec=color, mew=1.6, zorder=3, label=name)
+        notes = [f" (uses {uses[row.name]})" if uses[row.name] else "" for row in rows]
+        axes.set_yticks(range(len(rows)), [row.name + note for row, note in zip(rows, notes, strict=True)])
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.set_xlim(0, 101)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0f}\u202f%")
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, borderaxespad=0)
 
     text = "; ".join(
-        f"{row['name']}: worst group {_cell(row['figures']['worst_group'])} %, "
-        f"average {_cell(row['figures']['average'])} %"
+        f"{row.name}: worst group {_cell(row.figures['worst_group'])} %, average {_cell(row.figures['average'])} %"
         for row in rows
     )
     return draw((7.4, 0.9 + 0.34 * len(rows)), text, paint, lines="x")
 
 
-__all__ = ["chart", "comparison_section", "print_comparison", "title"]
+@dataclass(frozen=True)
+class ImageRow:
+    """One image with what every method saw and answered.
+
+    Attributes:
+        label: Name of its class.
+        image: File of the image.
+        masked: For each method with a mask its name, the file of its parts, and the file of what its predictor saw.
+        answers: For each method its picture, by name.
+    """
+
+    label: str
+    image: str
+    masked: list[tuple[str, str, str]]
+    answers: dict[str, Picture]
+
+
+def image_rows(result: ComparisonResult) -> dict[str, list[ImageRow]]:
+    """The pictures of a comparison by group, the worst group of the first row first."""
+    by_index: dict[int, dict[str, Picture]] = {}
+    for row in result.rows:
+        for picture in row.pictures:
+            by_index.setdefault(picture.index, {})[row.name] = picture
+    groups: dict[str, list[ImageRow]] = {name: [] for name in _worst_first(result.rows[0])}
+    for answers in by_index.values():
+        one = next(iter(answers.values()))
+        masked = [(name, p.parts, p.seen) for name, p in answers.items() if p.parts and p.seen]
+        groups.setdefault(one.group, []).append(ImageRow(one.label, one.image, masked, answers))
+    return {name: rows for name, rows in groups.items() if rows}
+
+
+def _worst_first(row: RowSummary) -> list[str]:
+    return sorted(row.groups, key=lambda name: row.groups[name].mean)
+
+
+_CURVES = {
+    "train/total": "training loss",
+    "val/accuracy": "validation accuracy",
+    "val/worst_group": "validation worst group",
+    "val/mask_iou": "validation mask IoU",
+}
+
+
+def curves(result: ComparisonResult) -> dict[str, dict[str, list[tuple[int | float, float]]]]:
+    """For each method the named curves of its training with the first seed, as (epoch, value)."""
+    return {
+        row.name: {
+            name: [(epoch + 1, values[key]) for epoch, values in enumerate(row.history) if key in values]
+            for key, name in _CURVES.items()
+            if any(key in values for values in row.history)
+        }
+        for row in result.rows
+        if row.history
+    }
+
+
+__all__ = ["chart", "comparison_section", "curves", "image_rows", "print_comparison", "title"]

@@ -74,6 +74,13 @@ def enlarge(image: Image.Image, side: int = 320) -> Image.Image:
     return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
 
 
+def thumbnail(image: Image.Image, side: int = 224) -> Image.Image:
+    """A picture for a page: in color, its longer side at most so many pixels."""
+    small = image.convert("RGB")
+    small.thumbnail((side, side))
+    return small
+
+
 def part_overlay(image: Image.Image, part_maps: Float[Tensor, "K1 H W"]) -> Image.Image:
     """The parts in their colours over the image, the background paled.
 

@@ -11,17 +11,18 @@ from PIL import Image
 
 from ifam._typing import Tensor
 from ifam.errors import IfamError
+from ifam.evaluation.comparisons import ComparisonResult
 from ifam.io import check_replaceable, ensure_writable, local_path, replacing, run_digest, write_json, write_text
 from ifam.model_files import read_json
 from ifam.provenance import is_stale
 from ifam.report.audit_tables import Row, Section, Table, sections, share, worst_group
-from ifam.report.comparisons import comparison_section, title
+from ifam.report.comparisons import comparison_section, curves, image_rows, title
 from ifam.report.evaluation_tables import further_tables, one_by_one
-from ifam.report.html import MODELS, curve_charts, environment
-from ifam.report.overlays import part_colours, part_overlay, predictor_view
+from ifam.report.html import curve_charts, environment
+from ifam.report.overlays import part_colours, part_overlay, predictor_view, thumbnail
+from ifam.serialization import from_json
 
 PICTURES = "audit_pictures"
-_SIDE = 224
 _SMALL = 160
 _KINDS = ("input", "parts", "seen")
 _RESULTS = ("audit.json", "compare.json", "results.json")
@@ -39,6 +40,7 @@ class Page:
         summary: A row a model.
         found: Sections of each audit.
         comparisons: Comparisons of several methods.
+        pictures: Images of comparisons with what each method saw and answered.
         cases: Pictures, flagged ones first.
         audits: Choices of the filter by audit, as value and text.
         labels: Choices of the filter by class.
@@ -56,6 +58,7 @@ class Page:
     verdicts: list[dict[str, Any]] = field(default_factory=list)
     found: list[dict[str, Any]] = field(default_factory=list)
     comparisons: list[Section] = field(default_factory=list)
+    pictures: list[dict[str, Any]] = field(default_factory=list)
     cases: list[dict[str, Any]] = field(default_factory=list)
     audits: list[tuple[str, str]] = field(default_factory=list)
     labels: list[tuple[str, str]] = field(default_factory=list)
@@ -90,8 +93,7 @@ def write_audit(
     (folder / "audit.json").unlink(missing_ok=True)
     rows = []
     for i, (row, image) in enumerate(zip(audit["images"], images, strict=True)):
-        shown = image.convert("RGB")
-        shown.thumbnail((_SIDE, _SIDE))
+        shown = thumbnail(image)
         drawn = (shown, part_overlay(shown, part_maps[i]), predictor_view(shown, mask[i]))
         named = {kind: f"{PICTURES}/{i:05d}-{kind}.webp" for kind in _KINDS}
         for kind, picture in zip(_KINDS, drawn, strict=True):
@@ -156,10 +158,10 @@ def _read(file: Path) -> dict[str, Any]:
     found = read_json(file)
     if found is None:
         raise IfamError(f"There is no file {file}; give an audit.json or results.json.")
-    if found.get("kind") not in ("audit", "comparison") and not {"predictor", "runs", "treatments"} & set(found):
+    if found.get("kind") not in ("audit", "comparison") and not {"predictor", "treatments"} & set(found):
         raise IfamError(
-            f"{file} is no result for a page; give a file that `ifam audit`, `compare`, `evaluate`, `train` or `demo` "
-            f"wrote."
+            f"{file} is no result for a page; give a file that `ifam audit`, `compare`, `demo`, `evaluate` or "
+            f"`train` wrote."
         )
     return found
 
@@ -175,7 +177,9 @@ def _page(run: str, results: Sequence[tuple[Path, dict[str, Any]]]) -> Page:
     page = Page(
         run=run,
         title="Results" if len(results) > 1 else kinds.get(str(results[0][1].get("kind")), "Results"),
-        headline=title(results[0][1]) if not single and len(results) == 1 else _headline(audits, len(results)),
+        headline=title(_comparison(results[0][1]))
+        if not single and len(results) == 1
+        else _headline(audits, len(results)),
         summary=Table("Worst group first; each figure is of the images that were looked at", columns, tuple(rows)),
     )
     for number, (file, name, found) in enumerate(audits):
@@ -189,12 +193,16 @@ def _page(run: str, results: Sequence[tuple[Path, dict[str, Any]]]) -> Page:
     page.colours = part_colours(max((len(case["bars"]) for case in page.cases), default=0))
     for (file, found), name in zip(results, names, strict=True):
         if _is_comparison(found):
-            page.comparisons.append(comparison_section(found))
+            result = _comparison(found)
+            page.comparisons.append(comparison_section(result))
+            page.pictures += _pictures(file.parent, result)
+            if charts := curve_charts(curves(result)):
+                page.curves.append((f"seed {result.conditions['seeds'][0]}", charts))
         elif not _is_audit(found):
             page.tables += [*_groups(found, name), *further_tables(found, name)]
         if history := _history(file.parent / "logs" / "metrics.csv"):
             method = str(found.get("conditions", {}).get("method", "ifam"))
-            page.curves.append((name, curve_charts({MODELS.get(method, method): history})))
+            page.curves.append((name, curve_charts({method: history})))
         page.conditions.append((name, _flat(found.get("conditions", {}))))
     return page
 
@@ -219,6 +227,30 @@ def _names(results: Sequence[tuple[Path, Row]]) -> list[str]:
         full = f"{name} ({file})" if names.count(name) > 1 else name
         named.append(f"{full} [of other weights than the model beside it has now]" if is_stale(file) else full)
     return named
+
+
+def _comparison(data: Row) -> ComparisonResult:
+    return from_json(ComparisonResult, data)
+
+
+def _pictures(folder: Path, result: ComparisonResult) -> list[dict[str, Any]]:
+    """The pictures of a comparison, ready for the page: files as text that it can hold."""
+    return [
+        {
+            "group": group,
+            "images": [
+                {
+                    "label": row.label,
+                    "image": _uri(folder / row.image),
+                    "masked": [(name, _uri(folder / parts), _uri(folder / seen)) for name, parts, seen in row.masked],
+                    "answers": row.answers,
+                }
+                for row in rows
+            ],
+            "colors": part_colours(result.num_parts),
+        }
+        for group, rows in image_rows(result).items()
+    ]
 
 
 def _is_text(value: Any) -> bool:
@@ -250,14 +282,6 @@ def _summary(found: Row, name: str) -> Iterator[tuple[str, ...]]:
             "no influence" if found["passed"] else "FAILED",
             f"{share(found['backgrounds']['recomputed']['answers'])} change",
         )
-    elif "runs" in found:
-        for key, model in MODELS.items():
-            if runs := [run[key] for run in found["runs"] if key in run]:
-                mean = {
-                    k: _mean([run.get(k) for run in runs])
-                    for k in ("worst_group", "average", "visible_fraction", "mask_iou")
-                }
-                yield _figures(f"{name}: {model}", mean, sum(g["count"] for g in runs[0]["groups"].values()))
     else:
         yield _figures(name, {**found, **found["predictor"]}, found["count"])
         if found.get("selector"):
@@ -282,20 +306,11 @@ def _ratio(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}"
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
-
-
 def _groups(found: Row, name: str) -> list[Table]:
     """Accuracy of each group, the worst first."""
-    if "runs" in found:
-        models = {text: found["runs"][0][key] for key, text in MODELS.items() if key in found["runs"][0]}
-        caption = f"{name}: accuracy by group, seed {found['runs'][0]['seed']}"
-    else:
-        models = {"predictor": found["predictor"]}
-        models |= {"selector alone": found["selector"]} if found.get("selector") else {}
-        caption = f"{name}: accuracy by group"
+    models = {"predictor": found["predictor"]}
+    models |= {"selector alone": found["selector"]} if found.get("selector") else {}
+    caption = f"{name}: accuracy by group"
     first = next(iter(models.values()))["groups"]
     order = sorted(first, key=lambda group: min(model["groups"][group]["accuracy"] for model in models.values()))
     rows = [(g, str(first[g]["count"]), *(share(m["groups"][g]["accuracy"]) for m in models.values())) for g in order]
@@ -334,7 +349,7 @@ def _uri(path: Path) -> str:
         return f"data:image/webp;base64,{base64.b64encode(path.read_bytes()).decode()}"
     except OSError as error:
         raise IfamError(
-            f"The picture {path} cannot be read ({error.strerror}); keep {PICTURES}/ beside its audit.json."
+            f"The picture {path} cannot be read ({error.strerror}); keep {path.parent.name}/ beside the results."
         ) from error
 
 

@@ -1,0 +1,82 @@
+"""Pictures of a comparison: the same images for every method, with what each of them saw and answered."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torchvision.transforms.v2.functional import to_pil_image
+
+from ifam.data import Benchmark, Prepared, collate
+from ifam.evaluation.comparisons import Picture, Run
+from ifam.io import replacing
+from ifam.models.base import Classifier, device_of
+from ifam.report.overlays import part_overlay, predictor_view, thumbnail
+
+FOLDER = "pictures"
+
+
+def first_of_each_group(images: Benchmark, split: str, count: int) -> list[int]:
+    """The first images of each group: chosen by position, not by how well they came out."""
+    chosen: dict[int, list[int]] = {group: [] for group in range(len(images.group_names))}
+    examples = images.split(split)
+    for index, group in enumerate(images.groups(split)):
+        if len(chosen[int(group)]) < count:
+            chosen[int(group)].append(index)
+        if all(len(of_group) >= min(count, len(examples)) for of_group in chosen.values()):
+            break
+    return [index for of_group in chosen.values() for index in of_group]
+
+
+@torch.inference_mode()
+def draw_pictures(
+    model: Classifier, images: Benchmark, split: str, count: int, folder: Path, row: str
+) -> list[Picture]:
+    """Draw the first images of each group, and what a model answers to them.
+
+    Args:
+        model: The model, in evaluation mode.
+        images: The data.
+        split: Split to draw from.
+        count: Images of each group.
+        folder: Where the results are; pictures go to `pictures/` in it.
+        row: A name for the files of this model.
+    """
+    indices, examples = first_of_each_group(images, split, count), images.split(split)
+    batch = collate([Prepared(examples, model.image_size, model.normalization)[index] for index in indices])
+    out = model.predict_batch(batch.to(device_of(model)))
+    probabilities, answers = out.logits.softmax(dim=1).max(dim=1)
+    pictures = []
+    for place, index in enumerate(indices):
+        image = thumbnail(to_pil_image(examples[index]["image"]))
+        drawn = {"image": _save(image, folder, f"{index:05d}-input")}
+        if out.mask is not None and model.selects_parts:
+            drawn["parts"] = _save(part_overlay(image, out.part_maps[place]), folder, f"{index:05d}-{row}-parts")
+            drawn["seen"] = _save(predictor_view(image, out.mask[place]), folder, f"{index:05d}-{row}-seen")
+        pictures.append(
+            Picture(
+                index=index,
+                group=images.group_names[int(examples[index]["group"])],
+                label=images.class_names[int(examples[index]["label"])],
+                answer=images.class_names[int(answers[place])],
+                confidence=float(probabilities[place]),
+                **drawn,
+            )
+        )
+    return pictures
+
+
+def with_files(run: Run, folder: Path) -> Run:
+    """A run without the pictures whose files are gone, as in a copy of `runs.jsonl` alone."""
+    files = [[picture.image, picture.parts, picture.seen] for picture in run.pictures]
+    there = [all((folder / file).is_file() for file in names if file) for names in files]
+    return replace(run, pictures=[picture for picture, whole in zip(run.pictures, there, strict=True) if whole])
+
+
+def _save(image: Image.Image, folder: Path, name: str) -> str:
+    """Write a picture, and give its name relative to the folder of the results."""
+    path = f"{FOLDER}/{name}.webp"
+    with replacing(folder / path) as beside:
+        # Small pictures are drawn in sharp squares, larger ones are photographs.
+        image.save(beside, lossless=max(image.size) <= 160, quality=82)
+    return path
