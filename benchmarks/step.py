@@ -41,7 +41,7 @@ from benchmarks.plain import Forced, ForcedPlain, visible_masks
 from ifam.config import LossConfig, MaskGradient, ModelConfig, TrainConfig, Tuning
 from ifam.data import Benchmark
 from ifam.training.losses import weighted_sum
-from ifam.training.module import Training
+from ifam.training.module import Training, prepare
 from ifam.training.optimization import parameter_groups
 from ifam.types import Batch
 
@@ -201,6 +201,7 @@ def train_step(setting: Setting, work: Workload) -> TrainStep:
         setattr(model.predictor, "execution", setting.execution)  # noqa: B010 (mypy takes it for a tensor)
     config = replace(config, **extras)
     benchmark = Benchmark("random images", {}, tuple(map(str, range(work.classes))), ("all",))
+    prepare(model, config)
     training = Training(model, config, LossConfig(), benchmark, 1000).train().to(work.device)
     return TrainStep(training.terms, model, _adamw(model, config, fused=True), work.data(), setting.precision)
 

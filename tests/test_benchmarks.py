@@ -22,7 +22,7 @@ from benchmarks.step import Setting, Workload, train_step
 from ifam.config import LossConfig, TrainConfig
 from ifam.data import Benchmark
 from ifam.errors import IfamError
-from ifam.training.module import Training
+from ifam.training.module import Training, prepare
 from ifam.types import Batch
 
 pytestmark = pytest.mark.slow
@@ -88,6 +88,7 @@ def test_the_plain_predictor_answers_the_same_pruned_and_dense(pair, mask):
 def test_a_plain_step_has_the_same_losses_and_gradients(pair, tuning):
     model, plain = pair
     batch, config = batch_for(model), TrainConfig(selector_tuning=tuning)
+    prepare(model, config)
     training = Training(model, config, LossConfig(), Benchmark("random", {}, (), ("all",)), 100).train()
     for name, parameter in plain.named_parameters():
         parameter.requires_grad_(model.get_parameter(name).requires_grad)

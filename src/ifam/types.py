@@ -30,6 +30,11 @@ class Batch:
     groups: Int[Tensor, " B"] | None = None
     masks: Bool[Tensor, "B S1 S2"] | None = None
 
+    @property
+    def groups_or_classes(self) -> Int[Tensor, " B"]:
+        """Group of each image; its class where the data know no groups."""
+        return self.labels if self.groups is None else self.groups
+
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device, copied beside the computation where its memory is pinned."""
         # Only towards a GPU: in the other direction nobody would wait for the copy.

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from fakes import PeekingPredictor
 from ifam.auditing.certify import Setting, certify, merge, predictor_settings
 from ifam.errors import IfamError
 from ifam.evaluation.attacks import FILLINGS, ascend, differing, hidden_pixel_mask, replaced
-from ifam.models.predictor import Predictor
 
 FINITE = ("noise", "another image", "adversarial")
 
@@ -17,23 +17,10 @@ def visible_sum(images, mask):
     return torch.stack([shown.sum(dim=(1, 2, 3)), shown[:, 0].sum(dim=(1, 2))], dim=1)
 
 
-class Peeking(Predictor):
-    """A predictor that reads one pixel of patch (0, 0), visible or not, in one execution and one mode."""
-
-    execution_that_peeks, training_that_peeks, size = "padded", True, 1e-3
-
-    def forward(self, images, mask, gate=None):
-        logits = super().forward(images, mask, gate)
-        if self.execution == self.execution_that_peeks and self.training == self.training_that_peeks:
-            logits = logits + self.size * images[:, 0, 0, 0, None] * torch.arange(1, logits.shape[1] + 1)
-        return logits
-
-
 @pytest.fixture
 def peeking(make_model):
-    predictor = make_model().predictor
-    predictor.__class__ = Peeking
-    return predictor
+    """It peeks in one execution and one mode."""
+    return PeekingPredictor(make_model().predictor, size=1e-3, execution="padded", training=True)
 
 
 @pytest.mark.parametrize("filling", FILLINGS)

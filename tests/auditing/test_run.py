@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from fakes import PeekingPredictor
 from ifam.auditing.certificates import share_weights
 from ifam.auditing.run import OWN_WEIGHTS, audit, load_plain
 from ifam.checkpoints import hub
@@ -21,16 +22,6 @@ from ifam.types import Batch
 pytestmark = pytest.mark.slow
 
 DATA = {"num_train": 4, "num_val": 4, "num_test": 24}
-
-
-class Peeking(Predictor):
-    """A predictor that adds one pixel of one patch to its logits, visible or not."""
-
-    row, column = 0, 0
-
-    def forward(self, images, mask, gate=None):
-        logits = super().forward(images, mask, gate)
-        return logits + images[:, :1, 16 * self.row, 16 * self.column] * torch.arange(1.0, logits.shape[1] + 1)
 
 
 class Cheating(IFAM):
@@ -102,11 +93,10 @@ def _figures(found):
 
 
 def test_a_predictor_that_looks_at_one_hidden_pixel_fails_and_is_named(tiny_model, batch):
-    tiny_model.predictor.__class__ = Peeking
     with torch.no_grad():
         mask = tiny_model(batch.images).mask
     place = int(mask.float().mean(dim=0).flatten().argmin())
-    tiny_model.predictor.row, tiny_model.predictor.column = divmod(place, 4)
+    tiny_model.predictor = PeekingPredictor(tiny_model.predictor, divmod(place, 4))
     shown = mask.flatten(1)[:, place]
     found = audit(tiny_model, batch, explain=1)
     assert not found.passed
@@ -121,8 +111,9 @@ def test_a_predictor_that_looks_at_one_hidden_pixel_fails_and_is_named(tiny_mode
 
 def test_a_model_that_goes_round_its_predictor_fails(make_model, batch):
     """The predictor alone would pass; the whole model is attacked as well."""
-    model = make_model()
-    model.__class__ = Cheating
+    honest = make_model()
+    model = Cheating(honest.config, pretrained=False).eval()
+    model.load_state_dict(honest.state_dict())
     found = audit(model, batch, explain=1)
     assert not found.passed
     assert {v.setting for v in found.certificate.violations} == {"whole model, evaluation"}

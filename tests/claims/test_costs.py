@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ifam.config import LossConfig, TrainConfig
 from ifam.data import Benchmark
 from ifam.training.losses import weighted_sum
-from ifam.training.module import Training
+from ifam.training.module import Training, prepare
 from ifam.types import Batch, Mask
 
 # ViT: 64 px, 4 x 4 patches of 16, class token, width 48, 3 heads, 2 blocks (see conftest).
@@ -33,13 +33,9 @@ def step(make_model):
         def __init__(self, **settings):
             fields = {k: v for k, v in settings.items() if k in ("mask_gradient", "execution", "num_parts")}
             self.model = make_model(**{"mask_gradient": "none", **fields})
-            self.training = Training(
-                self.model,
-                TrainConfig(**{k: v for k, v in settings.items() if k not in fields}),
-                LossConfig(),
-                BENCHMARK,
-                100,
-            ).train()
+            config = TrainConfig(**{k: v for k, v in settings.items() if k not in fields})
+            prepare(self.model, config)
+            self.training = Training(self.model, config, LossConfig(), BENCHMARK, 100).train()
             self.visible = torch.zeros(IMAGES, PATCHES, dtype=torch.bool)
             for row, count in zip(self.visible, SHOWN, strict=True):
                 row[:count] = True

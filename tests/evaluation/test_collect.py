@@ -45,10 +45,10 @@ class Numbered:
         return example | ({} if self.masks is None or self.masks[index] is None else {"mask": self.masks[index]})
 
 
-def benchmark(labels, groups=None, classes=8, train=None, masks=None, size=4, **fields):
+def benchmark(labels, groups=None, classes=8, train=None, masks=None, size=4, kind=Numbered, **fields):
     names = tuple(f"class {c}" for c in range(classes))
     group_names = names if groups is None else tuple("wxyz")
-    splits = {"test": Numbered(labels, groups, masks, size)} | ({} if train is None else {"train": train})
+    splits = {"test": kind(labels, groups, masks, size)} | ({} if train is None else {"train": train})
     return Benchmark("told", splits, names, group_names, **fields)
 
 
@@ -235,8 +235,7 @@ def masks(count):
 
 
 def test_each_variant_is_what_the_model_says(tiny_model):
-    data = benchmark([0, 1, 2, 3, 4] * 2, classes=5, masks=masks(10), size=SIZE)
-    data.splits["test"].__class__ = Noisy
+    data = benchmark([0, 1, 2, 3, 4] * 2, classes=5, masks=masks(10), size=SIZE, kind=Noisy)
     variants = {"all": [], "without 0": [DropParts([0])], "only 1": [KeepParts([1])]}
     found = evaluate_variants(tiny_model, data, "test", variants, num_resamples=0, batch_size=3)
     images = torch.stack([data.splits["test"][i]["image"] for i in range(10)])
@@ -299,9 +298,7 @@ def test_images_without_a_mask_leave_their_neighbours_judged(tiny_model, batch_s
 
 
 def test_a_model_keeps_its_mode_when_an_image_is_bad(tiny_model):
-    data = benchmark([0, 9], size=SIZE)
-    del data.splits["test"].labels[1]
-    data.splits["test"].__class__ = Longer
+    data = benchmark([0], size=SIZE, kind=Longer)
     with pytest.raises(IndexError):
         evaluate(tiny_model.train(), data)
     assert tiny_model.training
@@ -329,8 +326,7 @@ def _process(rank, folder, model, data):
 def test_two_processes_find_what_one_finds(tiny_model, tmp_path, count):
     """Seven images are four and three; of a single one, the second process has none."""
     some = [None, *masks(6)][-count:]
-    data = benchmark([0, 1, 2, 3, 4, 0, 1][:count], classes=5, masks=some, size=SIZE)
-    data.splits["test"].__class__ = Noisy
+    data = benchmark([0, 1, 2, 3, 4, 0, 1][:count], classes=5, masks=some, size=SIZE, kind=Noisy)
     in_two_processes(_process, tmp_path, tmp_path, tiny_model, data)
     expected = json.loads(json.dumps(asdict(evaluate(tiny_model, data, num_resamples=40))))
     assert expected["count"] == count

@@ -185,8 +185,7 @@ def test_what_is_not_annotated_has_no_figure(tiny_model):
     assert parts.agreement == {}
     assert set(parts.intervals) == {"foreground_iou", "background_iou"}
     assert (parts.keypoint_error, parts.keypoint_count) == (None, 0)
-    bare = replace(data, splits={"test": data.split("test")})
-    bare.split("test").__class__ = Bare
+    bare = replace(data, splits={"test": Bare(11, complete=True)})
     assert evaluate(tiny_model, bare, num_resamples=10).parts is None
 
 

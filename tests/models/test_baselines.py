@@ -23,7 +23,7 @@ from ifam.models.registry import METHODS
 from ifam.models.soft_mask import SoftMaskIFAM
 from ifam.training import presets
 from ifam.training.fit import check, fit, seed_everything
-from ifam.training.module import Training
+from ifam.training.module import Training, prepare
 from ifam.training.optimization import parameter_groups
 from ifam.types import Batch
 
@@ -102,6 +102,7 @@ def test_repeated_steps_lower_the_loss(name, birds, batch):
     seed_everything(0)
     model = registry.build(name, replace(MODEL, gumbel_noise=False, part_dropout=0.0, mask_part_dropout=0.0), False)
     config = presets.apply_method_defaults(name, TRAIN)
+    prepare(model, config)
     training = Training(model, config, LossConfig(equivariance=0.0), birds, 16)
     weights = {"classification": 1.0, "selector_classification": 1.0}
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-3)
@@ -340,6 +341,7 @@ def test_the_gradient_through_a_late_mask_is_that_of_a_weighted_mean(batch):
 @pytest.mark.parametrize("name", ["late_mask", "soft_mask"])
 def test_the_loss_of_the_answer_reaches_the_selector(name, birds, batch):
     model = registry.build(name, replace(MODEL, mask_gradient="none"), pretrained=False)
+    prepare(model, TRAIN)
     Training(model, TRAIN, LossConfig(), birds, 16).terms(batch)["classification"].backward()
     assert model.selector.prototypes.grad.abs().max() > 0
 

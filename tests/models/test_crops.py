@@ -22,7 +22,7 @@ from ifam.models.crops import (
 )
 from ifam.training import presets
 from ifam.training.fit import fit
-from ifam.training.module import Training
+from ifam.training.module import Training, prepare
 
 MODEL = ModelConfig("ifam_tiny", image_size=32, backbone_kwargs={"depth": 2, "embed_dim": 32})
 
@@ -255,6 +255,7 @@ def test_only_the_linear_layer_is_trained(tuning):
 def test_the_optimizer_has_the_linear_layer_alone():
     birds = load_benchmark("pondbirds", options={"num_train": 8, "num_val": 8, "num_test": 8})
     model = registry.build("frozen_crops", LARGE, pretrained=False)
+    prepare(model, presets.apply_method_defaults("frozen_crops", TrainConfig()))
     training = Training(model, presets.apply_method_defaults("frozen_crops", TrainConfig()), LossConfig(), birds, 8)
     assert [key for group in training.groups if group.trainable for key in group.parameters] == ["classifier.weight"]
 

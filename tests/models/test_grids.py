@@ -22,7 +22,7 @@ from ifam.models.interventions import DropParts, UseMask
 from ifam.models.masking import resize_mask, resize_values
 from ifam.models.registry import METHODS, build
 from ifam.training.fit import fit
-from ifam.training.module import Training
+from ifam.training.module import Training, prepare
 from ifam.types import Batch
 
 MODES = ["full", "visible", "none"]
@@ -151,6 +151,7 @@ def test_every_method_is_trained_on_two_grids(name):
         predictor_kwargs={"depth": 1, "embed_dim": 32, "num_heads": 2},
     )
     model = build(name, config, pretrained=False)
+    prepare(model, TrainConfig(**METHODS[name].train))
     training = Training(model, TrainConfig(**METHODS[name].train), LossConfig(), benchmark(), 16)
     batch = Batch(torch.randn(4, 3, 32, 48), torch.tensor([0, 1, 0, 1]), torch.arange(4), torch.rand(4, 32, 48) > 0.3)
     sum(training.terms(batch).values()).backward()

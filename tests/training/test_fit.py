@@ -27,7 +27,7 @@ from ifam.training.affine import sample_affine, transform
 from ifam.training.batches import augmentation
 from ifam.training.fit import fit, seed_everything
 from ifam.training.losses import weighted_sum
-from ifam.training.module import Training
+from ifam.training.module import Training, prepare
 from ifam.training.optimization import learning_rate_factor, normalized_weight_decay, parameter_groups
 from ifam.training.trainer import check_devices
 from ifam.types import Output
@@ -260,6 +260,7 @@ def test_every_term_is_logged_by_name_and_they_add_up(birds):
 def test_nothing_runs_twice(birds):
     """One pass of the selector's trunk over images and transformed images, one of the predictor over images alone."""
     model = make()
+    prepare(model, TRAIN)
     module = Training(model, TRAIN, LossConfig(equivariance=0.0), birds, 32)
     batch = collate([Prepared(birds.split("train"), model.image_size, model.normalization)[i] for i in range(4)])
     passes = []
@@ -278,6 +279,7 @@ def test_nothing_runs_twice(birds):
 
 def test_the_equivariance_term_compares_with_the_maps_of_the_transformed_images(birds):
     model = make().eval()  # without noise
+    prepare(model, TRAIN)
     module = Training(model, TRAIN, LossConfig(), birds, 32).eval()
     batch = collate([Prepared(birds.split("train"), model.image_size, model.normalization)[i] for i in range(4)])
     torch.manual_seed(5)

@@ -17,7 +17,7 @@ from ifam.models.registry import METHODS, build
 from ifam.training.batches import Batches
 from ifam.training.fit import check, fit, seed_everything
 from ifam.training.group_dro import group_dro
-from ifam.training.module import Training
+from ifam.training.module import Training, prepare
 
 LOSSES = torch.tensor([1.0, 3.0, 0.5, 2.0], dtype=torch.double)
 GROUPS = torch.tensor([0, 0, 2, 2])
@@ -181,6 +181,7 @@ def test_only_the_answers_term_is_another(birds, name):
     batch = a_batch(birds, model)
     found = {}
     for step in (None, 0.5):
+        prepare(model, replace(TRAIN, group_dro=step))
         module = Training(model, replace(TRAIN, group_dro=step), LossConfig(), birds, 32).train()
         seed_everything(1)
         found[step] = module.terms(batch)
@@ -194,6 +195,7 @@ def test_only_the_answers_term_is_another(birds, name):
 def test_the_term_is_the_robust_loss_of_the_answer_and_moves_the_weights(birds):
     model = make("plain_vit")
     batch = a_batch(birds, model)
+    prepare(model, TRAIN)
     module = Training(model, TRAIN, LossConfig(), birds, 32)
     losses = F.cross_entropy(model(batch.images).logits, batch.labels, reduction="none")
     expected, weights = group_dro(losses, batch.groups, torch.full((4,), 0.25), 0.5)

@@ -130,8 +130,7 @@ def _patches(batch: Batch, grid: tuple[int, int]) -> Bool[Tensor, "B H W"]:
 
 def _rows(benchmark: Benchmark, batch: Batch, known: Tensor, out: Output, hides: bool) -> Rows:
     """Rows of a batch, on the CPU; what was visible only of models that hide the rest."""
-    assert batch.groups is not None
-    rows = {"label": batch.labels, "group": batch.groups}
+    rows = {"label": batch.labels, "group": batch.groups_or_classes}
     rows |= _judge(benchmark, batch, out.logits, "predictor")
     if out.mask is None:
         return {name: value.cpu() for name, value in rows.items()}

@@ -19,7 +19,7 @@ from ifam.io import ensure_space
 from ifam.models.base import Classifier
 from ifam.progress import Progress
 from ifam.training.batches import Batches, augmentation
-from ifam.training.module import Training
+from ifam.training.module import Training, prepare
 from ifam.training.trainer import KeepSignals, build_trainer, check_devices, quiet, run_folder
 
 logger = logging.getLogger(__name__)
@@ -78,6 +78,7 @@ def fit(
     """
     check(benchmark, config, model)
     seed_everything(config.seed)
+    prepare(model, config)
     module = Training(model, config, losses or LossConfig(), benchmark, len(benchmark.split("train")))
     with quiet(), run_folder(folder) as path:
         # The model, and two checkpoints with two moments of each trained weight.

@@ -35,9 +35,9 @@ def group_dro(
     losses = losses.float() if losses.dtype in (torch.float16, torch.bfloat16) else losses
     zeros = losses.new_zeros(len(weights))
     sums = [zeros.index_add(0, groups, column) for column in (losses.detach(), torch.ones_like(losses))]
-    found, counts = total(torch.stack(sums))
+    loss_sums, counts = total(torch.stack(sums))
     devices = total(losses.new_ones(()))
-    means = (found / counts.clamp_min(1)).to(weights.dtype)
+    means = (loss_sums / counts.clamp_min(1)).to(weights.dtype)
     updated = (weights.log() + step_size * means).softmax(dim=0)
     each = (updated.to(losses.dtype) / counts.clamp_min(1))[groups]
     return devices * (each * losses).sum(), updated

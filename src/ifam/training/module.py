@@ -26,11 +26,27 @@ from ifam.training.optimization import adamw, learning_rate_factor, normalized_w
 from ifam.types import Batch, Output
 
 
+def prepare(model: Classifier, config: TrainConfig) -> None:
+    """Make a model ready for training: freeze what stays as it is, and set checkpointing and compilation.
+
+    Args:
+        model: The model; changed in place.
+        config: How to train it.
+    """
+    for group in parameter_groups(model, config):
+        for parameter in group.parameters.values():
+            parameter.requires_grad_(group.trainable)
+    for backbone in (module for module in model.modules() if isinstance(module, Backbone)):
+        backbone.vit.set_grad_checkpointing(config.checkpointing)
+        if config.compile:
+            backbone.compile_blocks()
+
+
 class Training(L.LightningModule):
     """One step of training, for a two-stage model or a baseline.
 
     Args:
-        model: What is trained.
+        model: What is trained; `prepare` makes it ready.
         config: How.
         losses: Weight of each loss term.
         benchmark: Names of classes and groups, for the validation metrics.
@@ -43,13 +59,6 @@ class Training(L.LightningModule):
         super().__init__()
         self.model, self.config, self.losses, self.num_images = model, config, losses, num_images
         self.groups = parameter_groups(model, config)
-        for group in self.groups:
-            for parameter in group.parameters.values():
-                parameter.requires_grad_(group.trainable)
-        for backbone in (module for module in model.modules() if isinstance(module, Backbone)):
-            backbone.vit.set_grad_checkpointing(config.checkpointing)
-            if config.compile:
-                backbone.compile_blocks()
         self.accuracy = GroupAccuracy(len(benchmark.group_names))
         self.mask_iou = MaskIoU()
         self.val_loss, self.visible = MeanMetric(), MeanMetric()
@@ -100,18 +109,17 @@ class Training(L.LightningModule):
         return part_terms(out.part_maps, out.part_features, **moved) | self._classification(out, batch)
 
     def _classification(self, out: Output, batch: Batch) -> dict[str, Tensor]:
-        """The cross-entropy of each stage that answers; that of the answer for the worst group, where asked for."""
+        """Cross-entropy of each stage that classifies; with GroupDRO, that of the answer is for the worst group."""
         stages = {"classification": out.predictor_logits, "selector_classification": out.selector_logits}
         terms = {name: classification(logits, batch.labels) for name, logits in stages.items() if logits is not None}
         return terms | self._robust(next(iter(terms)), out.logits, batch)
 
     def _robust(self, name: str, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """The answer's term for the worst group, in the place of that for the average; none where not asked for."""
+        """GroupDRO loss, if enabled."""
         if self.config.group_dro is None:
             return {}
-        assert batch.groups is not None
         losses = F.cross_entropy(logits.float(), batch.labels, reduction="none")
-        loss, weights = group_dro(losses, batch.groups, self.group_weights, self.config.group_dro)
+        loss, weights = group_dro(losses, batch.groups_or_classes, self.group_weights, self.config.group_dro)
         self.group_weights.copy_(weights)
         return {name: loss}
 
@@ -119,8 +127,7 @@ class Training(L.LightningModule):
         """Count a batch of validation images."""
         out = self.model.predict_batch(batch)
         logits = out.logits
-        assert batch.groups is not None
-        self.accuracy.update(logits.float(), batch.labels, batch.groups)
+        self.accuracy.update(logits.float(), batch.labels, batch.groups_or_classes)
         size = len(batch.images)
         self.val_loss.update(classification(logits, batch.labels), size)
         if out.mask is not None:
