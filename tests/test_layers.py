@@ -17,7 +17,20 @@ SOURCE = Path(__file__).parents[1] / "src" / "ifam"
 # Packages and single files, from the bottom of the house to its top: each may import what stands on the lines before
 # it. Those on one line may import each other, but never in a circle.
 RANKS = [
-    ["_typing", "version", "types", "errors", "ranges", "config", "interruption", "distributed", "logs", "pulse", "io"],
+    [
+        "_typing",
+        "version",
+        "types",
+        "errors",
+        "ranges",
+        "config",
+        "data_config",
+        "interruption",
+        "distributed",
+        "logs",
+        "pulse",
+        "io",
+    ],
     ["serialization"],
     ["console", "progress", "yaml_text", "model_files", "saved_models", "provenance"],
     ["backbones", "data"],
@@ -91,7 +104,7 @@ NEVER = {
     ("training", "checkpoints"),
     ("backbones", "data"),
 }
-ONLY = {"data": {"data", "types", "_typing", "errors", "io", "pulse"}}
+ONLY = {"data": {"data", "data_config", "types", "_typing", "errors", "io", "pulse"}}
 
 KNOW_TIMM = {"backbones.timm_compat", "backbones.vit", "backbones.rotary"}
 
@@ -222,7 +235,7 @@ def test_few_files_know_the_transformers_library(library):
 
 def test_configuration_and_errors_need_no_torch():
     for name, tree in _modules():
-        if name in {"config", "errors", "ranges"}:
+        if name in {"config", "data_config", "errors", "ranges"}:
             assert not {"torch", "timm"} & set(map(_top, _imports(tree))), name
             assert set(_own(tree)) <= {"errors", "ranges"}, name
 

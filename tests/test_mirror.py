@@ -22,7 +22,7 @@ SHARED = {
     "backbones/vit": ("backbones/test_families", "tested on every family of transformers"),
     **{
         f"cli/{verb}": ("cli/test_main", "verbs share trained models, which take seconds")
-        for verb in ("audit", "common", "convert", "demo", "parser", "predict", "report", "train")
+        for verb in ("audit", "common", "convert", "demo", "predict", "report", "train")
     },
     "cli/thresholds": ("cli/test_evaluate", "verbs share trained models"),
     "cli/challenge": ("evaluation/test_challenge", "the verb and what it runs"),

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -17,7 +16,6 @@ from ifam import yaml_text
 from ifam.checkpoints import hub
 from ifam.cli.main import main
 from ifam.cli.parser import VERBS
-from ifam.data import BENCHMARKS
 from ifam.experiments.run_log import Runs
 
 ODD = ["0", "no", "1e3", "null", "true", "~", "yes", "1_000", "0x1F", "0o17", "1:30", ".nan", "-", "+1", "2020-01-01"]
@@ -32,16 +30,6 @@ def parse(*words):
         patch.setitem(VERBS, words[0], _recorder(VERBS[words[0]], got))
         main(list(words))
     return got
-
-
-def test_every_text_of_the_data_sets_is_listed():
-    known = {
-        field.name
-        for name, (settings, _) in BENCHMARKS.items()
-        for field in fields(settings)
-        if isinstance(field.default, str)
-    }
-    assert known == yaml_text.DATA_TEXT
 
 
 @pytest.mark.slow
@@ -76,7 +64,8 @@ def test_settings_that_people_write_without_quotes_are_text(tmp_path, text):
     found = parse("compare", "--config", str(path))
     assert list(found["methods"]) == [text, "plain_vit"]
     assert found["model"].class_names == (text, "a")
-    found = parse("compare", "--methods", f"{{{text}: {{method: ifam}}}}", "--data", f"{{label_column: {text}}}")
+    words = ["--benchmark", "folder", "--data", f"{{label_column: {text}}}"]
+    found = parse("compare", "--methods", f"{{{text}: {{method: ifam}}}}", *words)
     assert list(found["methods"]) == [text]
     assert found["data"] == {"label_column": text}
 
@@ -90,7 +79,7 @@ def test_what_may_be_nothing_can_be_nothing(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("text", ODD)
 def test_text_on_the_command_line(text):
-    assert parse("train", f"--data.label_column={text}")["data"] == {"label_column": text}
+    assert parse("train", "--benchmark", "folder", f"--data.label_column={text}")["data"] == {"label_column": text}
     found = parse("evaluate", "--data.seed", "3", "--data.mask_column", text)
     assert found["data"] == {"mask_column": text, "seed": 3}
 
@@ -108,7 +97,7 @@ def _recorder(verb, got):
 
 def test_a_missing_value_is_the_parsers_to_name(capsys):
     with pytest.raises(SystemExit) as stopped:
-        main(["train", "--data.label_column"])
+        main(["train", "--benchmark", "folder", "--data.label_column"])
     assert stopped.value.code == 2
     assert "--data" in capsys.readouterr().err
 

@@ -70,6 +70,8 @@ class ModelConfig:
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
 
+    # What `--help` shows; `--help-all` shows all.
+    common: ClassVar[tuple[str, ...]] = ("backbone", "image_size", "num_parts")
     ranges: ClassVar[dict[str, Range]] = {
         "image_size": COUNT,
         "num_parts": COUNT,
@@ -116,6 +118,8 @@ class LossConfig:
     orthogonality: float = 1.0
     equivariance: float = 1.0
     concentration: float = 0.0
+
+    common: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         check_ranges(vars(self), dict.fromkeys(vars(self), OFF_OR_POSITIVE), "loss.")
@@ -208,6 +212,9 @@ class TrainConfig:
     accelerator: str = "auto"
     strategy: str = "auto"
 
+    common: ClassVar[tuple[str, ...]] = (
+        *("epochs", "batch_size", "base_lr", "selector_tuning", "predictor_tuning", "precision", "workers", "seed"),
+    )
     ranges: ClassVar[dict[str, Range]] = {
         "epochs": COUNT,
         "batch_size": COUNT,

@@ -1,5 +1,15 @@
 """User-facing errors: one sentence on what is wrong, what was expected and how to fix it."""
 
+from collections.abc import Iterable
+
 
 class IfamError(ValueError):
     """An error of the input, not of the program. The command line prints its sentence and exits with 2."""
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """What goes behind an unknown name in a message: " (did you mean 'epochs'?)", or nothing."""
+    import difflib
+
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""

@@ -1,6 +1,5 @@
 """YAML in which text stays text: a column called `0` or `no`, a class called `1e3`, there and back."""
 
-import inspect
 import re
 import types
 import typing
@@ -11,20 +10,18 @@ from typing import Any
 
 import yaml
 
-# Settings of data sets that are text; `--data` is a dict, whose types the parser does not know.
-_COLUMNS = ("path_column", "label_column", "group_column", "split_column", "mask_column")
-_OTHERS = ("csv", "labels", "variant", "mapping", "split_list", "split", "content", "background")
-DATA_TEXT = frozenset((*_COLUMNS, *_OTHERS))
-# The parser reads a text in a dict a second time, as YAML, so such text goes through it in letters and digits.
-_MARK = "ifam-text-"
 _STR, _NULL = "tag:yaml.org,2002:str", "tag:yaml.org,2002:null"
 
 
-def text_settings(function: Callable[..., Any]) -> dict[str, bool]:
-    """Names of the settings of a verb that are text, on any level, and whether each may be null."""
-    names = dict.fromkeys(DATA_TEXT, False)
-    for name, parameter in inspect.signature(function).parameters.items():
-        _collect(name, parameter.annotation, names)
+def text_settings(known: Mapping[str, Any]) -> dict[str, bool]:
+    """Names of the settings that are text, on any level, and whether each may be null.
+
+    Args:
+        known: Type of each setting; of a dataclass, all fields count.
+    """
+    names: dict[str, bool] = {}
+    for name, kind in known.items():
+        _collect(name, kind, names)
     return names
 
 
@@ -41,14 +38,14 @@ def _collect(name: str, kind: Any, names: dict[str, bool]) -> None:
         names[name] = names.get(name, False) or type(None) in kinds
 
 
-def loader(read: Callable[[str], Any], function: Callable[..., Any]) -> Callable[[str], Any]:
-    """A reader of YAML that keeps keys, and the settings of a verb that are text, as they are written.
+def loader(read: Callable[[str], Any], known: Mapping[str, Any]) -> Callable[[str], Any]:
+    """A reader of YAML that keeps keys, and settings that are text, as they are written.
 
     Args:
         read: The parser's own reader.
-        function: The verb.
+        known: Type of each setting.
     """
-    names = text_settings(function)
+    names = text_settings(known)
 
     def load(text: str) -> Any:
         if ":" not in text or text.strip().endswith(":"):
@@ -74,22 +71,11 @@ def _make_text_below(node: yaml.Node, names: Mapping[str, bool]) -> None:
             _make_text_below(value, names)
     for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
         _make_text(key, nullable=False)
-        if key.value == "data" and isinstance(value, yaml.MappingNode):
-            _encode_below(value)
-        elif key.value in names and not isinstance(value, yaml.MappingNode):
+        if key.value in names and not isinstance(value, yaml.MappingNode):
             for item in value.value if isinstance(value, yaml.SequenceNode) else [value]:
                 _make_text(item, names[key.value])
         else:
             _make_text_below(value, names)
-
-
-def _encode_below(node: yaml.MappingNode) -> None:
-    """Encode the settings of a data set that are text."""
-    for key, value in node.value:
-        _make_text(key, nullable=False)
-        # A value that is missing is reported as such.
-        if key.value in DATA_TEXT and isinstance(value, yaml.ScalarNode) and (value.value or value.style):
-            value.tag, value.style, value.value = _STR, '"', _encode(value.value)
 
 
 def _make_text(node: yaml.Node, nullable: bool) -> None:
@@ -98,55 +84,6 @@ def _make_text(node: yaml.Node, nullable: bool) -> None:
         return
     if not (nullable and node.tag == _NULL):
         node.tag, node.style = _STR, '"'
-
-
-def _encode(text: str) -> str:
-    return _MARK + text.encode("utf-8", "surrogateescape").hex()
-
-
-def encoded(words: list[str]) -> list[str]:
-    """The words of a command line, with the text of data sets encoded (`--data.label_column 0`)."""
-    changed: list[str] = []
-    for place, word in enumerate(words):
-        option, equals, value = word.partition("=")
-        before = words[place - 1] if place else ""
-        if equals and _is_text(option):
-            word = f"{option}={_encode(value)}"
-        elif _is_text(before):
-            word = _encode(word)
-        elif option == "--data" and equals:
-            word = f"{option}={_encoded_dict(value)}"
-        elif before == "--data":
-            word = _encoded_dict(word)
-        changed.append(word)
-    return changed
-
-
-def _is_text(option: str) -> bool:
-    return option.startswith("--data.") and option.removeprefix("--data.") in DATA_TEXT
-
-
-def _encoded_dict(value: str) -> str:
-    """The value of `--data`, if it is a dict."""
-    try:
-        node = yaml.compose(value, Loader=yaml.SafeLoader)
-    except yaml.YAMLError:
-        return value  # the parser says what is wrong with it
-    if not isinstance(node, yaml.MappingNode):
-        return value
-    _encode_below(node)
-    return str(yaml.serialize(node, allow_unicode=True))
-
-
-def decoded(data: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a data set, once the parser has read them."""
-    return {name: _decode(value) for name, value in data.items()}
-
-
-def _decode(value: Any) -> Any:
-    if not isinstance(value, str) or not value.startswith(_MARK):
-        return value
-    return bytes.fromhex(value.removeprefix(_MARK)).decode("utf-8", "surrogateescape")
 
 
 class _Dumper(yaml.SafeDumper):

@@ -372,7 +372,7 @@ def test_a_damaged_image_is_one_sentence_whichever_process_meets_it(tmp_path, ca
 def test_an_error_keeps_its_own_words(capsys, monkeypatch):
     for text in ("There is no x.", "a: b: c.", "ends with IfamError: y."):
         monkeypatch.setattr(
-            "ifam.checkpoints.hub.load_any", lambda model, text=text: (_ for _ in ()).throw(IfamError(text))
+            "ifam.checkpoints.hub.read_config", lambda model, text=text: (_ for _ in ()).throw(IfamError(text))
         )
         assert fails(capsys, "evaluate") == f"ifam: {text}\n"
 

@@ -454,7 +454,7 @@ BAD = {
     "unknown mask gradient": (["train", "--model.mask_gradient", "half"], "half"),
     "unknown benchmark": (["train", "--benchmark", "pondbeasts"], "pondbirds, digits, folder"),
     "unknown setting of a benchmark": (["train", "--data.colour", "red"], "hue_spread"),
-    "impossible setting": (["train", "--data.correlation", "1.5"], "correlation=1.5"),
+    "impossible setting": (["train", "--data.correlation", "1.5"], "correlation is 1.5, but a share from 0 to 1"),
     "no root": (["train", "--benchmark", "folder"], "--root DIR"),
     "missing root": (["train", "--benchmark", "folder", "--root", "nowhere"], "nowhere"),
     "unknown backbone": (["train", "--model.backbone", "vit_tini", *TINY_DATA], "'vit_tini'"),
@@ -597,8 +597,7 @@ def test_evaluate_refuses_other_classes(trained, pictures, capsys, tmp_path):
     ("words", "named"),
     [
         (["--train.epoks", "3"], "`ifam train --help`"),
-        # Under pytest the package checks types itself, so only the program shows what a user is told.
-        (["--data.hue_spread", "wide"], "hue_spread='wide'"),
+        (["--data.hue_spread", "wide"], "data.hue_spread is wide, but float is expected"),
     ],
 )
 def test_the_program_itself_prints_one_line_and_no_traceback(tmp_path, words, named):

@@ -3,16 +3,15 @@
 from collections import Counter
 from pathlib import Path
 
-import jaxtyping
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from ifam.data import FolderConfig
 from ifam.data.masks import load_mask
 from ifam.data.records import ImageFiles, Record, cut, validated
-from ifam.data.source_files import CutConfig, number_labels, read_csv, read_words
+from ifam.data.source_files import number_labels, read_csv, read_words
+from ifam.data_config import CutConfig
 from ifam.errors import IfamError
 from miniatures import draw, draw_mask
 
@@ -128,36 +127,6 @@ def test_a_mask_with_code_in_it_is_refused(tmp_path):
 
 
 # --- settings --------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def unchecked():
-    """Users have no type checks at run time: what they get for a wrong type is the class's own sentence."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
-
-
-@pytest.mark.parametrize(
-    ("setting", "expected"),
-    [
-        ({"skip_bad": "yes"}, "folder: skip_bad='yes' is not possible; give true or false"),
-        ({"check": 1}, "folder: check=1 is not possible; give true or false"),
-        ({"seed": True}, "folder: seed=True is not possible; give a whole number"),
-        ({"seed": 1.5}, "folder: seed=1.5 is not possible; give a whole number"),
-        (
-            {"val_fraction": "half"},
-            "folder: val_fraction='half' is not possible; give a share from 0",
-        ),
-        ({"val_fraction": True}, "folder: val_fraction=True is not possible"),
-        ({"csv": 3}, "folder: csv=3 is not possible; give text"),
-    ],
-)
-@pytest.mark.usefixtures("unchecked")
-def test_settings_of_the_wrong_type_are_named(setting, expected):
-    with pytest.raises(IfamError) as caught:
-        FolderConfig(**setting)
-    assert expected in str(caught.value)
 
 
 # --- text ------------------------------------------------------------------------------------------------

@@ -4,12 +4,13 @@ import re
 import shlex
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from ifam.cli import parser
 from ifam.cli.main import main
-from ifam.cli.parser import build_parser
 from ifam.config import LossConfig
 from ifam.data import BENCHMARKS, load_benchmark
 from ifam.models.registry import method
@@ -43,9 +44,7 @@ TINY_VIT = {"depth": 1, "embed_dim": 48, "num_heads": 3}
 
 def parse(path):
     """The settings of `ifam train --config path`."""
-    words = ["train", "--config", str(path)]
-    parser = build_parser(words)
-    return parser.instantiate(parser.parse_args(words)).train
+    return SimpleNamespace(**parser.parse(["train", "--config", str(path)])[1])
 
 
 def header(path):
@@ -110,7 +109,7 @@ def test_the_commands_in_each_header_parse(path, monkeypatch):
     for line in [said["Command"], *said.get("Then", "").splitlines()]:
         if line.startswith("ifam "):
             words = shlex.split(line)[1:]
-            assert build_parser(words).parse_args(words).verb == words[0]
+            assert parser.build_parser(words).parse_args(words).verb == words[0]
 
 
 @pytest.mark.slow
@@ -129,8 +128,7 @@ def test_each_parses(path, capsys):
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_each_can_be_overridden_field_by_field(path):
     words = ["train", "--config", str(path), "--train.epochs", "77", "--model.num_parts", "9", "--loss.entropy", "0.5"]
-    parser = build_parser(words)
-    found = parser.instantiate(parser.parse_args(words)).train
+    found = SimpleNamespace(**parser.parse(words)[1])
     expected = parse(path)
     assert found.train == replace(expected.train, epochs=77)
     assert found.model == replace(expected.model, num_parts=9)

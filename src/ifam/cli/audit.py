@@ -44,13 +44,15 @@ def audit(
     """
     from ifam.auditing.run import audit, load_plain, write
     from ifam.checkpoints import hub
-    from ifam.data.eval_dataset import load_eval_dataset, remembered_root
+    from ifam.data.eval_dataset import eval_options, load_eval_dataset, remembered_root
     from ifam.data.fingerprints import fingerprint
     from ifam.model_files import weights_digest
     from ifam.report.audit_tables import print_audit
 
     ensure_writable(out, folder=True)
-    net, (_, trained) = hub.load(model), hub.read_config(model)
+    _, trained = hub.read_config(model)
+    eval_options(trained, benchmark, data)
+    net = hub.load(model)
     net.to(resolve_device(device))
     name, images, options = load_eval_dataset(trained, benchmark, root, data, net.config.class_names, split)
     split, source = split or images.default_eval_split, remembered_root(trained, benchmark, root)

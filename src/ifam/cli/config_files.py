@@ -1,15 +1,14 @@
 """Settings files as people edit them: what YAML would pass over silently is refused, with file, line and key."""
 
-import inspect
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from ifam.errors import IfamError
+from ifam.errors import IfamError, suggestion
 from ifam.io import local_path
 
 _NULL = "tag:yaml.org,2002:null"
@@ -24,15 +23,42 @@ def config_files(words: list[str]) -> Iterator[tuple[int, str]]:
             yield place + 1, words[place + 1]
 
 
-def checked(words: list[str], verb: str, function: Callable[..., Any]) -> list[str]:
+def last_value(words: list[str], name: str) -> str | None:
+    """The value of a setting of a verb, on a command line or in its files, of which the last one counts.
+
+    Files that cannot be read have none here: `checked` says what is wrong with them.
+    """
+    value = None
+    for place, word in enumerate(words):
+        option, equals, text = word.partition("=")
+        if not equals:
+            text = next(iter(words[place + 1 : place + 2]), "")
+        if option == f"--{name}":
+            value = None if text == "null" else text
+        elif option == "--config" and text:
+            try:
+                settings = yaml.safe_load(local_path(text).read_text(encoding="utf-8-sig"))
+            except (OSError, UnicodeDecodeError, yaml.YAMLError):
+                continue
+            if isinstance(settings, dict) and name in settings:
+                value = None if settings[name] is None else str(settings[name])
+    return value
+
+
+def checked(words: list[str], verb: str, known: Mapping[str, Any]) -> list[str]:
     """The words of a command line, its settings files expanded as a shell would have, and checked.
+
+    Args:
+        words: The words.
+        verb: The first of them.
+        known: Type of each of its settings.
 
     Raises:
         IfamError: A file cannot be read, is empty, has a key twice or one that the verb does not know; or a path on the
             command line is empty.
     """
     words = list(words)
-    paths = {name for name, one in inspect.signature(function).parameters.items() if _is_path(name, one.annotation)}
+    paths = {name for name, kind in known.items() if _is_path(name, kind)}
     for place, word in enumerate(words):
         option, equals, value = word.partition("=")
         given = value if equals else next(iter(words[place + 1 : place + 2]), None)
@@ -42,18 +68,18 @@ def checked(words: list[str], verb: str, function: Callable[..., Any]) -> list[s
             raise IfamError(f"An empty path is given to `ifam {verb}`; write one, or leave it out.")
     for place, name in config_files(words):
         path = local_path(name)
-        check(path, verb, function)
+        check(path, verb, known)
         words[place] = f"--config={path}" if words[place].startswith("--config=") else str(path)
     return words
 
 
-def check(path: Path, verb: str, function: Callable[..., Any]) -> None:
+def check(path: Path, verb: str, known: Mapping[str, Any]) -> None:
     """Refuse a settings file that is not what it seems; types of values are left to the parser.
 
     Args:
         path: The file.
         verb: What it is for.
-        function: The verb, whose arguments are the settings.
+        known: Type of each of the verb's settings.
 
     Raises:
         IfamError: It cannot be read, is empty, has a key twice or one that the verb does not know, or no value where
@@ -73,7 +99,6 @@ def check(path: Path, verb: str, function: Callable[..., Any]) -> None:
     if not isinstance(node, yaml.MappingNode):
         what = "is empty" if node is None else "holds no settings"
         raise IfamError(f"The settings file {path} {what}; write lines such as `seed: 1` into it.")
-    known = {name: one.annotation for name, one in inspect.signature(function).parameters.items()}
     _check_keys(node, path)
     for name, key, value in _pairs(node):
         if "." in name and name.partition(".")[0] in known:
@@ -86,7 +111,7 @@ def check(path: Path, verb: str, function: Callable[..., Any]) -> None:
             inner = typing.get_type_hints(known[name])
             inner = {field.name: inner[field.name] for field in fields(known[name])}
             for below, place, content in _pairs(value):
-                _check_name(path, place, below, inner, name)
+                _check_name(path, place, below, inner, getattr(known[name], "benchmark", "") or name)
                 _check_value(path, f"{name}.{below}", content, inner[below])
         else:
             _check_value(path, name, value, known[name])
@@ -112,10 +137,11 @@ def _check_keys(node: yaml.Node, path: Path) -> None:
             _check_keys(value, path)
 
 
-def _check_name(path: Path, key: yaml.Node, name: str, known: dict[str, Any], where: str) -> None:
+def _check_name(path: Path, key: yaml.Node, name: str, known: Mapping[str, Any], where: str) -> None:
     """Refuse a key that is no setting."""
     if name not in known:
-        raise IfamError(f"{_place(path, key)}: {where} has no setting {name!r}; it has {', '.join(known)}.")
+        hint = suggestion(name, known)
+        raise IfamError(f"{_place(path, key)}: {where} has no setting {name!r}{hint}; it has {', '.join(known)}.")
 
 
 def _check_value(path: Path, name: str, value: yaml.Node, kind: Any) -> None:

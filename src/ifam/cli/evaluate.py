@@ -63,7 +63,7 @@ def evaluate(
         data: Settings of the data set, by name.
     """
     from ifam.checkpoints import hub
-    from ifam.data.eval_dataset import load_eval_dataset, remembered_root
+    from ifam.data.eval_dataset import eval_options, load_eval_dataset, remembered_root
     from ifam.data.fingerprints import fingerprint
     from ifam.distributed import process_group
     from ifam.evaluation.accuracy import evaluate_variants
@@ -74,8 +74,10 @@ def evaluate(
 
     beside = folder_beside(model)
     ensure_writable(beside / "evaluations" if out is None else out, folder=out is None)
-    net, (config, extra) = hub.load_any(model), hub.read_config(model)
+    config, extra = hub.read_config(model)
     chosen = _with_masks(extra, benchmark, mask_from, data)
+    eval_options(extra, benchmark, chosen)
+    net = hub.load_any(model)
     name, images, options = load_eval_dataset(extra, benchmark, root, chosen, config.class_names, split)
     check_classes(images, config)
     together = split is None and bool(images.treatments)

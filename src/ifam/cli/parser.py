@@ -1,19 +1,22 @@
 """The command line's words as a verb and its settings: options are the verbs' arguments, help is their docstrings."""
 
+import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from argparse import SUPPRESS, Action
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import is_dataclass
 from inspect import signature
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args, get_type_hints
 
 import yaml
 
 from ifam.cli.audit import audit
 from ifam.cli.challenge import challenge
 from ifam.cli.compare import compare
-from ifam.cli.config_files import checked, config_files
+from ifam.cli.config_files import checked, config_files, last_value
 from ifam.cli.convert import convert
 from ifam.cli.demo import demo
 from ifam.cli.evaluate import evaluate
@@ -22,10 +25,11 @@ from ifam.cli.report import report
 from ifam.cli.retrain import retrain
 from ifam.cli.thresholds import thresholds
 from ifam.cli.train import train
-from ifam.errors import IfamError
+from ifam.data_config import DataConfig, any_config, check_names, config_type
+from ifam.errors import IfamError, suggestion
 from ifam.io import local_path
 from ifam.ranges import COUNT, NATURAL, QUANTILE, SEED, check_ranges
-from ifam.yaml_text import decoded, encoded, loader
+from ifam.yaml_text import loader
 
 VERBS: dict[str, Any] = {
     "demo": demo,
@@ -46,6 +50,11 @@ VERBS: dict[str, Any] = {
 MOVED = {"prepare": "tools.prepare_siim_acr", "pretrain-tiny": "tools.pretrain_tiny"}
 
 
+for _verb, _function in VERBS.items():
+    # By its own name, the parser would look for `ifam.predict`, whose first use imports PyTorch.
+    _function.__qualname__ = f"{_verb}_verb"
+
+
 # What a first word without an option's name is: what the verb is about.
 ABOUT = {
     **dict.fromkeys(("train", "compare"), "root"),
@@ -62,6 +71,10 @@ WANT_GIVEN = {"train", "compare"}
 
 # Verbs that take files, and the name of that argument.
 FILES = {"predict": "images", "report": "results"}
+
+
+# Verbs that are about one data set.
+DATA_SETS = {"challenge": "imagenet9"}
 
 
 # Numbers that are arguments of verbs.
@@ -93,39 +106,59 @@ def parse(args: list[str]) -> tuple[str, dict[str, Any]]:
     if words[:1] and words[0] in MOVED:
         raise IfamError(f"`ifam {words[0]}` has moved: run `python -m {MOVED[words[0]]}` in a clone of the repository.")
     if words[:1] and words[0] in VERBS:
-        words = checked(_flagged(_named(words), VERBS[words[0]]), words[0], VERBS[words[0]])
+        words = _named(words)
+        if words[0] in WANT_GIVEN and last_value(words, "root") and not last_value(words, "benchmark"):
+            words.insert(1, "--benchmark=folder")
+        known = known_settings(words)
+        words = checked(_flagged(words, known), words[0], known)
+        if "data" in known:
+            check_names(known["data"], [word[7:].partition("=")[0] for word in words if word.startswith("--data.")])
     parser = build_parser(words)
-    # jsonargparse 4.49 has a shorter name for it, and warns of the old one.
-    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
-    # Text that looks like a number stays text, unless the settings are only shown.
-    said = words if "--print_config" in words else encoded(words)
-    settings = instantiate(parser.parse_args(said))
+    settings = parser.instantiate(parser.parse_args(words))
     verb = settings.verb
     chosen = settings[verb].as_dict()
     for name in ("config", "print_config"):
         chosen.pop(name, None)
-    if chosen.get("data"):
-        chosen["data"] = decoded(chosen["data"])
+    given = parser.parse_args(words, defaults=False)[verb].as_dict()
+    if "data" in chosen:
+        # Without the defaults: those of a saved model are its own.
+        chosen["data"] = given.get("data")
     # One number of seeds, or the seeds themselves.
     check_ranges(chosen, RANGES | ({"seeds": COUNT} if isinstance(chosen.get("seeds"), int) else {}))
     if chosen.get("split") == "":
         raise IfamError("split is empty; name a split, or leave the option out.")
     chosen = {name: _expanded(name, value) for name, value in chosen.items()}
     if verb in WANT_GIVEN:
-        chosen["given"] = _given(parser.parse_args(said, defaults=False)[verb])
-        if chosen["root"] is not None and "benchmark" not in chosen["given"]:
-            chosen["benchmark"] = "folder"
+        chosen["given"] = frozenset(_dotted(given))
     return verb, chosen
 
 
-def _given(settings: Any) -> frozenset[str]:
-    """Names of the settings that were given on the command line or in a file, "train.seed" for one."""
+def _dotted(values: Mapping[str, Any], before: str = "") -> Iterator[str]:
+    """Names of settings on all levels, "train.seed" for one."""
+    for name, value in values.items():
+        yield from _dotted(value, f"{before}{name}.") if isinstance(value, Mapping) else [f"{before}{name}"]
 
-    def names(values: Mapping[str, Any], before: str = "") -> Iterator[str]:
-        for name, value in values.items():
-            yield from names(value, f"{before}{name}.") if isinstance(value, Mapping) else [f"{before}{name}"]
 
-    return frozenset(names(settings.as_dict()))
+def known_settings(words: list[str]) -> dict[str, Any]:
+    """Type of each setting of the verb of a command line; those of the data set are of the one that it is about.
+
+    Raises:
+        IfamError: There is no such data set.
+    """
+    known = {name: one.annotation for name, one in signature(VERBS[words[0]]).parameters.items() if name != "given"}
+    return known | {"data": _data_type(words)} if "data" in known else known
+
+
+def _data_type(words: list[str]) -> type[DataConfig]:
+    """Settings of the data set that a command line is about; of all where only a saved model can tell."""
+    default = "pondbirds" if words[0] in WANT_GIVEN else ""
+    if name := DATA_SETS.get(words[0]) or last_value(words, "benchmark") or default:
+        return config_type(name)
+    try:
+        path = local_path(last_value(words, "model") or "runs/ifam") / "config.json"
+        return config_type(str(json.loads(path.read_text(encoding="utf-8"))["extra"]["benchmark"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return any_config()
 
 
 def _named(words: list[str]) -> list[str]:
@@ -139,14 +172,23 @@ def _named(words: list[str]) -> list[str]:
     return [verb, f"{option}={rest[0]}", *rest[1:]]
 
 
-def _flagged(words: list[str], function: Callable[..., None]) -> list[str]:
+def _flagged(words: list[str], known: Mapping[str, Any]) -> list[str]:
     """Flags may stand alone: `--overwrite` means `--overwrite true`."""
-    flags = {f"--{name}" for name, one in signature(function).parameters.items() if one.annotation is bool}
-    values = {"true", "false", "yes", "no", "on", "off", "0", "1"}
+    kinds = dict(known)
+    for name, kind in known.items():
+        if is_dataclass(kind):
+            kinds |= {f"{name}.{below}": inner for below, inner in get_type_hints(kind).items()}
+    flags = {f"--{name}" for name, kind in kinds.items() if bool in (get_args(kind) or (kind,))}
+    # What follows is a file or folder only where a verb takes these without a name.
+    values = {"true", "false", "yes", "no", "on", "off", "0", "1"} if words[0] in {*FILES, *POSITIONAL} else None
     return [
-        f"{word}=true" if word in flags and following.lower() not in values else word
-        for word, following in zip(words, [*words[1:], ""], strict=True)
+        f"{word}=true" if word in flags and _is_no_value(following, values) else word
+        for word, following in zip(words, [*words[1:], "--"], strict=True)
     ]
+
+
+def _is_no_value(word: str, values: Collection[str] | None) -> bool:
+    return word.startswith("--") or (values is not None and word.lower() not in values)
 
 
 def _expanded(name: str, value: Any) -> Any:
@@ -165,45 +207,94 @@ def build_parser(args: list[str] | None = None) -> Any:
         args: What will be parsed: only its verb gets options, since reading those of all takes seconds; all do where
             it is None.
     """
-    from jsonargparse import ArgumentParser, get_loader, set_loader
+    from jsonargparse import ArgumentParser, DefaultHelpFormatter, get_loader, set_loader
 
     mode = "yaml"
     if args and args[0] in VERBS:
-        set_loader(mode := "ifam", loader(get_loader("yaml"), VERBS[args[0]]), (yaml.YAMLError,))
+        set_loader(mode := "ifam", loader(get_loader("yaml"), known_settings(args)), (yaml.YAMLError,))
 
     class Parser(ArgumentParser):
         """A parser whose errors are one sentence: pages of usage would bury it."""
 
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-            print(f"ifam: {_sentence(message, args or [])}", file=sys.stderr)
+            print(f"ifam: {_sentence(message, args or [], options)}", file=sys.stderr)
             sys.exit(2)
 
+    class Formatter(DefaultHelpFormatter):
+        """Help in which flags are flags, and an option is named once."""
+
+        def _format_action_invocation(self, action: Action) -> str:
+            text = str(super()._format_action_invocation(action))
+            if "+ " in text:  # --drop_parts+ adds to a list
+                text = f"{action.option_strings[0]} {text.rpartition('+ ')[2]}"
+            if action.default is False:
+                text = text.removesuffix(" {true,false}")
+            return text if len(text) <= 78 else f"{action.option_strings[0]} {action.dest.rpartition('.')[2].upper()}"
+
+        def _expand_help(self, action: Action) -> str:
+            text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", super()._expand_help(action))
+            if "{" in self._format_action_invocation(action):  # the choices are there
+                text = re.sub(r"type: Literal\[.*?\](, )?", "", text)
+            return text.removesuffix(" (type: bool, default: False)").removesuffix(" ()")
+
+    options: list[str] = []
+    shared: dict[str, Any] = {"parser_mode": mode, "allow_abbrev": False, "formatter_class": Formatter}
     parser = Parser(
         prog="ifam",
         version=_version(),
         description="Image classifiers whose mask is the answer's only input.",
-        parser_mode=mode,
+        **shared,
     )
     verbs = parser.add_subcommands(dest="verb")
     for verb, function in VERBS.items():
         summary = (function.__doc__ or "").splitlines()[0]
-        one = Parser(description=summary, parser_mode=mode)
+        one = Parser(description=summary, usage=_usage(verb, function), **shared)
         verbs.add_subcommand(verb, one, help=summary)
         if args is not None and verb not in args[:1]:
             continue
+        one.add_argument("--help-all", action="help", help="Show this message with all settings, rare ones too.")
         one.add_argument("--config", action="config", help="A YAML file with any of these settings.")
         if verb in FILES:
             # Several files after one another, as a shell expands them.
             one.add_argument(FILES[verb], nargs="+", type=str, help="Files, or folders of files.")
         # Groups of their own would clash: `train` is a verb and one of its arguments.
-        one.add_function_arguments(
-            function, as_group=False, as_positional=verb in POSITIONAL, skip={*FILES.values(), "given"}
-        )
+        skipped: set[str | int] = {*FILES.values(), "given", "data"}
+        one.add_function_arguments(function, as_group=False, as_positional=verb in POSITIONAL, skip=skipped)
+        known = known_settings(args if args else [verb])
+        if "data" in known:
+            one.add_class_arguments(known["data"], "data")
+        for action in one._actions:
+            if action.dest.startswith("data.") and verb not in WANT_GIVEN:
+                # The defaults are those of a training.
+                action.default = SUPPRESS
+            if {"-h", "--help"} & {*(args or [])} and not _is_common(action.dest, known):
+                action.help = SUPPRESS
+        options += one._option_string_actions
     return parser
 
 
-def _sentence(message: str, words: list[str]) -> str:
+def _usage(verb: str, function: Callable[..., None]) -> str:
+    """How a verb is called."""
+    needed = [name.upper() for name, one in signature(function).parameters.items() if one.default is one.empty]
+    about = [f"[{ABOUT[verb].upper()}]"] if verb in ABOUT else []
+    return " ".join(["ifam", verb, "[options]", *about, *needed, *(["..."] if verb in FILES else [])])
+
+
+def _is_common(name: str, known: Mapping[str, Any]) -> bool:
+    """Whether `--help` shows an option; `--help-all` shows all."""
+    first, _, below = name.partition(".")
+    if is_dataclass(known.get(first)):
+        return below in known[first].common
+    return name != "print_config"
+
+
+def _sentence(message: str, words: list[str], options: list[str]) -> str:
     """The parser's message, and where the answer is."""
+    unknown = re.match(r"(?:unrecognized arguments: --|Subcommand '\w+' does not accept option ')([^\s=']+)", message)
+    if unknown:
+        before, dot, name = unknown[1].rpartition(".")
+        there = [option.removeprefix(f"--{before}{dot}") for option in options if option.startswith(f"--{before}{dot}")]
+        message = f"There is no --{unknown[1]}{suggestion(name, there)}"
     # YAML's own words for a file that was read from a string.
     files = [name for _, name in config_files(words)]
     message = message.replace('"<unicode string>"', files[-1] if files else "the settings")
@@ -218,6 +309,10 @@ def _sentence(message: str, words: list[str]) -> str:
 
 def _plain_types(message: str) -> str:
     """The parser's message on a value of the wrong type as one sentence, in the words of settings files."""
+    if config := re.match(r'Parser key "(\w+)": Unable to load config (.*?) - (.*)', message):
+        message = config[3]
+        if not message.startswith(f'Parser key "{config[1]}.'):
+            return f"{config[1]} is {config[2]}, but settings, such as '{{seed: 1}}', or a file of them are expected"
     wrong = re.fullmatch(
         r'Parser key "(?P<key>[\w.]+)"(?P<where>[^:]*): '
         r"(?:Expected an? (?P<one>.*?)\.|.*?Subtypes: \[(?P<several>.*)\] Errors: .*) "
@@ -236,7 +331,7 @@ def _plain_types(message: str) -> str:
 
 def _underscored(words: list[str]) -> list[str]:
     """Options may be spelled with dashes, too."""
-    return [re.sub("^--[^=]+", lambda name: "--" + name[0][2:].replace("-", "_"), word) for word in words]
+    return [re.sub("^--(?!help-all$)[^=]+", lambda name: "--" + name[0][2:].replace("-", "_"), word) for word in words]
 
 
 def _version() -> str:

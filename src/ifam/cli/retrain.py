@@ -43,7 +43,7 @@ def retrain(
         data: Settings of the data set, by name.
     """
     from ifam.checkpoints import hub
-    from ifam.data.eval_dataset import default_split, load_eval_dataset, remembered_root
+    from ifam.data.eval_dataset import default_split, eval_options, load_eval_dataset, remembered_root
     from ifam.evaluation.accuracy import evaluate
     from ifam.model_files import weights_digest
     from ifam.report.console import print_evaluation, write_results
@@ -52,7 +52,9 @@ def retrain(
     check_free(out, overwrite)
     check_absent([out / "results.json"], overwrite)
     ensure_writable(out, folder=True)
-    net, (config, extra) = hub.load_any(model), hub.read_config(model)
+    config, extra = hub.read_config(model)
+    eval_options(extra, benchmark, data)
+    net = hub.load_any(model)
     name, images, options = load_eval_dataset(extra, benchmark, root, data, config.class_names, split)
     check_classes(images, config)
     split = split or default_split(images, "val")

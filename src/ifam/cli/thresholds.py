@@ -38,11 +38,13 @@ def thresholds(
         data: Settings of the data set, by name.
     """
     from ifam.checkpoints import hub
-    from ifam.data.eval_dataset import default_split, load_eval_dataset
+    from ifam.data.eval_dataset import default_split, eval_options, load_eval_dataset
     from ifam.data.fingerprints import fingerprint
     from ifam.evaluation.thresholds import QUANTILES, compute_thresholds, selector_digest, store
 
-    net, (config, extra) = hub.load_any(model), hub.read_config(model)
+    config, extra = hub.read_config(model)
+    eval_options(extra, benchmark, data)
+    net = hub.load_any(model)
     if not Path(model).expanduser().is_dir():
         raise IfamError(f"{model} is on the hub, where nothing can be kept; copy it to a folder and name that.")
     ensure_writable(local_path(model), folder=True)

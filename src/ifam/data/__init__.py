@@ -1,7 +1,6 @@
 """Data sets by name. Nothing downloads by surprise."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +14,23 @@ from ifam.data.base import (
     evenly_spaced,
     part_masks,
 )
-from ifam.data.benchmarks.cub import CubConfig, load_cub
-from ifam.data.benchmarks.digits import Digits, DigitsConfig
-from ifam.data.benchmarks.flowers102 import Flowers102Config, load_flowers102
-from ifam.data.benchmarks.folder import FolderConfig, load_folder
-from ifam.data.benchmarks.imagenet import ImagenetConfig, load_imagenet
-from ifam.data.benchmarks.imagenet9 import Imagenet9Config, load_imagenet9
-from ifam.data.benchmarks.imagenet_a import ImagenetAConfig, load_imagenet_a
-from ifam.data.benchmarks.imagenet_r import ImagenetRConfig, load_imagenet_r
-from ifam.data.benchmarks.imagenet_v2 import ImagenetV2Config, load_imagenet_v2
-from ifam.data.benchmarks.metashift import MetashiftConfig, load_metashift
-from ifam.data.benchmarks.nabirds import NabirdsConfig, load_nabirds
-from ifam.data.benchmarks.part_imagenet import PartImagenetConfig, load_part_imagenet
-from ifam.data.benchmarks.pondbirds import Pondbirds, PondbirdsConfig
-from ifam.data.benchmarks.siim_acr import SiimAcrConfig, load_siim_acr
-from ifam.data.benchmarks.turtles import TurtlesConfig, load_turtles
-from ifam.data.benchmarks.waterbirds import WaterbirdsConfig, load_waterbirds
+from ifam.data.benchmarks.cub import load_cub
+from ifam.data.benchmarks.digits import Digits
+from ifam.data.benchmarks.flowers102 import load_flowers102
+from ifam.data.benchmarks.folder import load_folder
+from ifam.data.benchmarks.imagenet import load_imagenet
+from ifam.data.benchmarks.imagenet9 import load_imagenet9
+from ifam.data.benchmarks.imagenet_a import load_imagenet_a
+from ifam.data.benchmarks.imagenet_r import load_imagenet_r
+from ifam.data.benchmarks.imagenet_v2 import load_imagenet_v2
+from ifam.data.benchmarks.metashift import load_metashift
+from ifam.data.benchmarks.nabirds import load_nabirds
+from ifam.data.benchmarks.part_imagenet import load_part_imagenet
+from ifam.data.benchmarks.pondbirds import Pondbirds
+from ifam.data.benchmarks.siim_acr import load_siim_acr
+from ifam.data.benchmarks.turtles import load_turtles
+from ifam.data.benchmarks.waterbirds import load_waterbirds
+from ifam.data_config import DigitsConfig, FolderConfig, PondbirdsConfig, data_config
 from ifam.errors import IfamError
 from ifam.io import local_path
 
@@ -94,24 +94,24 @@ def _refuse_root(name: str, root: Path | None) -> None:
         )
 
 
-# Name on the command line -> (settings, loader).
-BENCHMARKS: dict[str, tuple[type, Callable[[Path | None, Any], Benchmark]]] = {
-    "pondbirds": (PondbirdsConfig, load_pondbirds),
-    "digits": (DigitsConfig, load_digits),
-    "folder": (FolderConfig, load_folder),
-    "cub": (CubConfig, load_cub),
-    "nabirds": (NabirdsConfig, load_nabirds),
-    "waterbirds": (WaterbirdsConfig, load_waterbirds),
-    "metashift": (MetashiftConfig, load_metashift),
-    "siim_acr": (SiimAcrConfig, load_siim_acr),
-    "imagenet": (ImagenetConfig, load_imagenet),
-    "imagenet_a": (ImagenetAConfig, load_imagenet_a),
-    "imagenet_r": (ImagenetRConfig, load_imagenet_r),
-    "imagenet_v2": (ImagenetV2Config, load_imagenet_v2),
-    "imagenet9": (Imagenet9Config, load_imagenet9),
-    "part_imagenet": (PartImagenetConfig, load_part_imagenet),
-    "flowers102": (Flowers102Config, load_flowers102),
-    "turtles": (TurtlesConfig, load_turtles),
+# The loader of each data set, by its name on the command line.
+BENCHMARKS: dict[str, Callable[[Path | None, Any], Benchmark]] = {
+    "pondbirds": load_pondbirds,
+    "digits": load_digits,
+    "folder": load_folder,
+    "cub": load_cub,
+    "nabirds": load_nabirds,
+    "waterbirds": load_waterbirds,
+    "metashift": load_metashift,
+    "siim_acr": load_siim_acr,
+    "imagenet": load_imagenet,
+    "imagenet_a": load_imagenet_a,
+    "imagenet_r": load_imagenet_r,
+    "imagenet_v2": load_imagenet_v2,
+    "imagenet9": load_imagenet9,
+    "part_imagenet": load_part_imagenet,
+    "flowers102": load_flowers102,
+    "turtles": load_turtles,
 }
 
 
@@ -121,16 +121,10 @@ def load_benchmark(name: str, root: str | Path | None = None, options: Mapping[s
     Args:
         name: One of `BENCHMARKS`.
         root: Where its files are, for those that have files.
-        options: Settings of this data set, by name.
+        options: Settings of this data set, by name (`ifam.data_config` has them all).
 
     Raises:
         IfamError: The name or a setting is unknown, or the files are not as expected.
     """
-    if name not in BENCHMARKS:
-        raise IfamError(f"There is no benchmark {name!r}; choose one of {', '.join(BENCHMARKS)}.")
-    settings, load = BENCHMARKS[name]
-    known = [field.name for field in fields(settings)]
-    for key in options or {}:
-        if key not in known:
-            raise IfamError(f"{name} has no setting {key!r}; it has {', '.join(known)}.")
-    return load(None if root is None else local_path(root), settings(**(options or {})))
+    config = data_config(name, options)
+    return BENCHMARKS[name](None if root is None else local_path(root), config)

@@ -11,6 +11,7 @@ from typing import Any
 from ifam.data import Benchmark, load_benchmark
 from ifam.data.duplicates import count_shared
 from ifam.data.fingerprints import list_digest
+from ifam.data_config import data_config
 from ifam.errors import IfamError
 
 logger = logging.getLogger(__name__)
@@ -44,10 +45,9 @@ def load_eval_dataset(
     Raises:
         IfamError: The images cannot be loaded.
     """
-    name = benchmark or str(extra.get("benchmark", "pondbirds"))
+    name, options = eval_options(extra, benchmark, data)
     known = name == extra.get("benchmark")
     trained = dict(extra.get("data") or {}) if known else {}
-    options = {**trained, **(data or {})}
     source = remembered_root(extra, benchmark, root)
     if name != "folder":
         return name, load_benchmark(name, source, options), options
@@ -66,6 +66,26 @@ def load_eval_dataset(
             # The same images in another place.
             return name, again, options
     return name, _without_silence(images, split or images.default_eval_split, extra), whole
+
+
+def eval_options(
+    extra: Mapping[str, Any], benchmark: str | None, data: Mapping[str, Any] | None
+) -> tuple[str, dict[str, Any]]:
+    """Name and settings of the images, known to be possible before a model or an image is read.
+
+    Args:
+        extra: What the model remembers of its training.
+        benchmark: Name of the data set; that of the training where it is None.
+        data: Settings that differ from those of the training.
+
+    Raises:
+        IfamError: There is no such data set, or it has no such settings.
+    """
+    name = benchmark or str(extra.get("benchmark", "pondbirds"))
+    trained = extra.get("data") or {} if name == extra.get("benchmark") else {}
+    options = {**trained, **(data or {})}
+    data_config(name, options)
+    return name, options
 
 
 def default_split(images: Benchmark, usual: str) -> str:

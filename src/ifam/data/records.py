@@ -23,7 +23,7 @@ from ifam._typing import Bool, Tensor
 from ifam.data.base import Benchmark
 from ifam.data.images import UNREADABLE, load_image, upright_size, why_unreadable
 from ifam.data.masks import is_ambiguous, load_mask, mask_size, mask_turn
-from ifam.data.source_files import CutConfig, FilesConfig
+from ifam.data_config import CutConfig, FilesConfig
 from ifam.errors import IfamError
 from ifam.pulse import reported
 

@@ -3,69 +3,10 @@
 import csv
 import io
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import TypeVar
 
 from ifam.errors import IfamError
-
-# What a setting of a type may look like; `bool` is no number here, though it is one in Python.
-_KINDS: dict[type, tuple[tuple[type, ...], str]] = {
-    bool: ((bool,), "true or false"),
-    int: ((int,), "a whole number, zero or more"),
-    float: ((int, float), "a share from 0 (none) to below 1"),
-    str: ((str,), "text"),
-    tuple: ((tuple, list), "a list of names"),
-}
-
-
-@dataclass(frozen=True)
-class FilesConfig:
-    """Settings of every benchmark that is made of files.
-
-    Attributes:
-        skip_bad: Leave out files that are missing or no images, with a notice, instead of stopping.
-        check: Open every file once at the start, so that a damaged one is found before it stops the training.
-        white: The value that is white in images of more than 8 bits; 0 for the rule of `ifam.data.images.load_image`.
-    """
-
-    benchmark: ClassVar[str] = ""
-    skip_bad: bool = False
-    check: bool = True
-    white: int = 0
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            types, expected = _KINDS[type(field.default)]
-            fits = isinstance(value, types) and (types[0] is bool or not isinstance(value, bool))
-            if fits and not isinstance(value, bool | str | tuple | list):
-                fits = value >= 0 if types == (int,) else 0 <= value < 1
-            if not fits:
-                raise IfamError(f"{self.benchmark}: {field.name}={value!r} is not possible; give {expected}.")
-
-
-@dataclass(frozen=True)
-class CutConfig(FilesConfig):
-    """Settings of benchmarks whose validation images may have to be cut from the training images.
-
-    Attributes:
-        val_fraction: Share of the training images set aside for validation, of each class (and group) the same,
-            where the data have no validation images of their own; 0 for none, which suits evaluation alone.
-        seed: Seed of that choice.
-        skip_bad: See `FilesConfig`.
-        check: See `FilesConfig`.
-    """
-
-    val_fraction: float = 0.1
-    seed: int = 0
-
-
-def choose(benchmark: str, setting: str, value: str, choices: Iterable[str]) -> None:
-    """Refuse a value that is none of the choices."""
-    listed = list(choices)
-    if value not in listed:
-        raise IfamError(f"{benchmark}: {setting}={value!r} is unknown; choose one of {', '.join(listed)}.")
 
 
 def find_root(benchmark: str, root: Path | None, needed: Sequence[str], source: str) -> Path:

@@ -15,9 +15,10 @@ import torch
 
 from ifam.checkpoints import hub
 from ifam.config import LossConfig, ModelConfig, TrainConfig
-from ifam.data import BENCHMARKS, Benchmark, load_benchmark
+from ifam.data import Benchmark, load_benchmark
 from ifam.data.eval_dataset import training_list
 from ifam.data.fingerprints import fingerprint
+from ifam.data_config import config_type
 from ifam.distributed import rank_and_world_size
 from ifam.errors import IfamError
 from ifam.evaluation.accuracy import Evaluation, evaluate, hidden_influence
@@ -100,7 +101,7 @@ class Comparison:
 
     def options(self, seed: int) -> dict[str, Any]:
         """Settings of the data for one seed."""
-        known = fields(BENCHMARKS[self.benchmark][0]) if self.benchmark in BENCHMARKS else ()
+        known = fields(config_type(self.benchmark))
         return {**({"seed": seed} if "seed" in {field.name for field in known} else {}), **self.data}
 
     def images(self, seed: int) -> Benchmark:
@@ -205,10 +206,8 @@ def _changed(config: Any, own: Any, where: str) -> Any:
         raise IfamError(f"The {where} has an unknown field {unknown[0]!r}; it can have {', '.join(names)}.")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--it", type=type(config))
-    # jsonargparse 4.49 has a shorter name for it, and warns of the old one.
-    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
     try:
-        return instantiate(parser.parse_object({"it": {**asdict(config), **own}})).it
+        return parser.instantiate(parser.parse_object({"it": {**asdict(config), **own}})).it
     except ArgumentError as error:
         reason = " ".join(str(error).split()).replace("it.", "", 1).rstrip(".")
         raise IfamError(f"The {where} has an impossible value ({reason}); change it.") from error

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from ifam.data import BENCHMARKS, Augmentation, ImageDataset, Prepared, collate, load_benchmark
+from ifam.data_config import DATA_CONFIGS
 from ifam.errors import IfamError
 from miniatures import MINIATURES
 
@@ -109,7 +110,7 @@ def paths(examples):
 
 
 def test_there_is_a_miniature_of_each():
-    assert list(MINIATURES) == list(BENCHMARKS) == list(SIZES)
+    assert list(MINIATURES) == list(BENCHMARKS) == list(DATA_CONFIGS) == list(SIZES)
 
 
 @pytest.mark.slow
@@ -235,14 +236,14 @@ def test_without_the_check_a_bad_file_is_named_when_it_is_read(name, copied):
     assert str(bad) in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ON_DISK)
+@pytest.mark.parametrize("name", BENCHMARKS)
 def test_settings_are_checked_and_documented(name):
-    settings = BENCHMARKS[name][0]
+    settings = DATA_CONFIGS[name]
     # By the class itself, or the one that it has the setting from.
     documented = "".join(kind.__doc__ for kind in settings.__mro__ if "Attributes:" in (kind.__doc__ or ""))
     for field in fields(settings):
         assert f"\n        {field.name}: " in documented
-    with pytest.raises(IfamError, match=rf"{name} has no setting 'colour'; it has .*skip_bad"):
+    with pytest.raises(IfamError, match=rf"{name} has no setting 'colour'; it has .*seed|skip_bad"):
         load_benchmark(name, options={"colour": 1})
     assert settings.benchmark == name
 
@@ -259,7 +260,7 @@ def test_each_file_says_where_the_data_are_from_and_under_which_licence(name):
 
 def test_the_documentation_lists_every_benchmark_and_setting():
     text = (Path(__file__).parents[3] / "docs" / "data.md").read_text()
-    for name, (settings, _) in BENCHMARKS.items():
+    for name, settings in DATA_CONFIGS.items():
         assert f"| `{name}` |" in text
         for field in fields(settings) if name != "pondbirds" else ():  # these have a page of their own
             assert f"`{field.name}`" in text, f"{name}: {field.name}"

@@ -3,7 +3,6 @@
 import os
 import shutil
 import unicodedata
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -243,20 +242,6 @@ def test_an_unknown_benchmark_lists_what_there_is():
 def test_an_unknown_setting_lists_what_there_is(benchmark, known):
     with pytest.raises(IfamError, match=rf"{benchmark} has no setting 'colour'; it has .*{known}"):
         load_benchmark(benchmark, options={"colour": 1})
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("val_fraction", -0.1),
-        ("val_fraction", 1.0),
-        ("val_fraction", float("nan")),
-        ("seed", -1),
-    ],
-)
-def test_impossible_settings_are_named(field, value):
-    with pytest.raises(IfamError, match=f"folder: {field}={value!r} is not possible; give"):
-        replace(FolderConfig(), **{field: value})
 
 
 # --- a class that is called like a split -----------------------------------------------------------------

@@ -82,8 +82,6 @@ def test_imagenet_v2_goes_by_number(load):
     found = load("imagenet_v2")
     assert labels_by_folder(found.split("test")) == {("2", 2), ("10", 10), ("100", 100)}
     assert found.split("test").labels == [2, 2, 10, 10, 100, 100]
-    with pytest.raises(IfamError, match=r"choose one of matched-frequency, threshold-0\.7, top-images"):
-        load("imagenet_v2", variant="new")
 
 
 def test_imagenet9(load, tmp_path):

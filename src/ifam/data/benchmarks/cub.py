@@ -20,9 +20,8 @@ Keypoints and boxes are in pixels as published, masks are true where any annotat
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -30,7 +29,8 @@ from ifam._typing import Bool, Tensor
 from ifam.data.base import Benchmark
 from ifam.data.masks import load_mask
 from ifam.data.records import ImageFiles, Record, assemble
-from ifam.data.source_files import CutConfig, find_root, number_labels, read_words
+from ifam.data.source_files import find_root, number_labels, read_words
+from ifam.data_config import CubConfig
 from ifam.errors import IfamError
 
 SOURCE = "https://www.vision.caltech.edu/datasets/cub_200_2011/"
@@ -43,20 +43,6 @@ LISTS = (
     "parts/parts.txt",
     "parts/part_locs.txt",
 )
-
-
-@dataclass(frozen=True)
-class CubConfig(CutConfig):
-    """How to read CUB.
-
-    Attributes:
-        val_fraction: Share of the training images set aside for validation, species by species.
-        seed: Seed of that choice.
-        skip_bad: Leave out images that are missing or damaged, with a notice, instead of stopping.
-        check: Open every file once at the start, so that a damaged one is found before it stops the training.
-    """
-
-    benchmark: ClassVar[str] = "cub"
 
 
 class BirdFiles(ImageFiles):

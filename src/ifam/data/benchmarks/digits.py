@@ -16,10 +16,8 @@ a digit of another split.
     (torch.Size([3, 80, 80]), ('0', '1', '2'), '0 on forest')
 """
 
-import math
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,15 +30,12 @@ from ifam.data.benchmarks.pondbirds import (
     BATCH,
     GREY,
     SPLITS,
-    Background,
-    Content,
     RenderedDataset,
     assign,
-    check_choice,
-    check_number,
     draw_backgrounds,
     random_table,
 )
+from ifam.data_config import DigitsConfig
 from ifam.errors import IfamError
 from ifam.pulse import reported
 
@@ -49,44 +44,6 @@ _SHARES = {"train": (0.0, 0.6), "val": (0.6, 0.75), "test": (0.75, 1.0)}
 _COLUMNS = 16
 # Of the ink of a digit, 0 to 1: where its rim begins and where its own colour is reached.
 _RIM, _FILL = 0.3, 0.5
-
-
-@dataclass(frozen=True)
-class DigitsConfig:
-    """What is drawn."""
-
-    num_train: int = 2000
-    """Number of training images."""
-    num_val: int = 500
-    """Number of validation images; their backgrounds agree with the class as often as in training."""
-    num_test: int = 2000
-    """Number of test images."""
-    image_size: int = 80
-    """Side of the images in pixels; the drawing is scaled to it."""
-    correlation: float = 0.98
-    """Share of each class's training and validation images that show the class's own background."""
-    test_correlation: float = 0.5
-    """The same share for the test images."""
-    digit_scale: float = 1.0
-    """Factor on the size of the digits; at 1.0 about 18 % of the image is digit."""
-    content: Content = "full"
-    """"full" images, "background" without the digit, or "object": the digit on plain grey."""
-    background: Background = "as_drawn"
-    """"as_drawn", "swapped" (the same digits on the other kind of background), or "redrawn" (the same digits on
-    another picture of the same kind)."""
-    seed: int = 0
-    """Seed of the division into splits and of everything drawn."""
-
-    def __post_init__(self) -> None:
-        for name in ("num_train", "num_val", "num_test"):
-            check_number("digits", self, name, len(CLASSES), math.inf, "one image per class or more")
-        check_number("digits", self, "image_size", 16, math.inf, "at least 16 pixels")
-        for name in ("correlation", "test_correlation"):
-            check_number("digits", self, name, 0, 1, "a share between 0 and 1, for example 0.95 for 95 %")
-        check_number("digits", self, "digit_scale", 0.1, 1.2, "between 0.1 and 1.2, so that the digit fits")
-        check_number("digits", self, "seed", 0, math.inf, "zero or more")
-        check_choice("digits", self, "content", get_args(Content))
-        check_choice("digits", self, "background", get_args(Background))
 
 
 class Digits(RenderedDataset):

@@ -14,9 +14,7 @@ a pixel whose red and green together are a hundredth of its blue or less is back
 pixels removes what JPEG left, so that masks are those of PDiscoFormer.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -27,23 +25,12 @@ from ifam.data.base import Benchmark
 from ifam.data.images import load_image
 from ifam.data.masks import turn_with
 from ifam.data.records import ImageFiles, Record, assemble
-from ifam.data.source_files import FilesConfig, find_root
+from ifam.data.source_files import find_root
+from ifam.data_config import Flowers102Config
 from ifam.errors import IfamError
 
 SOURCE = "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/"
 _SPLITS = {"train": "trnid", "val": "valid", "test": "tstid"}
-
-
-@dataclass(frozen=True)
-class Flowers102Config(FilesConfig):
-    """How to read Oxford Flowers 102.
-
-    Attributes:
-        skip_bad: Leave out images that are missing or damaged, with a notice, instead of stopping.
-        check: Open every file once at the start, so that a damaged one is found before it stops the training.
-    """
-
-    benchmark: ClassVar[str] = "flowers102"
 
 
 def load_flowers102(root: Path | None, config: Flowers102Config) -> Benchmark:

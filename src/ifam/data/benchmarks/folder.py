@@ -19,15 +19,14 @@ import os
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
 
 from ifam.data.base import Benchmark
 from ifam.data.duplicates import copies_of_images, refuse_repeated_files, warn_of_copies
 from ifam.data.files import Listing, list_images, ordered
 from ifam.data.records import Record, assemble, validated
-from ifam.data.source_files import CutConfig, read_csv
+from ifam.data.source_files import read_csv
 from ifam.data.splits import (
     ALL,
     SPLIT_NAMES,
@@ -37,39 +36,9 @@ from ifam.data.splits import (
     split_folders,
     warn_of_similar_names,
 )
+from ifam.data_config import FolderConfig
 from ifam.errors import IfamError
 from ifam.io import local_path
-
-
-@dataclass(frozen=True)
-class FolderConfig(CutConfig):
-    """How to read a folder of images.
-
-    Attributes:
-        val_fraction: Share of the training images set aside for validation, class by class (and group by group),
-            where there are no validation images; 0 for none, which suits evaluation alone.
-        seed: Seed of that choice.
-        skip_bad: Leave out files that are no images, with a notice, instead of stopping.
-        check: Open every file once at the start, so that a damaged one is found before it stops the training.
-        csv: CSV file that lists the images, relative to the root or absolute; empty for class folders.
-        path_column: Column of the image's path.
-        label_column: Column of the image's class.
-        group_column: Column of the image's group; optional under its default name.
-        split_column: Column of the image's split; optional under its default name.
-        mask_column: Column of the path of the object's mask; optional under its default name.
-        classes: Names of the classes in the order of their index, where a model knows them; images of others are
-            refused, and some may have none. The classes that are found where it is empty.
-    """
-
-    benchmark: ClassVar[str] = "folder"
-    val_fraction: float = 0.2
-    csv: str = ""
-    path_column: str = "path"
-    label_column: str = "label"
-    group_column: str = "group"
-    split_column: str = "split"
-    mask_column: str = "mask"
-    classes: tuple[str, ...] = ()
 
 
 def load_folder(root: Path | None, config: FolderConfig) -> Benchmark:

@@ -15,16 +15,16 @@ and ImageNet-R, are in `imagenet_classes.tsv` (WordNet's identifiers and lemmas,
 Opening more than a million files takes long, so `check` is off by default: a damaged one is named when it is read.
 """
 
-from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 from ifam.data.base import Benchmark
 from ifam.data.files import image_files, sub_folders
 from ifam.data.records import Record, assemble
-from ifam.data.source_files import CutConfig, FilesConfig, find_root
+from ifam.data.source_files import find_root
+from ifam.data_config import ImagenetConfig, SubsetConfig
 from ifam.errors import IfamError
 
 SOURCE = "https://image-net.org/download.php"
@@ -42,37 +42,6 @@ class ImageNetClass(NamedTuple):
     wnid: str
     name: str
     subsets: str
-
-
-@dataclass(frozen=True)
-class ImagenetConfig(CutConfig):
-    """How to read ImageNet.
-
-    Attributes:
-        partial: Accept a copy without some of the 1,000 class folders; figures are then not comparable.
-        val_fraction: Share of the training images set aside for validation, class by class.
-        seed: Seed of that choice.
-        skip_bad: Leave out images that are damaged, with a notice, instead of stopping; looks at every file.
-        check: Open every file once at the start, so that a damaged one is found before it stops the training.
-    """
-
-    benchmark: ClassVar[str] = "imagenet"
-    val_fraction: float = 0.02
-    check: bool = False
-    partial: bool = False
-
-
-@dataclass(frozen=True)
-class SubsetConfig(FilesConfig):
-    """How to read a test set of ImageNet's classes.
-
-    Attributes:
-        partial: Accept a copy without some of the class folders; figures are then not comparable.
-        skip_bad: Leave out images that are damaged, with a notice, instead of stopping.
-        check: Open every file once at the start, so that a damaged one is found before it stops the evaluation.
-    """
-
-    partial: bool = False
 
 
 @lru_cache(maxsize=1)

@@ -20,9 +20,9 @@ the nine classes counts as wrong, as in the published figures. Masks are known f
 
 import json
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -31,11 +31,12 @@ from PIL import Image
 from ifam.data.base import Benchmark
 from ifam.data.files import image_files, sub_folders
 from ifam.data.records import ImageFiles, Record, assemble
-from ifam.data.source_files import FilesConfig, choose, find_root
+from ifam.data.source_files import find_root
+from ifam.data_config import Imagenet9Config, Treatment
 from ifam.errors import IfamError
 
 SOURCE = "https://github.com/MadryLab/backgrounds_challenge"
-VARIANTS = ("original", "mixed_same", "mixed_rand", "mixed_next", "only_fg", "no_fg", "only_bg_b", "only_bg_t")
+VARIANTS = get_args(Treatment)
 CLASSES = (
     "dog",
     "bird",
@@ -51,26 +52,6 @@ CLASSES = (
 BACKGROUNDS = "only_bg_t"
 # Of 255, in the brightest channel: compression leaves a little light in what is black.
 BLACK = 16
-
-
-@dataclass(frozen=True)
-class Imagenet9Config(FilesConfig):
-    """How to read ImageNet-9.
-
-    Attributes:
-        variant: The treatment that is the split "test"; all others that are there are splits by their names.
-        mapping: JSON file of ImageNet's 1,000 classes to the nine, relative to the root or absolute.
-        skip_bad: Leave out images that are damaged, with a notice, instead of stopping.
-        check: Open every file once at the start, so that a damaged one is found before it stops the evaluation.
-    """
-
-    benchmark: ClassVar[str] = "imagenet9"
-    variant: str = "original"
-    mapping: str = "in_to_in9.json"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        choose("imagenet9", "variant", self.variant, VARIANTS)
 
 
 class TreatedFiles(ImageFiles):

@@ -10,27 +10,13 @@ There is one split, "test". Labels are those of the 1,000 classes; only the logi
 (`Benchmark.logit_classes`), as in the published figures. Groups are the classes.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 from ifam.data.base import Benchmark
-from ifam.data.benchmarks.imagenet import SubsetConfig, load_subset
+from ifam.data.benchmarks.imagenet import load_subset
+from ifam.data_config import ImagenetRConfig
 
 SOURCE = "https://github.com/hendrycks/imagenet-r"
-
-
-@dataclass(frozen=True)
-class ImagenetRConfig(SubsetConfig):
-    """How to read ImageNet-R.
-
-    Attributes:
-        partial: Accept a copy without some of the 200 class folders; figures are then not comparable.
-        skip_bad: Leave out images that are damaged, with a notice, instead of stopping.
-        check: Open every file once at the start, so that a damaged one is found before it stops the evaluation.
-    """
-
-    benchmark: ClassVar[str] = "imagenet_r"
 
 
 def load_imagenet_r(root: Path | None, config: ImagenetRConfig) -> Benchmark:

@@ -10,37 +10,15 @@ Folders are named by the number of the class and taken by that number: in the or
 before 2 and nearly every label would be wrong. There is one split, "test"; groups are the classes.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 from ifam.data.base import Benchmark
-from ifam.data.benchmarks.imagenet import SubsetConfig, class_names, read_wnids
+from ifam.data.benchmarks.imagenet import class_names, read_wnids
 from ifam.data.records import assemble
-from ifam.data.source_files import choose, find_root
+from ifam.data.source_files import find_root
+from ifam.data_config import ImagenetV2Config
 
 SOURCE = "https://github.com/modestyachts/ImageNetV2"
-VARIANTS = ("matched-frequency", "threshold-0.7", "top-images")
-
-
-@dataclass(frozen=True)
-class ImagenetV2Config(SubsetConfig):
-    """How to read ImageNet-V2.
-
-    Attributes:
-        variant: Which of its three test sets, where the root holds several: matched-frequency (the usual one),
-            threshold-0.7 or top-images.
-        partial: Accept a copy without some of the 1,000 class folders; figures are then not comparable.
-        skip_bad: Leave out images that are damaged, with a notice, instead of stopping.
-        check: Open every file once at the start, so that a damaged one is found before it stops the evaluation.
-    """
-
-    benchmark: ClassVar[str] = "imagenet_v2"
-    variant: str = "matched-frequency"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        choose("imagenet_v2", "variant", self.variant, VARIANTS)
 
 
 def load_imagenet_v2(root: Path | None, config: ImagenetV2Config) -> Benchmark:

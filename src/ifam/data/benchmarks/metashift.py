@@ -13,32 +13,17 @@ context. One photograph may lie in several contexts; all its files go to the sam
 context folders over all splits; images directly in a class folder form a group of their own.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 from ifam.data.base import Benchmark
 from ifam.data.files import image_files, sub_folders
 from ifam.data.records import Record, assemble
-from ifam.data.source_files import CutConfig, find_root
+from ifam.data.source_files import find_root
+from ifam.data_config import MetashiftConfig
 from ifam.errors import IfamError
 
 SOURCE = "https://github.com/Wuyxin/DISC"
 CLASSES = ("cat", "dog")
-
-
-@dataclass(frozen=True)
-class MetashiftConfig(CutConfig):
-    """How to read MetaShift.
-
-    Attributes:
-        val_fraction: Share of the training images set aside for validation, context by context.
-        seed: Seed of that choice.
-        skip_bad: Leave out images that are damaged, with a notice, instead of stopping.
-        check: Open every file once at the start, so that a damaged one is found before it stops the training.
-    """
-
-    benchmark: ClassVar[str] = "metashift"
 
 
 def load_metashift(root: Path | None, config: MetashiftConfig) -> Benchmark:

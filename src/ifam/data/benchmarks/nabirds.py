@@ -16,30 +16,15 @@ orders above the categories. Classes here are those that have images, numbered f
 Splits: train and test as published; validation is cut from training, category by category. Groups are the categories.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 from ifam.data.base import Benchmark
 from ifam.data.benchmarks.cub import LISTS, BirdFiles, read_birds
 from ifam.data.records import assemble
-from ifam.data.source_files import CutConfig, find_root
+from ifam.data.source_files import find_root
+from ifam.data_config import NabirdsConfig
 
 SOURCE = "https://dl.allaboutbirds.org/nabirds"
-
-
-@dataclass(frozen=True)
-class NabirdsConfig(CutConfig):
-    """How to read NABirds.
-
-    Attributes:
-        val_fraction: Share of the training images set aside for validation, category by category.
-        seed: Seed of that choice.
-        skip_bad: Leave out images that are missing or damaged, with a notice, instead of stopping.
-        check: Open every file once at the start, so that a damaged one is found before it stops the training.
-    """
-
-    benchmark: ClassVar[str] = "nabirds"
 
 
 def load_nabirds(root: Path | None, config: NabirdsConfig) -> Benchmark:

@@ -22,9 +22,8 @@ is all parts together. Images without an outline are left out, and so are outlin
 import json
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,28 +32,11 @@ from PIL import Image, ImageDraw
 from ifam.data.base import Benchmark
 from ifam.data.benchmarks.imagenet import imagenet_classes
 from ifam.data.records import ImageFiles, Record, assemble
-from ifam.data.source_files import CutConfig, find_root, read_words
+from ifam.data.source_files import find_root, read_words
+from ifam.data_config import PartImagenetConfig
 from ifam.errors import IfamError
 
 SOURCE = "https://github.com/TACJu/PartImageNet"
-
-
-@dataclass(frozen=True)
-class PartImagenetConfig(CutConfig):
-    """How to read PartImageNet.
-
-    Attributes:
-        split_list: List that divides train.json into training and test images, relative to the root or absolute;
-            empty to take train.json, val.json and test.json as the splits.
-        val_fraction: Share of the training images set aside for validation, class by class, where there is no
-            val.json or a list is given.
-        seed: Seed of that choice.
-        skip_bad: Leave out images that are missing or damaged, with a notice, instead of stopping.
-        check: Open every file once at the start, so that a damaged one is found before it stops the training.
-    """
-
-    benchmark: ClassVar[str] = "part_imagenet"
-    split_list: str = ""
 
 
 class PartFiles(ImageFiles):

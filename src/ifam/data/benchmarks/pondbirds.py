@@ -14,9 +14,8 @@ average in training and badly on the birds that are elsewhere.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, TypedDict, TypeVar, get_args
+from dataclasses import replace
+from typing import Any, TypedDict, TypeVar
 
 import numpy as np
 import torch
@@ -33,11 +32,9 @@ from ifam.data._drawing import (
     draw_forest,
     draw_water,
 )
+from ifam.data_config import Background, PondbirdsConfig
 from ifam.errors import IfamError
 from ifam.pulse import reported
-
-Content = Literal["full", "background", "object"]
-Background = Literal["as_drawn", "swapped", "redrawn"]
 
 SPLITS = ("train", "val", "test")
 BACKGROUNDS = ("water", "forest")
@@ -56,74 +53,6 @@ _FIRST_HUE = 0.05
 GREY = 0.5
 # Smaller batches spend their time on calls, larger ones outside the processor's cache.
 BATCH = 100
-
-
-@dataclass(frozen=True)
-class PondbirdsConfig:
-    """What is drawn. The fields from `correlation` to `object_scale` set the difficulty."""
-
-    num_train: int = 2000
-    """Number of training images."""
-    num_val: int = 500
-    """Number of validation images; their backgrounds agree with the class as often as in training."""
-    num_test: int = 2000
-    """Number of test images."""
-    image_size: int = 80
-    """Side of the images in pixels; the drawing is scaled to it."""
-    num_classes: int = 2
-    """Number of classes, two to six. Hues are spread evenly over the wheel, starting at 0.05; even classes
-    belong on water, odd ones in the forest."""
-    correlation: float = 0.98
-    """Share of each class's training and validation images that show the class's own background."""
-    test_correlation: float = 0.5
-    """The same share for the test images."""
-    hue_spread: float = 0.12
-    """Standard deviation of a bird's hue around that of its class, in turns of the colour wheel."""
-    hue_swap: float = 0.02
-    """Probability that a bird's hue is drawn around that of another class."""
-    cue_noise: float = 0.1
-    """Probability, for plumage, bill, tail and legs each, that the bird shows the other form."""
-    object_scale: float = 1.0
-    """Factor on the lengths of the birds; at 1.0 about 18 % of the image is bird, at 0.5 about 4.5 %."""
-    content: Content = "full"
-    """"full" images, "background" without the bird, or "object": the bird on plain grey."""
-    background: Background = "as_drawn"
-    """"as_drawn", "swapped" (the same birds on the other kind of background), or "redrawn" (the same birds
-    on another picture of the same kind)."""
-    seed: int = 0
-    """Different seeds share no image."""
-
-    def __post_init__(self) -> None:
-        for name in ("num_train", "num_val", "num_test"):
-            check_number("pondbirds", self, name, self.num_classes, math.inf, "one image per class or more")
-        check_number("pondbirds", self, "num_classes", 2, len(_FORMS), f"between 2 and {len(_FORMS)}")
-        check_number("pondbirds", self, "image_size", 16, math.inf, "at least 16 pixels")
-        for name in ("correlation", "test_correlation", "hue_swap", "cue_noise"):
-            check_number("pondbirds", self, name, 0, 1, "a share between 0 and 1, for example 0.95 for 95 %")
-        check_number("pondbirds", self, "hue_spread", 0, math.inf, "zero or more turns of the colour wheel")
-        check_number("pondbirds", self, "object_scale", 0.1, 1.3, "between 0.1 and 1.3, so that the bird fits")
-        check_number("pondbirds", self, "seed", 0, math.inf, "zero or more")
-        check_choice("pondbirds", self, "content", get_args(Content))
-        check_choice("pondbirds", self, "background", get_args(Background))
-
-
-def check_number(benchmark: str, config: Any, name: str, low: Number, high: Number, expected: str) -> None:
-    """Refuse a setting that is not a number (or whole number, by its declaration) between two others."""
-    kind = next(field.type for field in fields(config) if field.name == name)
-    value = getattr(config, name)
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    fits = whole if kind is int else whole or isinstance(value, float)
-    # A comparison with NaN is false, so NaN is refused too.
-    if not (fits and low <= value <= high):
-        what = "a whole number" if kind is int else "a number"
-        raise IfamError(f"{benchmark}: {name}={value!r} is not possible; give {what}, {expected}.")
-
-
-def check_choice(benchmark: str, config: Any, name: str, choices: Sequence[str]) -> None:
-    """Refuse a setting that is none of the choices."""
-    if getattr(config, name) not in choices:
-        listed = ", ".join(repr(choice) for choice in choices)
-        raise IfamError(f"{benchmark}: {name}={getattr(config, name)!r} is unknown; choose one of {listed}.")
 
 
 class Sample(TypedDict):

@@ -22,10 +22,9 @@ are read by pydicom (`pip install 'ifam[medical]'`): values are brought to 8 bit
 and inverted where the file says that low is white.
 """
 
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -33,7 +32,8 @@ from PIL import Image
 from ifam.data.base import Benchmark
 from ifam.data.files import image_files
 from ifam.data.records import Reader, Record, assemble
-from ifam.data.source_files import CutConfig, find_root
+from ifam.data.source_files import find_root
+from ifam.data_config import SiimAcrConfig
 from ifam.errors import IfamError
 
 SOURCE = "https://www.kaggle.com/c/siim-acr-pneumothorax-segmentation, prepared by tools/prepare_siim_acr.py"
@@ -46,20 +46,6 @@ SETS = {
     "non_robust": "non_robust_test_set",
 }
 MASKS = "all_masks"
-
-
-@dataclass(frozen=True)
-class SiimAcrConfig(CutConfig):
-    """How to read SIIM-ACR.
-
-    Attributes:
-        val_fraction: Share of the training images set aside for validation, class by class.
-        seed: Seed of that choice.
-        skip_bad: Leave out X-rays that are missing or damaged, with a notice, instead of stopping.
-        check: Open every file once at the start, so that a damaged one is found before it stops the training.
-    """
-
-    benchmark: ClassVar[str] = "siim_acr"
 
 
 def load_siim_acr(root: Path | None, config: SiimAcrConfig) -> Benchmark:

@@ -13,40 +13,17 @@ Splits are a column: `split_closed` (all turtles are known, training is older th
 validation images, they are cut from training. Classes are all identities, groups too.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 from ifam.data.base import Benchmark
 from ifam.data.records import Record, assemble
-from ifam.data.source_files import CutConfig, choose, find_root, number_labels, read_csv
+from ifam.data.source_files import find_root, number_labels, read_csv
 from ifam.data.splits import SPLIT_NAMES
+from ifam.data_config import TurtlesConfig
 from ifam.errors import IfamError
 
 SOURCE = "https://www.kaggle.com/datasets/wildlifedatasets/seaturtleid2022"
 TABLES = ("metadata_base.csv", "metadata_splits.csv")
-COLUMNS = ("split_closed", "split_closed_random", "split_open")
-
-
-@dataclass(frozen=True)
-class TurtlesConfig(CutConfig):
-    """How to read SeaTurtleID2022.
-
-    Attributes:
-        split: Column of the splits: split_closed, split_closed_random or split_open.
-        val_fraction: Share of the training images set aside for validation, turtle by turtle, where the column has
-            no validation images.
-        seed: Seed of that choice.
-        skip_bad: Leave out images that are missing or damaged, with a notice, instead of stopping.
-        check: Open every file once at the start, so that a damaged one is found before it stops the training.
-    """
-
-    benchmark: ClassVar[str] = "turtles"
-    split: str = "split_closed"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        choose("turtles", "split", self.split, COLUMNS)
 
 
 def load_turtles(root: Path | None, config: TurtlesConfig) -> Benchmark:
@@ -71,7 +48,7 @@ def load_turtles(root: Path | None, config: TurtlesConfig) -> Benchmark:
         splits.setdefault(SPLIT_NAMES[name], []).append(record)
     known = {record.label for record in splits["train"]}
     strangers = [record for record in splits.get("test", []) if record.label not in known]
-    notes = [f"validation images as published ({config.split})"] if "val" in splits else [config.split]
+    notes: list[str] = [f"validation images as published ({config.split})"] if "val" in splits else [config.split]
     if strangers:
         notes.append(f"{len(strangers)} test images show turtles that training does not")
     classes = tuple(numbers)

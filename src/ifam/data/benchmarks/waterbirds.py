@@ -16,14 +16,14 @@ paper's out-of-distribution column); the folder must then lie in that of CUB. Gr
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
 
 from ifam.data.base import Benchmark
 from ifam.data.benchmarks.cub import LISTS, BirdFiles, read_birds
 from ifam.data.records import ImageFiles, Reader, Record, assemble
-from ifam.data.source_files import CutConfig, choose, find_root, read_csv
+from ifam.data.source_files import find_root, read_csv
+from ifam.data_config import WaterbirdsConfig
 from ifam.errors import IfamError
 
 SOURCE = "https://nlp.stanford.edu/data/dro/waterbird_complete95_forest2water2.tar.gz"
@@ -32,26 +32,6 @@ COLUMNS = ("img_id", "img_filename", "y", "split", "place")
 CLASSES = ("landbird", "waterbird")
 GROUPS = tuple(f"{bird} on {place}" for bird in CLASSES for place in ("land", "water"))
 _SPLITS = {"0": "train", "1": "val", "2": "test"}
-
-
-@dataclass(frozen=True)
-class WaterbirdsConfig(CutConfig):
-    """How to read Waterbirds.
-
-    Attributes:
-        labels: "habitat" for the two classes landbird and waterbird, "species" for the 200 classes of CUB.
-        val_fraction: With species, the share of the training images set aside for validation, species by species.
-        seed: Seed of that choice.
-        skip_bad: Leave out images that are missing or damaged, with a notice, instead of stopping.
-        check: Open every file once at the start, so that a damaged one is found before it stops the training.
-    """
-
-    benchmark: ClassVar[str] = "waterbirds"
-    labels: str = "habitat"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        choose("waterbirds", "labels", self.labels, ("habitat", "species"))
 
 
 def load_waterbirds(root: Path | None, config: WaterbirdsConfig) -> Benchmark:

@@ -1,0 +1,418 @@
+"""Every setting of each data set, documented one by one. No torch here: they are shown and checked at once."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, make_dataclass
+from functools import cache
+from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+
+from ifam.errors import IfamError, suggestion
+from ifam.ranges import NATURAL, NOT_NEGATIVE, SHARE, Range, check_ranges
+
+Content = Literal["full", "background", "object"]
+Background = Literal["as_drawn", "swapped", "redrawn"]
+Treatment = Literal["original", "mixed_same", "mixed_rand", "mixed_next", "only_fg", "no_fg", "only_bg_b", "only_bg_t"]
+TurtleSplit = Literal["split_closed", "split_closed_random", "split_open"]
+
+_EXPECTED = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Settings of a data set, whose types and ranges are checked."""
+
+    benchmark: ClassVar[str] = ""
+    # What `--help` shows; `--help-all` shows all.
+    common: ClassVar[tuple[str, ...]] = ()
+    ranges: ClassVar[dict[str, Range]] = {}
+
+    def __post_init__(self) -> None:
+        for name, kind in get_type_hints(type(self)).items():
+            if get_origin(kind) is ClassVar:
+                continue
+            value = getattr(self, name)
+            if not _fits(value, kind):
+                expected = self.ranges[name].expected if name in self.ranges else _expected(kind)
+                raise IfamError(f"{self.benchmark}: {name} is {value!r}, but {expected} is expected.")
+        check_ranges(vars(self), self.ranges, f"{self.benchmark}: ")
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value is of a type; `bool` is no number here, though it is one in Python."""
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    if get_origin(kind) is tuple:
+        return isinstance(value, tuple | list) and all(isinstance(one, str) for one in value)
+    number = int | float if kind is float else kind
+    return isinstance(value, number) and isinstance(value, bool) == (kind is bool)
+
+
+def _expected(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return " or ".join(map(repr, get_args(kind)))
+    return _EXPECTED.get(kind, "a list of names")
+
+
+@dataclass(frozen=True)
+class DrawnConfig(DataConfig):
+    """Settings of data sets that are drawn.
+
+    Attributes:
+        num_train: Number of training images, at least one for each class; so it is with the other two.
+        num_val: Number of validation images; their backgrounds agree with the class as often as in training.
+        num_test: Number of test images.
+        image_size: Side of the images in pixels; the drawing is scaled to it.
+        correlation: Share of each class's training and validation images that show the class's own background.
+        test_correlation: The same share for the test images.
+        content: "full" images, "background" without the object, or "object": the object on plain grey.
+        background: "as_drawn", "swapped" (the same objects on the other kind of background), or "redrawn" (the same
+            objects on another picture of the same kind).
+        seed: Seed of everything drawn, and of what is divided into splits; different seeds share no image.
+    """
+
+    common: ClassVar[tuple[str, ...]] = ("num_train", "num_val", "num_test", "correlation", "seed")
+    ranges: ClassVar[dict[str, Range]] = {
+        "image_size": Range("a whole number of at least 16", low=16),
+        "correlation": SHARE,
+        "test_correlation": SHARE,
+        "seed": NATURAL,
+    }
+    num_train: int = 2000
+    num_val: int = 500
+    num_test: int = 2000
+    image_size: int = 80
+    correlation: float = 0.98
+    test_correlation: float = 0.5
+    content: Content = "full"
+    background: Background = "as_drawn"
+    seed: int = 0
+
+    def _check_numbers(self, classes: int) -> None:
+        expected = Range(f"a whole number of at least {classes} (one image per class)", low=classes)
+        check_ranges(vars(self), dict.fromkeys(("num_train", "num_val", "num_test"), expected), f"{self.benchmark}: ")
+
+
+@dataclass(frozen=True)
+class PondbirdsConfig(DrawnConfig):
+    """How to draw pondbirds.
+
+    The fields from `hue_spread` to `object_scale`, and the correlation, set the difficulty.
+
+    Attributes:
+        num_classes: Number of classes, two to six. Hues are spread evenly over the wheel, starting at 0.05; even
+            classes belong on water, odd ones in the forest.
+        hue_spread: Standard deviation of a bird's hue around that of its class, in turns of the color wheel.
+        hue_swap: Probability that a bird's hue is drawn around that of another class.
+        cue_noise: Probability, for plumage, bill, tail and legs each, that the bird shows the other form.
+        object_scale: Factor on the lengths of the birds; at 1.0 about 18 % of the image is bird, at 0.5 about 4.5 %.
+    """
+
+    benchmark = "pondbirds"
+    common: ClassVar[tuple[str, ...]] = (*DrawnConfig.common, "num_classes")
+    ranges: ClassVar[dict[str, Range]] = {
+        **DrawnConfig.ranges,
+        "num_classes": Range("a whole number from 2 to 6", low=2, high=6),
+        "hue_spread": NOT_NEGATIVE,
+        "hue_swap": SHARE,
+        "cue_noise": SHARE,
+        "object_scale": Range("a number from 0.1 to 1.3 (so that the bird fits)", low=0.1, high=1.3),
+    }
+    num_classes: int = 2
+    hue_spread: float = 0.12
+    hue_swap: float = 0.02
+    cue_noise: float = 0.1
+    object_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_numbers(self.num_classes)
+
+
+@dataclass(frozen=True)
+class DigitsConfig(DrawnConfig):
+    """How to draw digits.
+
+    Attributes:
+        digit_scale: Factor on the size of the digits; at 1.0 about 18 % of the image is digit.
+    """
+
+    benchmark = "digits"
+    ranges: ClassVar[dict[str, Range]] = {
+        **DrawnConfig.ranges,
+        "digit_scale": Range("a number from 0.1 to 1.2 (so that the digit fits)", low=0.1, high=1.2),
+    }
+    digit_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_numbers(10)
+
+
+@dataclass(frozen=True)
+class FilesConfig(DataConfig):
+    """Settings of data sets that are made of files.
+
+    Attributes:
+        skip_bad: Leave out files that are missing, damaged or no images, with a notice, instead of stopping; looks at
+            every file.
+        check: Open every file once at the start, so that a damaged one is found before it stops the training.
+        white: The value that is white in images of more than 8 bits; 0 for what the format or the image says
+            (docs/data.md).
+    """
+
+    common: ClassVar[tuple[str, ...]] = ("skip_bad", "check")
+    ranges: ClassVar[dict[str, Range]] = {"white": NATURAL}
+    skip_bad: bool = False
+    check: bool = True
+    white: int = 0
+
+
+@dataclass(frozen=True)
+class CutConfig(FilesConfig):
+    """Settings of data sets whose validation images may have to be cut from the training images.
+
+    Attributes:
+        val_fraction: Share of the training images set aside for validation, of each class (and group) the same, where
+            the data have no validation images of their own; 0 for none, which suits evaluation alone.
+        seed: Seed of that choice.
+    """
+
+    common: ClassVar[tuple[str, ...]] = (*FilesConfig.common, "val_fraction", "seed")
+    ranges: ClassVar[dict[str, Range]] = {
+        **FilesConfig.ranges,
+        "val_fraction": Range("a share from 0 (none) to below 1", high=1, open_high=True),
+        "seed": NATURAL,
+    }
+    val_fraction: float = 0.1
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class FolderConfig(CutConfig):
+    """How to read a folder of images.
+
+    Attributes:
+        csv: CSV file that lists the images, relative to the root or absolute; empty for class folders.
+        path_column: Column of the image's path.
+        label_column: Column of the image's class.
+        group_column: Column of the image's group; optional under its default name.
+        split_column: Column of the image's split; optional under its default name.
+        mask_column: Column of the path of the object's mask; optional under its default name.
+        classes: Names of the classes in the order of their index, where a model knows them; images of others are
+            refused, and some may have none. The classes that are found where it is empty.
+    """
+
+    benchmark = "folder"
+    common: ClassVar[tuple[str, ...]] = (
+        *CutConfig.common,
+        "csv",
+        "path_column",
+        "label_column",
+        "group_column",
+        "split_column",
+        "mask_column",
+    )
+    val_fraction: float = 0.2
+    csv: str = ""
+    path_column: str = "path"
+    label_column: str = "label"
+    group_column: str = "group"
+    split_column: str = "split"
+    mask_column: str = "mask"
+    classes: tuple[str, ...] = ()
+
+
+class CubConfig(CutConfig):
+    """How to read CUB."""
+
+    benchmark = "cub"
+
+
+class NabirdsConfig(CutConfig):
+    """How to read NABirds."""
+
+    benchmark = "nabirds"
+
+
+@dataclass(frozen=True)
+class WaterbirdsConfig(CutConfig):
+    """How to read Waterbirds.
+
+    Attributes:
+        labels: "habitat" for the two classes landbird and waterbird, "species" for the 200 classes of CUB, whose
+            validation images are cut.
+    """
+
+    benchmark = "waterbirds"
+    common: ClassVar[tuple[str, ...]] = (*CutConfig.common, "labels")
+    labels: Literal["habitat", "species"] = "habitat"
+
+
+class MetashiftConfig(CutConfig):
+    """How to read MetaShift."""
+
+    benchmark = "metashift"
+
+
+class SiimAcrConfig(CutConfig):
+    """How to read SIIM-ACR."""
+
+    benchmark = "siim_acr"
+
+
+@dataclass(frozen=True)
+class SubsetConfig(FilesConfig):
+    """How to read images of ImageNet's classes.
+
+    Attributes:
+        partial: Accept a copy without some of the class folders; figures are then not comparable.
+    """
+
+    common: ClassVar[tuple[str, ...]] = (*FilesConfig.common, "partial")
+    partial: bool = False
+
+
+@dataclass(frozen=True)
+class ImagenetConfig(CutConfig, SubsetConfig):
+    """How to read ImageNet."""
+
+    benchmark = "imagenet"
+    common: ClassVar[tuple[str, ...]] = (*CutConfig.common, "partial")
+    val_fraction: float = 0.02
+    check: bool = False
+
+
+class ImagenetAConfig(SubsetConfig):
+    """How to read ImageNet-A."""
+
+    benchmark = "imagenet_a"
+
+
+class ImagenetRConfig(SubsetConfig):
+    """How to read ImageNet-R."""
+
+    benchmark = "imagenet_r"
+
+
+@dataclass(frozen=True)
+class ImagenetV2Config(SubsetConfig):
+    """How to read ImageNet-V2.
+
+    Attributes:
+        variant: Which of its three test sets, where the root holds several.
+    """
+
+    benchmark = "imagenet_v2"
+    common: ClassVar[tuple[str, ...]] = (*SubsetConfig.common, "variant")
+    variant: Literal["matched-frequency", "threshold-0.7", "top-images"] = "matched-frequency"
+
+
+@dataclass(frozen=True)
+class Imagenet9Config(FilesConfig):
+    """How to read ImageNet-9.
+
+    Attributes:
+        variant: The treatment that is the split "test"; all others that are there are splits by their names.
+        mapping: JSON file of ImageNet's 1,000 classes to the nine, relative to the root or absolute.
+    """
+
+    benchmark = "imagenet9"
+    common: ClassVar[tuple[str, ...]] = (*FilesConfig.common, "variant")
+    variant: Treatment = "original"
+    mapping: str = "in_to_in9.json"
+
+
+@dataclass(frozen=True)
+class PartImagenetConfig(CutConfig):
+    """How to read PartImageNet.
+
+    Attributes:
+        split_list: List that divides train.json into training and test images, relative to the root or absolute;
+            empty to take train.json, val.json and test.json as the splits.
+    """
+
+    benchmark = "part_imagenet"
+    common: ClassVar[tuple[str, ...]] = (*CutConfig.common, "split_list")
+    split_list: str = ""
+
+
+class Flowers102Config(FilesConfig):
+    """How to read Oxford Flowers 102."""
+
+    benchmark = "flowers102"
+
+
+@dataclass(frozen=True)
+class TurtlesConfig(CutConfig):
+    """How to read SeaTurtleID2022.
+
+    Attributes:
+        split: Column of the splits.
+    """
+
+    benchmark = "turtles"
+    common: ClassVar[tuple[str, ...]] = (*CutConfig.common, "split")
+    split: TurtleSplit = "split_closed"
+
+
+_KINDS: tuple[type[DataConfig], ...] = (
+    *(PondbirdsConfig, DigitsConfig, FolderConfig, CubConfig, NabirdsConfig, WaterbirdsConfig, MetashiftConfig),
+    *(SiimAcrConfig, ImagenetConfig, ImagenetAConfig, ImagenetRConfig, ImagenetV2Config, Imagenet9Config),
+    *(PartImagenetConfig, Flowers102Config, TurtlesConfig),
+)
+DATA_CONFIGS: dict[str, type[DataConfig]] = {kind.benchmark: kind for kind in _KINDS}
+
+
+@cache
+def any_config() -> type[DataConfig]:
+    """Settings of all data sets, unchecked, for commands that learn from a model which of them they are about."""
+    doc = """Settings of the data set, where they are not those of the training.
+
+    Attributes:
+        variant: Which test set of imagenet_v2, or which treatment of imagenet9 is the split "test".
+        split: Column of the splits of turtles.
+    """
+    own = {"benchmark": "", "common": FilesConfig.common, "__post_init__": lambda self: None, "__doc__": doc}
+    differing = [("variant", str, ""), ("split", str, "")]
+    return make_dataclass("AnyDataConfig", differing, bases=_KINDS, frozen=True, namespace=own)
+
+
+def config_type(benchmark: str) -> type[DataConfig]:
+    """The settings that a data set has.
+
+    Raises:
+        IfamError: There is no such data set.
+    """
+    if benchmark not in DATA_CONFIGS:
+        hint = suggestion(benchmark, DATA_CONFIGS)
+        raise IfamError(f"There is no benchmark {benchmark!r}{hint}; choose one of {', '.join(DATA_CONFIGS)}.")
+    return DATA_CONFIGS[benchmark]
+
+
+def check_names(kind: type[DataConfig], names: Iterable[str]) -> None:
+    """Refuse a name that is no setting of a data set.
+
+    Raises:
+        IfamError: There is one.
+    """
+    known = [field.name for field in fields(kind)]
+    for name in names:
+        if name not in known:
+            without = f"{kind.benchmark} has no" if kind.benchmark else "No data set has a"
+            listed = f"{'it has' if kind.benchmark else 'there are'} {', '.join(known)}"
+            raise IfamError(f"{without} setting {name!r}{suggestion(name, known)}; {listed}.")
+
+
+def data_config(benchmark: str, options: Mapping[str, Any] | None = None) -> DataConfig:
+    """The settings of a data set, checked.
+
+    Args:
+        benchmark: Name of the data set.
+        options: Settings that are not the defaults, by name.
+
+    Raises:
+        IfamError: The data set or a setting is unknown, or a value is of another type or out of its range.
+    """
+    kind = config_type(benchmark)
+    check_names(kind, options or {})
+    # JSON and YAML have lists where the settings have tuples.
+    return kind(**{name: tuple(one) if isinstance(one, list) else one for name, one in (options or {}).items()})
