@@ -54,6 +54,8 @@ def loader(read: Callable[[str], Any], known: Mapping[str, Any]) -> Callable[[st
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         if not isinstance(node, yaml.MappingNode):
             return read(text)
+        # No settings of the data set, as files have it that were written before these were typed.
+        node.value = [(key, value) for key, value in node.value if key.value != "data" or value.tag != _NULL]
         _make_text_below(node, names)
         return read(yaml.serialize(node, allow_unicode=True))
 

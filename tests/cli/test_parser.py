@@ -194,6 +194,13 @@ def test_only_settings_that_were_given_reach_the_verb(verb):
     assert parse([verb, *where, "--data.mapping", "007"])[1]["data"] == {"mapping": "007"}
 
 
+@pytest.mark.parametrize("text", ["data: null", "data:", "data: {}", "seed: 0"])
+def test_no_settings_of_a_data_set(text):
+    Path("mine.yaml").write_text(f"{text}\nbatch_size: 3\n", encoding="utf-8")
+    found = parse(["evaluate", "--config", "mine.yaml"])[1]
+    assert (found.get("data"), found["batch_size"]) in [(None, 3), ({}, 3)]
+
+
 def test_settings_are_written_out(capsys):
     words = ["--data.label_column", "007", "--data.classes", "['1', no way]"]
     text = shown(capsys, "train", "photos", *words, "--print_config")

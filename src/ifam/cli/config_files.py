@@ -105,6 +105,8 @@ def check(path: Path, verb: str, known: Mapping[str, Any]) -> None:
             # `train.epochs: 3` is another spelling of a nested setting, which the parser knows.
             continue
         _check_name(path, key, name, known, f"`ifam {verb}`")
+        if name == "data" and value.tag == _NULL:
+            continue
         if is_dataclass(known[name]):
             if not isinstance(value, yaml.MappingNode):
                 raise IfamError(f"{_place(path, value)}: {name} is one value, but settings below it are expected.")
