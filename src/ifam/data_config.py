@@ -202,15 +202,7 @@ class FolderConfig(CutConfig):
     """
 
     benchmark = "folder"
-    common: ClassVar[tuple[str, ...]] = (
-        *CutConfig.common,
-        "csv",
-        "path_column",
-        "label_column",
-        "group_column",
-        "split_column",
-        "mask_column",
-    )
+    common: ClassVar[tuple[str, ...]] = (*CutConfig.common, "csv", "label_column", "group_column")
     val_fraction: float = 0.2
     csv: str = ""
     path_column: str = "path"

@@ -81,7 +81,7 @@ def test_help_has_the_settings_of_the_data_set(name, capsys):
         entry = re.search(rf"^  --data\.{field.name}\b.*?(?=^  --|\Z)", text, re.MULTILINE | re.DOTALL)
         said = re.sub(r"\s+", " ", entry[0])
         assert "type: " in said or "{" in said or field.default is False
-        assert field.default in (False, ()) or f"default: {field.default})" in said, field.name
+        assert field.default in (False, (), "") or f"default: {field.default})" in said, field.name
         assert (f"--data.{field.name}" in common.split()) == (field.name in kind.common)
     assert set(re.findall(r"--data\.(\w+)", text)) == {field.name for field in fields(kind)}
 

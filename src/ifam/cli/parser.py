@@ -235,7 +235,7 @@ def build_parser(args: list[str] | None = None) -> Any:
             text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", super()._expand_help(action))
             if "{" in self._format_action_invocation(action):  # the choices are there
                 text = re.sub(r"type: Literal\[.*?\](, )?", "", text)
-            return text.removesuffix(" (type: bool, default: False)").removesuffix(" ()")
+            return text.removesuffix(" (type: bool, default: False)").removesuffix(" ()").replace(", default: )", ")")
 
     options: list[str] = []
     shared: dict[str, Any] = {"parser_mode": mode, "allow_abbrev": False, "formatter_class": Formatter}
