@@ -16,6 +16,7 @@ from ifam import yaml_text
 from ifam.checkpoints import hub
 from ifam.cli.main import main
 from ifam.cli.parser import VERBS
+from ifam.evaluation.comparisons import Run
 from ifam.experiments.run_log import Runs
 
 ODD = ["0", "no", "1e3", "null", "true", "~", "yes", "1_000", "0x1F", "0o17", "1:30", ".nan", "-", "+1", "2020-01-01"]
@@ -105,8 +106,8 @@ def test_a_missing_value_is_the_parsers_to_name(capsys):
 @pytest.mark.parametrize("text", ODD)
 def test_runs_of_rows_with_odd_names(tmp_path, text):
     runs = Runs(tmp_path / "runs.jsonl", {(text, 0): {"a": text}})
-    runs.add({"row": text, "seed": 0, "settings": {"a": text}, "elapsed": 1.0})
-    assert Runs(tmp_path / "runs.jsonl", {(text, 0): {"a": text}}).done[text, 0]["settings"] == {"a": text}
+    runs.add(Run(text, 0, {}, {}, {}, settings={"a": text}, elapsed=1.0))
+    assert Runs(tmp_path / "runs.jsonl", {(text, 0): {"a": text}}).done[text, 0].settings == {"a": text}
 
 
 @pytest.mark.slow
