@@ -31,7 +31,7 @@ RANKS = [
         "pulse",
         "io",
     ],
-    ["serialization"],
+    ["serialization", "run_log"],
     ["console", "progress", "yaml_text", "model_files", "saved_models", "provenance"],
     ["backbones", "data"],
     ["models"],
@@ -73,7 +73,7 @@ ORDER = {
     "auditing": [
         *("inputs", "certify", "certificates", "background_swap", "mask_leakage", "sufficiency", "posthoc", "run"),
     ],
-    "experiments": ["run_log", "pictures", "compare", "demo"],
+    "experiments": ["runs", "pictures", "compare", "demo"],
     "training": [
         *("affine", "losses", "group_dro", "optimization", "batches", "trainer", "module", "fit", "last_layer"),
         "presets",

@@ -17,7 +17,7 @@ from ifam.checkpoints import hub
 from ifam.cli.main import main
 from ifam.cli.parser import VERBS
 from ifam.evaluation.comparisons import Run
-from ifam.experiments.run_log import Runs
+from ifam.experiments.runs import Runs
 
 ODD = ["0", "no", "1e3", "null", "true", "~", "yes", "1_000", "0x1F", "0o17", "1:30", ".nan", "-", "+1", "2020-01-01"]
 ODD += ["a: b", "a #b", " lead", "trail ", "'quoted'", '"double"', "[x]", "{x}", "new\nline", "tab\t", "Ünïcödé", "😀"]

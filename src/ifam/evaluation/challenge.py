@@ -3,7 +3,7 @@
 An object counts as robust only if no background fools the model. As in the public script, a pixel of the composite is
 the object's where its mask says so and the background's elsewhere, at the resolution of the data set; the model then
 sees the whole composite, resized, cropped and normalized like any image. With 4,050 objects and as many backgrounds
-that is up to 16 million images, so a run keeps a journal, a line a batch, and goes on where it was stopped.
+that is up to 16 million images, so a run keeps a log, a line a batch, and goes on where it was stopped.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 from scipy.stats import binomtest
@@ -27,6 +27,7 @@ from ifam.evaluation.pairings import Fooled, Pair, PairScheduler
 from ifam.model_files import weights_digest
 from ifam.models.base import Classifier, device_of, evaluating
 from ifam.progress import ProgressBar
+from ifam.run_log import RunLog
 from ifam.types import Batch
 
 NONE = "none of the classes"
@@ -67,7 +68,7 @@ def run_challenge(
     benchmark: Benchmark,
     objects: ImageFiles,
     backgrounds: ImageFiles,
-    journal: Path,
+    path: Path,
     settings: Mapping[str, Any] | None = None,
     *,
     batch_size: int = 64,
@@ -80,13 +81,13 @@ def run_challenge(
         benchmark: It says which class an answer stands for.
         objects: Images with the mask of their object.
         backgrounds: Images of the same size.
-        journal: File that keeps the outcomes; where it is there, the run goes on from its end.
-        settings: Whatever else the run depends on; what is in the journal must be the same.
+        path: File of the log; where it is there, the run goes on from its end.
+        settings: Whatever else the run depends on; what is in the log must be the same.
         batch_size: Composites at a time.
         seed: Seed of the order of backgrounds.
 
     Raises:
-        IfamError: The journal is that of another run, is damaged or cannot be written, an image is damaged, or object
+        IfamError: The log is that of another run, is damaged or cannot be written, an image is damaged, or object
             and background have not the same size.
     """
     if batch_size < 1:
@@ -102,17 +103,13 @@ def run_challenge(
         "backgrounds": len(backgrounds),
         "files": _hash("\n".join(map(name_of, [*objects.paths, *backgrounds.paths]))),
     }
-    try:
-        with evaluating(model), _open(journal, header, pairings) as file, ProgressBar() as bar:
-            task = bar.add_task("challenge", total=len(objects) * len(backgrounds), completed=pairings.decided)
-            for first, through in _outcomes(model, benchmark, objects, backgrounds, pairings):
-                file.write(json.dumps({"fooled": first, "robust": through}) + "\n")
-                file.flush()
-                said = f"{len(pairings.robust)} robust, {len(pairings.fooled)} fooled"
-                bar.update(task, completed=pairings.decided, description=said)
-    except OSError as error:
-        reason = error.strerror or error
-        raise IfamError(f"{journal} cannot be written ({reason}); choose another folder with --out.") from error
+    log = _continued(RunLog(path), header, pairings)
+    with evaluating(model), ProgressBar() as bar:
+        task = bar.add_task("challenge", total=len(objects) * len(backgrounds), completed=pairings.decided)
+        for fooled, robust in _outcomes(model, benchmark, objects, backgrounds, pairings):
+            log.add({"fooled": fooled, "robust": robust})
+            counts = f"{len(pairings.robust)} robust, {len(pairings.fooled)} fooled"
+            bar.update(task, completed=pairings.decided, description=counts)
     return _summary(benchmark, objects, backgrounds, pairings)
 
 
@@ -200,41 +197,28 @@ def as_bytes(image: Any) -> UInt8[Tensor, "3 H W"]:
     return values.as_subclass(Tensor)
 
 
-# ------------------------------------------------------------------------------------------------- journal
+# ----------------------------------------------------------------------------------------------------- log
 
 
-def _open(path: Path, header: Mapping[str, Any], pairings: PairScheduler) -> TextIO:
-    """The journal, ready to be written on, once all that it tells has happened again to the pairings."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    lines = text[: text.rfind("\n") + 1].split("\n")[:-1]  # without a line that was not finished
-    if lines:
-        _check(path, _parsed(path, 1, lines[0]), header)
-    for number, line in enumerate(lines[1:], 2):
-        told, pairs = _parsed(path, number, line), pairings.batch()
-        if not (told.keys() == {"fooled", "robust"} and all(tuple(one[:2]) in pairs for one in told["fooled"])):
-            raise _damaged(path, number)
-        fooled = [(thing, background, answer) for thing, background, answer in told["fooled"]]
-        if pairings.settle(pairs, fooled) != (fooled, told["robust"]):
-            raise _damaged(path, number)
-    file = path.open("w" if not lines else "r+", encoding="utf-8")
-    file.truncate(sum(len(line.encode()) + 1 for line in lines))
-    file.seek(0, 2)
-    if not lines:
-        file.write(json.dumps(header) + "\n")
-        file.flush()
-    return file
-
-
-def _parsed(path: Path, number: int, line: str) -> dict[str, Any]:
-    try:
-        return dict(json.loads(line))
-    except (ValueError, TypeError):
-        raise _damaged(path, number) from None
-
-
-def _damaged(path: Path, number: int) -> IfamError:
-    return IfamError(f"{path}, line {number} does not fit what is before it; remove the file to begin anew.")
+def _continued(log: RunLog, header: Mapping[str, Any], pairings: PairScheduler) -> RunLog:
+    """The log, once the outcomes in it are those of the pairings, or with its header where it is new."""
+    if not log.lines:
+        log.add(header)
+        return log
+    for number, entry in log.entries():
+        damaged = IfamError(f"{log.path}, line {number} does not fit what is before it; remove the file to start over.")
+        if not isinstance(entry, dict):
+            raise damaged
+        if number == 1:
+            _check(log.path, entry, header)
+            continue
+        pairs = pairings.batch()
+        if not (entry.keys() == {"fooled", "robust"} and all(tuple(one[:2]) in pairs for one in entry["fooled"])):
+            raise damaged
+        fooled = [(thing, background, answer) for thing, background, answer in entry["fooled"]]
+        if pairings.settle(pairs, fooled) != (fooled, entry["robust"]):
+            raise damaged
+    return log
 
 
 def _check(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -244,7 +228,7 @@ def _check(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> Non
         if before.get(name) != now.get(name):
             raise IfamError(
                 f"{path} is of a run with {name} {before.get(name)!r}, but now it is {now.get(name)!r}; choose another "
-                f"folder with --out, or remove the file to begin anew."
+                f"--out, or remove the file to start over."
             )
 
 

@@ -24,7 +24,7 @@ from ifam.errors import IfamError
 from ifam.evaluation.accuracy import Evaluation, evaluate, hidden_influence
 from ifam.evaluation.comparisons import ComparisonResult, MethodInfo, Run, summarize
 from ifam.experiments.pictures import draw_pictures, with_files
-from ifam.experiments.run_log import Runs, flat
+from ifam.experiments.runs import Runs, flat
 from ifam.io import check_absent, ensure_writable, write_json
 from ifam.models.base import Classifier
 from ifam.models.registry import METHODS, build

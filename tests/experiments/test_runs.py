@@ -6,7 +6,7 @@ import pytest
 
 from ifam.errors import IfamError
 from ifam.evaluation.comparisons import Run
-from ifam.experiments.run_log import Runs
+from ifam.experiments.runs import Runs
 from ifam.serialization import to_json
 
 SETTINGS = {"train": {"epochs": 4, "kind": None}, "data": {}}
@@ -28,7 +28,7 @@ def test_what_is_added_is_there_at_once_and_again_later(tmp_path):
 
 def test_of_several_processes_one_writes(tmp_path, monkeypatch):
     runs = Runs(tmp_path / "runs.jsonl", WANTED)
-    monkeypatch.setattr("ifam.experiments.run_log.rank_and_world_size", lambda: (1, 2))
+    monkeypatch.setattr("ifam.experiments.runs.rank_and_world_size", lambda: (1, 2))
     runs.add(run())
     assert ("ours", 0) in runs.done
     assert not runs.path.read_text()
@@ -46,7 +46,7 @@ def test_a_line_that_was_not_finished_is_taken_away(tmp_path):
 def test_a_damaged_line_is_an_error(tmp_path):
     path = tmp_path / "runs.jsonl"
     path.write_text("{\n" + json.dumps(to_json(run())) + "\n")
-    with pytest.raises(IfamError, match="line 1 is not a run"):
+    with pytest.raises(IfamError, match="line 1 is damaged"):
         Runs(path, WANTED)
 
 

@@ -1,8 +1,6 @@
 """Runs that are done, kept in a file, so that what was interrupted goes on where it was."""
 
-import json
 import logging
-import os
 import statistics
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,6 +10,7 @@ from ifam.distributed import rank_and_world_size
 from ifam.errors import IfamError
 from ifam.evaluation.comparisons import Run
 from ifam.pulse import duration
+from ifam.run_log import RunLog
 from ifam.serialization import from_json, to_json
 
 logger = logging.getLogger(__name__)
@@ -37,11 +36,7 @@ class Runs:
 
     def __init__(self, path: Path, wanted: Mapping[Key, Mapping[str, Any]], *, overwrite: bool = False) -> None:
         self.path, self.wanted = path, wanted
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch()
-        except OSError as error:
-            raise IfamError(f"{path} cannot be written ({error.strerror}); choose another --out.") from error
+        self.log = RunLog(path)
         self.done: dict[Key, Run] = {(run.row, run.seed): run for run in self._read()}
         for key in wanted:
             if key in self.done and (differs := self._difference(key)):
@@ -49,26 +44,16 @@ class Runs:
                     raise IfamError(differs)
                 del self.done[key]
 
-    def _read(self) -> list[Run]:
-        """All runs; a last line that was not finished is removed."""
-        try:
-            text = self.path.read_text(encoding="utf-8")
-        except ValueError as error:
-            raise IfamError(
-                f"{self.path} is not text in UTF-8 ({error}); remove it, or choose another --out."
-            ) from error
-        whole = text[: text.rfind("\n") + 1]
-        if whole != text:
-            self.path.write_text(whole, encoding="utf-8")
-        runs = []
-        for number, line in enumerate(whole.split("\n")[:-1], 1):
+    def _read(self) -> Iterator[Run]:
+        """All runs of the file."""
+        for number, entry in self.log.entries():
             try:
-                runs.append(from_json(Run, json.loads(line)))
+                yield from_json(Run, entry)
             except ValueError as error:
                 raise IfamError(
-                    f"{self.path}, line {number} is not a run ({error}); remove the file, or choose another --out."
+                    f"{self.path}, line {number} is not a run ({error}); remove the file to start over, or choose "
+                    f"another --out."
                 ) from error
-        return runs
 
     def _difference(self, key: Key) -> str | None:
         """In which setting a run differs from what is wanted, as a sentence: the two are never mixed."""
@@ -90,10 +75,7 @@ class Runs:
     def add(self, run: Run) -> None:
         """Keep a run, at once: what comes after it may be interrupted. Of several processes the first writes."""
         if rank_and_world_size()[0] == 0:
-            with self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
-                file.write(json.dumps(to_json(run), ensure_ascii=False, default=str) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
+            self.log.add(to_json(run))
         self.done[run.row, run.seed] = run
 
     def announce(self, name: str, seed: int) -> None:

@@ -1,0 +1,72 @@
+"""A log of JSON lines, one for each piece of work that is done, so that a command goes on where it was stopped."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ifam.errors import IfamError
+
+
+class RunLog:
+    """Lines that are kept at once and read again later.
+
+    Args:
+        path: The file; made if need be. A last line that was not finished is left out, and overwritten.
+
+    Raises:
+        IfamError: The file cannot be read or written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+            text = path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise self._unwritable(error) from error
+        except ValueError as error:
+            raise IfamError(f"{path} is not text in UTF-8 ({error}); remove it, or choose another --out.") from error
+        # Other characters that end a line, such as U+2028, may be in names.
+        whole = text[: text.rfind("\n") + 1]
+        self.lines, self._size = whole.split("\n")[:-1], len(whole.encode())
+
+    def entries(self) -> Iterator[tuple[int, Any]]:
+        """Number, from 1, and content of each line.
+
+        Raises:
+            IfamError: A line is damaged.
+        """
+        for number, line in enumerate(self.lines, 1):
+            try:
+                yield number, json.loads(line)
+            except ValueError as error:
+                raise IfamError(
+                    f"{self.path}, line {number} is damaged ({error}); remove the file to start over, or choose "
+                    f"another --out."
+                ) from error
+
+    def add(self, entry: Any) -> None:
+        """Write a line to the disk: what comes after it may be interrupted.
+
+        Raises:
+            IfamError: The file cannot be written.
+        """
+        line = json.dumps(entry, ensure_ascii=False, default=str)
+        try:
+            with self.path.open("r+", encoding="utf-8", errors="backslashreplace") as file:
+                file.truncate(self._size)
+                file.seek(0, os.SEEK_END)
+                file.write(line + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+                self._size = file.tell()
+        except OSError as error:
+            raise self._unwritable(error) from error
+        self.lines.append(line)
+
+    def _unwritable(self, error: OSError) -> IfamError:
+        reason = error.strerror or error
+        return IfamError(f"{self.path} cannot be written ({reason}); choose another --out.")
