@@ -91,7 +91,7 @@ def run(name: str, seed: int, split: str) -> dict[str, Any]:
         "changes": asdict(variant),
         "worst_group": found.predictor.worst_group,
         "average": found.predictor.average,
-        "groups": {group: row["accuracy"] for group, row in found.predictor.groups.items()},
+        "groups": {group: row.accuracy for group, row in found.predictor.groups.items()},
         "selector_worst": None if found.selector is None else found.selector.worst_group,
         "mask_iou": found.mask_iou,
         "visible_fraction": found.visible_fraction,

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ifam.config import ModelConfig
-from ifam.evaluation.metrics import GroupAccuracy
+from ifam.evaluation.metrics import AccuracyByGroup
 from ifam.models.soft_mask import SoftMaskIFAM
 
 ROOT = Path(__file__).parents[1]
@@ -36,7 +36,7 @@ def test_no_row_is_left_out():
 
 def test_the_worst_group_is_the_lowest_of_all_groups():
     """Of any number of groups, whatever their order; a group without images is none."""
-    accuracy = GroupAccuracy(6)
+    accuracy = AccuracyByGroup(6)
     labels = torch.tensor([0, 0, 1, 1, 0, 1, 0, 1])
     groups = torch.tensor([0, 0, 1, 1, 2, 3, 4, 4])
     right = torch.tensor([1, 1, 1, 0, 1, 1, 0, 0], dtype=torch.bool)

@@ -1,5 +1,6 @@
 """Evaluation of whole models, on examples whose right figures are known."""
 
+import json
 import math
 from collections import Counter
 
@@ -9,9 +10,10 @@ from sklearn.metrics import accuracy_score, jaccard_score
 
 from ifam.data import Benchmark, Prepared, load_benchmark
 from ifam.errors import IfamError
-from ifam.evaluation.accuracy import evaluate, hidden_influence
+from ifam.evaluation.accuracy import Evaluation, evaluate, hidden_influence
 from ifam.models.masking import patch_mask
 from ifam.report.console import print_evaluation, write_results
+from ifam.serialization import from_json
 
 SIZE = 64
 GROUPS = ("w", "x", "nobody", "z")
@@ -38,7 +40,7 @@ def make_benchmark(labels, groups, masks=None):
 
 def shares(table):
     """A table without its intervals."""
-    return {name: {key: row[key] for key in ("accuracy", "count")} for name, row in table.items()}
+    return {name: (row.accuracy, row.count) for name, row in table.items()}
 
 
 @pytest.fixture
@@ -66,19 +68,16 @@ def test_figures_are_those_counted_one_by_one(tiny_model, answers):
     assert found.count == 10
     assert found.predictor.average == pytest.approx(0.6)
     assert shares(found.predictor.groups) == {
-        "w": {"accuracy": pytest.approx(1 / 3), "count": 3},
-        "x": {"accuracy": pytest.approx(1 / 3), "count": 3},
-        "z": {"accuracy": 1.0, "count": 4},
+        "w": (pytest.approx(1 / 3), 3),
+        "x": (pytest.approx(1 / 3), 3),
+        "z": (1.0, 4),
     }
     assert found.predictor.worst_group == pytest.approx(1 / 3)
     counts = Counter(labels)
     for label, name in enumerate("abcde"):
         if counts[label]:
             right = sum(s == t for s, t in zip(said, labels, strict=True) if t == label)
-            assert shares(found.predictor.classes)[name] == {
-                "accuracy": pytest.approx(right / counts[label]),
-                "count": counts[label],
-            }
+            assert shares(found.predictor.classes)[name] == (pytest.approx(right / counts[label]), counts[label])
         else:
             assert name not in found.predictor.classes
     assert found.selector.average == pytest.approx(
@@ -156,14 +155,12 @@ def test_the_table_names_every_group_and_class(tiny_model, capsys, tmp_path):
     )
     lines = [line.split() for line in shown.splitlines()]
     for name, row in {**found.predictor.groups, **found.predictor.classes}.items():
-        assert any(name in line and str(row["count"]) in line and f"{row['accuracy']:.1%}" in line for line in lines)
+        assert any(name in line and str(row.count) in line and f"{row.accuracy:.1%}" in line for line in lines)
     assert "nobody" not in shown
     write_results(found, tmp_path / "deep" / "results.json", {"split": "test"})
-    import json
-
     written = json.loads((tmp_path / "deep" / "results.json").read_text())
-    assert written["predictor"]["groups"] == found.predictor.groups
-    assert written["mask_iou"] == found.mask_iou
+    assert from_json(Evaluation, written) == found
+    assert written["predictor"]["groups"]["w"].keys() == {"accuracy", "count", "low", "high"}
     assert written["conditions"]["split"] == "test"
     assert written["conditions"]["ifam_version"]
 

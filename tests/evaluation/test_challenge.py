@@ -104,10 +104,10 @@ def test_robust_is_whom_no_background_fools(answers, files, tmp_path, batch_size
     assert len(found.fooled) + len(robust) == found.count == OBJECTS
     things, scenes = ({name_of(path): i for i, path in enumerate(kind.paths)} for kind in files)
     for one in found.fooled:
-        answer = int(answers[things[one["object"]], scenes[one["background"]]])
-        assert answer != LABELS[things[one["object"]]]
-        assert one["answer"] == (NONE if answer < 0 else "abc"[answer])
-        assert one["background_class"] == "abc"[scenes[one["background"]] % CLASSES]
+        answer = int(answers[things[one.object], scenes[one.background]])
+        assert answer != LABELS[things[one.object]]
+        assert one.answer == (NONE if answer < 0 else "abc"[answer])
+        assert one.background_class == "abc"[scenes[one.background] % CLASSES]
     # Nothing is looked at twice, and robust objects have met every background.
     assert len(set(model.seen)) == len(model.seen) == found.pairs <= found.all_pairs == OBJECTS * SCENES
     assert all((thing, scene) in set(model.seen) for thing in robust for scene in range(SCENES))
@@ -115,8 +115,8 @@ def test_robust_is_whom_no_background_fools(answers, files, tmp_path, batch_size
         assert found.pairs < OBJECTS * SCENES * 0.8
     for label, name in enumerate("abc"):
         mine = [i for i in range(OBJECTS) if LABELS[i] == label]
-        assert found.classes[name]["count"] == len(mine)
-        assert found.classes[name]["robust"] == len(set(mine) & set(robust))
+        assert found.classes[name].count == len(mine)
+        assert found.classes[name].robust == len(set(mine) & set(robust))
     assert sum(found.backgrounds.values()) == sum(found.answers.values()) == len(found.fooled)
 
 

@@ -63,7 +63,7 @@ def test_each_figure_is_scikit_learns():
     assert 0 < found.top5 < 1
     assert found.auroc is None
     assert found.intervals == {}
-    assert "low" not in found.classes["class 0"]
+    assert found.classes["class 0"].low is None
 
 
 @pytest.mark.parametrize(("classes", "known"), [(5, False), (6, True)])
@@ -108,7 +108,7 @@ def test_the_weights_are_those_of_waterbirds(tmp_path, capsys):
     model.register_forward_hook(lambda module, images, out: Output(torch.eye(2)[[0] * 3 + [1] * (len(out.logits) - 3)]))
     found = evaluate(model, data, num_resamples=0)
     counts = np.bincount(data.splits["train"].groups, minlength=4)
-    rights = [found.predictor.groups[name]["accuracy"] for name in data.group_names]
+    rights = [found.predictor.groups[name].accuracy for name in data.group_names]
     assert found.weighted_by == "group sizes in the split 'train'"
     assert found.predictor.weighted_average == pytest.approx(np.average(rights, weights=counts))
     assert found.predictor.weighted_average != pytest.approx(found.predictor.average)
@@ -152,7 +152,7 @@ def test_on_imagenet_a_only_its_classes_compete(tmp_path):
     found = evaluate(model, data, num_resamples=0).predictor
     # Two images of each of three classes.
     assert found.average == pytest.approx(1 / 3)
-    assert found.classes[data.class_names[first]]["accuracy"] == 1
+    assert found.classes[data.class_names[first]].accuracy == 1
     # Tied for four further places are 199 classes, but none of those outside.
     assert 1 / 3 <= found.top5 <= 1
     with torch.no_grad():
@@ -166,7 +166,7 @@ def test_on_imagenet_9_finer_answers_are_translated(tmp_path):
     data = load_benchmark("imagenet9", tmp_path, MINIATURES["imagenet9"](tmp_path))
     found = evaluate(Shown(13, 1000), data, num_resamples=0).predictor  # stands for class 3
     assert found.average == pytest.approx(1 / 9)
-    assert found.classes["reptile"]["accuracy"] == 1
+    assert found.classes["reptile"].accuracy == 1
     assert found.top5 is None
     assert evaluate(Shown(19, 1000), data, num_resamples=0).predictor.average == 0  # stands for none
     assert evaluate(Shown(3, 9), data, num_resamples=0).predictor.top5 is not None
@@ -196,7 +196,7 @@ def test_intervals_are_those_of_a_loop():
         drawn["w"].append(by_group[0])
     for name in ("average", "worst_group", "macro"):
         assert found.intervals[name] == pytest.approx(tuple(np.nanquantile(drawn[name], [0.025, 0.975]))), name
-    assert (found.groups["w"]["low"], found.groups["w"]["high"]) == pytest.approx(
+    assert (found.groups["w"].low, found.groups["w"].high) == pytest.approx(
         tuple(np.nanquantile(drawn["w"], [0.025, 0.975]))
     )
 
@@ -211,7 +211,7 @@ def test_a_group_of_one_image_may_be_missing_from_a_resample():
     # Where its only image is not drawn, the others are the worst group.
     assert found.worst_group == 0
     assert found.intervals["worst_group"] == (0, 1)
-    assert (found.groups["x"]["low"], found.groups["x"]["high"]) == (0, 0)
+    assert (found.groups["x"].low, found.groups["x"].high) == (0, 0)
 
 
 def test_the_seed_and_the_number_of_resamples_are_on_record(tiny_model):

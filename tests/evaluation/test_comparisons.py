@@ -5,6 +5,7 @@ import json
 import pytest
 
 from ifam.evaluation.comparisons import ComparisonResult, Run, summarize
+from ifam.evaluation.metrics import GroupAccuracy
 from ifam.serialization import from_json, to_json
 
 # Student's t at 97.5 % with one degree of freedom, from a printed table, times half of the distance of the values.
@@ -12,7 +13,7 @@ REACH = 12.706 * 0.1
 
 
 def run(row, seed, worst, **figures):
-    groups = {"a": {"accuracy": worst, "count": 3 + seed}, "b": {"accuracy": 1.0, "count": 9}}
+    groups = {"a": GroupAccuracy(worst, 3 + seed), "b": GroupAccuracy(1.0, 9)}
     return Run(row, seed, {"worst_group": worst, **figures}, groups, {}, history=[{"val/accuracy": worst}])
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, jaccard_score
 
-from ifam.evaluation.metrics import GroupAccuracy, MaskIoU
+from ifam.evaluation.metrics import AccuracyByGroup, MaskIoU
 from processes import in_two_processes
 
 # Six images: answers 0 1 1 0 2 2.
@@ -18,22 +18,22 @@ NAMES = ("a", "b", "c", "d")
 
 
 def test_by_hand():
-    metric = GroupAccuracy(4)
+    metric = AccuracyByGroup(4)
     metric.update(LOGITS, LABELS, GROUPS)
     assert metric.average() == pytest.approx(4 / 6)
     # Group 0: right, right, wrong; group 1: wrong, right; group 2 has no image; group 3: right.
     torch.testing.assert_close(metric.compute(), torch.tensor([2 / 3, 1 / 2, math.nan, 1.0]), equal_nan=True)
     assert metric.worst() == 0.5
-    assert metric.by_name(NAMES) == {
-        "a": {"accuracy": pytest.approx(2 / 3), "count": 3},
-        "b": {"accuracy": 0.5, "count": 2},
-        "d": {"accuracy": 1.0, "count": 1},
+    assert {name: (group.accuracy, group.count) for name, group in metric.by_name(NAMES).items()} == {
+        "a": (pytest.approx(2 / 3), 3),
+        "b": (0.5, 2),
+        "d": (1.0, 1),
     }
 
 
 def test_the_worst_group_is_the_lowest_of_all_and_not_one_that_is_empty():
     for lowest in range(4):
-        metric = GroupAccuracy(5)  # group 4 stays empty
+        metric = AccuracyByGroup(5)  # group 4 stays empty
         groups = torch.arange(4).repeat_interleave(10)
         labels = torch.zeros(40, dtype=torch.long)
         logits = torch.tensor([1.0, 0.0]).repeat(40, 1)
@@ -47,7 +47,7 @@ def test_the_worst_group_is_the_lowest_of_all_and_not_one_that_is_empty():
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 64])
 def test_like_scikit_learn_whatever_the_batch_size(batch_size):
     logits, labels, groups = torch.randn(50, 4), torch.randint(4, (50,)), torch.randint(3, (50,))
-    metric = GroupAccuracy(3)
+    metric = AccuracyByGroup(3)
     for rows in torch.arange(50).split(batch_size):
         metric.update(logits[rows], labels[rows], groups[rows])
     answers = logits.argmax(dim=1)
@@ -58,7 +58,7 @@ def test_like_scikit_learn_whatever_the_batch_size(batch_size):
 
 
 def test_reset_forgets_everything():
-    metric, iou = GroupAccuracy(4), MaskIoU()
+    metric, iou = AccuracyByGroup(4), MaskIoU()
     metric.update(LOGITS, 2 - LABELS, GROUPS)
     iou.update(torch.ones(1, 2, 2).bool(), torch.zeros(1, 2, 2).bool())
     metric.reset()
@@ -71,14 +71,14 @@ def test_reset_forgets_everything():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_logits_of_any_precision(dtype):
-    metric = GroupAccuracy(4)
+    metric = AccuracyByGroup(4)
     metric.update(LOGITS.to(dtype), LABELS, GROUPS)
     assert metric.average() == pytest.approx(4 / 6)
 
 
 def test_counts_are_whole_numbers():
     """Counted as whole numbers, so that millions of images lose nothing to rounding."""
-    metric, iou = GroupAccuracy(2), MaskIoU()
+    metric, iou = AccuracyByGroup(2), MaskIoU()
     metric.correct += 2**24
     metric.count += 2**24
     metric.update(LOGITS[:1], LABELS[:1], torch.tensor([1]))
@@ -115,7 +115,7 @@ def test_mask_iou_is_scikit_learns_over_all_patches(batch_size):
 
 def _process(rank, folder):
     """One of two devices, with four images or two, writes what it finds."""
-    metric, iou = GroupAccuracy(4), MaskIoU()
+    metric, iou = AccuracyByGroup(4), MaskIoU()
     mine = slice(4) if rank == 0 else slice(4, 6)
     metric.update(LOGITS[mine], LABELS[mine], GROUPS[mine])
     iou.update(torch.tensor([[[True, rank == 0]]]), torch.tensor([[[True, True]]]))
@@ -125,7 +125,7 @@ def _process(rank, folder):
         lone.update(torch.tensor([[[True]]]), torch.tensor([[[True]]]))
     assert lone.known()
     assert not MaskIoU().known()
-    found = [metric.average(), metric.worst(), metric.by_name(NAMES)["a"]["count"], float(iou.compute())]
+    found = [metric.average(), metric.worst(), metric.by_name(NAMES)["a"].count, float(iou.compute())]
     # Asked once more: what is known of the other device must not be counted twice.
     np.savetxt(folder / f"{rank}.txt", [*found, metric.average(), float(metric.count.sum())])
 

@@ -10,6 +10,7 @@ from PIL import Image
 from browser import PROGRAM, Browser
 from ifam.errors import IfamError
 from ifam.evaluation.comparisons import ComparisonResult, MethodInfo, Picture, Run, summarize
+from ifam.evaluation.metrics import GroupAccuracy
 from ifam.report.comparisons import comparison_section, curves, image_rows, print_comparison
 from ifam.report.results import write_report
 from ifam.serialization import to_json
@@ -45,7 +46,7 @@ def comparison(seeds=(0, 1), names=NAMES, monitor="accuracy", groups=GROUPS, inf
                 **({"mask_iou": 0.751, "visible_fraction": 0.182, "hidden_influence": influence} if ours(name) else {}),
                 **({"selector_worst_group": 0.3, "selector_average": 0.6} if ours(name) else {}),
             },
-            {group: {"accuracy": 0.9 - 0.1 * i, "count": 20 + i} for i, group in enumerate(groups)},
+            {group: GroupAccuracy(0.9 - 0.1 * i, 20 + i) for i, group in enumerate(groups)},
             {"trained": 832_768, "total": 22_000_000},
             history=[{"train/total": 1.0 / epoch, "val/accuracy": 0.4 * epoch} for epoch in (1, 2)],
             pictures=pictures(name) if seed == seeds[0] else [],

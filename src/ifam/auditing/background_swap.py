@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from ifam._typing import Bool, Float, Int, Tensor
 from ifam.auditing.inputs import Advance, AuditInputs, ModelOutputs, chunks, no_progress, observe
 from ifam.evaluation.attacks import hidden_pixel_mask
-from ifam.evaluation.metrics import GroupAccuracy
+from ifam.evaluation.metrics import AccuracyByGroup
 from ifam.models.base import device_of
 from ifam.models.ifam import IFAM
 
@@ -253,11 +253,10 @@ def _by_group(cases: AuditInputs, before: Tensor, fixed: Tensor, recomputed: Ten
     groups, names = (cases.labels, cases.class_names) if cases.groups is None else (cases.groups, cases.group_names)
     tables = []
     for logits in (before, fixed, recomputed):
-        accuracy = GroupAccuracy(len(names))
+        accuracy = AccuracyByGroup(len(names))
         accuracy.update(logits, cases.labels, groups)
         tables.append(accuracy.by_name(names))
     rows = [
-        GroupChange(name, int(row["count"]), *(float(table[name]["accuracy"]) for table in tables))
-        for name, row in tables[0].items()
+        GroupChange(name, group.count, *(table[name].accuracy for table in tables)) for name, group in tables[0].items()
     ]
     return tuple(sorted(rows, key=lambda row: row.recomputed))

@@ -2,14 +2,11 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ifam.cli.common import check_classes, folder_beside, resolve_device
 from ifam.errors import IfamError
 from ifam.io import check_folder, ensure_writable, run_digest
-
-if TYPE_CHECKING:
-    pass
-from ifam.cli.common import check_classes, folder_beside, resolve_device
 
 
 def challenge(
@@ -73,7 +70,7 @@ def challenge(
         check_folder(out, "challenge.json", ["fooled.webp"], run, overwrite)
     if overwrite:
         journal.unlink(missing_ok=True)
-    found = run_challenge(net, images, things, scenes, journal, settings, batch_size=batch_size, seed=seed)
+    outcome = run_challenge(net, images, things, scenes, journal, settings, batch_size=batch_size, seed=seed)
     conditions = {"model": str(model), "benchmark": "imagenet9", "data": data or {}, "objects": note, **settings}
     conditions |= {
         "batch_size": batch_size,
@@ -85,8 +82,8 @@ def challenge(
     }
     trained = {key: value for key, value in extra.items() if key != "thresholds"}
     try:
-        console.print_challenge(found, f"Backgrounds challenge, {note}")
+        console.print_challenge(outcome, f"Backgrounds challenge, {note}")
     finally:
-        console.write_challenge(found, out / "challenge.json", {**conditions, "trained": trained})
-    picture = write_fooled(found, things, scenes, out / "fooled.webp")
+        console.write_challenge(outcome, out / "challenge.json", {**conditions, "trained": trained})
+    picture = write_fooled(outcome, things, scenes, out / "fooled.webp")
     print(f"Written to {out / 'challenge.json'}{'' if picture is None else f'; look at {picture}'}.")

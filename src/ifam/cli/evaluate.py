@@ -10,6 +10,8 @@ from ifam.errors import IfamError
 from ifam.io import check_replaceable, ensure_writable, run_digest
 
 if TYPE_CHECKING:
+    from ifam.evaluation.accuracy import Evaluation
+    from ifam.evaluation.background_gap import VariantResults
     from ifam.models.base import Classifier
     from ifam.models.interventions import Intervention
 from ifam.cli.common import check_classes, folder_beside, resolve_device
@@ -114,12 +116,12 @@ def evaluate(
     check_replaceable(target, conditions["run"], overwrite)
     with process_group() as first:
         net = net.to(resolve_device(device))
-        found: Any
+        results: VariantResults | dict[str, Evaluation]
         if together:
-            found = evaluate_treatments(net, images, interventions=changes, **settings)
+            results = evaluate_treatments(net, images, interventions=changes, **settings)
         else:
             settings["keypoint_regression"] = keypoint_regression
-            found = evaluate_variants(net, images, split, variants, **settings)
+            results = evaluate_variants(net, images, split, variants, **settings)
     if not first:
         return
     conditions |= {
@@ -130,7 +132,7 @@ def evaluate(
         "trained": {key: value for key, value in extra.items() if key != "thresholds"},
     }
     title = ", ".join([name, split, *(_describe(key, value) for key, value in record.items() if key != "thresholds")])
-    _show(found, title, target, conditions)
+    _show(results, title, target, conditions)
     print(f"Written to {target}.")
     warn_if_other_weights(beside / "results.json", conditions["weights"])
 
@@ -181,23 +183,25 @@ def _interventions(
     return changes, record
 
 
-def _show(found: Any, title: str, target: Path, conditions: Mapping[str, Any]) -> None:
+def _show(
+    results: "VariantResults | dict[str, Evaluation]", title: str, target: Path, conditions: Mapping[str, Any]
+) -> None:
     """Print what was measured on a split, or on the treatments, and write it: whichever of the two fails."""
     from ifam.report import console
 
-    if not isinstance(found, dict):
+    if not isinstance(results, dict):
         try:
-            console.print_treatments(found, title)
+            console.print_treatments(results, title)
         finally:
-            console.write_treatments(found, target, conditions)
+            console.write_treatments(results, target, conditions)
         return
-    whole = found.pop("all")
+    whole = results.pop("all")
     try:
         console.print_evaluation(whole, title)
-        if found:
-            console.print_leave_one_out(whole, found)
+        if results:
+            console.print_leave_one_out(whole, results)
     finally:
-        console.write_results(whole, target, conditions, found)
+        console.write_results(whole, target, conditions, results)
 
 
 def _describe(key: str, value: Any) -> str:

@@ -73,7 +73,7 @@ def retrain(
         print(f"Not judged: {name} has no test images but those that were fitted to. The model is in {out}.")
         return
     print(f"Judged on {images.describe(judged)}.")
-    found = evaluate(net, images, judged, num_resamples=num_resamples, **shared)
+    evaluation = evaluate(net, images, judged, num_resamples=num_resamples, **shared)
     source = remembered_root(extra, benchmark, root)
     conditions = {
         "model": model,
@@ -87,7 +87,7 @@ def retrain(
         "config": asdict(config),
     }
     try:
-        print_evaluation(found, f"{name}, {judged}, last layer fitted again")
+        print_evaluation(evaluation, f"{name}, {judged}, last layer fitted again")
     finally:
-        write_results(found, out / "results.json", {**conditions, "method": net.method, "retraining": done})
+        write_results(evaluation, out / "results.json", {**conditions, "method": net.method, "retraining": done})
     print(f"The model is in {out}.")

@@ -1,14 +1,11 @@
 """`ifam thresholds`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ifam.cli.common import resolve_device
 from ifam.errors import IfamError
 from ifam.io import ensure_writable, local_path, run_digest
-
-if TYPE_CHECKING:
-    pass
-from ifam.cli.common import resolve_device
 
 
 def thresholds(
@@ -60,8 +57,8 @@ def thresholds(
             f"them with --overwrite, or copy the model to another folder."
         )
     net = net.to(resolve_device(device))
-    found = compute_thresholds(net, images, split, chosen, batch_size=batch_size, limit=limit)
-    path = store(found, model, {"run": run})
-    won = ", ".join(f"part {part}: {count}" for part, count in enumerate(found.patches))
-    print(f"Patches won in {found.images} images of {name}, {split}: {won}.")
-    print(f"Written to {path}: try `ifam evaluate --model {model} --drop_unsure {found.quantiles[0]:g}`.")
+    computed = compute_thresholds(net, images, split, chosen, batch_size=batch_size, limit=limit)
+    path = store(computed, model, {"run": run})
+    won = ", ".join(f"part {part}: {count}" for part, count in enumerate(computed.patches))
+    print(f"Patches won in {computed.images} images of {name}, {split}: {won}.")
+    print(f"Written to {path}: try `ifam evaluate --model {model} --drop_unsure {computed.quantiles[0]:g}`.")

@@ -76,12 +76,12 @@ def train(
     if first_process():
         plan.model.save_pretrained(out, {**remembered, "seed": plan.train.seed, "best_epoch": result.best_epoch})
     split = images.default_eval_split
-    found = evaluate(plan.model, images, split)
+    evaluation = evaluate(plan.model, images, split)
     conditions = {**settings, "split": split, "note": images.note, "weights": weights_digest(plan.model.state_dict())}
     try:
-        print_evaluation(found, f"{images.name}, {split}")
+        print_evaluation(evaluation, f"{images.name}, {split}")
     finally:
         if first_process():
-            write_results(found, out / "results.json", conditions)
+            write_results(evaluation, out / "results.json", conditions)
     try_out = f"predict --model {out} IMAGES" if plan.model.selects_parts else f"evaluate --model {out}"
     print(f"The model is in {out}: try `ifam {try_out}`.")

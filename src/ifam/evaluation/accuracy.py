@@ -12,6 +12,7 @@ from ifam.errors import IfamError
 from ifam.evaluation.attacks import hidden_pixel_mask
 from ifam.evaluation.bootstrap import LEVEL, Interval, auroc, interval, mean, resamples, stacked, totals
 from ifam.evaluation.collect import Rows, collect
+from ifam.evaluation.metrics import GroupAccuracy
 from ifam.evaluation.part_quality import PartQuality, conditions, part_figures, part_quality, with_regression
 from ifam.models.base import Classifier, device_of, evaluating
 from ifam.models.interventions import Intervention
@@ -25,7 +26,7 @@ class Accuracy:
     Attributes:
         average: Share of all images.
         worst_group: Accuracy of the lowest of all groups with an image.
-        groups: Accuracy and number of images of each group, and the interval of its accuracy as `low` and `high`.
+        groups: Accuracy, number of images and interval of each group, by name.
         classes: The same of each class.
         macro: Mean accuracy over the classes with an image.
         weighted_average: Mean accuracy over groups, weighted by their sizes (see `Evaluation.weighted_by`).
@@ -36,8 +37,8 @@ class Accuracy:
 
     average: float
     worst_group: float
-    groups: dict[str, dict[str, float | int]]
-    classes: dict[str, dict[str, float | int]]
+    groups: dict[str, GroupAccuracy]
+    classes: dict[str, GroupAccuracy]
     macro: float
     weighted_average: float
     top5: float | None
@@ -47,7 +48,7 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation found.
+    """The figures of an evaluation.
 
     Attributes:
         predictor: The model's answer.
@@ -142,13 +143,13 @@ def evaluate_variants(
         keypoint_regression: Predict keypoints from parts, for the variant without interventions.
         settings: Further arguments, as for `evaluate`.
     """
-    found = collect(model, benchmark, split, list(variants.values()), **settings)
+    rows_of_each = collect(model, benchmark, split, list(variants.values()), **settings)
     fit = "train" if keypoint_regression else None
     if fit is not None:
-        found = _add_keypoint_regression(model, benchmark, fit, found, settings)
+        rows_of_each = _add_keypoint_regression(model, benchmark, fit, rows_of_each, settings)
     return {
         name: summarize_rows(model, rows, benchmark, split, num_resamples, seed, fit)
-        for name, rows in zip(variants, found, strict=True)
+        for name, rows in zip(variants, rows_of_each, strict=True)
     }
 
 
@@ -162,24 +163,25 @@ def summarize_rows(
     fit: str | None = None,
 ) -> Evaluation:
     """All figures, from the rows that `collect` made with a model, and what those of its parts depend on."""
-    found = summarize(rows, benchmark, split, num_resamples, seed)
-    if found.parts is None:
-        return found
-    return replace(found, parts=replace(found.parts, conditions=conditions(benchmark, split, model, fit)))
+    evaluation = summarize(rows, benchmark, split, num_resamples, seed)
+    if evaluation.parts is None:
+        return evaluation
+    parts = replace(evaluation.parts, conditions=conditions(benchmark, split, model, fit))
+    return replace(evaluation, parts=parts)
 
 
 def _add_keypoint_regression(
-    model: Classifier, benchmark: Benchmark, fit: str, found: Sequence[Rows], settings: Mapping[str, Any]
+    model: Classifier, benchmark: Benchmark, fit: str, rows_of_each: Sequence[Rows], settings: Mapping[str, Any]
 ) -> list[Rows]:
     """The rows of each variant, with keypoints predicted from parts where the selector is judged."""
-    if not any("parts.keypoints" in rows for rows in found):
+    if not any("parts.keypoints" in rows for rows in rows_of_each):
         raise IfamError(
             f"Keypoint regression needs keypoints and a model with parts, without interventions; {benchmark.name} or "
             f"{type(model).__name__} has none, or there are interventions: leave it out."
         )
     speed = {name: settings[name] for name in ("batch_size", "workers") if name in settings}
     (known,) = collect(model, benchmark, fit, [()], label=f"looking at parts in {fit!r}", **speed)
-    return [with_regression(rows, known) if "parts.keypoints" in rows else rows for rows in found]
+    return [with_regression(rows, known) if "parts.keypoints" in rows else rows for rows in rows_of_each]
 
 
 def summarize(rows: Rows, benchmark: Benchmark, split: str, num_resamples: int = 1000, seed: int = 0) -> Evaluation:
@@ -190,8 +192,8 @@ def summarize(rows: Rows, benchmark: Benchmark, split: str, num_resamples: int =
     who = ("predictor", "selector") if "selector.right" in rows else ("predictor",)
 
     def figures(weights: Tensor) -> dict[str, Tensor]:
-        found = {f"{w}.{name}": v for w in who for name, v in _accuracy(rows, w, benchmark, sizes, weights).items()}
-        return found | (_mask(rows, weights) if has_mask else {}) | part_figures(rows, weights)
+        answers = {f"{w}.{name}": v for w in who for name, v in _accuracy(rows, w, benchmark, sizes, weights).items()}
+        return answers | (_mask(rows, weights) if has_mask else {}) | part_figures(rows, weights)
 
     ones = figures(torch.ones(1, count, dtype=torch.double))
     values = {name: value[0] for name, value in ones.items()}
@@ -245,7 +247,7 @@ def _accuracy(
         shares[name] = totals(right, column, number, weights) / counts
     groups = shares["groups"]
     there = ~groups.isnan()
-    found = {
+    figures = {
         "average": mean(right, weights),
         "worst_group": groups.nan_to_num(nan=torch.inf).amin(dim=1),
         "macro": shares["classes"].nanmean(dim=1),
@@ -253,10 +255,10 @@ def _accuracy(
         **shares,
     }
     if f"{who}.top5" in rows:
-        found["top5"] = mean(rows[f"{who}.top5"], weights)
+        figures["top5"] = mean(rows[f"{who}.top5"], weights)
     if f"{who}.score" in rows:
-        found["auroc"] = auroc(rows[f"{who}.score"], rows["label"] == 1, weights)
-    return found
+        figures["auroc"] = auroc(rows[f"{who}.score"], rows["label"] == 1, weights)
+    return figures
 
 
 def _mask(rows: Rows, weights: Float[Tensor, "R N"]) -> dict[str, Tensor]:
@@ -272,16 +274,14 @@ def _as_accuracy(
 ) -> Accuracy:
     """Figures and their resamples as named numbers."""
 
-    def table(kind: str, column: Tensor, names: Sequence[str]) -> dict[str, dict[str, float | int]]:
+    def table(kind: str, column: Tensor, names: Sequence[str]) -> dict[str, GroupAccuracy]:
         counts = column.bincount(minlength=len(names)).tolist()
-        found: dict[str, dict[str, float | int]] = {}
+        drawn = spread.get(f"{who}.{kind}")
+        groups = {}
         for i in (i for i, count in enumerate(counts) if count):
-            found[names[i]] = {"accuracy": float(values[f"{who}.{kind}"][i]), "count": counts[i]}
-            drawn = spread.get(f"{who}.{kind}")
             ends = None if drawn is None else interval(drawn[:, i].numpy())
-            if ends is not None:
-                found[names[i]] |= {"low": ends[0], "high": ends[1]}
-        return found
+            groups[names[i]] = GroupAccuracy(float(values[f"{who}.{kind}"][i]), counts[i], *(ends or ()))
+        return groups
 
     def optional(name: str) -> float | None:
         value = values.get(f"{who}.{name}")
@@ -304,11 +304,10 @@ def _as_accuracy(
 
 def _intervals(spread: Mapping[str, Tensor], before: str, names: Sequence[str]) -> dict[str, Interval]:
     """Intervals of the figures that exist."""
-    found = {name: interval(spread[before + name].numpy()) for name in names if before + name in spread}
-    return {name: ends for name, ends in found.items() if ends is not None}
+    intervals = {name: interval(spread[before + name].numpy()) for name in names if before + name in spread}
+    return {name: ends for name, ends in intervals.items() if ends is not None}
 
 
-@torch.inference_mode()
 @torch.inference_mode()
 def hidden_influence(model: Classifier, examples: ImageDataset, count: int = 64, seed: int = 0) -> float:
     """Largest change of any logit when every hidden pixel is replaced by noise, another image, 1e30, infinity and NaN.

@@ -41,7 +41,7 @@ class Gap:
 
 @dataclass(frozen=True)
 class VariantResults:
-    """What was found on each treatment.
+    """The evaluation of each treatment.
 
     Attributes:
         treatments: By name.
@@ -74,14 +74,14 @@ def evaluate_treatments(
         settings: Further arguments, as for `ifam.evaluation.collect.collect`.
     """
     here = [name for name in benchmark.treatments if name in benchmark.splits]
-    rows, found = {}, {}
+    rows, evaluations = {}, {}
     for name in here:
         (rows[name],) = collect(model, benchmark, name, [interventions], label=name, **settings)
-        found[name] = summarize_rows(model, rows[name], benchmark, name, num_resamples, seed)
+        evaluations[name] = summarize_rows(model, rows[name], benchmark, name, num_resamples, seed)
     gap = None
     if benchmark.gap is not None and all(name in rows for name in benchmark.gap):
         gap = _gap(benchmark, benchmark.gap, [rows[name] for name in benchmark.gap], num_resamples, seed)
-    return VariantResults(found, tuple(name for name in benchmark.treatments if name not in here), gap)
+    return VariantResults(evaluations, tuple(name for name in benchmark.treatments if name not in here), gap)
 
 
 def _gap(benchmark: Benchmark, names: tuple[str, str], rows: Sequence[Rows], number: int, seed: int) -> Gap:
@@ -101,7 +101,7 @@ def _gap(benchmark: Benchmark, names: tuple[str, str], rows: Sequence[Rows], num
     for weights in resamples(total, number, seed):
         for w in who:
             drawn[w].append(difference(w, weights))
-    ends = {w: interval(torch.cat(found)) for w, found in drawn.items() if found}
+    ends = {w: interval(torch.cat(values)) for w, values in drawn.items() if values}
     return Gap(
         treatments=names,
         predictor=values["predictor"],

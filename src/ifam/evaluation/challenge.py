@@ -34,17 +34,55 @@ NONE = "none of the classes"
 
 
 @dataclass(frozen=True)
+class FooledObject:
+    """An object about which a background fooled the model.
+
+    Attributes:
+        object: Name of the object.
+        object_class: Its class.
+        background: Name of the first background found to fool the model; which one that is depends on the order, that
+            there is one does not.
+        background_class: Its class.
+        answer: The model's answer.
+    """
+
+    object: str
+    object_class: str
+    background: str
+    background_class: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class ClassRobustness:
+    """How many objects of a class are robust.
+
+    Attributes:
+        robust: Robust objects.
+        count: Objects.
+        accuracy: Share of robust objects.
+        low: Lower end of its Wilson interval.
+        high: Upper end.
+    """
+
+    robust: int
+    count: int
+    accuracy: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
 class Challenge:
-    """What a challenge found.
+    """The outcome of a challenge.
 
     Attributes:
         accuracy: Share of robust objects.
         interval: Its Wilson interval.
         count: Objects.
         robust: Names of the robust ones.
-        fooled: Of each other object its name and class, and the first background found to fool it with class and
-            answer; which one that is depends on the order, that there is one does not.
-        classes: Robust objects, objects, share and interval of each class.
+        fooled: All other objects.
+        classes: The same by class.
         backgrounds: For each class of backgrounds, how many objects one of them fooled first.
         answers: How many objects were fooled into each class; "none of the classes" for answers that are none.
         pairs: Composites that the model saw.
@@ -55,8 +93,8 @@ class Challenge:
     interval: Interval
     count: int
     robust: list[str]
-    fooled: list[dict[str, str]]
-    classes: dict[str, dict[str, float | int]]
+    fooled: list[FooledObject]
+    classes: dict[str, ClassRobustness]
     backgrounds: dict[str, int]
     answers: dict[str, int]
     pairs: int
@@ -123,9 +161,9 @@ def _outcomes(
     prepare = Prepared([], model.image_size, model.normalization).transform
     while pairs := pairings.batch():
         pasted, masks = _paste(pairs, things, scenes)
-        found = prepare({"image": tv_tensors.Image(pasted.to(device)), "mask": tv_tensors.Mask(masks.to(device))})
+        prepared = prepare({"image": tv_tensors.Image(pasted.to(device)), "mask": tv_tensors.Mask(masks.to(device))})
         labels = torch.tensor([objects.records[thing].label for thing, _ in pairs], device=device)
-        shown = Batch(found["image"].as_subclass(Tensor), labels, masks=found["mask"].as_subclass(Tensor))
+        shown = Batch(prepared["image"].as_subclass(Tensor), labels, masks=prepared["mask"].as_subclass(Tensor))
         answers = benchmark.answers(model.predict_batch(shown).logits.float())
         wrong = [
             (thing, background, answer)
@@ -175,7 +213,7 @@ def _paste(
     pairs: Sequence[Pair], things: _ObjectCache, scenes: _BackgroundCache
 ) -> tuple[UInt8[Tensor, "B 3 H W"], Bool[Tensor, "B H W"]]:
     """The composites and the masks of their objects."""
-    found, masks = [], []
+    pasted, masks = [], []
     for thing, scene in pairs:
         (image, mask), background = things[thing], scenes[scene]
         for path, other in ((things.files.paths[thing], image), (scenes.files.paths[scene], background)):
@@ -186,9 +224,9 @@ def _paste(
                     f"{path} is {sizes[0]} pixels, but {things.files.paths[pairs[0][0]]} {sizes[1]}; give images of "
                     f"one size, as those of the archive are."
                 )
-        found.append(torch.where(mask, image, background))
+        pasted.append(torch.where(mask, image, background))
         masks.append(mask)
-    return torch.stack(found), torch.stack(masks)
+    return torch.stack(pasted), torch.stack(masks)
 
 
 def as_bytes(image: Any) -> UInt8[Tensor, "3 H W"]:
@@ -242,13 +280,13 @@ def _hash(content: str) -> str:
 def _summary(benchmark: Benchmark, objects: ImageFiles, backgrounds: ImageFiles, pairings: PairScheduler) -> Challenge:
     names, robust = benchmark.class_names, sorted(pairings.robust)
     fooled = [
-        {
-            "object": name_of(objects.paths[thing]),
-            "class": names[objects.records[thing].label],
-            "background": name_of(backgrounds.paths[scene]),
-            "background_class": names[backgrounds.records[scene].label],
-            "answer": NONE if answer < 0 else names[answer],
-        }
+        FooledObject(
+            object=name_of(objects.paths[thing]),
+            object_class=names[objects.records[thing].label],
+            background=name_of(backgrounds.paths[scene]),
+            background_class=names[backgrounds.records[scene].label],
+            answer=NONE if answer < 0 else names[answer],
+        )
         for thing, (scene, answer) in sorted(pairings.fooled.items())
     ]
     labels = objects.labels
@@ -258,27 +296,27 @@ def _summary(benchmark: Benchmark, objects: ImageFiles, backgrounds: ImageFiles,
             classes[name] = _share(sum(labels[thing] == label for thing in robust), number)
     whole = _share(len(robust), len(objects))
     return Challenge(
-        accuracy=whole["accuracy"],
-        interval=(whole["low"], whole["high"]),
+        accuracy=whole.accuracy,
+        interval=(whole.low, whole.high),
         count=len(objects),
         robust=[name_of(objects.paths[thing]) for thing in robust],
         fooled=fooled,
         classes=classes,
-        backgrounds=_counts([one["background_class"] for one in fooled], names),
-        answers=_counts([one["answer"] for one in fooled], [*names, NONE]),
+        backgrounds=_counts([one.background_class for one in fooled], names),
+        answers=_counts([one.answer for one in fooled], [*names, NONE]),
         pairs=pairings.met,
         all_pairs=len(objects) * len(backgrounds),
     )
 
 
-def _share(good: int, number: int) -> dict[str, float | int]:
+def _share(robust: int, count: int) -> ClassRobustness:
     """A share of objects, with its Wilson interval."""
-    low, high = binomtest(good, number).proportion_ci(LEVEL, method="wilson")
-    return {"robust": good, "count": number, "accuracy": good / number, "low": float(low), "high": float(high)}
+    low, high = binomtest(robust, count).proportion_ci(LEVEL, method="wilson")
+    return ClassRobustness(robust, count, robust / count, float(low), float(high))
 
 
-def _counts(found: Sequence[str], names: Sequence[str]) -> dict[str, int]:
-    return {name: found.count(name) for name in names if name in found}
+def _counts(listed: Sequence[str], names: Sequence[str]) -> dict[str, int]:
+    return {name: listed.count(name) for name in names if name in listed}
 
 
 def name_of(path: Path) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ifam.evaluation.metrics import GroupAccuracy
 from ifam.evaluation.seeds import MeanCI, over_seeds, paired
 
 
@@ -40,7 +41,7 @@ class Run:
         row: Name of the method's row in the table.
         seed: Seed of weights and training, and of the data where these are drawn.
         figures: Figures by name.
-        groups: `accuracy` and `count` of each group.
+        groups: Accuracy of each group.
         parameters: Numbers of weights: "trained" and "total".
         best_epoch: Epoch whose weights were kept, from 1.
         elapsed: Seconds for all of it.
@@ -55,7 +56,7 @@ class Run:
     row: str
     seed: int
     figures: dict[str, float]
-    groups: dict[str, dict[str, Any]]
+    groups: dict[str, GroupAccuracy]
     parameters: dict[str, int]
     best_epoch: int = 0
     elapsed: float = 0.0
@@ -163,7 +164,7 @@ def summarize(runs: Sequence[Run]) -> list[RowSummary]:
                 name,
                 {key: mean for key, mean in means.items() if not key.startswith(_GROUP)},
                 {
-                    group: GroupMean(**asdict(means[_GROUP + group]), count=accuracy["count"])
+                    group: GroupMean(**asdict(means[_GROUP + group]), count=accuracy.count)
                     for group, accuracy in own[0].groups.items()
                 },
                 {key: difference for key, difference in differences.items() if difference},
@@ -180,7 +181,7 @@ def _by_seed(runs: Sequence[Run]) -> dict[str, dict[int, float]]:
     """Each figure, and the accuracy of each group, by seed."""
     values: dict[str, dict[int, float]] = {}
     for run in runs:
-        groups: Mapping[str, float] = {_GROUP + name: group["accuracy"] for name, group in run.groups.items()}
+        groups: Mapping[str, float] = {_GROUP + name: group.accuracy for name, group in run.groups.items()}
         for key, value in {**run.figures, **groups}.items():
             values.setdefault(key, {})[run.seed] = value
     return values

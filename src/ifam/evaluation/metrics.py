@@ -1,6 +1,7 @@
 """Accuracy over groups, exact over any number of devices and any batch size."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torchmetrics import Metric
@@ -8,7 +9,24 @@ from torchmetrics import Metric
 from ifam._typing import Float, Int, Tensor
 
 
-class GroupAccuracy(Metric):
+@dataclass(frozen=True)
+class GroupAccuracy:
+    """Accuracy of one group or class.
+
+    Attributes:
+        accuracy: Share of its images that are right.
+        count: Its images.
+        low: Lower end of the interval of the accuracy; None where no interval was computed.
+        high: Upper end.
+    """
+
+    accuracy: float
+    count: int
+    low: float | None = None
+    high: float | None = None
+
+
+class AccuracyByGroup(Metric):
     """Accuracy of each group, from which average and worst group follow.
 
     The worst group is the lowest of all groups that have an image.
@@ -48,11 +66,11 @@ class GroupAccuracy(Metric):
             accuracy = self.correct[self.count > 0] / self.count[self.count > 0]
             return float(accuracy.min())
 
-    def by_name(self, names: Sequence[str]) -> dict[str, dict[str, float | int]]:
+    def by_name(self, names: Sequence[str]) -> dict[str, GroupAccuracy]:
         """Accuracy and number of images of each group that has any."""
         with self.sync_context():
             return {
-                name: {"accuracy": float(correct / count), "count": int(count)}
+                name: GroupAccuracy(float(correct / count), int(count))
                 for name, correct, count in zip(names, self.correct, self.count, strict=True)
                 if count > 0
             }

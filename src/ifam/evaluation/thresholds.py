@@ -6,7 +6,7 @@ carry them along.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from ifam.io import local_path, write_json
 from ifam.model_files import CONFIG, read_json, weights_digest
 from ifam.models.base import Classifier, device_of, evaluating
 from ifam.progress import ProgressBar
+from ifam.serialization import from_json, to_json
 
 QUANTILES = tuple(round(0.01 * i, 2) for i in range(1, 100))
 
@@ -144,7 +145,7 @@ def store(thresholds: Thresholds, folder: str | Path, source: Mapping[str, Any] 
     path = local_path(folder) / CONFIG
     if not path.is_file():
         raise IfamError(f"{folder} is no folder of a model; copy the model to one, and name that with --model.")
-    kept = asdict(replace(thresholds, source={**thresholds.source, **(source or {})}))
+    kept = to_json(replace(thresholds, source={**thresholds.source, **(source or {})}))
     settings = read_json(path) or {}
     settings["extra"] = {**settings.get("extra", {}), "thresholds": kept}
     write_json(path, settings)
@@ -162,32 +163,26 @@ def stored(extra: Mapping[str, Any], model: str, net: Classifier | None = None) 
     Raises:
         IfamError: There are none, or they are of other weights.
     """
-    found = extra.get("thresholds")
-    if found is None:
+    if extra.get("thresholds") is None:
         raise IfamError(
             f"{model} has no thresholds, which dropping unsure patches needs; compute them on its training images with "
             f"`ifam thresholds --model {model}`."
         )
     try:
-        known = Thresholds(
-            quantiles=tuple(map(float, found["quantiles"])),
-            values=tuple(tuple(row) for row in found["values"]),
-            patches=tuple(found["patches"]),
-            images=int(found["images"]),
-            source=dict(found["source"]),
-        )
-    except (KeyError, TypeError, ValueError):
+        thresholds = from_json(Thresholds, extra["thresholds"])
+    except ValueError as error:
         raise IfamError(
-            f"The thresholds in {CONFIG} of {model} are not as `ifam thresholds` writes them; compute them again."
+            f"The thresholds in {CONFIG} of {model} are not as `ifam thresholds` writes them ({error}); compute them "
+            f"again."
         ) from None
-    if net is not None and known.source.get("selector") not in (None, selector_digest(net)):
+    if net is not None and thresholds.source.get("selector") not in (None, selector_digest(net)):
         raise IfamError(
             f"The thresholds of {model} were computed with other weights; compute them again with `ifam thresholds "
             f"--model {model} --overwrite`."
         )
-    return known
+    return thresholds
 
 
 def _numbers(values: Tensor) -> np.ndarray:
-    found: np.ndarray = values.double().cpu().numpy()
-    return found
+    numbers: np.ndarray = values.double().cpu().numpy()
+    return numbers

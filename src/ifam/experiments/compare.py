@@ -357,7 +357,7 @@ def _train_and_evaluate(
                 row=row.name,
                 seed=seed,
                 figures=figures,
-                groups=to_json(evaluation.predictor.groups),
+                groups=evaluation.predictor.groups,
                 parameters=facts["parameters"],
                 best_epoch=facts["best_epoch"],
                 history=facts["history"],

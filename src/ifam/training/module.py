@@ -16,7 +16,7 @@ from ifam.backbones.backbone import Backbone
 from ifam.config import LossConfig, TrainConfig
 from ifam.data import Benchmark
 from ifam.errors import IfamError
-from ifam.evaluation.metrics import GroupAccuracy, MaskIoU
+from ifam.evaluation.metrics import AccuracyByGroup, MaskIoU
 from ifam.models.base import Classifier
 from ifam.models.masking import patch_mask
 from ifam.training.affine import sample_affine, transform
@@ -59,7 +59,7 @@ class Training(L.LightningModule):
         super().__init__()
         self.model, self.config, self.losses, self.num_images = model, config, losses, num_images
         self.groups = parameter_groups(model, config)
-        self.accuracy = GroupAccuracy(len(benchmark.group_names))
+        self.accuracy = AccuracyByGroup(len(benchmark.group_names))
         self.mask_iou = MaskIoU()
         self.val_loss, self.visible = MeanMetric(), MeanMetric()
         self.best: tuple[float, ...] = ()
