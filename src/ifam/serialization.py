@@ -5,7 +5,7 @@ jsonargparse can build dataclasses too, but takes minutes for an audit of some h
 
 import math
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -13,11 +13,15 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 T = TypeVar("T")
 
+# Metadata of a field that stays in memory: it is not written, and has its default when read.
+IN_MEMORY: Mapping[str, bool] = {"json": False}
+
 
 def to_json(value: Any) -> Any:
     """A result as what JSON knows: dataclasses become objects, tuples lists, paths text, NaN and infinity null."""
     if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: to_json(getattr(value, field.name)) for field in fields(value)}
+        written = (field.name for field in fields(value) if field.metadata != IN_MEMORY)
+        return {name: to_json(getattr(value, name)) for name in written}
     if isinstance(value, Mapping):
         return {str(key): to_json(one) for key, one in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
@@ -114,3 +118,12 @@ def _expect(data: Any, kind: Any, where: str) -> Any:
         expected = " or ".join(one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,)))
         raise ValueError(f"{where} is {data!r}, but {expected} is expected")
     return data
+
+
+def flat(settings: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested settings on one level, with names such as `train.epochs`."""
+    for key, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            yield from flat(value, f"{before}{key}.")
+        else:
+            yield f"{before}{key}", value

@@ -8,7 +8,7 @@ import torch
 
 from fakes import PeekingPredictor
 from ifam.auditing.certificates import share_weights
-from ifam.auditing.run import OWN_WEIGHTS, audit, load_plain
+from ifam.auditing.run import OWN_WEIGHTS, AuditResult, audit, load_plain
 from ifam.checkpoints import hub
 from ifam.cli.main import main
 from ifam.config import ModelConfig
@@ -17,6 +17,7 @@ from ifam.errors import IfamError
 from ifam.models.baselines import LatePredictor, PlainViT
 from ifam.models.ifam import IFAM
 from ifam.models.predictor import Predictor
+from ifam.serialization import from_json
 from ifam.types import Batch
 
 pytestmark = pytest.mark.slow
@@ -75,7 +76,8 @@ def _fits_into_json(found):
     text = json.dumps(found.to_dict(), allow_nan=False)
     again = json.loads(text)
     assert again["kind"] == "audit"
-    assert set(again) == {"kind", "passed", "verdict", *vars(found)} - {"cases", "observed"}
+    assert set(again) == {"kind", "passed", "verdict", *vars(found)} - {"pictures"}
+    assert from_json(AuditResult, again).to_dict() == found.to_dict()
     changes = [v["change"] for v in again["baselines"][0]["violations"]]
     assert None in changes
     assert all(change is None or change > 0 for change in changes)

@@ -11,7 +11,7 @@ from ifam.checkpoints import hub
 from ifam.cli.main import main
 from ifam.config import ModelConfig
 from ifam.errors import IfamError
-from ifam.experiments.run_log import Runs
+from ifam.experiments.runs import Runs
 from ifam.model_files import read_json, read_pickle, read_safetensors
 from ifam.models.ifam import IFAM
 
@@ -111,7 +111,7 @@ def test_damaged_runs_are_named(tmp_path, content):
         Runs(tmp_path / "runs.jsonl", {})
 
 
-@pytest.mark.parametrize("content", [b'{"runs": []}', b"[" * 100_000, b'{"predictor": NaN}', LFS])
+@pytest.mark.parametrize("content", [b'{"kind": "comparison", "rows": []}', b"[" * 100_000, b'{"predictor": NaN}', LFS])
 def test_damaged_results_are_named(tmp_path, content, capsys):
     (tmp_path / "results.json").write_bytes(content)
     with pytest.raises(SystemExit) as stopped:

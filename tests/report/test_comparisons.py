@@ -9,9 +9,11 @@ from PIL import Image
 
 from browser import PROGRAM, Browser
 from ifam.errors import IfamError
+from ifam.evaluation.accuracy import Accuracy, Evaluation
 from ifam.evaluation.comparisons import ComparisonResult, MethodInfo, Picture, Run, summarize
 from ifam.evaluation.metrics import GroupAccuracy
 from ifam.report.comparisons import comparison_section, curves, image_rows, print_comparison
+from ifam.report.console import write_results
 from ifam.report.results import write_report
 from ifam.serialization import to_json
 
@@ -178,9 +180,9 @@ def test_hidden_pixels_that_change_a_logit_are_said(influence, says):
 
 
 def test_beside_other_results_it_has_a_heading_of_its_own(tmp_path):
-    audit = {"average": 0.5, "worst_group": 0.25, "groups": {"a": {"accuracy": 0.25, "count": 4}}}
-    single = {"predictor": audit, "count": 4, "conditions": {"model": "runs/x", "benchmark": "ponds", "split": "test"}}
-    (tmp_path / "results.json").write_text(json.dumps(single))
+    groups = {"a": GroupAccuracy(0.25, 4)}
+    single = Evaluation(Accuracy(0.5, 0.25, groups, groups, 0.25, 0.25, None, None, {}), None, None, None, None, 4)
+    write_results(single, tmp_path / "results.json", {"model": "runs/x", "benchmark": "ponds", "split": "test"})
     text = page(tmp_path, comparison()).read_text()
     assert "<h2>4 methods on ponds, 2 seeds</h2>" in text
     assert "<h2>Summary</h2>" in text

@@ -2,17 +2,22 @@
 
 import csv
 import json
+import math
 import re
+from dataclasses import replace
 
 import pytest
 import torch
 from PIL import Image
 
 from browser import PROGRAM, Browser
+from ifam.auditing.run import AuditResult, Pictures
 from ifam.cli.main import main
 from ifam.errors import IfamError
-from ifam.report.audit_tables import sections, share, size
+from ifam.report.audit_tables import sections
 from ifam.report.results import write_audit, write_report
+from ifam.report.tables import share, size
+from ifam.serialization import from_json, to_json
 
 GROUPS = ("swimmer on water", "swimmer on forest", "percher on water", "percher on forest")
 # Text that is smaller than 18 pt needs this contrast (WCAG 2.1, AA).
@@ -41,9 +46,8 @@ def certificate(name, failing=()):
         "attacks": [attack(a, len(failing) / 4) for a in ("noise", "another image", "NaN", "adversarial", "gradient")],
         "failing_images": list(failing),
         "violations": [
-            {"image": i, "attack": "noise", "setting": "packed, evaluation", "change": None} for i in failing
+            {"image": i, "attack": "noise", "setting": "packed, evaluation", "change": 0.5} for i in failing
         ],
-        "passed": not failing,
     }
 
 
@@ -67,7 +71,7 @@ def a_row(i):
 
 
 def an_audit(count=4, failing=()):
-    """An audit as `AuditResult.to_dict` gives it, with figures that say what they are."""
+    """An audit with figures that say what they are."""
     step = {"agreement": 0.75, "probability": 0.5, "accuracy": None, "visible": 0.25}
     reading = {"target": "background", "source": "mask", "images": count, "accuracy": 0.81, "low": 0.7, "high": 0.9}
     explanation = {"kept": 0.1, "agreement_removed": 0.6, "drop_removed": 0.1, "agreement_grey": 0.5, "drop_grey": 0.2}
@@ -76,21 +80,19 @@ def an_audit(count=4, failing=()):
     groups = [
         {"name": g, "count": 1, "before": 0.9 - k / 10, "fixed": 0.8, "recomputed": 0.7} for k, g in enumerate(GROUPS)
     ]
-    return {
-        "kind": "audit",
-        "passed": not failing,
-        "verdict": "FAILED: in image 10, 'noise' …" if failing else "PASSED: every bit held.",
+    content = {
         "certificate": certificate("iFAM", failing),
         "baselines": [certificate("plain ViT", range(4))],
         "backgrounds": {
             **{kind: change(k / 10) for k, kind in enumerate(kinds)},
             **{"source": "ground truth", "images": count, "visible": 0.2, "mixed": 0.5, "stray": 0.1, "mask_iou": 0.66},
-            **{"groups": groups, "passed": True},
+            **{"groups": groups, "influence": [0.1] * count, "changed": [False] * count, "answers_after": [0] * count},
         },
         "leakage": {"readings": [{**reading, "chance": 0.5, "shuffled": 0.5, "shuffled_high": 0.6}], "notes": []},
         "parts": {
             **{"insertion": [step] * 4, "deletion": [step] * 4, "insertion_area": 0.5, "deletion_area": 0.4},
-            **{"eroded": step, "dilated": step},
+            **{"eroded": step, "dilated": step, "leave_one_out": [[-1.5, 0.25, 0.0]] * count},
+            "unstable": [False] * count,
             "parts": [
                 {"part": k, "images": k, "patches": 2.0, "changed_answers": None, "logit_change": -0.5}
                 for k in range(3)
@@ -105,12 +107,13 @@ def an_audit(count=4, failing=()):
         "images": [a_row(i) for i in range(count)],
         "conditions": {"model": "runs/ifam", "benchmark": "pondbirds", "data": {"seed": 0}},
     }
+    return from_json(AuditResult, content)
 
 
 def write(folder, count=4, side=80, **kwargs):
-    images = [Image.effect_noise((side, side), 80).convert("RGB") for _ in range(count)]
     maps = torch.rand(count, 4, 10, 10).softmax(dim=1)
-    return write_audit(an_audit(count, **kwargs), images, maps, torch.rand(count, 10, 10) > 0.8, folder)
+    pictures = Pictures(torch.rand(count, 3, side, side), maps, torch.rand(count, 10, 10) > 0.8)
+    return write_audit(replace(an_audit(count, **kwargs), pictures=pictures), folder)
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +151,35 @@ def test_flagged_images_come_first(page):
     assert sorted(order) == [10 * i for i in range(200)]
 
 
+def test_an_audit_is_read_as_it_was_written(tmp_path):
+    audit = an_audit(failing=(1,))
+    assert from_json(AuditResult, json.loads(json.dumps(to_json(audit), allow_nan=False))) == audit
+    json_file, _ = write(tmp_path, failing=(1,))
+    content = json.loads(json_file.read_text())
+    read = from_json(AuditResult, content)
+    assert replace(read, images=tuple(replace(row, pictures=None, side=None) for row in read.images)) == audit
+    assert (content["kind"], content["passed"], content["verdict"]) == ("audit", False, audit.verdict)
+    assert (content["certificate"]["passed"], content["backgrounds"]["passed"]) == (False, True)
+    with pytest.raises(IfamError, match="has no images to draw"):
+        write_audit(read, tmp_path / "again")
+    content["parts"]["eroded"].pop("visible")
+    json_file.write_text(json.dumps(content))
+    with pytest.raises(IfamError, match=r"audit\.json cannot be read as results \(.*parts\.eroded has no 'visible'\)"):
+        write_report([json_file], tmp_path / "page.html")
+
+
+def test_changes_that_are_not_finite_are_told():
+    """As infinity in memory, and as null in a file."""
+    audit = an_audit(failing=(1,))
+    (violation,) = audit.certificate.violations
+    certificate = replace(audit.certificate, violations=(replace(violation, change=math.inf),))
+    audit = replace(audit, certificate=certificate)
+    read = from_json(AuditResult, json.loads(json.dumps(to_json(audit), allow_nan=False)))
+    for one in (audit, read):
+        assert "changes a logit to no number" in one.verdict
+        assert any("change not finite" in note for note in sections(one)[0].notes)
+
+
 def test_tables_say_what_was_found():
     found = sections(an_audit(failing=(1,)))
     assert len(found) == 5
@@ -163,13 +195,14 @@ def test_tables_say_what_was_found():
 
 
 def test_nothing_is_not_the_same_as_little():
-    assert (size(0.0), size(1e-12), size(None)) == ("exactly 0", "1e-12", "not finite")
+    assert (size(0.0), size(1e-12), size(math.nan)) == ("exactly 0", "1e-12", "not finite")
     assert (share(None), share(0.123)) == ("–", "12.3\u00a0%")
 
 
 def evaluation(**more):
     groups = {"a": {"accuracy": 0.95, "count": 10}, "b": {"accuracy": 0.4, "count": 5}}
-    accuracy = {"average": 0.77, "worst_group": 0.4, "groups": groups, "classes": groups}
+    accuracy = {"average": 0.77, "worst_group": 0.4, "groups": groups, "classes": groups, "macro": 0.675}
+    accuracy |= {"weighted_average": 0.77, "top5": None, "auroc": None, "intervals": {}}
     known = {"mask_iou": 0.71, "visible_fraction": 0.2, "empty": 0, "count": 15, "extra": {}}
     conditions = {"model": "runs/other", "benchmark": "folder", "split": "test"}
     return {

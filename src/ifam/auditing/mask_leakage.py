@@ -51,6 +51,11 @@ class ProbeResult:
     shuffled: float
     shuffled_high: float
 
+    @property
+    def above_chance(self) -> bool:
+        """Whether more can be read than chance and shuffling explain."""
+        return self.low > max(self.chance, self.shuffled_high)
+
 
 @dataclass(frozen=True)
 class Leakage:

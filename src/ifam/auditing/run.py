@@ -1,15 +1,13 @@
 """The audit: is a model faithful, where can background still enter, and what is its mask worth? Five measurements."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from torchvision.transforms.v2.functional import to_pil_image
-
-from ifam._typing import Tensor
+from ifam._typing import Bool, Float, Tensor
 from ifam.auditing.background_swap import Backgrounds, swap_backgrounds
 from ifam.auditing.certificates import certificates, share_weights
 from ifam.auditing.certify import Certificate
@@ -26,10 +24,25 @@ from ifam.models.ifam import IFAM
 from ifam.models.masking import patch_mask
 from ifam.progress import ProgressBar
 from ifam.provenance import provenance
-from ifam.report.results import write_audit
+from ifam.serialization import IN_MEMORY, to_json
 from ifam.types import Batch
 
 OWN_WEIGHTS = "the model's own predictor shown every patch (never trained on whole images; --plain names a better one)"
+
+
+@dataclass(frozen=True)
+class PictureFiles:
+    """Pictures of one image, as paths beside `audit.json`.
+
+    Attributes:
+        input: The image.
+        parts: Its parts in colors.
+        seen: What the predictor saw.
+    """
+
+    input: str
+    parts: str
+    seen: str
 
 
 @dataclass(frozen=True)
@@ -49,6 +62,8 @@ class ImageRow:
         leave_one_out: Change of the logit of the answer without each part.
         unstable: Whether one patch more or less all round the mask changes the answer.
         flags: What a reader should look at, in words; images with flags come first in the report.
+        pictures: Files with its pictures; None where none were written.
+        side: Width and height of these pictures.
     """
 
     index: int
@@ -63,11 +78,28 @@ class ImageRow:
     leave_one_out: tuple[float, ...]
     unstable: bool
     flags: tuple[str, ...]
+    pictures: PictureFiles | None = None
+    side: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What the pictures of an audit are drawn from.
+
+    Attributes:
+        images: The images as colors between 0 and 1.
+        part_maps: Probability of each part at each patch, background last.
+        mask: Patches that the predictor saw.
+    """
+
+    images: Float[Tensor, "N 3 S1 S2"]
+    part_maps: Float[Tensor, "N K1 H W"]
+    mask: Bool[Tensor, "N H2 W2"]
 
 
 @dataclass(frozen=True)
 class AuditResult:
-    """What the audit found.
+    """The outcome of an audit.
 
     Attributes:
         certificate: Whether any hidden pixel changes any bit of the answer.
@@ -79,8 +111,8 @@ class AuditResult:
         mask_iou: Intersection over union of mask and truth, as `ifam evaluate` has it; None where it is not known.
         images: One row an image.
         conditions: What was audited, and how.
-        cases: The images; not part of `to_dict`.
-        observed: What the model selected in them; not part of `to_dict`.
+        pictures: The images and what the model selected in them; not written, and None where the audit was read from a
+            file.
     """
 
     certificate: Certificate
@@ -92,8 +124,7 @@ class AuditResult:
     mask_iou: float | None
     images: tuple[ImageRow, ...]
     conditions: Mapping[str, Any]
-    cases: AuditInputs = field(repr=False, compare=False)
-    observed: ModelOutputs = field(repr=False, compare=False)
+    pictures: Pictures | None = field(default=None, repr=False, compare=False, metadata=IN_MEMORY)
 
     @property
     def passed(self) -> bool:
@@ -103,31 +134,33 @@ class AuditResult:
     @property
     def verdict(self) -> str:
         """The outcome in a sentence; of a failure it names image, attack and setting."""
-        found = self.certificate
-        if found.violations:
-            first = found.violations[0]
+        certificate = self.certificate
+        if certificate.violations:
+            first = certificate.violations[0]
             at = self.images[first.image].index
             size = f"by {first.change:.2g}" if math.isfinite(first.change) else "to no number"
             gradient = first.attack == "gradient"
             what = "a hidden pixel receives gradient" if gradient else f"{first.attack!r} changes a logit {size}"
             return (
                 f"FAILED: in image {at}, {what} ({first.setting}); "
-                f"{len(found.failing_images)} of {found.certified} images fail."
+                f"{len(certificate.failing_images)} of {certificate.certified} images fail."
             )
         if not self.backgrounds.passed:
             return "FAILED: another background in hidden patches alone changes bits of an answer."
-        if not found.certified:
+        if not certificate.certified:
             return "NOT CERTIFIED: every mask shows every patch, so there is no hidden pixel to attack."
         return (
-            f"PASSED: {found.hidden_pixels:,} hidden pixels of {found.certified} images were replaced in "
-            f"{len(found.attacks) - 1} ways and {len(found.settings)} settings, and no bit of any answer changed."
+            f"PASSED: {certificate.hidden_pixels:,} hidden pixels of {certificate.certified} images were replaced in "
+            f"{len(certificate.attacks) - 1} ways and {len(certificate.settings)} settings, and no bit of any answer "
+            f"changed."
         )
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the pictures, ready for JSON; None stands for numbers that are not finite."""
-        left_out = {"cases", "observed"}
-        found = {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.name not in left_out}
-        return {"kind": "audit", "passed": self.passed, "verdict": self.verdict, **found}
+        first, *others = ({**to_json(one), "passed": one.passed} for one in (self.certificate, *self.baselines))
+        backgrounds = {**to_json(self.backgrounds), "passed": self.backgrounds.passed}
+        verdict = {"kind": "audit", "passed": self.passed, "verdict": self.verdict}
+        return {**verdict, **to_json(self), "certificate": first, "baselines": others, "backgrounds": backgrounds}
 
 
 def audit(
@@ -157,7 +190,7 @@ def audit(
         conditions: What to note beside the result.
 
     Returns:
-        What was found.
+        The figures of all five measurements.
 
     Raises:
         IfamError: There are fewer than two images, or the plain ViT is of another kind than the model.
@@ -177,7 +210,7 @@ def audit(
         totals = _totals(len(cases), len(range(len(cases))[some]), model.config.num_parts)
         with _stages(totals) as stage:
             observed = observe(model, cases.images, batch_size, stage("looking"))
-            found = certificates(model, other, cases, observed, batch_size, seed, stage("certificate"))
+            own, *baselines = certificates(model, other, cases, observed, batch_size, seed, stage("certificate"))
             advance = stage("backgrounds")
             backgrounds = swap_backgrounds(model, cases, observed, batch_size=batch_size, seed=seed, advance=advance)
             leakage = measure_leakage(cases, observed, seed=seed, advance=stage("leakage"))
@@ -193,17 +226,16 @@ def audit(
             )
     settings = {"images": len(cases), "plain ViT": plain_name, "seed": seed, "batch size": batch_size}
     return AuditResult(
-        certificate=found[0],
-        baselines=tuple(found[1:]),
+        certificate=own,
+        baselines=tuple(baselines),
         backgrounds=backgrounds,
         leakage=leakage,
         parts=parts,
         posthoc=posthoc,
         mask_iou=_mask_iou(cases, observed),
-        images=_rows(model, cases, observed, found[0], backgrounds, parts),
+        images=_rows(cases, observed, own, backgrounds, parts),
         conditions={**noted, **settings, **provenance()},
-        cases=cases,
-        observed=observed,
+        pictures=Pictures(denormalize(cases.images, model.normalization), observed.part_maps, observed.mask),
     )
 
 
@@ -214,13 +246,6 @@ def load_plain(source: str | Path) -> PlainViT:
         IfamError: The folder holds no plain ViT.
     """
     return PlainViT.from_pretrained(source)
-
-
-def write(result: AuditResult, model: IFAM, folder: str | Path) -> tuple[Path, Path]:
-    """Write `audit.json`, `audit.html` and the pictures; returns the paths of the first two."""
-    colours = denormalize(result.cases.images, model.normalization)
-    pictures = [to_pil_image(image) for image in colours]
-    return write_audit(result.to_dict(), pictures, result.observed.part_maps, result.observed.mask, folder)
 
 
 def _cases(model: IFAM, images: Tensor | Batch | Benchmark | AuditInputs, split: str | None, limit: int) -> AuditInputs:
@@ -234,20 +259,20 @@ def _cases(model: IFAM, images: Tensor | Batch | Benchmark | AuditInputs, split:
             )
         cases = from_benchmark(images, split or images.default_eval_split, model, limit)
     elif isinstance(images, Batch):
-        found = images.to("cpu")
-        cases = AuditInputs(found.images[:limit], found.labels[:limit], class_names=classes)
-        if found.groups is not None:
-            names_of = tuple(f"group {g}" for g in range(int(found.groups.max()) + 1))
-            cases = _with(cases, groups=found.groups[:limit], group_names=names_of)
-        if found.masks is not None:
-            cases = _with(cases, truth=found.masks[:limit])
+        batch = images.to("cpu")
+        cases = AuditInputs(batch.images[:limit], batch.labels[:limit], class_names=classes)
+        if batch.groups is not None:
+            group_names = tuple(f"group {g}" for g in range(int(batch.groups.max()) + 1))
+            cases = replace(cases, groups=batch.groups[:limit], group_names=group_names)
+        if batch.masks is not None:
+            cases = replace(cases, truth=batch.masks[:limit])
     elif isinstance(images, AuditInputs):
         cases = images
     else:
         cases = AuditInputs(images[:limit].cpu(), class_names=classes)
     if len(cases) < 2:
         raise IfamError(f"An audit needs two or more images, but got {len(cases)}: one lends the other its background.")
-    return _with(cases, indices=cases.indices or tuple(range(len(cases))), class_names=cases.class_names or classes)
+    return replace(cases, indices=cases.indices or tuple(range(len(cases))), class_names=cases.class_names or classes)
 
 
 def _check_plain(plain: PlainViT, model: IFAM) -> None:
@@ -262,7 +287,6 @@ def _check_plain(plain: PlainViT, model: IFAM) -> None:
 
 
 def _rows(
-    model: IFAM,
     cases: AuditInputs,
     observed: ModelOutputs,
     certificate: Certificate,
@@ -305,22 +329,18 @@ def _rows(
 def _mask_iou(cases: AuditInputs, observed: ModelOutputs) -> float | None:
     if cases.truth is None:
         return None
-    found = MaskIoU()
-    found.update(observed.mask, patch_mask(cases.truth, (observed.mask.shape[1], observed.mask.shape[2])))
-    return float(found.compute())
+    iou = MaskIoU()
+    iou.update(observed.mask, patch_mask(cases.truth, (observed.mask.shape[1], observed.mask.shape[2])))
+    return float(iou.compute())
 
 
-def _with(cases: AuditInputs, **changes: Any) -> AuditInputs:
-    return AuditInputs(**{**vars(cases), **changes})
-
-
-def _subset(found: Any, rows: slice) -> Any:
+def _subset(known: Any, rows: slice) -> Any:
     """Some of the images, with everything that is known of them."""
     values = {
         name: value[rows] if isinstance(value, Tensor) or name == "indices" else value
-        for name, value in vars(found).items()
+        for name, value in vars(known).items()
     }
-    return type(found)(**values)
+    return replace(known, **values)
 
 
 def _totals(images: int, explained: int, num_parts: int) -> dict[str, int]:
@@ -345,18 +365,3 @@ def _stages(totals: Mapping[str, int]) -> Iterator[Any]:
             return lambda done: bar.advance(task, done)
 
         yield stage
-
-
-def _plain(value: Any) -> Any:
-    """Dataclasses as dicts, tuples as lists, numbers that are not finite as None."""
-    if is_dataclass(value) and not isinstance(value, type):
-        found = {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
-        extra = {"passed": value.passed} if hasattr(value, "passed") else {}
-        return {**found, **extra}
-    if isinstance(value, Mapping):
-        return {str(key): _plain(entry) for key, entry in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_plain(entry) for entry in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value if value is None or isinstance(value, str | int | float) else str(value)

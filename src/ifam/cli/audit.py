@@ -42,12 +42,13 @@ def audit(
         overwrite: Replace what is in `out`; without that, only an audit under the same conditions.
         data: Settings of the data set, by name.
     """
-    from ifam.auditing.run import audit, load_plain, write
+    from ifam.auditing.run import audit, load_plain
     from ifam.checkpoints import hub
     from ifam.data.eval_dataset import eval_options, load_eval_dataset, remembered_root
     from ifam.data.fingerprints import fingerprint
     from ifam.model_files import weights_digest
     from ifam.report.audit_tables import print_audit
+    from ifam.report.results import write_audit
 
     ensure_writable(out, folder=True)
     _, trained = hub.read_config(model)
@@ -72,9 +73,9 @@ def audit(
     settings: dict[str, Any] = {"limit": limit, "explain": explain, "batch_size": batch_size, "seed": seed}
     result = audit(net, images, split=split, plain=other, conditions=conditions, **settings)
     try:
-        print_audit(result.to_dict())
+        print_audit(result)
     finally:
-        _, page = write(result, net, out)
+        _, page = write_audit(result, out)
     print(f"Open {page} to look; the figures are in {out / 'audit.json'}.")
     if not result.passed:
         sys.exit(1)

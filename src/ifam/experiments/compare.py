@@ -24,12 +24,12 @@ from ifam.errors import IfamError
 from ifam.evaluation.accuracy import Evaluation, evaluate, hidden_influence
 from ifam.evaluation.comparisons import ComparisonResult, MethodInfo, Run, summarize
 from ifam.experiments.pictures import draw_pictures, with_files
-from ifam.experiments.runs import Runs, flat
+from ifam.experiments.runs import Runs
 from ifam.io import check_absent, ensure_writable, write_json
 from ifam.models.base import Classifier
 from ifam.models.registry import METHODS, build
 from ifam.provenance import provenance
-from ifam.serialization import to_json
+from ifam.serialization import flat, to_json
 from ifam.training import last_layer, presets
 from ifam.training.fit import check, fit, seed_everything
 

@@ -11,7 +11,7 @@ from ifam.errors import IfamError
 from ifam.evaluation.comparisons import Run
 from ifam.pulse import duration
 from ifam.run_log import RunLog
-from ifam.serialization import from_json, to_json
+from ifam.serialization import flat, from_json, to_json
 
 logger = logging.getLogger(__name__)
 
@@ -92,12 +92,3 @@ class Runs:
         estimate = "" if seconds is None else f", about {duration(seconds)} left in all"
         number = len(self.wanted) - len(left) + 1
         logger.info("Run %d of %d: %s, seed %d%s", number, len(self.wanted), name, seed, estimate)
-
-
-def flat(settings: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested settings on one level."""
-    for key, value in settings.items():
-        if isinstance(value, Mapping) and value:
-            yield from flat(value, f"{before}{key}.")
-        else:
-            yield f"{before}{key}", value

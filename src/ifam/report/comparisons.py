@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from ifam.console import PlainConsole
 from ifam.evaluation.comparisons import ComparisonResult, MethodInfo, Picture, RowSummary
 from ifam.evaluation.seeds import MeanCI
-from ifam.report.audit_tables import Section, Table, print_table
 from ifam.report.html import draw
+from ifam.report.tables import Section, Table, print_table
 
 # Figure -> its head, what its values are multiplied by, and their digits; the unit stands in the head, once.
 _FIGURES = {
@@ -213,7 +213,7 @@ def chart(rows: Sequence[RowSummary], uses: Mapping[str, str]) -> Markup:
 
 
 @dataclass(frozen=True)
-class ImageRow:
+class ComparedImage:
     """One image with what every method saw and answered.
 
     Attributes:
@@ -229,17 +229,17 @@ class ImageRow:
     answers: dict[str, Picture]
 
 
-def image_rows(result: ComparisonResult) -> dict[str, list[ImageRow]]:
+def image_rows(result: ComparisonResult) -> dict[str, list[ComparedImage]]:
     """The pictures of a comparison by group, the worst group of the first row first."""
     by_index: dict[int, dict[str, Picture]] = {}
     for row in result.rows:
         for picture in row.pictures:
             by_index.setdefault(picture.index, {})[row.name] = picture
-    groups: dict[str, list[ImageRow]] = {name: [] for name in _worst_first(result.rows[0])}
+    groups: dict[str, list[ComparedImage]] = {name: [] for name in _worst_first(result.rows[0])}
     for answers in by_index.values():
         one = next(iter(answers.values()))
         masked = [(name, p.parts, p.seen) for name, p in answers.items() if p.parts and p.seen]
-        groups.setdefault(one.group, []).append(ImageRow(one.label, one.image, masked, answers))
+        groups.setdefault(one.group, []).append(ComparedImage(one.label, one.image, masked, answers))
     return {name: rows for name, rows in groups.items() if rows}
 
 

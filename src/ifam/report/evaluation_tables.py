@@ -1,57 +1,65 @@
-"""What an evaluation found beyond accuracy, in tables: parts, and treated backgrounds. Reads `results.json`."""
+"""An evaluation in tables: groups, parts, and what the background is worth."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping
 
-from ifam.report.audit_tables import Row, Table, share
-
-_RATIOS = {"foreground_iou": "foreground IoU, pixels", "background_iou": "background IoU, pixels"}
-
-
-def one_by_one(found: Row) -> list[dict[str, Any]]:
-    """A result as it is, or one result for each treatment of the images, the first of which keeps the gap."""
-    if "treatments" not in found:
-        return [dict(found)]
-    results = [
-        {**one, "conditions": {**found["conditions"], "split": name}} for name, one in found["treatments"].items()
-    ]
-    results[0]["gap"] = found["gap"]
-    return results
+from ifam.evaluation.accuracy import Evaluation
+from ifam.evaluation.background_gap import Gap
+from ifam.evaluation.bootstrap import Interval
+from ifam.evaluation.metrics import GroupAccuracy
+from ifam.evaluation.part_quality import PartQuality
+from ifam.report.tables import Table, share
 
 
-def further_tables(found: Row, name: str) -> list[Table]:
-    """How well parts agree with annotations, and what the background is worth, where an evaluation says so."""
-    tables = []
-    if parts := found.get("parts"):
-        tables.append(_parts(parts, name))
-    if gap := found.get("gap"):
+def evaluation_tables(evaluation: Evaluation, gap: Gap | None, name: str) -> list[Table]:
+    """Accuracy by group; how well parts agree with annotations, and the gap due to the background, where known."""
+    models = {"predictor": evaluation.predictor.groups}
+    if evaluation.selector is not None:
+        models["selector alone"] = evaluation.selector.groups
+    tables = [_groups(f"{name}: accuracy by group", models)]
+    if evaluation.parts is not None:
+        tables.append(_parts(evaluation.parts, name))
+    if gap is not None:
         tables.append(_gap(gap, name))
     return tables
 
 
-def _parts(parts: Row, name: str) -> Table:
+def _groups(caption: str, models: Mapping[str, Mapping[str, GroupAccuracy]]) -> Table:
+    """Accuracy of each group for each model, the worst first."""
+    counts = {group: row.count for group, row in next(iter(models.values())).items()}
+    accuracies = {group: [groups[group].accuracy for groups in models.values()] for group in counts}
+    order = sorted(counts, key=lambda group: min(accuracies[group]))
+    rows = tuple((group, str(counts[group]), *map(share, accuracies[group])) for group in order)
+    return Table(caption, ("group", "images", *models), rows)
+
+
+def _parts(parts: PartQuality, name: str) -> Table:
     rows = []
-    for kind, one in parts["agreement"].items():
-        images = f"{one['images']} images, {one['count']} points"
-        rows += [(f"{key.upper()}, {kind}", _with_ends(one, key, 3), images) for key in ("nmi", "ari")]
-    images = f"{parts['foreground_images']} images"
-    rows += [(text, _with_ends(parts, key, 3), images) for key, text in _RATIOS.items() if parts[key] is not None]
-    if parts["keypoint_error"] is not None:
-        rows.append(("keypoint error, of the box", _with_ends(parts, "keypoint_error"), f"{parts['keypoint_count']}"))
+    for kind, one in parts.agreement.items():
+        images = f"{one.images} images, {one.count} points"
+        for key, value in (("nmi", one.nmi), ("ari", one.ari)):
+            rows.append((f"{key.upper()}, {kind}", _with_ends(value, one.intervals.get(key), 3), images))
+    for of, iou in (("foreground", parts.foreground_iou), ("background", parts.background_iou)):
+        if iou is not None:
+            figure = _with_ends(iou, parts.intervals.get(f"{of}_iou"), 3)
+            rows.append((f"{of} IoU, pixels", figure, f"{parts.foreground_images} images"))
+    if parts.keypoint_error is not None:
+        figure = _with_ends(parts.keypoint_error, parts.intervals.get("keypoint_error"))
+        rows.append(("keypoint error, of the box", figure, f"{parts.keypoint_count}"))
     return Table(f"{name}: parts of the selector beside annotations", ("", "figure and interval", "of"), tuple(rows))
 
 
-def _gap(gap: Row, name: str) -> Table:
-    rows = [(who, _with_ends(gap, who), gap["pairing"]) for who in ("predictor", "selector") if gap[who] is not None]
-    caption = f"{name}: gap due to the background, {' minus '.join(gap['treatments'])}"
-    return Table(caption, ("", "gap and interval", "drawn"), tuple(rows))
+def _gap(gap: Gap, name: str) -> Table:
+    differences = {"predictor": gap.predictor, "selector": gap.selector}
+    rows = tuple(
+        (who, _with_ends(value, gap.intervals.get(who)), gap.pairing)
+        for who, value in differences.items()
+        if value is not None
+    )
+    caption = f"{name}: gap due to the background, {' minus '.join(gap.treatments)}"
+    return Table(caption, ("", "gap and interval", "drawn"), rows)
 
 
-def _with_ends(found: Row, key: str, digits: int | None = None) -> str:
+def _with_ends(value: float, ends: Interval | None, digits: int | None = None) -> str:
     """A figure and its interval; a share where no digits are given."""
-
-    def text(value: float) -> str:
-        return share(value) if digits is None else f"{value:.{digits}f}"
-
-    ends: Sequence[float] | None = found["intervals"].get(key)
-    return text(found[key]) + (f" ({text(ends[0])} to {text(ends[1])})" if ends else "")
+    first, *others = (share(v) if digits is None else f"{v:.{digits}f}" for v in (value, *(ends or ())))
+    return f"{first} ({' to '.join(others)})" if others else first

@@ -3,29 +3,127 @@
 import base64
 import csv
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from torchvision.transforms.v2.functional import to_pil_image
 
-from ifam._typing import Tensor
+from ifam.auditing.run import AuditResult, ImageRow, PictureFiles
 from ifam.errors import IfamError
+from ifam.evaluation.accuracy import Accuracy, Evaluation
+from ifam.evaluation.background_gap import Gap, VariantResults
 from ifam.evaluation.comparisons import ComparisonResult
 from ifam.io import check_replaceable, ensure_writable, local_path, replacing, run_digest, write_json, write_text
 from ifam.model_files import read_json
 from ifam.provenance import is_stale
-from ifam.report.audit_tables import Row, Section, Table, sections, share, worst_group
-from ifam.report.comparisons import comparison_section, curves, image_rows, title
-from ifam.report.evaluation_tables import further_tables, one_by_one
+from ifam.report.audit_tables import sections, worst_group
+from ifam.report.comparisons import ComparedImage, comparison_section, curves, image_rows, title
+from ifam.report.evaluation_tables import evaluation_tables
 from ifam.report.html import curve_charts, environment
 from ifam.report.overlays import part_colours, part_overlay, predictor_view, thumbnail
-from ifam.serialization import from_json
+from ifam.report.tables import Section, Table, share
+from ifam.serialization import flat, from_json
 
 PICTURES = "audit_pictures"
 _SMALL = 160
-_KINDS = ("input", "parts", "seen")
 _RESULTS = ("audit.json", "compare.json", "results.json")
+
+
+@dataclass(frozen=True)
+class Result:
+    """A result as it was read.
+
+    Attributes:
+        file: Its file.
+        content: What it holds.
+        conditions: Under which it was made.
+        gap: What the background is worth, where this is the first of several treatments.
+    """
+
+    file: Path
+    content: AuditResult | Evaluation | ComparisonResult
+    conditions: Mapping[str, Any]
+    gap: Gap | None = None
+
+
+@dataclass(frozen=True)
+class _Header:
+    """What files of all kinds say."""
+
+    kind: str = ""
+    conditions: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class AuditView:
+    """An audit on the page.
+
+    Attributes:
+        name: What it is called.
+        key: Its number, in links and in the filter of the pictures.
+        passed: Whether the model passed.
+        verdict: The outcome in a sentence.
+        sections: The five measurements.
+    """
+
+    name: str
+    key: str
+    passed: bool
+    verdict: str
+    sections: tuple[Section, ...]
+
+
+@dataclass(frozen=True)
+class Bar:
+    """The change of a logit without one part, as a bar from the middle: to the left where it falls.
+
+    Attributes:
+        left: Where the bar begins, in per cent.
+        width: Its width, in per cent.
+        text: The change.
+        color: The color of the part.
+    """
+
+    left: str
+    width: str
+    text: str
+    color: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Case:
+    """An image of an audit, with its pictures.
+
+    Attributes:
+        row: What the audit says of it.
+        audit: Key of the audit.
+        side: Width and height of the pictures.
+        uris: The pictures.
+        bars: A bar for each part.
+    """
+
+    row: ImageRow
+    audit: str
+    side: tuple[int, int]
+    uris: tuple[str, ...]
+    bars: tuple[Bar, ...]
+
+
+@dataclass(frozen=True)
+class PictureGroup:
+    """Images of a group, with what each method of a comparison saw and answered.
+
+    Attributes:
+        name: The group.
+        images: Its images; pictures are text that the page can hold.
+        colors: Color of each part.
+    """
+
+    name: str
+    images: list[ComparedImage]
+    colors: Sequence[tuple[int, int, int]]
 
 
 @dataclass
@@ -36,16 +134,12 @@ class Page:
         title: Name of the page.
         run: Which results are on it, in short.
         headline: The outcome in a line.
-        verdicts: Outcome of each audit.
         summary: A row a model.
-        found: Sections of each audit.
+        audits: The audits.
         comparisons: Comparisons of several methods.
-        pictures: Images of comparisons with what each method saw and answered.
+        pictures: Images of comparisons.
         cases: Pictures, flagged ones first.
-        audits: Choices of the filter by audit, as value and text.
-        labels: Choices of the filter by class.
-        groups: Choices of the filter by group.
-        colours: Colour of each part.
+        colors: Color of each part.
         tables: Accuracies of each evaluation.
         curves: Charts of each training.
         conditions: Under which each result was made.
@@ -55,53 +149,57 @@ class Page:
     run: str
     headline: str
     summary: Table
-    verdicts: list[dict[str, Any]] = field(default_factory=list)
-    found: list[dict[str, Any]] = field(default_factory=list)
+    audits: list[AuditView] = field(default_factory=list)
     comparisons: list[Section] = field(default_factory=list)
-    pictures: list[dict[str, Any]] = field(default_factory=list)
-    cases: list[dict[str, Any]] = field(default_factory=list)
-    audits: list[tuple[str, str]] = field(default_factory=list)
-    labels: list[tuple[str, str]] = field(default_factory=list)
-    groups: list[tuple[str, str]] = field(default_factory=list)
-    colours: Sequence[tuple[int, int, int]] = ()
+    pictures: list[PictureGroup] = field(default_factory=list)
+    cases: list[Case] = field(default_factory=list)
+    colors: Sequence[tuple[int, int, int]] = ()
     tables: list[Table] = field(default_factory=list)
     curves: list[tuple[str, list[dict[str, Any]]]] = field(default_factory=list)
     conditions: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
 
+    @property
+    def choices(self) -> dict[str, list[tuple[str, str]]]:
+        """Values and texts of the filters by audit, class and group."""
+        labels = sorted({case.row.label for case in self.cases if case.row.label})
+        groups = sorted({case.row.group for case in self.cases if case.row.group})
+        return {
+            "audit": [(audit.key, audit.name) for audit in self.audits],
+            "label": list(zip(labels, labels, strict=True)),
+            "group": list(zip(groups, groups, strict=True)),
+        }
 
-def write_audit(
-    audit: Row, images: Sequence[Image.Image], part_maps: Tensor, mask: Tensor, folder: str | Path
-) -> tuple[Path, Path]:
+
+def write_audit(audit: AuditResult, folder: str | Path) -> tuple[Path, Path]:
     """Write `audit.json`, the pictures that it names, and the page `audit.html` that holds them all.
 
     Args:
-        audit: What `AuditResult.to_dict` gave.
-        images: The images as colours, in the order of its rows.
-        part_maps: Their part maps [N, K1, H, W].
-        mask: What the predictor saw [N, H, W].
+        audit: What `ifam.audit` returned.
         folder: Where to; made if need be.
 
     Returns:
         The paths of the JSON file and of the page.
 
     Raises:
-        IfamError: The folder cannot be written.
+        IfamError: The folder cannot be written, or the audit was read from a file and has no images.
     """
+    if (drawn_from := audit.pictures) is None:
+        raise IfamError("This audit has no images to draw; give what `ifam.audit` returned, not what a file holds.")
     folder = local_path(folder)
     ensure_writable(folder, folder=True)
     # While pictures are replaced, no result names them.
     (folder / "audit.json").unlink(missing_ok=True)
     rows = []
-    for i, (row, image) in enumerate(zip(audit["images"], images, strict=True)):
-        shown = thumbnail(image)
-        drawn = (shown, part_overlay(shown, part_maps[i]), predictor_view(shown, mask[i]))
-        named = {kind: f"{PICTURES}/{i:05d}-{kind}.webp" for kind in _KINDS}
-        for kind, picture in zip(_KINDS, drawn, strict=True):
+    for i, row in enumerate(audit.images):
+        image = thumbnail(to_pil_image(drawn_from.images[i]))
+        parts, seen = part_overlay(image, drawn_from.part_maps[i]), predictor_view(image, drawn_from.mask[i])
+        files = PictureFiles(*(f"{PICTURES}/{i:05d}-{kind}.webp" for kind in ("input", "parts", "seen")))
+        for name, picture in ((files.input, image), (files.parts, parts), (files.seen, seen)):
             # Small pictures are drawn in sharp squares, larger ones are photographs.
-            with replacing(folder / named[kind]) as beside:
+            with replacing(folder / name) as beside:
                 picture.save(beside, lossless=max(picture.size) <= _SMALL, quality=82)
-        rows.append({**row, "pictures": named, "side": list(shown.size)})
-    write_json(folder / "audit.json", {**audit, "images": rows}, allow_nan=False)
+        rows.append(replace(row, pictures=files, side=image.size))
+    write_json(folder / "audit.json", replace(audit, images=tuple(rows)).to_dict(), allow_nan=False)
     return folder / "audit.json", write_report([folder / "audit.json"], folder / "audit.html", overwrite=True)
 
 
@@ -129,14 +227,11 @@ def write_report(results: Sequence[str | Path], out: str | Path, *, overwrite: b
         raise IfamError(f"{out} is one of the results that the page is about; choose another --out.")
     run = run_digest({"results": [str(file.absolute()) for file in files]})
     check_replaceable(out, run, overwrite)
-    read = [(file, _read(file)) for file in files]
+    read = [result for file in files for result in _read(file)]
     try:
-        page = _page(run, [(file, one) for file, found in read for one in one_by_one(found)])
+        page = _page(run, read)
     except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
-        raise IfamError(
-            f"{', '.join(map(str, files))} cannot be read as results ({type(error).__name__}: {error}); write them "
-            f"again with this version of ifam."
-        ) from error
+        raise _unreadable(files, f"{type(error).__name__}: {error}") from error
     text = environment().get_template("results.html.j2").render(page=page)
     write_text(out, text)
     return out
@@ -146,120 +241,113 @@ def _files(path: Path) -> list[Path]:
     """A file; or the results in a folder, and those of the evaluations of the model in it."""
     if not path.is_dir():
         return [path]
-    found = [file for name in _RESULTS if (file := path / name).is_file()]
-    found += sorted(path.glob("evaluations/*/results.json"))
-    if not found:
+    files = [file for name in _RESULTS if (file := path / name).is_file()]
+    files += sorted(path.glob("evaluations/*/results.json"))
+    if not files:
         raise IfamError(f"{path} holds neither audit.json, results.json nor compare.json; give a folder that does.")
-    return found
+    return files
 
 
-def _read(file: Path) -> dict[str, Any]:
-    """One result."""
-    found = read_json(file)
-    if found is None:
+def _read(file: Path) -> list[Result]:
+    """The results in a file: one, or one for each treatment of the images."""
+    content = read_json(file)
+    if content is None:
         raise IfamError(f"There is no file {file}; give an audit.json or results.json.")
-    if found.get("kind") not in ("audit", "comparison") and not {"predictor", "treatments"} & set(found):
-        raise IfamError(
-            f"{file} is no result for a page; give a file that `ifam audit`, `compare`, `demo`, `evaluate` or "
-            f"`train` wrote."
-        )
-    return found
+    try:
+        header = from_json(_Header, content)
+        if header.kind == "audit":
+            return [Result(file, from_json(AuditResult, content), header.conditions)]
+        if "treatments" in content:
+            return _treatments(file, from_json(VariantResults, content), header.conditions)
+        if "predictor" in content:
+            return [Result(file, from_json(Evaluation, content), header.conditions)]
+        if header.kind == "comparison":
+            return [Result(file, from_json(ComparisonResult, content), header.conditions)]
+    except ValueError as error:
+        raise _unreadable([file], str(error)) from error
+    raise IfamError(
+        f"{file} is no result for a page; give a file that `ifam audit`, `compare`, `demo`, `evaluate` or "
+        f"`train` wrote."
+    )
 
 
-def _page(run: str, results: Sequence[tuple[Path, dict[str, Any]]]) -> Page:
+def _treatments(file: Path, results: VariantResults, conditions: Mapping[str, Any]) -> list[Result]:
+    """A result for each treatment of the images, the first of which has the gap."""
+    treatments = [
+        Result(file, evaluation, {**conditions, "split": name}) for name, evaluation in results.treatments.items()
+    ]
+    return [replace(one, gap=None if number else results.gap) for number, one in enumerate(treatments)]
+
+
+def _unreadable(files: Sequence[Path], reason: str) -> IfamError:
+    named = ", ".join(map(str, files))
+    return IfamError(f"{named} cannot be read as results ({reason}); write them again with this version of ifam.")
+
+
+def _page(run: str, results: Sequence[Result]) -> Page:
     """Everything on the page."""
-    names = _names(results)
-    audits = [(file, name, found) for (file, found), name in zip(results, names, strict=True) if _is_audit(found)]
+    named = list(zip(_names(results), results, strict=True))
+    audits = [(name, result.file, result.content) for name, result in named if isinstance(result.content, AuditResult)]
     columns = ("", "worst group", "accuracy", "images", "mask IoU", "visible", "hidden pixels", "other background")
-    single = [pair for pair in zip(results, names, strict=True) if not _is_comparison(pair[0][1])]
-    rows = [row for (_, found), name in single for row in _summary(found, name)]
-    kinds = {"audit": "Audit", "comparison": "Comparison"}
+    rows = [row for name, result in named for row in _summary(result.content, name)]
+    comparisons = [result.content for result in results if isinstance(result.content, ComparisonResult)]
+    alone = len(results) == 1
     page = Page(
         run=run,
-        title="Results" if len(results) > 1 else kinds.get(str(results[0][1].get("kind")), "Results"),
-        headline=title(_comparison(results[0][1]))
-        if not single and len(results) == 1
-        else _headline(audits, len(results)),
+        title="Audit" if alone and audits else "Comparison" if alone and comparisons else "Results",
+        headline=title(comparisons[0]) if alone and comparisons else _headline([a for *_, a in audits], len(results)),
         summary=Table("Worst group first; each figure is of the images that were looked at", columns, tuple(rows)),
+        comparisons=[comparison_section(comparison) for comparison in comparisons],
     )
-    for number, (file, name, found) in enumerate(audits):
-        page.verdicts.append({"name": name, "passed": found["passed"], "text": found["verdict"]})
-        page.found.append({"name": name, "key": f"audit{number}", "sections": sections(found)})
-        page.cases += _cases(file, found, str(number))
-        page.audits.append((str(number), name))
-    page.cases.sort(key=lambda case: -len(case["flags"]))
-    for key, choices in (("label", page.labels), ("group", page.groups)):
-        choices += [(str(v), str(v)) for v in sorted({case[key] for case in page.cases if case[key]})]
-    page.colours = part_colours(max((len(case["bars"]) for case in page.cases), default=0))
-    for (file, found), name in zip(results, names, strict=True):
-        if _is_comparison(found):
-            result = _comparison(found)
-            page.comparisons.append(comparison_section(result))
-            page.pictures += _pictures(file.parent, result)
-            if charts := curve_charts(curves(result)):
-                page.curves.append((f"seed {result.conditions['seeds'][0]}", charts))
-        elif not _is_audit(found):
-            page.tables += [*_groups(found, name), *further_tables(found, name)]
-        if history := _history(file.parent / "logs" / "metrics.csv"):
-            method = str(found.get("conditions", {}).get("method", "ifam"))
+    for number, (name, file, audit) in enumerate(audits):
+        page.audits.append(AuditView(name, str(number), audit.passed, audit.verdict, sections(audit)))
+        page.cases += _cases(file, audit, str(number))
+    page.cases.sort(key=lambda case: -len(case.row.flags))
+    page.colors = part_colours(max((len(case.bars) for case in page.cases), default=0))
+    for name, result in named:
+        content = result.content
+        if isinstance(content, Evaluation):
+            page.tables += evaluation_tables(content, result.gap, name)
+        elif isinstance(content, ComparisonResult):
+            page.pictures += _pictures(result.file.parent, content)
+            if charts := curve_charts(curves(content)):
+                page.curves.append((f"seed {content.conditions['seeds'][0]}", charts))
+        if history := _history(result.file.parent / "logs" / "metrics.csv"):
+            method = str(result.conditions.get("method", "ifam"))
             page.curves.append((name, curve_charts({method: history})))
-        page.conditions.append((name, _flat(found.get("conditions", {}))))
+        shown = {key: value for key, value in flat(result.conditions) if value not in (None, "", [], {})}
+        page.conditions.append((name, shown))
     return page
 
 
-def _is_audit(found: Row) -> bool:
-    return found.get("kind") == "audit"
+def _pictures(folder: Path, comparison: ComparisonResult) -> list[PictureGroup]:
+    """The pictures of a comparison: files as text that the page can hold."""
+
+    def held(row: ComparedImage) -> ComparedImage:
+        masked = [(name, _uri(folder / parts), _uri(folder / seen)) for name, parts, seen in row.masked]
+        return replace(row, image=_uri(folder / row.image), masked=masked)
+
+    colors = part_colours(comparison.num_parts)
+    return [PictureGroup(name, list(map(held, rows)), colors) for name, rows in image_rows(comparison).items()]
 
 
-def _is_comparison(found: Row) -> bool:
-    return found.get("kind") == "comparison"
-
-
-def _names(results: Sequence[tuple[Path, Row]]) -> list[str]:
+def _names(results: Sequence[Result]) -> list[str]:
     """What each result is called: model and benchmark, and its file where these say too little."""
     names = []
-    for file, found in results:
-        conditions = found.get("conditions", {})
-        parts = [str(conditions[key]) for key in ("model", "benchmark", "split") if _is_text(conditions.get(key))]
-        names.append(", ".join(parts) or str(file))
+    for result in results:
+        said = [result.conditions.get(key) for key in ("model", "benchmark", "split")]
+        names.append(", ".join(text for text in said if isinstance(text, str) and text) or str(result.file))
     named = []
-    for (file, _), name in zip(results, names, strict=True):
-        full = f"{name} ({file})" if names.count(name) > 1 else name
-        named.append(f"{full} [of other weights than the model beside it has now]" if is_stale(file) else full)
+    for result, name in zip(results, names, strict=True):
+        full = f"{name} ({result.file})" if names.count(name) > 1 else name
+        stale = is_stale(result.file)
+        named.append(f"{full} [of other weights than the model beside it has now]" if stale else full)
     return named
 
 
-def _comparison(data: Row) -> ComparisonResult:
-    return from_json(ComparisonResult, data)
-
-
-def _pictures(folder: Path, result: ComparisonResult) -> list[dict[str, Any]]:
-    """The pictures of a comparison, ready for the page: files as text that it can hold."""
-    return [
-        {
-            "group": group,
-            "images": [
-                {
-                    "label": row.label,
-                    "image": _uri(folder / row.image),
-                    "masked": [(name, _uri(folder / parts), _uri(folder / seen)) for name, parts, seen in row.masked],
-                    "answers": row.answers,
-                }
-                for row in rows
-            ],
-            "colors": part_colours(result.num_parts),
-        }
-        for group, rows in image_rows(result).items()
-    ]
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value)
-
-
-def _headline(audits: Sequence[tuple[Path, str, Row]], count: int) -> str:
+def _headline(audits: Sequence[AuditResult], count: int) -> str:
     """The outcome in a line."""
-    failed = sum(not found["passed"] for _, _, found in audits)
+    failed = sum(not audit.passed for audit in audits)
     if not audits:
         return f"{count} result{'s' if count > 1 else ''}"
     if len(audits) == 1:
@@ -267,80 +355,58 @@ def _headline(audits: Sequence[tuple[Path, str, Row]], count: int) -> str:
     return f"{failed} of {len(audits)} models fail the audit." if failed else "No hidden pixel changes any answer."
 
 
-def _summary(found: Row, name: str) -> Iterator[tuple[str, ...]]:
-    """A row for each model in a result."""
-    if _is_audit(found):
-        worst, images = worst_group(found), found["images"]
-        right = [row["right"] for row in images if row["right"] is not None]
+def _summary(content: AuditResult | Evaluation | ComparisonResult, name: str) -> Iterator[tuple[str, ...]]:
+    """A row for each model that an audit or an evaluation is about."""
+    if isinstance(content, AuditResult):
+        worst = worst_group(content)
+        right = [row.right for row in content.images if row.right is not None]
         yield (
             name,
             f"{share(worst[1])} ({worst[0]})" if worst else "–",
             share(sum(right) / len(right)) if right else "–",
-            str(len(images)),
-            _ratio(found["mask_iou"]),
-            share(found["backgrounds"]["visible"]),
-            "no influence" if found["passed"] else "FAILED",
-            f"{share(found['backgrounds']['recomputed']['answers'])} change",
+            str(len(content.images)),
+            _ratio(content.mask_iou),
+            share(content.backgrounds.visible),
+            "no influence" if content.passed else "FAILED",
+            f"{share(content.backgrounds.recomputed.answers)} change",
         )
-    else:
-        yield _figures(name, {**found, **found["predictor"]}, found["count"])
-        if found.get("selector"):
-            yield _figures(f"{name}: selector alone", found["selector"], found["count"])
+    elif isinstance(content, Evaluation):
+        yield _figures(name, content.predictor, content.count, content.mask_iou, content.visible_fraction)
+        if content.selector is not None:
+            yield _figures(f"{name}: selector alone", content.selector, content.count)
 
 
-def _figures(name: str, found: Row, count: int) -> tuple[str, ...]:
-    iou, visible = found.get("mask_iou"), found.get("visible_fraction")
-    return (
-        name,
-        share(found["worst_group"]),
-        share(found["average"]),
-        str(count),
-        _ratio(iou),
-        share(visible),
-        "not audited",
-        "–",
-    )
+def _figures(
+    name: str,
+    answers: Accuracy,
+    count: int,
+    mask_iou: float | None = None,
+    visible: float | None = None,
+) -> tuple[str, ...]:
+    """A row of the summary."""
+    worst, average = share(answers.worst_group), share(answers.average)
+    return (name, worst, average, str(count), _ratio(mask_iou), share(visible), "not audited", "–")
 
 
 def _ratio(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}"
 
 
-def _groups(found: Row, name: str) -> list[Table]:
-    """Accuracy of each group, the worst first."""
-    models = {"predictor": found["predictor"]}
-    models |= {"selector alone": found["selector"]} if found.get("selector") else {}
-    caption = f"{name}: accuracy by group"
-    first = next(iter(models.values()))["groups"]
-    order = sorted(first, key=lambda group: min(model["groups"][group]["accuracy"] for model in models.values()))
-    rows = [(g, str(first[g]["count"]), *(share(m["groups"][g]["accuracy"]) for m in models.values())) for g in order]
-    return [Table(caption, ("group", "images", *models), tuple(rows))]
-
-
-def _cases(file: Path, found: Row, audit: str) -> Iterator[dict[str, Any]]:
-    """Pictures of an audit, those that it flags first; images without pictures are left out."""
-    largest = max((abs(value) for row in found["images"] for value in row["leave_one_out"]), default=0.0) or 1.0
-    for row in found["images"]:
-        if "pictures" not in row:
+def _cases(file: Path, audit: AuditResult, key: str) -> Iterator[Case]:
+    """The images of an audit; those without pictures are left out."""
+    largest = max((abs(value) for row in audit.images for value in row.leave_one_out), default=0.0) or 1.0
+    for row in audit.images:
+        if row.pictures is None or row.side is None:
             continue
-        colours = part_colours(len(row["leave_one_out"]))
-        right = {True: "right", False: "wrong", None: ""}[row["right"]]
-        yield {
-            **row,
-            "audit": audit,
-            "right": right,
-            "confidence": share(row["confidence"], 0),
-            "visible": share(row["visible"], 0),
-            "uris": [_uri(file.parent / row["pictures"][kind]) for kind in _KINDS],
-            "bars": [_bar(value, largest, colour) for value, colour in zip(row["leave_one_out"], colours, strict=True)],
-        }
+        pictures = (row.pictures.input, row.pictures.parts, row.pictures.seen)
+        bars = map(_bar, row.leave_one_out, part_colours(len(row.leave_one_out)), repeat(largest))
+        yield Case(row, key, row.side, tuple(_uri(file.parent / name) for name in pictures), tuple(bars))
 
 
-def _bar(value: float, largest: float, colour: tuple[int, int, int]) -> dict[str, Any]:
-    """A bar from the middle: to the left where the logit falls without the part."""
+def _bar(value: float, color: tuple[int, int, int], largest: float) -> Bar:
     width = 50 * min(1.0, abs(value) / largest)
     left = 50 - width if value < 0 else 50
-    return {"left": f"{left:.1f}", "width": f"{width:.1f}", "text": f"{value:+.2f}" if value else "–", "colour": colour}
+    return Bar(f"{left:.1f}", f"{width:.1f}", f"{value:+.2f}" if value else "–", color)
 
 
 def _uri(path: Path) -> str:
@@ -370,14 +436,3 @@ def _history(path: Path) -> dict[str, list[tuple[int | float, float]]]:
                 if row.get(key):
                     values.setdefault(title, {}).setdefault(int(float(row["epoch"])) + 1, []).append(float(row[key]))
     return {title: [(e, sum(v) / len(v)) for e, v in sorted(epochs.items())] for title, epochs in values.items()}
-
-
-def _flat(conditions: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings on one level."""
-    found: dict[str, Any] = {}
-    for key, value in conditions.items():
-        if isinstance(value, Mapping):
-            found |= _flat(value, f"{prefix}{key}.")
-        elif value not in (None, "", []):
-            found[f"{prefix}{key}"] = value
-    return found
