@@ -2,13 +2,13 @@
 
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 
-from ifam.serialization import from_json, to_json
+from ifam.serialization import IN_MEMORY, flat, from_json, to_json
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Result:
     low: float | None = None
     folder: Path | None = None
     conditions: dict[str, Any] = field(default_factory=dict)
+    pixels: object = field(default=None, compare=False, metadata=IN_MEMORY)
 
 
 ROW = Row("first", None, (0.5, -1.0), (3, 4))
@@ -43,6 +44,17 @@ def through_text(result):
 
 def test_what_was_written_is_read():
     assert from_json(Result, through_text(RESULT)) == RESULT
+
+
+def test_what_stays_in_memory_is_not_written():
+    data = through_text(replace(RESULT, pixels=object()))
+    assert "pixels" not in data
+    assert from_json(Result, data).pixels is None
+
+
+def test_nested_settings_on_one_level():
+    settings = {"train": {"epochs": 2, "crop": {}, "optimizer": {"lr": 0.1}}, "seed": 0}
+    assert dict(flat(settings)) == {"train.epochs": 2, "train.crop": {}, "train.optimizer.lr": 0.1, "seed": 0}
 
 
 def test_defaults_fill_what_an_older_version_did_not_write_and_newer_fields_are_ignored():

@@ -219,11 +219,11 @@ def montage(
     """
     background = (~objects)[:, None]
     means = (images * background).sum(dim=(2, 3)) / background.sum(dim=(2, 3)).clamp_min(1)
-    found = means[choices[:, 0]][:, :, None, None].expand_as(images)
+    background_of_each = means[choices[:, 0]][:, :, None, None].expand_as(images)
     for rank in reversed(range(choices.shape[1])):
         giver = choices[:, rank]
-        found = torch.where(background[giver], images[giver], found)
-    return torch.where(objects[:, None], images, found)
+        background_of_each = torch.where(background[giver], images[giver], background_of_each)
+    return torch.where(objects[:, None], images, background_of_each)
 
 
 class _Answer:
@@ -239,11 +239,11 @@ class _Answer:
 
     @torch.no_grad()
     def __call__(self, images: Tensor, mask: Tensor, gate: Tensor) -> Tensor:
-        found = [
+        logits = [
             self.model.predictor(*(values[rows].to(self.device) for values in (images, mask, gate))).float().cpu()
             for rows in chunks(len(images), self.batch_size)
         ]
-        return torch.cat(found)
+        return torch.cat(logits)
 
 
 def _by_group(cases: AuditInputs, before: Tensor, fixed: Tensor, recomputed: Tensor) -> tuple[GroupChange, ...]:
