@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from ifam.cli.main import main
-from ifam.cli.parser import build_parser
+from ifam.cli.parser import parse
 from ifam.data import load_benchmark
 from ifam.errors import IfamError
 from ifam.evaluation.accuracy import evaluate
@@ -59,15 +59,13 @@ def check():
 
 
 def test_it_is_the_recipe():
-    words = ["compare", "--config", str(RECIPE)]
-    parser = build_parser(words)
-    settings = parser.instantiate(parser.parse_args(words)).compare
-    rows = read_rows(settings.methods, settings.model, settings.train, settings.loss)
-    options = {"num_resamples": settings.num_resamples, "pictures": settings.pictures}
-    recipe = Comparison(rows, tuple(settings.seeds), settings.benchmark, data=settings.data or {}, **options)
+    _, settings = parse(["compare", "--config", str(RECIPE)])
+    rows = read_rows(*(settings[name] for name in ("methods", "model", "train", "loss")))
+    options = {name: settings[name] for name in ("num_resamples", "pictures")}
+    recipe = Comparison(rows, tuple(settings["seeds"]), settings["benchmark"], data=settings["data"] or {}, **options)
     assert replace(demo.demo_comparison(), about="") == recipe
-    assert settings.save_models
-    assert settings.out == Path("demo")
+    assert settings["save_models"]
+    assert settings["out"] == Path("demo")
 
 
 def test_both_models_are_trained_alike():
