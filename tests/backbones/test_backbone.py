@@ -136,8 +136,8 @@ def test_layout_of_the_images_in_memory_does_not_matter(make_backbone, images, l
     assert torch.equal(backbone(images, visible), backbone(other, visible))
 
 
-def test_unknown_name_suggests_a_neighbour():
-    with pytest.raises(IfamError, match=r"No backbone is named 'vit_tiny_patch16_244'.*vit_tiny_patch16_224"):
+def test_unknown_name_suggests_a_similar_one():
+    with pytest.raises(IfamError, match=r"There is no backbone 'vit_tiny_patch16_244'.*vit_tiny_patch16_224"):
         Backbone("vit_tiny_patch16_244", pretrained=False)
 
 
@@ -166,7 +166,7 @@ def test_argument_that_timm_does_not_know_is_named():
 
 
 @pytest.mark.parametrize(
-    ("name", "size", "mend"),
+    ("name", "size", "fix"),
     [
         ("vit_tiny_patch16_224", 70, "16 px patches of vit_tiny_patch16_224; use 64 or 80"),
         ("vit_small_patch14_reg4_dinov2", 64, "14 px.*use 56 or 70"),
@@ -176,8 +176,8 @@ def test_argument_that_timm_does_not_know_is_named():
         ("vit_tiny_patch16_224", -16, "use 16 or 32"),
     ],
 )
-def test_image_size_that_the_patch_does_not_divide(name, size, mend):
-    with pytest.raises(IfamError, match=f"image size {size} is no multiple of the {mend}" if size > 0 else mend):
+def test_image_size_that_the_patch_does_not_divide(name, size, fix):
+    with pytest.raises(IfamError, match=f"image size {size} is not a multiple of the {fix}" if size > 0 else fix):
         Backbone(name, image_size=size, pretrained=False, depth=1)
 
 

@@ -221,7 +221,7 @@ def test_a_norm_of_the_mean_token_becomes_one_of_each_token(name):
 @pytest.mark.skipif(
     "rope_rescale_coords" not in inspect.signature(timm.models.eva.Eva).parameters, reason="needs a newer timm"
 )
-def test_rotary_positions_drawn_anew_in_training_are_those_of_the_hidden_patches_too():
+def test_rotary_positions_resampled_in_training_are_those_of_the_hidden_patches_too():
     """Some models draw angles in training: one draw for a pass, in evaluation none."""
     backbone = build("vit_small_patch16_dinov3", {**SMALL, "rope_rescale_coords": 4.0})
     images, visible = draw(backbone)
@@ -248,14 +248,14 @@ torch.manual_seed(0)
 backbone = Backbone("vit_small_patch16_dinov3", image_size=64, pretrained=False, depth=2, embed_dim=48, num_heads=2)
 for weight in backbone.parameters():
     weight.data.normal_(std=0.3)
-images, visible, found = torch.randn(3, 3, 64, 64), torch.rand(3, 16) > 0.5, []
+images, visible, passes = torch.randn(3, 3, 64, 64), torch.rand(3, 16) > 0.5, []
 for _ in range(2):
     gate = visible.float().requires_grad_()
     summary = backbone(images, visible, gate, queries="pooled", mask_gradient="visible", execution="padded")
     summary.square().sum().backward()
-    found.append((summary.detach(), gate.grad))
+    passes.append((summary.detach(), gate.grad))
     backbone.compile_blocks(backend="eager")
-for plain, compiled in zip(*found):
+for plain, compiled in zip(*passes):
     assert (compiled - plain).norm() <= 1e-4 * plain.norm() > 0
 print("the same")
 """
@@ -294,7 +294,7 @@ def test_images_have_one_size_even_where_timm_would_take_any(name):
     [
         (
             (64, 90),
-            "image size 64 x 90 is no multiple of the 16 px patches of vit_tiny_patch16_224; use 64 x 80 or 64 x 96",
+            "image size 64 x 90 is not a multiple of the 16 px patches of vit_tiny_patch16_224; use 64 x 80 or 64 x 96",
         ),
         ((70, 90), "use 64 x 80 or 80 x 96"),
         ((64,), r"image_size is \(64,\), but pixels are expected; give one side, or height and width"),

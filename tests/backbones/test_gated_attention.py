@@ -64,10 +64,10 @@ def test_keys_that_are_not_real_have_exactly_no_weight(dtype, biased):
     q, k, v, *_ = (t.to(dtype) for t in _attend())
     real = torch.tensor([[True, True, False, False], [True, True, True, False]])
     bias = torch.zeros(2, 4, dtype=dtype, requires_grad=True) if biased else None
-    found = attention(q, k, v, real, bias)
+    out = attention(q, k, v, real, bias)
     other_k, other_v = (torch.where(real[:, None, :, None], t, 100 * torch.randn_like(t)) for t in (k, v))
-    assert torch.equal(attention(q, other_k, other_v, real, bias), found)
-    torch.testing.assert_close(found[:1], attention(q[:1], k[:1, :, :2], v[:1, :, :2]), rtol=1e-2, atol=1e-2)
+    assert torch.equal(attention(q, other_k, other_v, real, bias), out)
+    torch.testing.assert_close(out[:1], attention(q[:1], k[:1, :, :2], v[:1, :, :2]), rtol=1e-2, atol=1e-2)
     if biased:
         attention(q, k, v, real, bias).square().sum().backward()
         assert bias.grad.isfinite().all()
@@ -101,8 +101,8 @@ def test_gate_gradient_is_the_formula_term_by_term():
                 lse = sum((q[0, h, i] @ k[0, h, n] / 5**0.5).exp() for n in range(3)).log()
                 share = (q[0, h, i] @ keys[h, j] / 5**0.5 - lse).exp()
                 total += share * (do[0, h, i] @ values[h, j] - do[0, h, i] @ out[0, h, i])
-        found = gate.grad[0, j] if j < 3 else hidden_gate.grad[0, j - 3]
-        assert found.item() == pytest.approx(float(total), abs=1e-12)
+        gradient = gate.grad[0, j] if j < 3 else hidden_gate.grad[0, j - 3]
+        assert gradient.item() == pytest.approx(float(total), abs=1e-12)
 
 
 @pytest.mark.parametrize("masked", [False, True])

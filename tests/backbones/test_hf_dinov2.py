@@ -70,29 +70,29 @@ def reference(name="vit_small_patch14_dinov2", **kwargs):
 
 def theirs(vit, swiglu=False):
     """The weights of a transformer of timm under the names of `transformers`, written down by hand."""
-    found = {"embeddings.mask_token": torch.randn(1, 48)}
+    tensors = {"embeddings.mask_token": torch.randn(1, 48)}
     for name, tensor in vit.state_dict().items():
         if block := re.match(r"blocks\.(\d+)\.(.*)", name):
             layer, rest = f"encoder.layer.{block[1]}.", block[2]
             if rest.startswith("attn.qkv."):
                 kind = rest.rsplit(".", 1)[-1]
                 for i, part in enumerate(("query", "key", "value")):
-                    found[f"{layer}attention.attention.{part}.{kind}"] = tensor[48 * i : 48 * (i + 1)]
+                    tensors[f"{layer}attention.attention.{part}.{kind}"] = tensor[48 * i : 48 * (i + 1)]
                 continue
             old, new = next((old, new) for old, new in NAMES.items() if rest.startswith(old))
             if swiglu:
                 new = new.replace("fc1", "weights_in").replace("fc2", "weights_out")
-            found[layer + rest.replace(old, new)] = tensor
+            tensors[layer + rest.replace(old, new)] = tensor
         elif name.startswith("patch_embed.proj."):
-            found[name.replace("patch_embed.proj", "embeddings.patch_embeddings.projection")] = tensor
+            tensors[name.replace("patch_embed.proj", "embeddings.patch_embeddings.projection")] = tensor
         elif name.startswith("norm."):
-            found[name.replace("norm", "layernorm")] = tensor
+            tensors[name.replace("norm", "layernorm")] = tensor
     if vit.reg_token is None:
-        return {**found, "embeddings.cls_token": vit.cls_token, "embeddings.position_embeddings": vit.pos_embed}
+        return {**tensors, "embeddings.cls_token": vit.cls_token, "embeddings.position_embeddings": vit.pos_embed}
     # There the class token has a row in the position table; timm's own token is the sum of both.
     row = torch.randn(1, 1, 48)
     return {
-        **found,
+        **tensors,
         "embeddings.cls_token": vit.cls_token - row,
         "embeddings.register_tokens": vit.reg_token,
         "embeddings.position_embeddings": torch.cat([row, vit.pos_embed], dim=1),
@@ -226,13 +226,13 @@ def test_the_authors_layout_is_written_from_such_a_model(folder):
     [
         ({"model_type": "vit"}, r"model of type 'vit', but .* dinov2 and dinov2_with_registers .*give one of those"),
         ({"model_type": None, "architecture": "vit_base"}, r"give the name 'vit_base'"),
-        ({"hidden_act": "relu"}, r"has hidden_act 'relu', which timm's DINOv2 has not"),
+        ({"hidden_act": "relu"}, r"has hidden_act 'relu', but timm's DINOv2 needs"),
         ({"layer_norm_eps": 1e-5}, r"has layer_norm_eps 1e-05"),
-        ({"hidden_size": None}, r"describes no Dinov2: a number in config.json is missing or impossible"),
-        ({"hidden_size": 0}, r"describes no Dinov2: a number in config.json is missing or impossible"),
-        ({"patch_size": 0}, r"describes no Dinov2: a number in config.json is missing or impossible"),
+        ({"hidden_size": None}, r"does not describe a Dinov2: a number in config.json is missing or invalid"),
+        ({"hidden_size": 0}, r"does not describe a Dinov2: a number in config.json is missing or invalid"),
+        ({"patch_size": 0}, r"does not describe a Dinov2: a number in config.json is missing or invalid"),
         ({"num_hidden_layers": 3}, r"\d+ keys are missing: blocks.2.*every tensor of the Dinov2 that config.json"),
-        ({"hidden_size": 96}, r"of the wrong shape: cls_token \(expected \[1, 1, 96\], found \[1, 1, 48\]\)"),
+        ({"hidden_size": 96}, r"of the wrong shape: cls_token \(expected \[1, 1, 96\], got \[1, 1, 48\]\)"),
         ({"num_attention_heads": 5}, r"num_heads is 5, but a divisor of the width 48"),
     ],
     ids=str,

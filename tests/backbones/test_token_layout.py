@@ -28,8 +28,8 @@ def _by_image(layout, patches, prefix=0):
 
 def test_patches_are_gathered_in_order(make):
     values = torch.arange(30.0).view(3, 5, 2)
-    found = _by_image(make(VISIBLE, 0), make(VISIBLE, 0).gather(values))
-    assert [f.tolist() for f in found] == [values[b][VISIBLE[b]].tolist() for b in range(3)]
+    gathered = _by_image(make(VISIBLE, 0), make(VISIBLE, 0).gather(values))
+    assert [f.tolist() for f in gathered] == [values[b][VISIBLE[b]].tolist() for b in range(3)]
 
 
 def test_a_batch_of_one_stands_for_every_image(make):
@@ -40,8 +40,8 @@ def test_a_batch_of_one_stands_for_every_image(make):
 def test_prefix_tokens_come_before_the_patches_of_each_image(make):
     layout, prefix = make(VISIBLE, 2), torch.tensor([[[-1.0], [-2.0]]])
     rows, real = layout.rows(layout.assemble(prefix, layout.gather(torch.arange(15.0).view(3, 5, 1))))
-    found = [row[keep, 0].tolist() for row, keep in zip(rows, real, strict=True)]
-    assert found == [[-1, -2, 1, 3, 4], [-1, -2, 9], [-1, -2]]
+    assembled = [row[keep, 0].tolist() for row, keep in zip(rows, real, strict=True)]
+    assert assembled == [[-1, -2, 1, 3, 4], [-1, -2, 9], [-1, -2]]
     values = layout.with_prefix(layout.gather(torch.arange(15.0).view(3, 5)), -7.0)
     rows, real = layout.rows(values[..., None])
     assert [row[keep, 0].tolist() for row, keep in zip(rows, real, strict=True)] == [
@@ -87,16 +87,16 @@ def test_images_attend_to_themselves_alone(make, biased, only_first):
     keys_bias = layout.with_prefix(layout.gather(bias), 0.0) if biased else None
     out = layout.attend(split(query), split(x), split(x), keys_bias).transpose(1, 2).flatten(2)
     if only_first:
-        found = list(out.reshape(3, 1, -1))
+        outputs = list(out.reshape(3, 1, -1))
     else:
         rows, real = layout.rows(out)
-        found = [row[keep] for row, keep in zip(rows, real, strict=True)]
+        outputs = [row[keep] for row, keep in zip(rows, real, strict=True)]
     for b in range(3):
         own = torch.cat([prefix[0], tokens[b][VISIBLE[b]]])[None]
         mask = torch.cat([torch.zeros(1).double(), bias[b][VISIBLE[b]]])[None, None, None]
         asks = own[:, :1] if only_first else own
         alone = F.scaled_dot_product_attention(split(asks), split(own), split(own), attn_mask=mask)
-        torch.testing.assert_close(found[b], alone[0].transpose(0, 1).flatten(1), rtol=0, atol=1e-12)
+        torch.testing.assert_close(outputs[b], alone[0].transpose(0, 1).flatten(1), rtol=0, atol=1e-12)
 
 
 def test_padding_is_to_the_longest_or_to_the_next_bucket():

@@ -1,4 +1,4 @@
-"""What the names and shapes of a vision transformer's tensors tell about it, and what timm calls it."""
+"""Infers the architecture of a vision transformer, and timm's name of it, from the names and shapes of its tensors."""
 
 import re
 from collections import Counter
@@ -22,7 +22,7 @@ _SIZES = {384: "small", 768: "base", 1024: "large", 1536: "giant"}
 
 @dataclass(frozen=True)
 class Vit:
-    """What the tensors of a vision transformer say about it; `grid` is the side of its grid in patches."""
+    """The architecture of a vision transformer; `grid` is the side of its grid in patches."""
 
     embed_dim: int
     depth: int
@@ -44,17 +44,17 @@ class Vit:
 def infer_vit(stages: Sequence[Shapes], image_size: int | None = None) -> Vit:
     """The architecture behind the tensors of one or more backbones that should be alike.
 
-    Each figure is the majority over all tensors, so one corrupt tensor does not mislead.
+    Each size is the majority over all tensors, so one corrupt tensor does not mislead.
 
     Args:
         stages: Shapes by timm's names, for each backbone.
         image_size: Side of the input in pixels; decides where the position table fits two grids.
 
     Raises:
-        IfamError: A tensor that is needed is missing, or the grid cannot be told.
+        IfamError: A tensor that is needed is missing, or the grid is ambiguous.
     """
     every = [pair for stage in stages for pair in stage.items()]
-    blocks = [int(found[1]) for name, _ in every if (found := re.match(r"blocks\.(\d+)\.", name))]
+    blocks = [int(match[1]) for name, _ in every if (match := re.match(r"blocks\.(\d+)\.", name))]
 
     def sizes(ending: str, axis: int) -> list[int]:
         return [shape[axis] for name, shape in every if name.endswith(ending) and len(shape) > axis]
@@ -79,43 +79,43 @@ def infer_vit(stages: Sequence[Shapes], image_size: int | None = None) -> Vit:
 
 
 def mlp_ratio(hidden: int, width: int) -> float:
-    """The ratio of which timm makes a hidden layer of this width."""
+    """The MLP ratio from which timm computes this hidden width."""
     ratio = hidden / width
     # timm takes int(width * ratio), which a rounded ratio would miss by one.
     return ratio if int(width * ratio) == hidden else nextafter(ratio, hidden)
 
 
 def _infer_grid(rows: Sequence[int], registers: int, patch: int, image_size: int | None) -> tuple[int, bool]:
-    """Side of the square grid, and True where the position table is for patches only."""
+    """Side of the square grid, and whether the position table covers patches only."""
     majority(rows, "stage_1.pos_embed")
-    found = set()
+    grids = set()
     for count in rows:
         for patches, no_embed_class in ((count, True), (count - 1 - registers, False)):
             if patches > 0 and isqrt(patches) ** 2 == patches:
-                found.add((isqrt(patches), no_embed_class))
-    if len(found) > 1:
-        found = {(side, flag) for side, flag in found if side * patch == image_size} or found
-    if not found:
+                grids.add((isqrt(patches), no_embed_class))
+    if len(grids) > 1:
+        grids = {(side, flag) for side, flag in grids if side * patch == image_size} or grids
+    if not grids:
         raise IfamError(
             f"The position table has {rows[0]} rows, but a square number of patches is expected, with or "
             f"without {1 + registers} for the prefix tokens; only square images are supported."
         )
-    if len(found) > 1:
-        sides = " or ".join(str(side * patch) for side, _ in sorted(found))
-        raise IfamError(f"The position table fits images of {sides} pixels; say which with image_size=.")
-    return found.pop()
+    if len(grids) > 1:
+        sides = " or ".join(str(side * patch) for side, _ in sorted(grids))
+        raise IfamError(f"The position table fits images of {sides} pixels; give one with image_size=.")
+    return grids.pop()
 
 
 def majority(values: Iterable[int], name: str, default: int | None = None) -> int:
-    """What most tensors say; the first of them where they are at odds.
+    """The most frequent value; the first one at a tie.
 
     Args:
-        values: One figure as each tensor has it.
-        name: A tensor that should have told, for the error.
-        default: The figure where no tensor tells.
+        values: One value per tensor.
+        name: A tensor that the value is read from, for the error.
+        default: The value where there are none.
 
     Raises:
-        IfamError: No tensor tells, and there is no default.
+        IfamError: There are no values and no default.
     """
     counts = Counter(values).most_common(1)
     if counts:
@@ -123,49 +123,49 @@ def majority(values: Iterable[int], name: str, default: int | None = None) -> in
     if default is None:
         raise IfamError(
             f"The checkpoint does not fit the model: {name} is missing, and the model's shape cannot be "
-            f"inferred without it; the file is damaged or of another model."
+            f"inferred without it; the file is damaged or belongs to another model."
         )
     return default
 
 
-# What an architecture fixes; the other figures may be overridden and are taken from the tensors.
+# Fields that an architecture fixes; the others may be overridden and are taken from the tensors.
 _SIZE_FIELDS = ("embed_dim", "depth", "patch_size", "reg_tokens", "mlp_ratio")
-_FIXED = (*_SIZE_FIELDS, "swiglu", "layer_scale")
+_FIXED_FIELDS = (*_SIZE_FIELDS, "swiglu", "layer_scale")
 
 
 def name_architecture(vit: Vit, settings: Mapping[str, Any], num_heads: int | None) -> tuple[str, dict[str, Any]]:
-    """A name for `timm.create_model`, and the arguments that make it the transformer of the tensors.
+    """The name and arguments with which `timm.create_model` builds the transformer of the tensors.
 
     Args:
-        vit: What the tensors tell.
-        settings: What `config.json` says: `model_arch`, `num_heads`.
+        vit: The architecture inferred from the tensors.
+        settings: The content of `config.json`: `model_arch`, `num_heads`.
         num_heads: Attention heads, if the user gave them.
 
     Raises:
         IfamError: The settings contradict the tensors, or the heads are unknown.
     """
-    said = settings.get("model_arch")
+    stated = settings.get("model_arch")
     size, registers = _SIZES.get(vit.embed_dim), f"reg{vit.reg_tokens}_" if vit.reg_tokens else ""
-    name = said or f"vit_{size}_patch14_{registers}dinov2.lvd142m"
+    name = stated or f"vit_{size}_patch14_{registers}dinov2.lvd142m"
     known = _describe(name)
     if known is not None:
         wrong = [
-            f"{field} is {getattr(known.vit, field)} there and {getattr(vit, field)} in the tensors"
-            for field in _FIXED
+            f"{field} is {getattr(known.vit, field)}, but {getattr(vit, field)} in the tensors"
+            for field in _FIXED_FIELDS
             if getattr(known.vit, field) != getattr(vit, field)
         ]
         if not wrong:
-            heads = num_heads or (None if said else _stated_heads(settings)) or known.heads
+            heads = num_heads or (None if stated else _stated_heads(settings)) or known.heads
             kwargs = {} if heads == known.heads else {"num_heads": heads}
             return name, _check_heads(vit, heads, kwargs | _overrides(vit, known.vit))
-        if said:
+        if stated:
             raise IfamError(
-                f"config.json contradicts the tensors: it names the architecture {said!r}, of which "
+                f"config.json contradicts the tensors: in the architecture {stated!r}, "
                 f"{'; '.join(wrong)}. Use the config.json that was saved with them."
             )
     heads = num_heads or _stated_heads(settings)
-    if heads is None and (said or vit.embed_dim % 64):
-        reason = f"timm knows no {said!r}" if said else f"a width of {vit.embed_dim} is no multiple of 64"
+    if heads is None and (stated or vit.embed_dim % 64):
+        reason = f"timm has no model {stated!r}" if stated else f"the width {vit.embed_dim} is not a multiple of 64"
         raise IfamError(f"The number of attention heads cannot be inferred: {reason}; give it with num_heads=.")
     heads = heads or vit.embed_dim // 64
     sizes = {field: getattr(vit, field) for field in _SIZE_FIELDS}
@@ -184,7 +184,7 @@ class _Known:
 
 
 def _describe(name: str) -> _Known | None:
-    """What timm's model of a name looks like; None where timm has no such transformer."""
+    """The architecture of timm's model of this name; None where timm has no such transformer."""
     try:
         with torch.device("meta"):
             vit = create_vit(name, None, False, {})
@@ -194,12 +194,12 @@ def _describe(name: str) -> _Known | None:
 
 
 def describe(vit: nn.Module) -> Vit:
-    """What the tensors of a transformer of timm tell about it."""
+    """The architecture of a transformer of timm."""
     return infer_vit([{name: tuple(t.shape) for name, t in vit.state_dict().items()}])
 
 
 def count_heads(vit: nn.Module) -> int:
-    """Attention heads of a transformer of timm, which no tensor tells."""
+    """Attention heads of a transformer of timm, which cannot be inferred from its tensors."""
     counts: list[Any] = [module.num_heads for module in vit.modules() if hasattr(module, "num_heads")]
     return int(counts[0])
 
@@ -210,7 +210,7 @@ def _stated_heads(settings: Mapping[str, Any]) -> Any:
 
 
 def _overrides(vit: Vit, known: Vit | None) -> dict[str, Any]:
-    """Arguments for what an architecture does not fix, where it is not as wanted already."""
+    """Arguments for the fields that an architecture does not fix, where they differ."""
     return {
         field: getattr(vit, field)
         for field in ("no_embed_class", "qkv_bias")
@@ -219,43 +219,42 @@ def _overrides(vit: Vit, known: Vit | None) -> dict[str, Any]:
 
 
 def _check_heads(vit: Vit, heads: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments, unless the heads do not divide the width."""
+    """The arguments, after a check that the heads divide the width."""
     if not isinstance(heads, int) or heads < 1 or vit.embed_dim % heads:
         raise IfamError(
-            f"num_heads is {heads!r}, but a divisor of the width {vit.embed_dim} is expected; "
-            f"DINOv2's own is width / 64."
+            f"num_heads is {heads!r}, but a divisor of the width {vit.embed_dim} is expected; DINOv2 has width / 64."
         )
     return kwargs
 
 
 def check_tensors(
-    expected: Shapes, found: Mapping[str, Tensor], wanted: str = "a checkpoint with every tensor of both stages"
+    expected: Shapes, tensors: Mapping[str, Tensor], wanted: str = "a checkpoint with every tensor of both stages"
 ) -> None:
-    """Raise an `IfamError` unless the tensors have exactly the expected names and shapes, and are numbers.
+    """Raise an `IfamError` unless the tensors have exactly the expected names and shapes, and hold numbers.
 
     Args:
         expected: Shapes by name.
-        found: The tensors.
-        wanted: What they should have been, for the error.
+        tensors: The tensors.
+        wanted: Description of what is expected, for the error.
     """
-    missing = [name for name in expected if name not in found]
-    surplus = [name for name in found if name not in expected]
+    missing = [name for name in expected if name not in tensors]
+    surplus = [name for name in tensors if name not in expected]
     wrong = [
-        f"{name} (expected {list(shape)}, found {list(found[name].shape)})"
+        f"{name} (expected {list(shape)}, got {list(tensors[name].shape)})"
         for name, shape in expected.items()
-        if name in found and tuple(found[name].shape) != tuple(shape)
+        if name in tensors and tuple(tensors[name].shape) != tuple(shape)
     ]
-    kinds = [f"{name} ({tensor.dtype})" for name, tensor in found.items() if not _is_weight(name, tensor)]
+    kinds = [f"{name} ({tensor.dtype})" for name, tensor in tensors.items() if not _is_weight(name, tensor)]
     problems = [
         _count(missing, "missing"),
         _count(surplus, "surplus"),
         _count(wrong, "of the wrong shape"),
-        _count(kinds, "of a type that holds no weights"),
+        _count(kinds, "of a type that cannot hold weights"),
     ]
     if any(problems):
         raise IfamError(
             f"The checkpoint does not fit the model: {'; '.join(filter(None, problems))}; {wanted} is expected, but "
-            f"this one is damaged or of another model."
+            f"this one is damaged or belongs to another model."
         )
 
 
@@ -270,5 +269,5 @@ def preview(items: Sequence[str], limit: int = 3) -> str:
 
 
 def _count(items: Sequence[str], what: str) -> str:
-    """How many of something, and which."""
+    """How many keys there are, and which; empty where there are none."""
     return f"{len(items)} {'key is' if len(items) == 1 else 'keys are'} {what}: {preview(items)}" if items else ""

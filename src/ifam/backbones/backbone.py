@@ -1,4 +1,4 @@
-"""A vision transformer of timm as one call: whole images, or the visible patches alone."""
+"""A timm vision transformer with one forward call for whole images or for the visible patches alone."""
 
 from collections.abc import Callable
 from functools import partial
@@ -21,16 +21,16 @@ Normalization = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 class Backbone(nn.Module):
-    """A timm vision transformer that can be shown a part of its patches.
+    """A timm vision transformer that can process a subset of its patches.
 
     Args:
         name: timm's name of the model, `ifam_tiny`, or the folder or hub id of a Dinov2 of `transformers`.
         image_size: Height and width of the input in pixels, or the side of a square; the model's own where None.
         pretrained: Load pretrained weights (from the hub for timm's models, from the package for `ifam_tiny`).
-        **kwargs: Handed to `timm.create_model`.
+        **kwargs: Passed to `timm.create_model`.
 
     Raises:
-        IfamError: The name is unknown, is not a vision transformer, or the patches do not divide the image.
+        IfamError: The name is unknown or not that of a vision transformer, or the patches do not divide the image.
     """
 
     def __init__(self, name: str, *, image_size: Size | None = None, pretrained: bool = True, **kwargs: Any) -> None:
@@ -89,12 +89,12 @@ class Backbone(nn.Module):
         """
         if given != wanted:
             channels = list(zip(*given, *wanted, strict=True))
-            scale = tuple(std / own_std for _, std, _, own_std in channels)
-            shift = tuple((mean - own_mean) / own_std for mean, _, own_mean, own_std in channels)
+            scale = tuple(std / wanted_std for _, std, _, wanted_std in channels)
+            shift = tuple((mean - wanted_mean) / wanted_std for mean, _, wanted_mean, wanted_std in channels)
             self.input_affine = scale, shift
 
     def prepare_images(self, images: Tensor) -> Tensor:
-        """Images [B, 3, S1, S2] as the weights expect them, once they are known to have the right size."""
+        """Images [B, 3, S1, S2] in the normalization that the weights expect, after a check of their size."""
         self.check_images(images)
         if self.input_affine is None:
             return images
@@ -129,8 +129,8 @@ class Backbone(nn.Module):
             images: Normalized images [B, 3, S1, S2]. Pixels of hidden patches may hold anything, NaN included.
             visible: True for the patches to show; all patches of all images where it is None.
             gate: The same as numbers with gradient; receives none without `mask_gradient`.
-            bias: Added to the attention logits of each visible patch as a key; prefix tokens have 0.
-            queries: What is computed in the last block: "all" tokens, the "patches" alone, or one vector an image
+            bias: Added to the attention logits of each visible patch as a key; 0 for prefix tokens.
+            queries: What is computed in the last block: "all" tokens, the "patches" alone, or one vector per image
                 ("pooled"): its class token, or without one the mean of its visible patches.
             mask_gradient: For which patches the gate receives gradient.
             execution: How visible tokens are computed (see `ifam.ModelConfig`).
@@ -166,8 +166,8 @@ class Backbone(nn.Module):
     def compile_blocks(self, backend: str | Callable[..., Any] = "inductor") -> None:
         """Compile every block in place with `torch.compile`.
 
-        All blocks of a model share their code. It is made for any number of tokens, and these come in steps of
-        `masked_pass._BUCKET`, so that batches with other visible counts do not have it made anew.
+        All blocks of a model share their code. It is compiled for any number of tokens, which is rounded up to a
+        multiple of `masked_pass._BUCKET`, so that other visible counts do not trigger recompilation.
 
         Args:
             backend: The compiler, by PyTorch's name of it or as a function.
@@ -188,7 +188,7 @@ def predictor_backbone(config: ModelConfig, pretrained: bool, selector: Backbone
     Args:
         config: The model's settings.
         pretrained: Load pretrained weights.
-        selector: The transformer that stands before it, whose images it is given too, in their size and normalization.
+        selector: The transformer before it; both receive the same images, in its size and normalization.
     """
     name = config.predictor_backbone or config.backbone
     kwargs = config.backbone_kwargs if config.predictor_kwargs is None else config.predictor_kwargs

@@ -7,15 +7,14 @@ with respect to the gate, with `lse` taken over the visible keys, is
 
 and it is finite for a hidden key (`m_j = 0`) too: it is the first-order effect of unmasking the patch.
 
-- A visible key: d log(m) = dm at m = 1, so its gate acts like a bias on the key, which is 0. The bias rides as one more
-  dimension of the head, a constant in the query and the bias in the key: fused kernels then give its gradient, and
-  no attention mask is built.
-- A hidden key: computed in the backward pass, from keys and values that the forward pass never mixes in
+- A visible key: d log(m) = dm at m = 1, so its gate acts like a bias on the key, which is 0. The bias is one more
+  dimension of the head, a constant in the query and the bias in the key: fused kernels then compute its gradient,
+  and no attention mask is built.
+- A hidden key: computed in the backward pass, from keys and values that the forward pass does not attend to
   (`HiddenGateGrad`).
 
-timm's blocks call `scaled_dot_product_attention`; `OverrideSDPA` stands in for that one function while a block runs, so
-no block is rewritten and no class is swapped. How the visible tokens lie in memory is the business of the layouts in
-`token_layout.py`.
+timm's blocks call `scaled_dot_product_attention`; `OverrideSDPA` replaces that one function while a block runs, so no
+block is rewritten. The memory layouts of the visible tokens are in `token_layout.py`.
 """
 
 from collections.abc import Callable, Iterable
@@ -27,9 +26,9 @@ from torch.overrides import TorchFunctionMode
 
 from ifam._typing import Bool, Float, Tensor
 
-# Fused kernels of GPUs take heads whose size is a multiple of this.
+# Fused GPU kernels need head sizes that are multiples of this.
 _GPU_HEAD = 8
-# So many queries at a time in the gradient of hidden keys: the weights of all would be a matrix of tokens by tokens.
+# Queries per chunk in the gradient of hidden keys, which bounds the memory of the attention weights.
 _QUERY_CHUNK = 256
 
 
@@ -51,7 +50,7 @@ class OverrideSDPA(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        # A call that states its scale is one of `attention` below: compiled code may make it while this is active.
+        # A call with an explicit scale comes from `attention` below: compiled code may run it while this is active.
         if func is F.scaled_dot_product_attention and "scale" not in (kwargs or {}):
             query, key, value = args
             return self.attend(query, key, value)
@@ -99,25 +98,24 @@ def with_bias(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> tuple[
 
 
 def mask_fill_value(dtype: torch.dtype) -> float:
-    """So large a number that a logit lowered by it has weight 0, yet its products with 0 are 0 and not NaN."""
+    """A number large enough that a logit lowered by it has weight 0, but finite, so that its product with 0 is 0."""
     return 1e3 if dtype == torch.float16 else 1e30
 
 
 class HiddenGateGrad(torch.autograd.Function):
-    """The output of attention as it is, whose backward pass also computes the gradient of hidden gates.
+    """Identity on the output of attention; its backward pass also computes the gradient of the hidden gates.
 
-    It is computed in backward, when the keys and values of the hidden patches, which run after the
-    visible ones in each block, are known.
+    The keys and values of hidden patches are known in backward only: in each block they run after the visible ones.
     """
 
     @staticmethod
     def forward(
         ctx: Any, out: Tensor, query: Tensor, key: Tensor, hidden_gate: Tensor, gate_grad: Callable[..., Tensor]
     ) -> Tensor:
-        """Pass the output on.
+        """Return the output unchanged.
 
         Args:
-            ctx: PyTorch's.
+            ctx: Context of autograd.
             out: Output of attention [B, h, N, d].
             query: Queries that it came from.
             key: Visible keys that it came from.
@@ -130,7 +128,7 @@ class HiddenGateGrad(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradient of the output as it is, and that of the hidden gates."""
+        """The gradient of the output unchanged, and that of the hidden gates."""
         query, key, out = ctx.saved_tensors
         return grads[0], None, None, ctx.gate_grad(query, key, out, grads[0]), None
 
@@ -144,7 +142,7 @@ def hidden_gate_grad(
     hidden_value: Float[Tensor, "B h L e"],
     real: Bool[Tensor, "B M"] | None = None,
 ) -> Float[Tensor, "B L"]:
-    """The derivative with respect to the gates of hidden keys (the formula at the head of this file).
+    """The derivative with respect to the gates of hidden keys (the formula at the top of this file).
 
     Args:
         query: Queries.
@@ -165,9 +163,9 @@ def hidden_gate_grad(
         if real is not None:
             scores = scores.masked_fill(~real[:, None, None], -torch.inf)
         lse = scores.logsumexp(dim=-1, keepdim=True)
-        # A query that sees no key at all has no weights, and no gradient either.
+        # A query without any key has no weights and no gradient.
         lse = lse.masked_fill(lse == -torch.inf, torch.inf)
         weights = (qi @ hk.mT - lse).exp()
         gate_grad += (weights * (gi @ hv.mT - (gi * oi).sum(dim=-1, keepdim=True))).sum(dim=(1, 2))
-    # A hidden patch whose pixels are not finite would have a non-finite gradient, which is set to zero.
+    # Hidden patches may hold non-finite pixels; their gradients are set to zero.
     return torch.nan_to_num(gate_grad, nan=0.0, posinf=0.0, neginf=0.0)

@@ -1,7 +1,7 @@
-"""Dinov2 in the layout of Hugging Face's `transformers`, such as RAD-DINO: a transformer of timm after renaming.
+"""Dinov2 in the layout of Hugging Face's `transformers`, such as RAD-DINO, loaded as a transformer of timm.
 
-Only files are read, no code of that library is needed. What such a folder says is told as arguments for timm, so that a
-saved model does not need the folder again.
+Only files are read; the library itself is not needed. The settings of such a folder become arguments for timm, so that
+a saved model does not need the folder again.
 """
 
 import re
@@ -48,41 +48,41 @@ def to_timm(name: str) -> str:
 
 
 def fuse_qkv(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors with query, key and value as one, in this order; heads are contiguous rows in both layouts."""
+    """The tensors with query, key and value joined, in this order; heads are contiguous rows in both layouts."""
     query, *others = _QKV_PARTS
-    found = {}
+    fused = {}
     for name, tensor in tensors.items():
         if any(part in name for part in others):
             continue
         if query in name:
             tensor = torch.cat([tensors[name.replace(query, part)] for part in _QKV_PARTS])
-        found[name.replace(query, _QKV)] = tensor
-    return found
+        fused[name.replace(query, _QKV)] = tensor
+    return fused
 
 
 def to_transformers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of a backbone without registers or gated MLP, from timm's names to those of `transformers`."""
-    found: dict[str, Tensor] = {}
+    renamed: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         for timm_piece, piece in _PIECES[:-2]:
             name = name.replace(timm_piece, piece)
         name = re.sub(r"^norm\.", "layernorm.", name)
         if _QKV in name:
             thirds = zip(_QKV_PARTS, tensor.chunk(3), strict=True)
-            found |= {name.replace(_QKV, part): third.clone() for part, third in thirds}
+            renamed |= {name.replace(_QKV, part): third.clone() for part, third in thirds}
         else:
-            found[name] = tensor
-    return found
+            renamed[name] = tensor
+    return renamed
 
 
 @dataclass(frozen=True)
 class Dinov2:
-    """A model of `transformers`, as timm would make it.
+    """A model of `transformers`, described for timm.
 
     Attributes:
         source: Its folder or hub id, as given.
         name: Name for `timm.create_model`.
-        kwargs: Arguments that make it that model, with its image size and normalization; fit for JSON.
+        kwargs: Arguments that make it that model, with its image size and normalization; JSON-serializable.
     """
 
     source: str
@@ -90,7 +90,7 @@ class Dinov2:
     kwargs: dict[str, Any]
 
     def create_vit(self, image_size: Size | None, pretrained: bool, kwargs: Mapping[str, Any]) -> TimmVit:
-        """The transformer; the arguments are those of `ifam.backbones.vit.create`."""
+        """The transformer; the arguments are those of `ifam.backbones.vit.create_vit`."""
         vit = create_vit(self.name, image_size, False, {**self.kwargs, **kwargs})
         if pretrained:
             weights = _weights(_fetch(self.source, CONFIG, WEIGHTS))
@@ -120,41 +120,41 @@ def find_hf_dinov2(source: str) -> Dinov2 | None:
         raise IfamError(f"{source} has no {CONFIG}; give the folder of a Dinov2 as `transformers` saves it.")
     kind = settings.get("model_type")
     if kind not in _TYPES:
-        mend = f"give the name {settings['architecture']!r}" if "architecture" in settings else "give one of those"
+        fix = f"give the name {settings['architecture']!r}" if "architecture" in settings else "give one of those"
         raise IfamError(
             f"{source} holds a model of type {kind!r}, but a backbone is read from folders of {' and '.join(_TYPES)} "
-            f"in the layout of `transformers` only; {mend}, or a name of timm's."
+            f"in the layout of `transformers` only; {fix}, or a name of timm's."
         )
     return Dinov2(source, *_describe(source, settings, read_json(folder / PREPROCESSOR) or {}))
 
 
 def resolve(config: ModelConfig) -> ModelConfig:
-    """The same settings in timm's names, without folders: a saved model is rebuilt from them alone."""
-    own, others = (
+    """The same settings with timm's names in the place of folders, so that a saved model is rebuilt from them alone."""
+    first, second = (
         find_hf_dinov2(config.backbone),
         config.predictor_backbone and find_hf_dinov2(config.predictor_backbone),
     )
-    if own is None and not others:
+    if first is None and not second:
         return config
     kwargs, predictor_kwargs = config.backbone_kwargs, config.predictor_kwargs
-    if own is not None:
-        config = replace(config, backbone=own.name, backbone_kwargs={**own.kwargs, **kwargs})
+    if first is not None:
+        config = replace(config, backbone=first.name, backbone_kwargs={**first.kwargs, **kwargs})
     if config.predictor_backbone is None:
-        # The same folder for both; arguments of the predictor's own come on top of what the folder says.
-        stated = predictor_kwargs if predictor_kwargs is None or own is None else {**own.kwargs, **predictor_kwargs}
+        # The same folder for both; the predictor's arguments override those of the folder.
+        stated = predictor_kwargs if predictor_kwargs is None or first is None else {**first.kwargs, **predictor_kwargs}
         return replace(config, predictor_kwargs=stated)
     given = kwargs if predictor_kwargs is None else predictor_kwargs
-    if not others:
+    if not second:
         return replace(config, predictor_kwargs=given)
-    return replace(config, predictor_backbone=others.name, predictor_kwargs={**others.kwargs, **given})
+    return replace(config, predictor_backbone=second.name, predictor_kwargs={**second.kwargs, **given})
 
 
 def _describe(source: str, settings: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Name and arguments, for timm, of what `config.json` says."""
+    """Name and arguments for timm, from the content of `config.json`."""
     fixed = {"hidden_act": "gelu", "layer_norm_eps": 1e-6}
     wrong = [f"{key} {settings[key]!r}" for key, value in fixed.items() if settings.get(key, value) != value]
     if wrong:
-        raise IfamError(f"{source} has {' and '.join(wrong)}, which timm's DINOv2 has not; give a model as DINOv2 is.")
+        raise IfamError(f"{source} has {' and '.join(wrong)}, but timm's DINOv2 needs {fixed}; give such a model.")
     try:
         width, heads = int(settings["hidden_size"]), int(settings["num_attention_heads"])
         patch, size = int(settings["patch_size"]), int(settings["image_size"])
@@ -165,8 +165,8 @@ def _describe(source: str, settings: Mapping[str, Any], preprocessor: Mapping[st
             raise ValueError("one is not positive")
     except (KeyError, TypeError, ValueError) as error:
         raise IfamError(
-            f"{source} describes no Dinov2: a number in {CONFIG} is missing or impossible ({error}); restore the one "
-            f"saved with the weights."
+            f"{source} does not describe a Dinov2: a number in {CONFIG} is missing or invalid ({error}); restore the "
+            f"file that was saved with the weights."
         ) from error
     # Two thirds of the stated width, in steps of eight, and twice that: gate and value.
     hidden = 2 * ((int(int(width * ratio) * 2 / 3) + 7) // 8 * 8) if swiglu else int(width * ratio)
@@ -190,7 +190,7 @@ def _describe(source: str, settings: Mapping[str, Any], preprocessor: Mapping[st
             raise ValueError("three numbers are expected for each")
     except (TypeError, ValueError) as error:
         raise IfamError(
-            f"{source} has an impossible image_mean or image_std in {PREPROCESSOR} ({error}); restore the file, or "
+            f"{source} has an invalid image_mean or image_std in {PREPROCESSOR} ({error}); restore the file, or "
             f"remove it for ImageNet's."
         ) from error
     return name, {**kwargs, "img_size": size, **({"pretrained_cfg_overlay": overlay} if overlay else {})}
@@ -206,7 +206,7 @@ def _weights(folder: Path) -> dict[str, Tensor]:
             tensors[short] = tensor
     weights = {to_timm(name): tensor.to(torch.float32) for name, tensor in fuse_qkv(tensors).items()}
     if "reg_token" in weights and {"cls_token", "pos_embed"} <= set(weights):
-        # timm's position table has no row for the class token here, so the token bears its position itself.
+        # timm's position table has no row for the class token here, so the position is added to the token itself.
         weights["cls_token"] = weights["cls_token"] + weights["pos_embed"][:, :1]
         weights["pos_embed"] = weights["pos_embed"][:, 1:]
     return weights

@@ -1,6 +1,6 @@
-"""One forward pass over the visible patches: they are gathered before they are embedded, and hidden ones do not exist.
+"""One forward pass over the visible patches, which are gathered before they are embedded.
 
-The pixels of a hidden patch meet no kernel whose result is used. With `mask_gradient="full"`, hidden patches are
+No pixel of a hidden patch enters a computation whose result is used. With `mask_gradient="full"`, hidden patches are
 processed beside the visible ones, without gradient, as extra queries that are never keys.
 """
 
@@ -28,22 +28,21 @@ from ifam.backbones.token_layout import HiddenTokens, Layout, Packed, Padded, Wh
 from ifam.config import Execution
 from ifam.errors import IfamError
 
-# Which tokens are computed in the last block: all, the patches, or the one vector that stands for the image.
+# Which tokens are computed in the last block: all, the patches, or one pooled vector per image.
 Queries = Literal["all", "patches", "pooled"]
 
-# Compiled code is made for lengths in steps of this many tokens.
+# Lengths of padded rows are rounded up to a multiple of this when the blocks are compiled.
 _BUCKET = 32
-# On a processor, packing pays from so many tokens an image, and where padding would leave less than this share of the
-# rows real.
+# On a CPU, packing is faster from this many tokens per image, where less than this share of padded rows would be real.
 _MIN_TOKENS_TO_PACK, _MAX_PADDED_DENSITY = 48, 0.9
 
 
 class MaskedPass:
-    """A forward pass over the tokens of a layout, built once a call.
+    """A forward pass over the tokens of a layout, built once per call.
 
     Args:
         vit: The transformer.
-        images: Images [B, 3, S1, S2] as its weights expect them.
+        images: Images [B, 3, S1, S2] in the normalization that its weights expect.
         layout: Which patches are visible, and how their tokens lie in memory.
     """
 
@@ -54,15 +53,15 @@ class MaskedPass:
         self.hidden: HiddenTokens | None = None
 
     def add_bias(self, bias: Float[Tensor, "B P"]) -> None:
-        """Add a value to the attention logits of each patch as a key; prefix tokens have 0."""
+        """Add a value to the attention logits of each patch as a key; 0 for prefix tokens."""
         self.bias = self.layout.with_prefix(self.layout.gather(bias), 0.0)
 
     def add_gate(self, gate: Float[Tensor, "B P"]) -> None:
-        """Let the gates of visible patches receive their gradient: d log(m) = dm at m = 1, so each acts like a bias."""
+        """Let the gates of visible patches receive gradient: d log(m) = dm at m = 1, so each acts like a bias."""
         self.add_bias(gate - gate.detach())
 
     def add_hidden_gate(self, gate: Float[Tensor, "B P"], visible: Bool[Tensor, "B P"]) -> None:
-        """Let the gates of hidden patches receive their gradient: these patches are processed as extra queries."""
+        """Let the gates of hidden patches receive gradient: these patches are processed as extra queries."""
         layout = Packed(~visible, 0) if isinstance(self.layout, Packed) else Padded(~visible, 0)
         with torch.no_grad():
             x, angles = self._embed(layout), self.positions.per_block(layout)
@@ -73,7 +72,7 @@ class MaskedPass:
 
         Args:
             queries: "all" gives a row for each image, padded to the longest; "patches" leaves out the prefix tokens;
-                "pooled" gives one vector an image (see `Backbone.forward`).
+                "pooled" gives one vector per image (see `Backbone.forward`).
 
         Returns:
             [B, N, D], or [B, D] where pooled.
@@ -95,18 +94,18 @@ class MaskedPass:
         """The embedded patches of a layout at their positions, after its prefix tokens."""
         embed = self.vit.patch_embed
         if isinstance(layout, Whole):
-            # Channels last, the convolution leaves its output as the tokens lie.
+            # With channels last, the output of the convolution is laid out like the tokens.
             patches = embed(self.images.contiguous(memory_format=torch.channels_last))
         else:
             (rows, columns), (height, width) = embed.grid_size, embed.patch_size
             pixels = self.images.reshape(-1, 3, rows, height, columns, width).permute(0, 2, 4, 1, 3, 5).flatten(3)
             chosen = layout.gather(pixels.flatten(1, 2))
             patches = embed.norm(F.linear(chosen, embed.proj.weight.flatten(1), embed.proj.bias))
-        tokens: Tensor = self.vit.norm_pre(self.positions.place(patches, layout))
+        tokens: Tensor = self.vit.norm_pre(self.positions.add_to(patches, layout))
         return tokens
 
     def _blocks(self, x: Tensor, pick: Callable[[Tensor], Tensor] | None) -> Tensor:
-        """Tokens after all blocks, of the last block only those that are picked."""
+        """Tokens after all blocks; of the last block, only the picked ones."""
         layout, hidden, last = self.layout, self.hidden, self.vit.blocks[-1]
         attend: AttentionFn | None = partial(layout.attend, bias=self.bias)
         if isinstance(layout, Whole) and self.bias is None:
@@ -130,13 +129,13 @@ class MaskedPass:
         attend: AttentionFn | None,
         pick: Callable[[Tensor], Tensor] | None,
     ) -> Tensor:
-        """Tokens after one block, or only those that are picked.
+        """Tokens after one block, or only the picked ones.
 
         Args:
-            block: Of timm.
-            x: Tokens before it.
-            angles: Of the tokens, in rotary models.
-            attend: What stands in for the block's own attention; nothing where it is None.
+            block: A block of timm.
+            x: Its input tokens.
+            angles: Rotary angles of the tokens, in rotary models.
+            attend: Replaces the block's own attention, unless it is None.
             pick: Picks tokens.
         """
         if angles is not None:
@@ -160,7 +159,7 @@ class MaskedPass:
 
 
 def pool(tokens: Float[Tensor, "B N D"], real: Bool[Tensor, "B N"] | None, vit: Vit) -> Float[Tensor, "B D"]:
-    """The class token of each image, or without one the mean of its real patches: of all, where `real` is None."""
+    """The class token of each image, or without one the mean of its real patches (all, where `real` is None)."""
     if vit.cls_token is not None:
         return tokens[:, 0]
     if real is None:
@@ -180,12 +179,12 @@ def choose_layout(vit: Vit, visible: Bool[Tensor, "B P"], execution: Execution, 
         compiled: Whether the blocks are compiled, which rectangles of few sizes suit.
 
     Raises:
-        IfamError: All images are to lie in one row, of which the transformer would drop parts image by image.
+        IfamError: `execution` is "packed", but the transformer drops residual branches per image.
     """
     prefix, dropped = int(vit.num_prefix_tokens), drops_paths(vit)
     if execution == "packed" and dropped:
         raise IfamError(
-            "execution='packed' has all images in one row, of which drop_path_rate cannot drop a single image; "
+            "execution='packed' puts all images into one row, where drop_path_rate cannot drop single images; "
             "use execution='auto' or 'padded', or leave drop_path_rate at 0."
         )
     pays = execution == "auto" and not dropped and not compiled and _packing_pays(visible, vit)
@@ -195,13 +194,13 @@ def choose_layout(vit: Vit, visible: Bool[Tensor, "B P"], execution: Execution, 
 
 
 def _packing_pays(visible: Bool[Tensor, "B P"], vit: Vit) -> bool:
-    """Whether packing is faster than padding, by what was measured (docs/speed.md)."""
+    """Whether packing is faster than padding, according to the measurements in docs/speed.md."""
     kind, dtype = visible.device.type, vit.patch_embed.proj.weight.dtype
     if kind != "cpu":
-        # One kernel for sequences of different lengths exists in half precision.
+        # The kernel for sequences of different lengths supports half precision only.
         half = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else dtype
         return half in (torch.float16, torch.bfloat16)
-    # Image by image, attention costs a call for each; many short rows are cheaper with some padding.
+    # Attention is called once per image; many short rows are cheaper with some padding.
     counts = visible.sum(dim=1)
     tokens, longest = int(counts.sum()), int(counts.max()) if len(counts) else 0
     return tokens >= _MIN_TOKENS_TO_PACK * len(counts) and tokens < _MAX_PADDED_DENSITY * longest * len(counts)

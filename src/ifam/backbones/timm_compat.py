@@ -1,4 +1,4 @@
-"""What this package knows of timm beyond its public interface: private names, and how its blocks are made inside."""
+"""Everything that relies on timm's private names and on the internals of its blocks."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,14 +18,14 @@ Vit = VisionTransformer | Eva
 
 
 def use_fused_attention(vit: Vit) -> None:
-    """Have every block call the fused kernel, which `OverrideSDPA` stands in for."""
+    """Make every block call `scaled_dot_product_attention`, which `OverrideSDPA` replaces."""
     for module in vit.modules():
         if hasattr(module, "fused_attn"):
             setattr(module, "fused_attn", True)  # noqa: B010 (mypy takes a module's attributes for tensors)
 
 
 def keep_tokens_only(vit: Vit) -> None:
-    """Leave out timm's own pooling, of which nothing is read here: it would be weights without a gradient.
+    """Remove timm's own pooling, which is unused here: its weights would receive no gradient.
 
     The norm that some models apply to the mean of their tokens (`fc_norm`) is applied to each token instead.
     """
@@ -35,23 +35,23 @@ def keep_tokens_only(vit: Vit) -> None:
 
 
 def fill_buffers(model: nn.Module) -> None:
-    """Compute what no file holds, such as the angles of rotary positions, in a model that was made without memory."""
+    """Compute the non-persistent buffers, such as rotary angles, of a model that was built on the meta device."""
     for module in model.modules():
         empty = {name: buffer for name, buffer in module.named_buffers(recurse=False) if buffer.is_meta}
         for name, buffer in empty.items():
             setattr(module, name, torch.empty_like(buffer, device="cpu"))
         if empty:
-            # timm's name for it, in every module that has such buffers.
+            # timm's method for this, in every module with such buffers.
             module.init_non_persistent_buffers()  # type: ignore[operator]
 
 
 def drops_paths(vit: Vit) -> bool:
-    """Whether whole residual branches are dropped, image by image, as `drop_path_rate` has it in training."""
+    """Whether residual branches are dropped per image (`drop_path_rate`, in training)."""
     return vit.training and any(isinstance(m, DropPath) and m.drop_prob for m in vit.modules())
 
 
 def position_table(vit: Vit) -> tuple[Float[Tensor, "1 N D"], Tensor | None]:
-    """Prefix tokens and the position of each patch, by timm's own assembly, so every arrangement of tables is right.
+    """Prefix tokens and the position of each patch, assembled by timm itself, which covers every layout of its tables.
 
     Returns:
         Prefix tokens, then positions; and rotary angles as timm gives them, None where the model is not rotary.
@@ -63,12 +63,12 @@ def position_table(vit: Vit) -> tuple[Float[Tensor, "1 N D"], Tensor | None]:
 
 
 def rotates_halves(block: nn.Module) -> bool:
-    """Whether the two coordinates of a rotated plane are half a head apart, and not side by side."""
+    """Whether the two coordinates of a rotated plane are half a head apart, and not adjacent."""
     return bool(getattr(block.attn, "rotate_half", False))
 
 
 def supports_partial_queries(block: nn.Module) -> bool:
-    """Whether `block_with_partial_queries` knows this block, and no forward hooks are registered."""
+    """Whether `block_with_partial_queries` supports this block, and no forward hooks are registered."""
     hooked = any(m._forward_hooks or m._forward_pre_hooks for m in block.modules())
     known = type(block) is Block and type(block.attn) is Attention and type(block.attn.qkv) is nn.Linear
     return known and not hooked and getattr(block.attn, "gate", None) is None
@@ -80,7 +80,7 @@ def block_with_partial_queries(
     """A block of timm whose outputs are computed for some tokens alone; every token is still a key.
 
     Args:
-        block: A block that `supports_partial_queries` knows.
+        block: A block that `supports_partial_queries` accepts.
         x: All tokens.
         pick: Picks tokens.
     """

@@ -1,9 +1,9 @@
-"""How the tokens of a batch lie in memory: `Padded`, a row for each image, `Packed`, all in one row, or `Whole`.
+"""Memory layouts for the tokens of a batch: `Padded`, a row per image, `Packed`, all in one row, or `Whole`.
 
 All give the same numbers. `Padded` fills the rows up to the longest with blank tokens that nothing attends to, which
-suits kernels and compilers that like rectangles; over every slot, visible or not, it is what is called *dense*.
-`Packed` computes nothing that is not visible; `Whole` has nothing to hide. In the shapes, B1 is the number of rows:
-B images, or 1.
+suits kernels and compilers that need rectangles; with a slot for every patch, visible or not, it is called *dense*.
+`Packed` computes visible tokens only; `Whole` is for images without hidden patches. In the shapes, B1 is the number of
+rows: B images, or 1.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,7 +25,7 @@ class Padded:
     Args:
         visible: True for the patches to lay out.
         prefix: Tokens before the patches of each image.
-        dense: Give every patch its slot, visible or not.
+        dense: Give every patch a slot, visible or not.
         bucket: Round the slots up to a multiple of this, so that few lengths occur.
     """
 
@@ -48,12 +48,12 @@ class Padded:
         self.real = None if shortest == self.index.shape[1] else self.mask
 
     def gather(self, values: Float[Tensor, "B2 P *D"]) -> Float[Tensor, "B N *D"]:
-        """The values of the patches in this layout, zeros in the padding; a batch of one stands for every image."""
+        """The values of the patches in this layout, zeros in the padding; a batch of one is broadcast."""
         batch = 0 if len(values) == 1 else torch.arange(len(self.index), device=values.device)[:, None]
         chosen = values[batch, self.index]
         if self.real is None:
             return chosen
-        # Padding points at hidden patches, whose pixels may be anything: they are replaced, not weighted.
+        # Padding indexes hidden patches, whose values may be NaN: they are replaced, not multiplied by 0.
         present = self.present.unflatten(1, (-1, *[1] * (values.ndim - 2))) if values.ndim > 2 else self.present
         return torch.where(present, chosen, torch.zeros_like(chosen))
 
@@ -90,7 +90,7 @@ class Padded:
         hidden: tuple[Tensor, Tensor],
         hidden_counts: Sequence[int],
     ) -> Float[Tensor, "B L"]:
-        """`hidden_gate_grad` of query, key, out and grad for hidden keys and values, so many of each image."""
+        """`hidden_gate_grad` of query, key, out and grad for hidden keys and values, `hidden_counts` of each image."""
         return hidden_gate_grad(*tensors, *hidden, self.real)
 
     def first(self, tokens: Float[Tensor, "B M D"]) -> Float[Tensor, "B 1 D"]:
@@ -121,7 +121,7 @@ class Packed:
         self.source = torch.where(is_patch, patch_source, taken[:, 0] * prefix + taken[:, 1])
 
     def gather(self, values: Float[Tensor, "B2 P *D"]) -> Float[Tensor, "1 N *D"]:
-        """The values of the patches in this layout; a batch of one stands for every image."""
+        """The values of the patches in this layout; a batch of one is broadcast."""
         return values[0 if len(values) == 1 else self.image, self.patch][None]
 
     def assemble(self, prefix: Float[Tensor, "1 F D"], patches: Float[Tensor, "1 N D"]) -> Float[Tensor, "1 M D"]:
@@ -147,7 +147,7 @@ class Packed:
             return value
         lengths = query_lengths or self._query_lengths(query)
         half = key.dtype in (torch.float16, torch.bfloat16)
-        # The kernel takes values as wide as the keys, which those of differential attention are not.
+        # The kernel needs values as wide as the keys, unlike those of differential attention.
         if key.is_cuda and half and value.shape[-1] == key.shape[-1]:
             return self._attend_at_once(query, key, value, bias, lengths)
         biases = [None] * len(lengths) if bias is None else bias.split(self.counts, dim=1)
@@ -157,7 +157,7 @@ class Packed:
     def _attend_at_once(
         self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, lengths: Sequence[int]
     ) -> Tensor:
-        """Attention of sequences of different lengths that lie in one row."""
+        """Attention of sequences of different lengths in one row, in one kernel."""
         size, width = key.shape[-1], value.shape[-1]
         if bias is not None:
             query, key, value = with_bias(query, key, value, bias)
@@ -207,10 +207,10 @@ class Whole(Padded):
     """Every patch of every image, a row for each.
 
     Args:
-        batch: Images.
-        patches: Patches of each.
+        batch: Number of images.
+        patches: Patches per image.
         prefix: Tokens before the patches of each image.
-        device: Where the tokens are.
+        device: Device of the tokens.
     """
 
     def __init__(self, batch: int, patches: int, prefix: int, device: torch.device | None = None) -> None:
@@ -218,7 +218,7 @@ class Whole(Padded):
         self.mask = torch.ones(batch, prefix + patches, dtype=torch.bool, device=device)
 
     def gather(self, values: Float[Tensor, "B2 P *D"]) -> Float[Tensor, "B2 P *D"]:
-        """The values as they are."""
+        """The values unchanged."""
         return values
 
 
@@ -230,7 +230,7 @@ class HiddenTokens:
 
     Args:
         x: Their tokens.
-        layout: How they lie in memory.
+        layout: Their memory layout.
         gate: Their gates, all 0; receive gradient.
         angles: Their rotary angles for each block; None where there are none.
     """
@@ -241,10 +241,10 @@ class HiddenTokens:
     def attend_with_gate_grad(self, layout: Layout, bias: Tensor | None) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         """Attention of the visible tokens, whose backward pass computes the gradient of this block's hidden gates.
 
-        A block may attend more than once (differential attention, parallel branches): its calls are told apart by their
-        order, which is that of the hidden tokens' calls too.
+        A block may attend more than once (differential attention, parallel branches): its calls are matched with
+        those of the hidden tokens by their order.
         """
-        # Filled by `cross_attend`, when the hidden patches run through the block, before any backward pass.
+        # Filled by `cross_attend`, when the block processes the hidden patches, before any backward pass.
         keys_values: list[tuple[Tensor, Tensor]] = []
         visible: list[Callable[..., Tensor]] = []
         self.keys_values, self.visible = keys_values, visible

@@ -1,4 +1,4 @@
-"""Vision transformers of timm by name, and the small one that this package brings along (docs/models.md)."""
+"""Vision transformers of timm by name, and the small one embedded in this package (docs/models.md)."""
 
 import difflib
 import re
@@ -28,7 +28,7 @@ IMAGENET = (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
 # Height and width in pixels, or the side of a square.
 Size = int | Sequence[int]
 
-# The embedded backbone: small enough to ship, shaped like DINOv2 with registers (docs/pondbirds.md).
+# The embedded backbone: small enough to ship, with the architecture of DINOv2 with registers (docs/pondbirds.md).
 TINY = "ifam_tiny"
 TINY_ARCH: dict[str, Any] = {
     "img_size": 80,
@@ -44,8 +44,7 @@ TINY_ARCH: dict[str, Any] = {
     "num_classes": 0,
 }
 
-
-# timm's files that hold these families.
+# timm's modules that define these families.
 _FAMILIES = ["vision_transformer", "deit", "eva"]
 
 
@@ -54,7 +53,7 @@ class WeightsUnavailable(IfamError):
 
 
 def is_known_backbone(name: str) -> bool:
-    """Whether a backbone has this name, of timm's or of this package."""
+    """Whether timm or this package has a backbone of this name."""
     return name == TINY or bool(timm.is_model(name))
 
 
@@ -65,21 +64,21 @@ def create_vit(name: str, image_size: Size | None, pretrained: bool, kwargs: dic
         name: timm's name of the model, or `ifam_tiny`.
         image_size: Height and width of the input in pixels, or the side of a square; the model's own where None.
         pretrained: Load pretrained weights.
-        kwargs: Handed to `timm.create_model`.
+        kwargs: Passed to `timm.create_model`.
 
     Raises:
-        IfamError: The name is unknown, is not a vision transformer, or the patches do not divide the image.
+        IfamError: The name is unknown or not that of a vision transformer, or the patches do not divide the image.
     """
     for rate in ("patch_drop_rate", "pos_drop_rate", "attn_drop_rate"):
         if kwargs.get(rate):
             raise IfamError(
-                f"{rate} is {kwargs[rate]}, but tokens are hidden by the mask alone; leave it at 0 "
+                f"{rate} is {kwargs[rate]}, but only the mask may hide tokens; leave it at 0 "
                 f"(mask_part_dropout, drop_path_rate and proj_drop_rate work)."
             )
     if not is_known_backbone(name):
         near = difflib.get_close_matches(name, [TINY, *timm.list_models(["vit*", "eva*", "deit*"])], n=3)
         raise IfamError(
-            f"No backbone is named {name!r}; choose a vision transformer of timm "
+            f"There is no backbone {name!r}; choose a vision transformer of timm "
             f"(`timm.list_models('vit*')`) or {TINY!r}{', for example ' + ', '.join(near) if near else ''}."
         )
     patch = kwargs.get("patch_size") or (TINY_ARCH["patch_size"] if name == TINY else _patch_size(name))
@@ -107,39 +106,39 @@ def create_vit(name: str, image_size: Size | None, pretrained: bool, kwargs: dic
 
 
 def load_weights(vit: Vit, weights: dict[str, Tensor]) -> None:
-    """Fill in weights under timm's names, those of another square grid or another patch size resampled first.
+    """Load weights under timm's names, resampled where they have another square grid or patch size.
 
     Raises:
-        IfamError: They are of another transformer.
+        IfamError: They belong to another transformer.
     """
     prefix = 0 if vit.no_embed_class else vit.num_prefix_tokens
-    found = dict(weights)
-    if "pos_embed" in found:
+    tensors = dict(weights)
+    if "pos_embed" in tensors:
         grid = list(vit.patch_embed.grid_size)
-        found["pos_embed"] = resample_abs_pos_embed(found["pos_embed"], grid, num_prefix_tokens=prefix)
+        tensors["pos_embed"] = resample_abs_pos_embed(tensors["pos_embed"], grid, num_prefix_tokens=prefix)
     projection = "patch_embed.proj.weight"
     patch = vit.patch_embed.proj.weight.shape[2:]
-    if projection in found and found[projection].shape[2:] != patch:
-        found[projection] = resample_patch_embed(found[projection], list(patch))
+    if projection in tensors and tensors[projection].shape[2:] != patch:
+        tensors[projection] = resample_patch_embed(tensors[projection], list(patch))
     try:
-        vit.load_state_dict(found)
+        vit.load_state_dict(tensors)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise IfamError(
-            f"The pretrained weights are not of this shape of transformer ({reason}); leave backbone_kwargs away, or "
+            f"The pretrained weights do not fit this transformer ({reason}); leave backbone_kwargs out, or "
             f"start from random weights with pretrained=False."
         ) from error
 
 
 def _build(name: str, size: tuple[int, int] | None, pretrained: bool, kwargs: dict[str, Any]) -> Any:
-    """Whatever timm builds under this name."""
+    """The model that timm builds under this name, of any kind."""
     given = {**kwargs, **({} if size is None else {"img_size": size})}
-    # All images have the size that the model was made for: positions are resampled once, here.
+    # All images have the size of the model, so positions are resampled once, here.
     fixed = {**given, "dynamic_img_size": False}
     try:
         if name == TINY:
             return VisionTransformer(**{**TINY_ARCH, **fixed})
-        # What is no vision transformer may not know the setting, and is refused by its kind.
+        # Models of other families may not have the setting; they are refused by their type.
         return _from_timm(name, pretrained, fixed if is_model_in_modules(name, _FAMILIES) else given)
     except (TypeError, AssertionError) as error:
         raise IfamError(
@@ -149,7 +148,7 @@ def _build(name: str, size: tuple[int, int] | None, pretrained: bool, kwargs: di
 
 
 def _pair(image_size: Size | None) -> tuple[int, int] | None:
-    """Height and width; None where the model's own size is wanted."""
+    """Height and width; None for the model's own size."""
     if image_size is None:
         return None
     pair = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
@@ -164,23 +163,23 @@ def _check_size(name: str, size: tuple[int, int] | None, patch: int) -> None:
         return
     lower = [max(1, side // patch) * patch for side in size]
     upper = [low if side == low else low + patch for side, low in zip(size, lower, strict=True)]
-    shown, *mends = (str(a) if size[0] == size[1] else f"{a} x {b}" for a, b in (size, lower, upper))
+    text, *fixes = (str(a) if size[0] == size[1] else f"{a} x {b}" for a, b in (size, lower, upper))
     raise IfamError(
-        f"The image size {shown} is no multiple of the {patch} px patches of {name}; use {mends[0]} or {mends[1]}."
+        f"The image size {text} is not a multiple of the {patch} px patches of {name}; use {fixes[0]} or {fixes[1]}."
     )
 
 
 def _patch_size(name: str) -> int | None:
-    """The patch size that timm's model names carry (`..._patch14_...`)."""
-    found = re.search(r"_patch(\d+)", name)
-    return int(found.group(1)) if found else None
+    """The patch size in timm's model names (`..._patch14_...`)."""
+    match = re.search(r"_patch(\d+)", name)
+    return int(match.group(1)) if match else None
 
 
 def _from_timm(name: str, pretrained: bool, kwargs: dict[str, Any]) -> Any:
     """The model of timm, without its head."""
     try:
         return timm.create_model(name, pretrained=pretrained, num_classes=0, **kwargs)
-    except Exception as error:  # a damaged file makes its reader stumble in any way
+    except Exception as error:  # a damaged file can raise anything
         if pretrained and (cached := _damaged_weights(name)):
             reason = foreign_content(cached) or _reason(error)
             raise IfamError(
@@ -205,9 +204,9 @@ def _reason(error: BaseException) -> str:
 
 
 def _damaged_weights(name: str) -> Path | None:
-    """The file of pretrained weights that was downloaded before and cannot be read; None where there is none."""
+    """The cached file of pretrained weights, if it cannot be read."""
     stated = timm.get_pretrained_cfg(name, allow_unregistered=True)
-    candidates: list[Any] = []  # a path, or an object of the hub's for what it knows to be absent
+    candidates: list[Any] = []  # paths, or the hub's marker of an absent file
     if stated is not None and stated.hf_hub_id:
         repository, _, revision = str(stated.hf_hub_id).partition("@")
         files: set[str] = {stated.hf_hub_filename or "model.safetensors", "model.safetensors", "pytorch_model.bin"}
