@@ -173,14 +173,14 @@ def test_a_trunk_never_learns_at_the_rate_of_a_head(name):
 @pytest.mark.parametrize("name", METHODS)
 def test_it_is_judged_by_the_common_evaluation(name, birds, batch):
     model = make(name)
-    found = evaluate(model, birds, num_resamples=0)
-    assert found.predictor.average == pytest.approx(
+    evaluation = evaluate(model, birds, num_resamples=0)
+    assert evaluation.predictor.average == pytest.approx(
         float((logits(model, batch).argmax(1) == batch.labels).double().mean())
     )
-    assert (found.mask_iou is not None) == (name in WITH_PARTS)
-    assert (found.selector is not None) == (name in WITH_PARTS and name != "selector")
+    assert (evaluation.mask_iou is not None) == (name in WITH_PARTS)
+    assert (evaluation.selector is not None) == (name in WITH_PARTS and name != "selector")
     # Of a mask that hides nothing, nothing is said to be visible.
-    assert (found.visible_fraction is not None) == (name in ("ifam", "frozen_predictor"))
+    assert (evaluation.visible_fraction is not None) == (name in ("ifam", "frozen_predictor"))
 
 
 def test_an_unknown_method_is_an_error_that_lists_the_methods():
@@ -262,10 +262,10 @@ def test_attentive_pooling_does_not_care_for_the_order_of_tokens():
     pool = wake(AttentivePool(32, 4)).eval()
     tokens = torch.randn(3, 7, 32)
     with torch.no_grad():
-        found = pool(tokens)
-        torch.testing.assert_close(pool(tokens[:, torch.randperm(7)]), found)
+        pooled = pool(tokens)
+        torch.testing.assert_close(pool(tokens[:, torch.randperm(7)]), pooled)
         tokens[0, 5] += 1
-        assert (pool(tokens) != found).any(dim=1).tolist() == [True, False, False]
+        assert (pool(tokens) != pooled).any(dim=1).tolist() == [True, False, False]
 
 
 # --- masks -----------------------------------------------------------------------------------------------
@@ -421,7 +421,7 @@ def test_the_oracle_without_true_masks_is_refused_before_training(birds, batch, 
     assert not (tmp_path / "run").exists()
     with pytest.raises(IfamError, match="maskless has no mask for image 0 of its split 'test'"):
         evaluate(model, data)
-    with pytest.raises(IfamError, match="given_mask answers by true masks"):
+    with pytest.raises(IfamError, match="given_mask needs the true mask of each image"):
         model(batch.images)
 
 
@@ -434,8 +434,8 @@ def test_interventions_need_a_mask_that_the_answer_is_drawn_from(name, birds):
 @pytest.mark.parametrize("name", ["late_mask", "soft_mask"])
 def test_interventions_and_true_masks_change_what_is_judged(name, birds):
     model = make(name)
-    found = evaluate(model, birds, true_masks=True, num_resamples=0)
-    assert found.mask_iou == 1.0
+    evaluation = evaluate(model, birds, true_masks=True, num_resamples=0)
+    assert evaluation.mask_iou == 1.0
     assert evaluate(model, birds, interventions=[DropParts([0, 1])], num_resamples=0).mask_iou == 0.0
 
 

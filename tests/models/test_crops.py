@@ -52,19 +52,19 @@ def test_the_box_holds_the_fewest_patches_with_the_share():
 
 def test_a_crop_is_the_box_and_nothing_else(images):
     box = torch.tensor([[0, 0, 4, 4], [1, 2, 3, 4], [0, 0, 1, 1], [2, 1, 4, 2], [3, 3, 4, 4], [0, 1, 4, 3]])
-    found = crop(images, box, (8, 8), (32, 32))
-    assert torch.equal(found[0], images[0])
-    assert found.shape == (6, 3, 32, 32)
+    crops = crop(images, box, (8, 8), (32, 32))
+    assert torch.equal(crops[0], images[0])
+    assert crops.shape == (6, 3, 32, 32)
     for i, (top, left, bottom, right) in enumerate(box.tolist()):
         inside = images[i, :, 8 * top : 8 * bottom, 8 * left : 8 * right]
-        assert found[i].amin() >= inside.amin()
-        assert found[i].amax() <= inside.amax()
+        assert crops[i].amin() >= inside.amin()
+        assert crops[i].amax() <= inside.amax()
         # Stretched evenly: corners stay corners.
         for corner in ((0, 0), (0, -1), (-1, 0), (-1, -1)):
-            torch.testing.assert_close(found[i, :, *corner], inside[:, *corner])
+            torch.testing.assert_close(crops[i, :, *corner], inside[:, *corner])
         outside = torch.full_like(images[i], torch.nan)
         outside[:, 8 * top : 8 * bottom, 8 * left : 8 * right] = inside
-        assert torch.equal(crop(outside[None], box[i : i + 1], (8, 8), (32, 32))[0], found[i])
+        assert torch.equal(crop(outside[None], box[i : i + 1], (8, 8), (32, 32))[0], crops[i])
 
 
 @pytest.mark.parametrize("class_token", [True, False])
@@ -146,29 +146,29 @@ def large_images():
 def test_crops_are_around_the_highest_peaks():
     attention = torch.zeros(1, 9, 12)
     attention[0, 4, 5], attention[0, 2, 9], attention[0, 7, 2], attention[0, 6, 10] = 0.2, 0.5, 0.1, 0.2
-    box, found = peak_boxes(attention, 3, share=0.4)
+    box, valid = peak_boxes(attention, 3, share=0.4)
     # At most 3.6 rows and 4.8 columns, an odd number: 3 x 3; of equal peaks the first one.
     assert box.tolist() == [[[1, 8, 4, 11], [3, 4, 6, 7], [5, 9, 8, 12]]]
-    assert found.all()
+    assert valid.all()
 
 
 def test_a_patch_beside_a_higher_one_is_no_peak():
     attention = torch.linspace(1, 2, 81).view(1, 9, 9) / 1e6
     attention[0, 4, 4], attention[0, 4, 5], attention[0, 3, 3], attention[0, 6, 4], attention[0, 4, 7] = 5, 4, 3, 2, 1
     # Within one patch of the first: (4, 5) and (3, 3). Outside of its crop: (6, 4) and (4, 7).
-    box, found = peak_boxes(attention, 3, share=0.34)
+    box, valid = peak_boxes(attention, 3, share=0.34)
     assert box[0].tolist() == [[3, 3, 6, 6], [5, 3, 8, 6], [3, 6, 6, 9]]
-    assert found.all()
+    assert valid.all()
     # A crop of everything holds these too.
-    box, found = peak_boxes(attention, 3, share=1.0)
+    box, valid = peak_boxes(attention, 3, share=1.0)
     assert box[0, 0].tolist() == [0, 0, 9, 9]
-    assert found.tolist() == [[True, False, False]]
+    assert valid.tolist() == [[True, False, False]]
 
 
 @pytest.mark.parametrize("grid", [(1, 1), (2, 3), (7, 7), (8, 5), (16, 37)])
 def test_crops_are_inside_of_the_image_and_hold_their_peaks(grid):
     attention = torch.rand(20, *grid, generator=torch.Generator().manual_seed(2))
-    box, found = peak_boxes(attention, 4)
+    box, valid = peak_boxes(attention, 4)
     top, left, bottom, right = box.unbind(2)
     assert (top >= 0).all()
     assert (left >= 0).all()
@@ -178,23 +178,23 @@ def test_crops_are_inside_of_the_image_and_hold_their_peaks(grid):
         assert sides.unique().numel() == 1
         assert int(sides[0, 0]) % 2 == 1
         assert size / 2 - 2 < int(sides[0, 0]) <= max(1, size / 2)
-    assert found[:, 0].all()
+    assert valid[:, 0].all()
     for i in range(20):
         y0, x0, y1, x1 = box[i, 0].tolist()
         assert attention[i, y0:y1, x0:x1].max() == attention[i].max()
 
 
 def test_a_plateau_has_one_peak():
-    box, found = peak_boxes(torch.full((2, 8, 8), 1 / 64), 4)
-    assert found.tolist() == [[True, False, False, False]] * 2
+    box, valid = peak_boxes(torch.full((2, 8, 8), 1 / 64), 4)
+    assert valid.tolist() == [[True, False, False, False]] * 2
     assert box[:, 0].tolist() == [[0, 0, 3, 3]] * 2
 
 
 def test_equal_crops_are_those_cut_out_one_by_one(large_images):
     box = torch.tensor([[0, 0, 3, 2], [5, 6, 8, 8], [2, 3, 5, 5]])
     image = torch.tensor([0, 3, 3])
-    found = equal_crops(large_images, image, box, (8, 8), (64, 48))
-    assert torch.equal(found, crop(large_images[image], box, (8, 8), (64, 48)))
+    crops = equal_crops(large_images, image, box, (8, 8), (64, 48))
+    assert torch.equal(crops, crop(large_images[image], box, (8, 8), (64, 48)))
 
 
 def test_the_answer_is_the_linear_layer_on_the_mean_over_the_crops(frozen, large_images):
@@ -203,14 +203,14 @@ def test_the_answer_is_the_linear_layer_on_the_mean_over_the_crops(frozen, large
         small, large = frozen.selector.backbone, frozen.predictor.backbone
         _, attention = attended_tokens(small, large_images)
         assert torch.equal(peaks.attention, attention)
-        box, found = peak_boxes(attention, 3)
+        box, valid = peak_boxes(attention, 3)
         assert torch.equal(peaks.box, box)
-        assert torch.equal(peaks.found, found)
-        peaks = Peaks(attention, box, found & (torch.arange(3) <= torch.arange(5)[:, None]))
-        assert peaks.found.sum(dim=1).min() == 1
+        assert torch.equal(peaks.valid, valid)
+        peaks = Peaks(attention, box, valid & (torch.arange(3) <= torch.arange(5)[:, None]))
+        assert peaks.valid.sum(dim=1).min() == 1
         answers = frozen.classify_crops(large_images, peaks)
         for i in range(5):
-            pieces = crop(large_images[[i] * 3], box[i], (8, 8), (64, 64))[peaks.found[i]]
+            pieces = crop(large_images[[i] * 3], box[i], (8, 8), (64, 64))[peaks.valid[i]]
             expected = frozen.last_layer(large.pool(large(pieces)).mean(dim=0))
             torch.testing.assert_close(answers[i], expected, atol=1e-5, rtol=1e-4)
 
@@ -222,7 +222,7 @@ def test_the_large_transformer_sees_the_crops_alone(frozen, large_images):
         assert torch.equal(frozen(large_images).logits, before)
         inside = torch.zeros(5, 1, 64, 64, dtype=torch.bool)
         for i in range(5):
-            for top, left, bottom, right in peaks.box[i, peaks.found[i]].tolist():
+            for top, left, bottom, right in peaks.box[i, peaks.valid[i]].tolist():
                 inside[i, :, 8 * top : 8 * bottom, 8 * left : 8 * right] = True
         assert not inside.flatten(1).all(dim=1).any()
         for value in (0.5, torch.nan):

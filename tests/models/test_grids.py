@@ -86,11 +86,11 @@ def test_hidden_pixels_have_no_influence(pair, training):
         gate = visible.float().requires_grad_()
         assert torch.equal(model.predictor(changed, visible, gate), model.predictor(images, visible, gate))
         # The selector sees the changed pixels too; only its mask is held.
-        expected, found = (model(pixels, [UseMask(given)]) for pixels in (images, changed))
-        assert torch.equal(found.mask, visible)
+        expected, output = (model(pixels, [UseMask(given)]) for pixels in (images, changed))
+        assert torch.equal(output.mask, visible)
         assert torch.equal(expected.mask, visible)
-        assert torch.equal(found.logits, expected.logits)
-        assert not torch.equal(found.selector_logits, expected.selector_logits)
+        assert torch.equal(output.logits, expected.logits)
+        assert not torch.equal(output.selector_logits, expected.selector_logits)
 
 
 @pytest.mark.slow
@@ -106,16 +106,16 @@ def test_the_predictors_gradient_reaches_the_selector_as_that_of_mean_gates(pair
     labels = torch.arange(4)
     loss = torch.nn.functional.cross_entropy(model.predictor(images, mask.visible, mask.gate), labels)
     prototypes = model.selector.prototypes
-    (found,) = torch.autograd.grad(loss, prototypes, allow_unused=True, retain_graph=True)
+    (gradient,) = torch.autograd.grad(loss, prototypes, allow_unused=True, retain_graph=True)
     if mode == "none":
-        assert found is None
+        assert gradient is None
         return
     gate = mask.visible.double().requires_grad_()
     loss = torch.nn.functional.cross_entropy(model.predictor(images, mask.visible, gate), labels)
     (slope,) = torch.autograd.grad(loss, gate)
     (expected,) = torch.autograd.grad((resize_values(foreground, other) * slope).sum(), prototypes)
     assert expected.abs().max() > 1e-6
-    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-12)
+    torch.testing.assert_close(gradient, expected, rtol=1e-8, atol=1e-12)
 
 
 def test_a_mask_of_the_wrong_grid_is_named(pair):
@@ -178,12 +178,12 @@ def test_each_stage_is_given_the_normalization_of_its_own_weights(make_model):
         mean, std = (torch.tensor(values, dtype=torch.float64)[:, None, None] for values in backbone.normalization)
         return (colours - mean) / std
 
-    found = model.predictor(normalized(model.selector.backbone), mask)
+    logits = model.predictor(normalized(model.selector.backbone), mask)
     assert model.normalization == model.selector.backbone.normalization != model.predictor.backbone.normalization
     images = normalized(model.predictor.backbone)
     model.predictor.backbone.input_affine = None
-    torch.testing.assert_close(found, model.predictor(images, mask), rtol=0, atol=1e-10)
-    assert not torch.allclose(found, model.predictor(normalized(model.selector.backbone), mask))
+    torch.testing.assert_close(logits, model.predictor(images, mask), rtol=0, atol=1e-10)
+    assert not torch.allclose(logits, model.predictor(normalized(model.selector.backbone), mask))
 
 
 def test_a_normalization_of_ones_own_holds_for_both_stages(make_model):
@@ -195,7 +195,7 @@ def test_a_normalization_of_ones_own_holds_for_both_stages(make_model):
     assert scale != (1, 1, 1)
 
 
-def test_hidden_pixels_have_no_influence_where_images_are_normalized_anew(make_model, mask):
+def test_hidden_pixels_have_no_influence_where_images_are_normalized_again(make_model, mask):
     model = make_model(**CLIP)
     images = torch.randn(4, 3, 64, 64)
     changed = torch.where(hidden_pixel_mask(mask, images), torch.nan, images)
@@ -206,7 +206,7 @@ def test_the_predictor_takes_the_size_of_the_selectors_images():
     config = ModelConfig("vit_tiny_patch16_224", backbone_kwargs=SMALL, predictor_backbone="ifam_tiny")
     assert IFAM(config, pretrained=False).predictor.backbone.image_size == (224, 224)
     with pytest.raises(
-        IfamError, match=r"image size 80 is no multiple of the 14 px patches of vit_small_patch14_dinov2"
+        IfamError, match=r"image size 80 is not a multiple of the 14 px patches of vit_small_patch14_dinov2"
     ):
         IFAM(replace(config, image_size=80, predictor_backbone="vit_small_patch14_dinov2"), pretrained=False)
 
@@ -225,8 +225,8 @@ def test_training_evaluation_prediction_and_audit_on_two_grids_of_images_that_ar
     )
     model, images = IFAM(config), benchmark()
     fit(model, images, TrainConfig(epochs=1, batch_size=8, base_lr=1e-4, accelerator="cpu"))
-    found = evaluate(model, images, "test")
-    assert 0 <= found.visible_fraction <= 1
+    evaluation = evaluate(model, images, "test")
+    assert 0 <= evaluation.visible_fraction <= 1
     Image.new("RGB", (300, 200), "green").save(tmp_path / "green.png")
     (row,) = predict(model, tmp_path / "green.png", out=tmp_path / "out")
     with Image.open(row.overlay) as picture:

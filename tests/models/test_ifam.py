@@ -108,8 +108,8 @@ def test_an_intervention_may_be_any_function(tiny_model, images):
         ({"mask_part_dropout": -0.1}, "mask_part_dropout is -0.1, but a probability"),
         ({"num_classes": 3, "class_names": ("a", "b")}, "class_names has 2 names for 3 classes"),
         ({"image_size": 70}, "image size 70"),
-        ({"backbone": "vit_tiny_patch16_225"}, "No backbone is named"),
-        ({"predictor_backbone": "vit_tiny_patch16_225"}, "No backbone is named"),
+        ({"backbone": "vit_tiny_patch16_225"}, "There is no backbone"),
+        ({"predictor_backbone": "vit_tiny_patch16_225"}, "There is no backbone"),
         ({"backbone_kwargs": {"dept": 1}}, "'dept'"),
     ],
     ids=str,
@@ -123,7 +123,7 @@ def test_an_unknown_mask_gradient_is_refused(tiny_model):
     # Around the annotation, as a configuration file may.
     config = replace(tiny_model.config)
     object.__setattr__(config, "mask_gradient", "exact")
-    with pytest.raises(IfamError, match="mask_gradient is 'exact', but full, visible, none"):
+    with pytest.raises(IfamError, match="mask_gradient is 'exact', but one of full, visible, none"):
         IFAM(config, pretrained=False)
 
 

@@ -1,4 +1,4 @@
-"""Changes to a selection, and errors that name the mend."""
+"""Changes to a selection, and errors that name the fix."""
 
 import itertools
 from dataclasses import fields
@@ -51,12 +51,12 @@ def test_dropped_patches_become_background_and_the_others_stay(selection):
 
 def test_unsure_patches_are_hidden_by_the_threshold_of_their_winner(selection):
     thresholds = torch.tensor([0.3, -0.5, 100.0])
-    found = _visible(DropUnsure(thresholds)(selection))
+    visible = _visible(DropUnsure(thresholds)(selection))
     for b, row, column in itertools.product(range(2), range(4), range(4)):
         winner = int(selection.winners[b, row, column])
         sure = winner < 3 and selection.similarity[b, winner, row, column] >= thresholds[winner]
-        assert bool(found[b, row, column]) == bool(sure)
-    assert not found[selection.winners == 2].any()
+        assert bool(visible[b, row, column]) == bool(sure)
+    assert not visible[selection.winners == 2].any()
 
 
 def test_unsure_takes_a_list_and_the_threshold_itself_is_sure(selection):
@@ -79,9 +79,9 @@ def test_use_mask_shows_exactly_the_mask(selection, shape):
 def test_use_mask_holds_in_training_too(selection):
     mask = torch.rand(2, 4, 4) > 0.5
     for _ in range(10):
-        found = make_mask(UseMask(mask)(selection), training=True, part_dropout=0.9)
-        assert torch.equal(found.visible, mask)
-        assert torch.equal(found.gate, mask.float())
+        masked = make_mask(UseMask(mask)(selection), training=True, part_dropout=0.9)
+        assert torch.equal(masked.visible, mask)
+        assert torch.equal(masked.gate, mask.float())
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
@@ -89,9 +89,9 @@ def test_use_mask_holds_where_the_selector_has_nothing_to_say(make_selection, va
     selection = make_selection(torch.full((2, 4, 4, 4), value))
     mask = torch.rand(2, 4, 4) > 0.5
     changed = UseMask(mask)(selection)
-    found = make_mask(changed)
-    assert torch.equal(found.visible, mask)
-    assert torch.equal(found.gate, mask.float())
+    masked = make_mask(changed)
+    assert torch.equal(masked.visible, mask)
+    assert torch.equal(masked.gate, mask.float())
     torch.testing.assert_close(changed.part_maps.sum(dim=1), torch.ones(2, 4, 4))
 
 
@@ -122,9 +122,9 @@ def test_interventions_compose_in_order(selection):
         changed = selection
         for intervention in chain:
             changed = intervention(changed)
-        found = make_mask(changed)
-        assert torch.equal(found.visible, expected), chain
-        assert torch.equal(found.gate, expected.float()), chain
+        masked = make_mask(changed)
+        assert torch.equal(masked.visible, expected), chain
+        assert torch.equal(masked.gate, expected.float()), chain
         assert changed.part_maps.isfinite().all(), chain
 
 
@@ -166,7 +166,7 @@ def test_a_part_out_of_range_names_the_range(selection, kind, part):
 def test_a_part_that_is_no_number(selection):
     assert _part_flags([torch.tensor(1)], selection).tolist() == [False, True, False, False]
     for part in (1.5, "head"):
-        with pytest.raises(IfamError, match=r"is no part; parts are whole numbers from 0 to 2"):
+        with pytest.raises(IfamError, match=r"is not a valid part; parts are whole numbers from 0 to 2"):
             _part_flags([part], selection)
 
 

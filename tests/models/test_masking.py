@@ -49,12 +49,12 @@ def test_gradient_of_the_gate_is_that_of_the_foreground_probability(make_selecti
     logits.requires_grad_()
     weight = torch.randn(3, 4, 4, dtype=torch.float64)
     mask = make_mask(make_selection(logits), temperature=temperature)
-    (found,) = torch.autograd.grad((mask.gate * weight).sum(), logits)
+    (actual,) = torch.autograd.grad((mask.gate * weight).sum(), logits)
     # d(1 - y_K) / dl_k = y_k y_K / tau for a part, and -y_K (1 - y_K) / tau for the background.
     y = (logits.detach() / temperature).softmax(dim=1)
     expected = y * y[:, -1:]
     expected[:, -1] = -y[:, -1] * (1 - y[:, -1])
-    torch.testing.assert_close(found, expected * weight[:, None] / temperature)
+    torch.testing.assert_close(actual, expected * weight[:, None] / temperature)
 
 
 def test_gate_is_exactly_binary(make_selection):
@@ -83,7 +83,7 @@ def test_samples_follow_the_probabilities(make_selection):
 def test_part_dropout_hides_whole_parts_without_rescaling(make_selection, logits):
     logits.requires_grad_()
     mask = make_mask(make_selection(logits), training=True, gumbel_noise=False, part_dropout=0.5)
-    (found,) = torch.autograd.grad(mask.gate.sum(), logits)
+    (total,) = torch.autograd.grad(mask.gate.sum(), logits)
     maps = logits.softmax(dim=1)
     seen = set()
     for b in range(3):
@@ -92,7 +92,7 @@ def test_part_dropout_hides_whole_parts_without_rescaling(make_selection, logits
             keep = torch.tensor(kept)[:, None, None]
             visible = (maps[b, :-1] * keep).amax(dim=0) > maps[b, -1]
             (gradient,) = torch.autograd.grad((maps[b, :-1] * keep).sum(), logits, retain_graph=True)
-            if torch.equal(visible, mask.visible[b]) and torch.allclose(gradient[b], found[b], atol=1e-12):
+            if torch.equal(visible, mask.visible[b]) and torch.allclose(gradient[b], total[b], atol=1e-12):
                 matches.append(kept)
         assert len(matches) == 1
         seen.add(matches[0])
@@ -143,12 +143,12 @@ def counted(values, grid):
 @pytest.mark.parametrize(("old", "new"), GRIDS, ids=str)
 def test_a_patch_of_another_grid_is_visible_when_half_of_its_pixels_are(old, new):
     visible = torch.rand(20, *old) > 0.5
-    found = resize_gated_mask(Mask(visible, visible.float()), new)
+    resized = resize_gated_mask(Mask(visible, visible.float()), new)
     count, area = counted(visible.long(), new)
-    assert torch.equal(found.visible, 2 * count >= area)
-    assert torch.equal(found.gate, found.visible.float())
-    assert torch.equal(found.visible, resize_mask(visible, new))
-    assert 0 < found.visible.float().mean() < 1
+    assert torch.equal(resized.visible, 2 * count >= area)
+    assert torch.equal(resized.gate, resized.visible.float())
+    assert torch.equal(resized.visible, resize_mask(visible, new))
+    assert 0 < resized.visible.float().mean() < 1
 
 
 @pytest.mark.parametrize(("old", "new"), GRIDS, ids=str)

@@ -64,9 +64,9 @@ def test_parameter_gradients_equal_the_oracle(layout_predictor, mask, gated_logi
     def gradients(logits):
         return torch.autograd.grad((logits * weight).sum(), list(parameters.values()), allow_unused=True)
 
-    found = gradients(predictor(images, mask, mask.double().requires_grad_()))
+    actual = gradients(predictor(images, mask, mask.double().requires_grad_()))
     oracle = gradients(gated_logits(predictor, images, mask.flatten(1).double(), mask))
-    for name, ours, theirs in zip(parameters, found, oracle, strict=True):
+    for name, ours, theirs in zip(parameters, actual, oracle, strict=True):
         if ours is None:  # what is only in timm's pooling is used by neither
             assert theirs is None, name
         else:
@@ -159,7 +159,7 @@ def test_stochastic_depth_cannot_be_packed(make_model, images, mask):
     """Packed images share a row, and stochastic depth drops rows."""
     predictor = make_model(backbone_kwargs={"drop_path_rate": 0.5}, execution="packed").predictor
     assert predictor(images, mask).isfinite().all()
-    with pytest.raises(IfamError, match="execution='packed' has all images in one row"):
+    with pytest.raises(IfamError, match="execution='packed' puts all images into one row"):
         predictor.train()(images, mask)
 
 
@@ -176,8 +176,8 @@ def test_the_last_block_computes_what_is_read_and_the_same_as_if_it_computed_all
     assert asked[0] > 4
     projection.remove()
     with flop_counter() as counter:
-        found = predictor(images, mask)
-    torch.testing.assert_close(found, listened, rtol=0, atol=1e-5)
+        logits = predictor(images, mask)
+    torch.testing.assert_close(logits, listened, rtol=0, atol=1e-5)
     handle = last.register_forward_hook(lambda *_: None)
     with flop_counter() as whole:
         predictor(images, mask)
@@ -190,8 +190,8 @@ def test_inference_mode(tiny_model, images, mask):
     with torch.inference_mode():
         for mode in MODES:
             tiny_model.predictor.mask_gradient = mode
-            found = tiny_model.predictor(images, mask, mask.float())
-            assert torch.equal(found, expected)
+            logits = tiny_model.predictor(images, mask, mask.float())
+            assert torch.equal(logits, expected)
 
 
 @pytest.mark.parametrize("shape", [(4, 5, 4), (2, 4, 4), (4, 15), (4, 1, 4, 4), (4, 4), (4,)], ids=str)

@@ -1,4 +1,4 @@
-"""What every model of this package offers, so that one trainer, one evaluation and one way of saving serve them all."""
+"""The base classes of all models: one interface for training, evaluation, saving and loading."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,12 +21,12 @@ from ifam.models.interventions import Intervention
 from ifam.models.selector import Selector
 from ifam.types import Batch, Output, Selection
 
-# What loading gives back; beartype does not know `Self` here.
+# The return type of loading; beartype does not support `Self` here.
 _Model = TypeVar("_Model", bound="Classifier")
 
 
 class Classifier(nn.Module):
-    """A model that is trained, judged, saved and loaded by name (see `ifam.models.registry.METHODS`).
+    """A model that is trained, evaluated, saved and loaded by name (see `ifam.models.registry.METHODS`).
 
     A subclass defines `forward`, `input_backbone` and `last_layer`.
 
@@ -34,12 +34,12 @@ class Classifier(nn.Module):
         config: The model's settings.
 
     Attributes:
-        method: Name in `METHODS`; what `config.json` remembers.
-        variants: Other names in `METHODS` with a model of this very class, which is trained otherwise.
-        needs_masks: Whether it answers only to images with a true mask.
-        masks_input: Whether its answer depends on visible patches alone.
-        selects_parts: Whether it has a selector, so that its outputs have a selection, and a mask.
-        takes_interventions: Whether a predictor answers by the mask of the selection, so that changes to it matter.
+        method: Name in `METHODS`, which is saved in `config.json`.
+        variants: Other names in `METHODS` of this class, for models that are trained differently.
+        needs_masks: Whether it needs the true mask of each image.
+        masks_input: Whether its prediction depends on visible patches alone.
+        selects_parts: Whether it has a selector, so that its outputs have a selection and a mask.
+        takes_interventions: Whether its predictor uses the mask of the selection, so that interventions have an effect.
     """
 
     method: str = "ifam"
@@ -50,7 +50,7 @@ class Classifier(nn.Module):
     takes_interventions: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
-        # A subclass is another model: it shares no name with its parent.
+        # Variants are not inherited: each name belongs to one class.
         cls.variants = cls.__dict__.get("variants", ())
 
     def __init__(self, config: ModelConfig, pretrained: bool = True) -> None:
@@ -59,12 +59,12 @@ class Classifier(nn.Module):
 
     @property
     def input_backbone(self) -> Backbone:
-        """The transformer whose image size and normalization the images have."""
+        """The transformer that determines the size and normalization of the images."""
         raise NotImplementedError
 
     @property
     def last_layer(self) -> nn.Linear:
-        """The linear layer that gives the logits of the answer."""
+        """The linear layer that computes the final logits."""
         raise NotImplementedError
 
     @property
@@ -80,7 +80,7 @@ class Classifier(nn.Module):
 
     @property
     def mask_grid(self) -> tuple[int, int]:
-        """Rows and columns of the mask: the patches of the transformer that answers."""
+        """Rows and columns of the mask: the patches of the transformer that classifies."""
         return self.input_backbone.grid
 
     def forward(
@@ -91,20 +91,20 @@ class Classifier(nn.Module):
         Args:
             images: Normalized images [B, 3, S, S].
             interventions: Changes to the selection, applied in order before the mask is made.
-            masks: True where the object is, bool [B, S, S], for methods that answer by true masks; others ignore it.
+            masks: True where the object is, bool [B, S, S], for methods that need true masks; others ignore it.
 
         Raises:
-            IfamError: There are interventions, but no mask of parts; or true masks are needed and missing.
+            IfamError: The model does not support interventions, or true masks are needed and missing.
         """
         raise NotImplementedError
 
     def predict_batch(self, batch: Batch) -> Output:
-        """What the model says about a batch, of which it may use the true masks if it `needs_masks`."""
+        """Classify a batch; the true masks are used if the model `needs_masks`."""
         out: Output = self(batch.images, masks=batch.masks)
         return out
 
     def select(self, images: Tensor) -> Selection:
-        """The parts of images [B, 3, S, S].
+        """Assign the patches of images [B, 3, S, S] to parts.
 
         Raises:
             IfamError: The model selects no parts.
@@ -112,7 +112,7 @@ class Classifier(nn.Module):
         raise self._without_parts()
 
     def classify(self, images: Tensor, selection: Selection) -> Output:
-        """The answer to images [B, 3, S, S] once their parts are selected.
+        """Classify images [B, 3, S, S] given their parts.
 
         Raises:
             IfamError: The model selects no parts.
@@ -120,11 +120,11 @@ class Classifier(nn.Module):
         raise self._without_parts()
 
     def with_part_maps(self, images: Tensor, others: Tensor) -> tuple[Output, Tensor]:
-        """The answer to images, and the part maps of others, from one pass of the selector.
+        """Classify images, and compute the part maps of others, in one pass of the selector.
 
         Args:
             images: Normalized images [B, 3, S, S].
-            others: As many others.
+            others: The same number of other images.
 
         Raises:
             IfamError: The model selects no parts.
@@ -134,16 +134,16 @@ class Classifier(nn.Module):
     def _without_parts(self) -> IfamError:
         return IfamError(f"The method {self.method} selects no parts.")
 
-    def check_interventions(self, asked: object) -> None:
-        """Refuse interventions where they would change nothing.
+    def check_interventions(self, interventions: object) -> None:
+        """Refuse interventions where they would have no effect.
 
         Args:
-            asked: The interventions, or anything that is true where there are some.
+            interventions: The interventions, or anything that is true where there are some.
 
         Raises:
-            IfamError: There are some.
+            IfamError: There are interventions, and the model does not support them.
         """
-        if asked and not self.takes_interventions:
+        if interventions and not self.takes_interventions:
             raise IfamError(f"{self.method} does not support interventions: no mask of parts decides its answer.")
 
     def save_pretrained(self, folder: str | Path, extra: dict[str, Any] | None = None) -> None:
@@ -153,7 +153,7 @@ class Classifier(nn.Module):
 
         Args:
             folder: Where to; made if need be.
-            extra: Anything for JSON that should travel with the model (`hub.read_config` gives it back).
+            extra: JSON-serializable content to save with the model (`hub.read_config` returns it).
 
         Raises:
             IfamError: The folder cannot be written, or `extra` or the configuration cannot be written as JSON.
@@ -172,22 +172,22 @@ class Classifier(nn.Module):
             The model, in evaluation mode.
 
         Raises:
-            IfamError: It is of another class, a file is missing or damaged, the configuration has unknown or impossible
-                fields, or the weights do not fit it.
+            IfamError: It is of another class, a file is missing or damaged, the configuration has unknown fields or
+                invalid values, or the weights do not fit it.
         """
         folder = saved_models.locate(source, revision)
         method, (config, _) = saved_models.read_method(folder), saved_models.read_config(folder)
         if method not in (cls.method, *cls.variants):
             raise IfamError(
                 f"{folder} holds a model of the method {method!r}, but one of {cls.method!r} is expected; give one "
-                f"of those (`ifam.checkpoints.hub.load_any` reads every method)."
+                f"of these (`ifam.checkpoints.hub.load_any` reads every method)."
             )
         try:
-            # No memory is taken before the weights are read into it.
+            # Built on the meta device: no memory is allocated before the weights are loaded.
             with torch.device("meta"):
                 model = cls(config, pretrained=False)
         except (TypeError, AttributeError, RuntimeError, AssertionError) as error:
-            raise IfamError(f"{folder / CONFIG} describes no model ({error}); save the model again.") from error
+            raise IfamError(f"{folder / CONFIG} does not describe a model ({error}); save the model again.") from error
         model.method = method
         weights = read_safetensors(folder / WEIGHTS)
         check_tensors({name: tuple(t.shape) for name, t in model.state_dict().items()}, weights)
@@ -204,7 +204,7 @@ class PartClassifier(Classifier):
         pretrained: Start the selector from a pretrained backbone.
 
     Raises:
-        IfamError: A setting makes no model.
+        IfamError: A setting is invalid.
     """
 
     selects_parts = True
@@ -229,15 +229,15 @@ class PartClassifier(Classifier):
     def forward(
         self, images: Tensor, interventions: Sequence[Intervention] = (), masks: Tensor | None = None
     ) -> Output:
-        """Classify images by the parts that were selected.
+        """Classify images by their selected parts.
 
         Args:
             images: Normalized images [B, 3, S, S].
             interventions: Changes to the selection, applied in order before the mask is made.
-            masks: Ignored: the selector chooses. `ifam.UseMask` shows a mask of yours.
+            masks: Ignored; use the intervention `ifam.UseMask` to set a mask.
 
         Returns:
-            The answer with everything that led to it.
+            The logits, the mask and the selection.
         """
         self.check_interventions(interventions)
         selection = self.select(images)
@@ -246,25 +246,25 @@ class PartClassifier(Classifier):
         return self.classify(images, selection)
 
     def select(self, images: Tensor) -> Selection:
-        """The parts of images [B, 3, S, S]."""
+        """Assign the patches of images [B, 3, S, S] to parts."""
         selection: Selection = self.selector(images)
         return selection
 
     def with_part_maps(self, images: Tensor, others: Tensor) -> tuple[Output, Tensor]:
-        """The answer to images, and the part maps of others; no further than to these for the others."""
+        """Classify images, and compute only the part maps of others."""
         patches, moved = self.selector.patches(torch.cat([images, others])).chunk(2)
         maps = self.selector.part_maps(moved)
         return self.classify(images, self.selector.select(patches)), maps
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """Where the module's weights are."""
+    """The device of the module's weights."""
     return next(module.parameters()).device
 
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and afterwards the mode that the module was in."""
+    """Run the block in evaluation mode, then restore the mode of the module."""
     training = module.training
     module.eval()
     try:
@@ -274,10 +274,10 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def _check(config: ModelConfig) -> None:
-    """Refuse settings of which no model can be made."""
+    """Refuse invalid settings."""
     for name, choices in (("mask_gradient", get_args(MaskGradient)), ("execution", get_args(Execution))):
         if getattr(config, name) not in choices:
-            raise IfamError(f"{name} is {getattr(config, name)!r}, but {', '.join(choices)} exist.")
+            raise IfamError(f"{name} is {getattr(config, name)!r}, but one of {', '.join(choices)} is expected.")
     if config.class_names and len(config.class_names) != config.num_classes:
         raise IfamError(
             f"class_names has {len(config.class_names)} names for {config.num_classes} classes; give one for each."

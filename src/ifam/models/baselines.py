@@ -1,4 +1,4 @@
-"""Baselines: the same parts, put together otherwise (docs/comparisons.md)."""
+"""Baselines from the components of `IFAM` (docs/comparisons.md)."""
 
 from collections.abc import Sequence
 
@@ -19,7 +19,7 @@ from ifam.types import Output, Selection
 
 
 class OneStage(Classifier):
-    """The predictor's transformer on its own; a subclass says what it is shown and what is read.
+    """The predictor's transformer alone; subclasses define its input and how its tokens are pooled.
 
     Args:
         config: The same settings as the model it is compared with; those of the selector are not used.
@@ -53,9 +53,9 @@ class OneStage(Classifier):
 
 
 class PlainViT(OneStage):
-    """One transformer that sees the whole image: the predictor with nothing hidden.
+    """One transformer that sees the whole image: the predictor without hidden patches.
 
-    It reads the class token, or the mean of the patch tokens where there is no class token.
+    It classifies the class token, or the mean of the patch tokens where there is no class token.
     """
 
     method = "plain_vit"
@@ -67,7 +67,7 @@ class PlainViT(OneStage):
 
 
 class PlainViTMean(OneStage):
-    """A plain ViT that reads the mean of its patch tokens, whether it has a class token or not."""
+    """A plain ViT that classifies the mean of its patch tokens, whether it has a class token or not."""
 
     method = "plain_vit_mean"
 
@@ -77,10 +77,10 @@ class PlainViTMean(OneStage):
 
 
 class PlainViTAttentive(OneStage):
-    """A plain ViT that reads its tokens by attention (CAE, arXiv 2202.03026; V-JEPA, arXiv 2404.08471).
+    """A plain ViT that pools its tokens by attention (CAE, arXiv 2202.03026; V-JEPA, arXiv 2404.08471).
 
-    One learned query attends to all tokens, as many heads as the transformer has; then norm and linear layer, as in
-    the other plain ViTs. The method "attentive_probe" trains these alone, and leaves the transformer as pretrained.
+    One learned query attends to all tokens, with as many heads as the transformer has; then norm and linear layer, as
+    in the other plain ViTs. The method "attentive_probe" trains only these, on the frozen pretrained transformer.
     """
 
     method = "plain_vit_attentive"
@@ -100,7 +100,7 @@ class AttentivePool(nn.Module):
 
     Args:
         width: Width D of a token.
-        num_heads: Heads; they divide the width.
+        num_heads: Attention heads; a divisor of the width.
     """
 
     def __init__(self, width: int, num_heads: int) -> None:
@@ -109,17 +109,17 @@ class AttentivePool(nn.Module):
         self.attention = nn.MultiheadAttention(width, num_heads, batch_first=True)
 
     def forward(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B D"]:
-        """What the query finds among the tokens, in whatever order they come."""
+        """The attention output of the query; it does not depend on the order of the tokens."""
         query = self.query.expand(len(tokens), 1, -1)
-        found: Tensor = self.attention(query, tokens, tokens, need_weights=False)[0]
-        return found[:, 0]
+        pooled: Tensor = self.attention(query, tokens, tokens, need_weights=False)[0]
+        return pooled[:, 0]
 
 
 class GivenMask(OneStage):
     """The oracle: the predictor alone, shown the patches of the data set's true masks, in training and evaluation.
 
-    It sees exactly the pixels of these patches, as `IFAM` sees those of the selector's; no part is ever dropped. A
-    patch counts as object where the object covers half of it, and where no patch does, the answer is the prior.
+    It sees exactly the pixels of these patches, as `IFAM` sees those that the selector chose; parts are never dropped.
+    A patch counts as object if the object covers half of it; without such a patch, the predictor's prior is predicted.
     """
 
     method = "given_mask"
@@ -142,18 +142,18 @@ class GivenMask(OneStage):
         self.check_interventions(interventions)
         if masks is None:
             raise IfamError(
-                "given_mask answers by true masks and got none, or not one for each image of the batch; give every "
-                "image of the data a mask, as in `model(images, masks=masks)`."
+                "given_mask needs the true mask of each image, but got none, or not for every image of the batch; give "
+                "them, as in `model(images, masks=masks)`."
             )
         mask = patch_mask(masks, self.input_backbone.grid) if masks.shape[1:] == images.shape[2:] else masks
         return Output(self.predictor(images, mask))
 
 
 class SelectorAlone(PartClassifier):
-    """Stage 1 as a classifier of its own (PDiscoFormer, arXiv 2407.04538).
+    """Stage 1 as a classifier on its own (PDiscoFormer, arXiv 2407.04538).
 
-    The answer is the selector's, which has seen the whole image; `Output.mask` is what a reader of its part maps would
-    take for seen. It is trained with every term of the loss but the predictor's classification.
+    The prediction is the selector's, which sees the whole image; `Output.mask` holds the patches of foreground parts,
+    which its part maps suggest as its input. It is trained with all loss terms but the predictor's classification.
     """
 
     method = "selector"
@@ -164,13 +164,13 @@ class SelectorAlone(PartClassifier):
         return self.selector.classifier
 
     def classify(self, images: Tensor, selection: Selection) -> Output:
-        """The selector's own answer, beside the patches that parts have won."""
+        """The selector's own logits, and the patches assigned to foreground parts as the mask."""
         mask = make_mask(selection)
         return Output(None, selection.selector_logits, mask.visible, mask.gate, selection)
 
 
 class LatePredictor(Predictor):
-    """A predictor that sees every patch; the mask only chooses which patch tokens are averaged in the end."""
+    """A predictor that sees every patch; the mask only selects the final patch tokens that are averaged."""
 
     def forward(
         self,
@@ -178,7 +178,7 @@ class LatePredictor(Predictor):
         mask: Bool[Tensor, "B ..."],
         gate: Float[Tensor, "B ..."] | None = None,
     ) -> Float[Tensor, "B C"]:
-        """Class logits of the mean of the masked patch tokens; of nothing, zeros, where the mask is empty.
+        """Class logits of the mean of the masked patch tokens, or of zeros where the mask is empty.
 
         Args:
             images: Normalized images.

@@ -1,4 +1,4 @@
-"""A small transformer's attention chooses what of the image a large one sees: baselines without masks."""
+"""Baselines without masks: the attention of a small transformer chooses image crops for a large one."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,20 +16,21 @@ from ifam.models.interventions import Intervention
 from ifam.models.predictor import Predictor
 from ifam.types import Output
 
-# Share of the attention that the box of `TrainedCrops` holds: that of the masks in figure 3 of DINO (arXiv 2104.14294).
+# Share of the attention inside the box of `TrainedCrops`: that of the masks in figure 3 of DINO (arXiv 2104.14294).
 SHARE = 0.6
-# Side of the crops of `FrozenCrops`, as a share of the image's: at most that, since it is an odd number of patches.
+# Largest side of the crops of `FrozenCrops`, as a share of the image's side; it is rounded down to an odd number of
+# patches.
 SIDE = 0.5
 
 
 @dataclass(frozen=True)
 class AttentionMap:
-    """What the small transformer says about a batch.
+    """Logits and attention of the small transformer on a batch.
 
     Attributes:
         logits: Its own classification of the whole images.
         attention: How much the class token of its last block attends to each patch; sums to 1.
-        box: Top, left, bottom and right of the crop, in patches; the last two are the first outside.
+        box: Top, left, bottom and right of the crop, in patches; the last two are exclusive.
     """
 
     logits: Float[Tensor, "B C"]
@@ -40,14 +41,14 @@ class AttentionMap:
 class TrainedCrops(Classifier):
     """Two transformers trained jointly: the small one's attention chooses a box, which is all that the large one sees.
 
-    The small one (`backbone`) stands in the place of the selector and classifies the whole image, the large one
-    (`predictor_backbone`, or a second `backbone`) in that of the predictor. The crop is the smallest box around the
-    fewest patches that hold `SHARE` of the attention, stretched to the size of the input. Each is trained by a
-    cross-entropy of its own; no gradient passes through the crop. What was cut away cannot reach the large one, but it
-    may have chosen the box.
+    The small one (`backbone`) takes the place of the selector and classifies the whole image, the large one
+    (`predictor_backbone`, or a second `backbone`) that of the predictor. The crop is the smallest box around the
+    fewest patches that hold `SHARE` of the attention, stretched to the size of the input. Each has its
+    own cross-entropy; no gradient passes through the crop. Pixels outside the crop cannot reach the large one, but they
+    may have influenced the box.
 
     Args:
-        config: The model's settings; those of parts and mask are not used.
+        config: The model's settings; those on parts and mask are not used.
         pretrained: Start from the pretrained backbones.
     """
 
@@ -78,7 +79,7 @@ class TrainedCrops(Classifier):
         return Output(self.classify_crop(images, attended.box), attended.logits)
 
     def attend(self, images: Float[Tensor, "B 3 S1 S2"]) -> AttentionMap:
-        """What the small transformer says about whole images, and where it looks."""
+        """Logits and attention of the small transformer on whole images."""
         tokens, attention = attended_tokens(self.input_backbone, images)
         logits = self.selector.classify(self.input_backbone.pool(tokens))
         return AttentionMap(logits, attention, attention_box(attention))
@@ -97,17 +98,17 @@ class Peaks:
     Attributes:
         attention: How much the class token of the last block attends to each patch; sums to 1.
         box: Top, left, bottom and right of the crop around each peak, the highest first, in patches; the last two are
-            the first outside.
-        found: False where an image has fewer peaks; these boxes are not used.
+            exclusive.
+        valid: False where an image has fewer peaks; these boxes are not used.
     """
 
     attention: Float[Tensor, "B H W"]
     box: Int[Tensor, "B N 4"]
-    found: Bool[Tensor, "B N"]
+    valid: Bool[Tensor, "B N"]
 
 
 class Frozen(nn.Module):
-    """A transformer as it was pretrained: in evaluation mode whatever the model around it does.
+    """A frozen pretrained transformer, which stays in evaluation mode when the model around it is trained.
 
     Args:
         backbone: The transformer.
@@ -127,17 +128,17 @@ class Frozen(nn.Module):
 class FrozenCrops(Classifier):
     """A linear layer on a frozen transformer's features of crops, which the attention of another one chooses.
 
-    This is our reading of a one-line description of arXiv 2606.03148, which is all that we had of it: a frozen small
-    transformer, crops around the peaks of its attention, a frozen large transformer, a linear head. It is not verified
-    against the paper or its code; number and size of the crops, and that their features are averaged, are our choice.
+    This follows a one-line description of arXiv 2606.03148: a frozen small transformer, crops around the peaks of its
+    attention, a frozen large transformer, a linear head. It is not verified against the paper or its code; number and
+    size of the crops, and averaging their features, are our choice.
 
     The small transformer (`backbone`) is used for its attention alone. Around each of the `num_parts` highest peaks
     (`peak_boxes`) a crop is cut out and stretched to the input of the large one (`predictor_backbone`, or a second
-    `backbone`), whose features of the crops are averaged. Only the linear layer is trained. What no crop holds cannot
-    reach the large transformer, but it may have chosen the crops.
+    `backbone`), whose features of the crops are averaged. Only the linear layer is trained. Pixels outside the
+    crops cannot reach the large transformer, but they may have influenced the crops.
 
     Args:
-        config: The model's settings; of those of parts and mask, only `num_parts` is used.
+        config: The model's settings; of those on parts and mask, only `num_parts` is used.
         pretrained: Start from the pretrained backbones.
     """
 
@@ -157,7 +158,7 @@ class FrozenCrops(Classifier):
 
     @property
     def last_layer(self) -> nn.Linear:
-        """The linear layer, which is all that is trained."""
+        """The linear layer, the only trained module."""
         return self.classifier
 
     def forward(
@@ -169,7 +170,7 @@ class FrozenCrops(Classifier):
 
     @torch.no_grad()
     def attend(self, images: Float[Tensor, "B 3 S1 S2"]) -> Peaks:
-        """Where the small transformer looks, in whole images."""
+        """Attention peaks of the small transformer on whole images."""
         _, attention = attended_tokens(self.input_backbone, images)
         return Peaks(attention, *peak_boxes(attention, self.config.num_parts))
 
@@ -181,20 +182,20 @@ class FrozenCrops(Classifier):
     @torch.no_grad()
     def _features(self, images: Float[Tensor, "B 3 S1 S2"], peaks: Peaks) -> Float[Tensor, "B D"]:
         """Features of the large transformer, the mean over an image's crops, from one pass for all of them."""
-        large, found = self.predictor.backbone, peaks.found
+        large, valid = self.predictor.backbone, peaks.valid
         crops = equal_crops(
-            images, found.nonzero()[:, 0], peaks.box[found], self.input_backbone.patch_size, large.image_size
+            images, valid.nonzero()[:, 0], peaks.box[valid], self.input_backbone.patch_size, large.image_size
         )
         pooled = large.pool(large(crops))
-        features = pooled.new_zeros(*found.shape, large.width)
-        features[found] = pooled
-        return features.sum(dim=1) / found.sum(dim=1, keepdim=True)
+        features = pooled.new_zeros(*valid.shape, large.width)
+        features[valid] = pooled
+        return features.sum(dim=1) / valid.sum(dim=1, keepdim=True)
 
 
 def attended_tokens(
     backbone: Backbone, images: Float[Tensor, "B 3 S1 S2"]
 ) -> tuple[Float[Tensor, "B N D"], Float[Tensor, "B H W"]]:
-    """Tokens of whole images after the final norm, and where the last block attended.
+    """Tokens of whole images after the final norm, and the attention of the last block.
 
     Returns:
         Prefix tokens and all patches; and, without gradient, the share of each patch in the attention to patches of
@@ -203,7 +204,7 @@ def attended_tokens(
     last: dict[str, Tensor] = {}
 
     def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        # Blocks run in order, so those of the last one stay.
+        # Blocks run in order, so the tensors of the last one remain.
         last.update(query=query.detach(), key=key.detach())
         return F.scaled_dot_product_attention(query, key, value)
 
@@ -211,8 +212,8 @@ def attended_tokens(
         tokens: Tensor = backbone(images)
     with torch.autocast(images.device.type, enabled=False):
         query, key = last["query"].float(), last["key"].float()
-        asking = query[:, :, :1] if backbone.has_class_token else query
-        weights = (asking @ key.mT * key.shape[-1] ** -0.5).softmax(dim=-1).mean(dim=(1, 2))
+        queries = query[:, :, :1] if backbone.has_class_token else query
+        weights = (queries @ key.mT * key.shape[-1] ** -0.5).softmax(dim=-1).mean(dim=(1, 2))
         patches = weights[:, backbone.num_prefix_tokens :]
         return tokens, (patches / patches.sum(dim=1, keepdim=True)).unflatten(1, backbone.grid)
 
@@ -222,10 +223,10 @@ def attention_box(attention: Float[Tensor, "B H W"], share: float = SHARE) -> In
 
     Args:
         attention: How much each patch is attended to.
-        share: Of the sum of the attention.
+        share: Share of the sum of the attention.
 
     Returns:
-        Top, left, bottom and right in patches; the last two are the first outside.
+        Top, left, bottom and right in patches; the last two are exclusive.
     """
     values, order = attention.flatten(1).sort(dim=1, descending=True, stable=True)
     held_before = values.cumsum(dim=1) - values
@@ -244,43 +245,43 @@ def _ends(flags: Bool[Tensor, "B N"]) -> tuple[Int[Tensor, " B"], Int[Tensor, " 
 def crop(
     images: Float[Tensor, "B 3 S1 S2"], box: Int[Tensor, "B 4"], patch_size: tuple[int, int], size: tuple[int, int]
 ) -> Float[Tensor, "B 3 T1 T2"]:
-    """Boxes of images, stretched to a size; no pixel outside of a box has a part in it.
+    """Crop boxes from images and resize them; pixels outside a box do not affect its crop.
 
     Args:
         images: Normalized images.
         box: Top, left, bottom and right in patches.
         patch_size: Height and width of a patch in pixels.
-        size: Height and width wanted, in pixels.
+        size: Height and width of the crops in pixels.
     """
     height, width = patch_size
-    cut = [
+    crops = [
         image[None, :, top * height : bottom * height, left * width : right * width]
         for image, (top, left, bottom, right) in zip(images, box.tolist(), strict=True)
     ]
-    return torch.cat([F.interpolate(one, size, mode="bilinear", antialias=True) for one in cut])
+    return torch.cat([F.interpolate(one, size, mode="bilinear", antialias=True) for one in crops])
 
 
 def peak_boxes(
     attention: Float[Tensor, "B H W"], number: int, share: float = SIDE
 ) -> tuple[Int[Tensor, "B N 4"], Bool[Tensor, "B N"]]:
-    """Boxes of one size around the highest peaks of the attention, inside of the image.
+    """Boxes of one size around the highest peaks of the attention, inside the image.
 
     A peak is a patch that is the highest of the box around it (non-maximum suppression), so that a box holds no other
-    peak unless it was moved inside of the image. Of equal patches the first counts as the higher one.
+    peak unless it was shifted to fit into the image. Of equal patches, the first counts as higher.
 
     Args:
         attention: How much each patch is attended to.
-        number: Peaks wanted.
+        number: Maximal number of peaks.
         share: Height and width of a box as a share of the grid's; it is the largest odd number of patches up to that.
 
     Returns:
-        Top, left, bottom and right of each box in patches, the highest peak first, the last two being the first
-        outside; and whether it is that of a peak, of which an image may have fewer than are wanted.
+        Top, left, bottom and right of each box in patches, the highest peak first, the last two being
+        exclusive; and whether the box is valid: an image may have fewer peaks.
     """
     rows, columns = attention.shape[1:]
     height, width = (max(1, (int(share * size) - 1) // 2 * 2 + 1) for size in (rows, columns))
     order = attention.flatten(1).argsort(dim=1, descending=True, stable=True)
-    # Ranks, no two of which are equal: an even plateau has one peak, not as many as it has patches.
+    # Ranks are distinct, so that a plateau has one peak, not one for each of its patches.
     score = order.argsort(dim=1).neg().to(attention).unflatten(1, (rows, columns))
     highest = F.max_pool2d(score, (height, width), stride=1, padding=(height // 2, width // 2))
     peaks = score.masked_fill(score < highest, -torch.inf).flatten(1)
@@ -297,18 +298,18 @@ def equal_crops(
     patch_size: tuple[int, int],
     size: tuple[int, int],
 ) -> Float[Tensor, "N 3 T1 T2"]:
-    """Boxes of one size, stretched to another in one step; no pixel outside of a box has a part in it.
+    """Crop boxes of one size and resize them in one step; pixels outside a box do not affect its crop.
 
     Args:
         images: Normalized images.
         image: Index of the image of each box.
         box: Top, left, bottom and right in patches.
         patch_size: Height and width of a patch in pixels.
-        size: Height and width wanted, in pixels.
+        size: Height and width of the crops in pixels.
     """
     top, left, bottom, right = (box * box.new_tensor(patch_size * 2)).unbind(dim=1)
     height, width = int(bottom[0] - top[0]), int(right[0] - left[0])
     rows = top[:, None] + torch.arange(height, device=box.device)
     columns = left[:, None] + torch.arange(width, device=box.device)
-    cut = images[image[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-    return F.interpolate(cut, size, mode="bilinear", antialias=True)
+    crops = images[image[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    return F.interpolate(crops, size, mode="bilinear", antialias=True)

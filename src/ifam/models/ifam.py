@@ -1,4 +1,4 @@
-"""The two stages, joined by the mask."""
+"""The two-stage model: selector, mask and predictor."""
 
 from typing import ClassVar
 
@@ -21,7 +21,7 @@ class IFAM(PartClassifier):
         pretrained: Start both stages from pretrained backbones; False needs no network.
 
     Raises:
-        IfamError: A setting makes no model.
+        IfamError: A setting is invalid.
     """
 
     variants = ("frozen_predictor",)
@@ -45,13 +45,13 @@ class IFAM(PartClassifier):
         return self.predictor.backbone.grid
 
     def classify(self, images: Tensor, selection: Selection) -> Output:
-        """The answer to images [B, 3, S, S] once their parts are selected, by the mask and by nothing else."""
+        """Classify images [B, 3, S, S] given their parts, from the visible patches alone."""
         mask = self.mask(selection)
         logits = self.predictor(images, mask.visible, mask.gate)
         return Output(logits, selection.selector_logits, mask.visible, mask.gate, selection)
 
     def mask(self, selection: Selection) -> Mask:
-        """The mask of a selection, on the predictor's grid: sampled in training mode, without noise in evaluation."""
+        """The mask of a selection, on the predictor's grid: sampled in training mode, deterministic in evaluation."""
         mask = make_mask(
             selection,
             training=self.training,

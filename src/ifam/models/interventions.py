@@ -1,4 +1,4 @@
-"""What a user may change between selector and predictor: `Selection -> Selection`, the input left as it was."""
+"""Interventions between selector and predictor: functions `Selection -> Selection` that do not modify their input."""
 
 import operator
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ Intervention = Callable[[Selection], Selection]
 
 @dataclass(frozen=True)
 class DropParts:
-    """Hide the patches that the given parts have won; they become background.
+    """Hide the patches assigned to the given parts; they become background.
 
     Args:
         parts: Indices of foreground parts, from 0 to K - 1.
@@ -47,13 +47,13 @@ class KeepParts:
 
     def __call__(self, selection: Selection) -> Selection:
         """A copy of the selection with only these parts."""
-        kept = _part_flags(self.parts, selection)
-        return DropParts([k for k in range(len(kept) - 1) if not kept[k]])(selection)
+        keep = _part_flags(self.parts, selection)
+        return DropParts([k for k in range(len(keep) - 1) if not keep[k]])(selection)
 
 
 @dataclass(frozen=True)
 class DropUnsure:
-    """Hide the patches whose similarity to the part that won them is below that part's threshold.
+    """Hide the patches whose similarity to their part is below the threshold of the part.
 
     Args:
         thresholds: One threshold [K] for each foreground part, in units of `Output.similarity`.
@@ -72,7 +72,7 @@ class DropUnsure:
                 f"give one threshold for each."
             )
         winners = selection.winners[:, None]
-        # The background (-inf) is never unsure.
+        # The background has the threshold -inf and is never hidden.
         limits = torch.cat([thresholds, thresholds.new_tensor([-torch.inf])])
         unsure = similarity.gather(1, winners)[:, 0] < limits[winners[:, 0]]
         allowed = torch.ones_like(similarity, dtype=torch.bool)
@@ -82,11 +82,11 @@ class DropUnsure:
 
 @dataclass(frozen=True)
 class UseMask:
-    """Show exactly the patches of a given mask, whatever the selector found.
+    """Show exactly the patches of a given mask, regardless of the selection.
 
     Args:
-        mask: True for visible patches, bool [B, H, W] or [B, P]; [H, W] serves for every image. The patches are the
-            selector's; `model.predictor(images, mask)` takes a mask of the predictor's, where these are others.
+        mask: True for visible patches, bool [B, H, W] or [B, P]; [H, W] applies to every image. The grid is the
+            selector's; for a mask on a different grid of the predictor, call `model.predictor(images, mask)`.
     """
 
     mask: Tensor
@@ -113,14 +113,16 @@ class UseMask:
 
 
 def _part_flags(parts: Sequence[Any], selection: Selection) -> Bool[Tensor, " K1"]:
-    """True at the given parts, after a check of their range."""
+    """True at the given parts, which are checked."""
     num_parts = selection.assignment_logits.shape[1] - 1
     indices = []
     for part in parts:
         try:
             indices.append(operator.index(part))
         except TypeError:
-            raise IfamError(f"{part!r} is no part; parts are whole numbers from 0 to {num_parts - 1}.") from None
+            raise IfamError(
+                f"{part!r} is not a valid part; parts are whole numbers from 0 to {num_parts - 1}."
+            ) from None
         if not 0 <= part < num_parts:
             raise IfamError(
                 f"There is no part {part}: this model has parts 0 to {num_parts - 1} "
@@ -133,8 +135,8 @@ def _part_flags(parts: Sequence[Any], selection: Selection) -> Bool[Tensor, " K1
 
 def _restrict(selection: Selection, allowed: Bool[Tensor, "B K1 H W"]) -> Selection:
     """A copy of the selection in which each patch can belong to the allowed parts only."""
-    # Where nothing that is allowed has a say (a NaN, or ruled out by an earlier intervention), the background
-    # takes the patch if it may, and the parts share it otherwise.
+    # Where no allowed part has a finite logit (a NaN, or excluded by an earlier intervention), the patch goes to the
+    # background if that is allowed, and otherwise to the allowed parts in equal shares.
     logits = torch.nan_to_num(selection.assignment_logits, nan=-torch.inf, neginf=-torch.inf)
     logits = logits.masked_fill(~allowed, -torch.inf)
     heirs = allowed.clone()

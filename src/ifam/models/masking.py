@@ -1,4 +1,4 @@
-"""From a selection to the mask: sampled in training, the plain winner at inference."""
+"""From a selection to the mask: sampled in training, the most probable part at inference."""
 
 import torch
 from torch.nn import functional as F
@@ -16,14 +16,14 @@ def make_mask(
     gumbel_noise: bool = True,
     part_dropout: float = 0.0,
 ) -> Mask:
-    """Hide what belongs to the background (arXiv 2506.08915, section 3.2).
+    """Hide the patches of the background (arXiv 2506.08915, section 3.2).
 
     A patch is visible when its most probable part is at least as probable as the background. In training, the
-    probabilities are a second Gumbel sample, independent of the part maps, and whole parts are dropped from it.
+    probabilities are a second Gumbel sample, independent of the part maps, from which whole parts are dropped.
 
     Args:
         selection: Parts of each image.
-        training: Sample, and drop parts. Without it there is no noise at all.
+        training: Sample, and drop parts; otherwise the mask is deterministic.
         temperature: Softmax temperature of the sample.
         gumbel_noise: Whether training samples.
         part_dropout: Probability that a part is hidden, in training.
@@ -37,9 +37,9 @@ def make_mask(
     probabilities = (logits / temperature).softmax(dim=1)
     parts, background = logits[:, :-1], logits[:, -1]
     if training and part_dropout > 0:
-        kept = torch.rand(parts.shape[:2], device=parts.device)[:, :, None, None] >= part_dropout
-        parts = parts.masked_fill(~kept, -torch.inf)
-        foreground = (probabilities[:, :-1] * kept).sum(dim=1)
+        keep = torch.rand(parts.shape[:2], device=parts.device)[:, :, None, None] >= part_dropout
+        parts = parts.masked_fill(~keep, -torch.inf)
+        foreground = (probabilities[:, :-1] * keep).sum(dim=1)
     else:
         foreground = probabilities[:, :-1].sum(dim=1)
     # Compared as logits: two probabilities may both round to zero, two logits do not.
@@ -57,10 +57,10 @@ def resize_gated_mask(mask: Mask, grid: tuple[int, int]) -> Mask:
 
     Args:
         mask: The mask.
-        grid: Rows and columns of the patches that are wanted.
+        grid: Rows and columns of the new patches.
 
     Returns:
-        The mask on that grid; the same one, where it has the grid already.
+        The mask on that grid; unchanged where it has this grid already.
     """
     if tuple(mask.visible.shape[1:]) == tuple(grid):
         return mask
@@ -72,19 +72,19 @@ def resize_mask(visible: Bool[Tensor, "B H W"], grid: tuple[int, int]) -> Bool[T
     """The patches of another grid of which at least half the area is visible."""
     if tuple(visible.shape[1:]) == tuple(grid):
         return visible
-    # Counted in whole numbers: exactly one half must be told from almost one half.
+    # Counted in whole numbers, to distinguish exactly one half from almost one half.
     return 2 * _covered(visible.float(), grid) >= visible.shape[1] * visible.shape[2]
 
 
 def resize_values(values: Float[Tensor, "B H W"], grid: tuple[int, int]) -> Float[Tensor, "B H2 W2"]:
-    """The mean of the values of patches over the area of each patch of another grid; the values, on the same one."""
+    """The mean of the values of patches over the area of each patch of another grid; unchanged on the same grid."""
     if tuple(values.shape[1:]) == tuple(grid):
         return values
     return _covered(values, grid) / (values.shape[1] * values.shape[2])
 
 
 def _covered(values: Float[Tensor, "B H W"], grid: tuple[int, int]) -> Float[Tensor, "B H2 W2"]:
-    """The sum of the values over the area of each patch of another grid; H W of them cover it wholly."""
+    """The sum of the values over the area of each patch of another grid; full cover gives H W times the value."""
     down, across = (_overlaps(new, old).to(values) for new, old in zip(grid, values.shape[1:], strict=True))
     # Autocast would round the counts.
     with torch.autocast(values.device.type, enabled=False):
@@ -92,14 +92,14 @@ def _covered(values: Float[Tensor, "B H W"], grid: tuple[int, int]) -> Float[Ten
 
 
 def _overlaps(new: int, old: int) -> Float[Tensor, "N M"]:
-    """How much each of `new` equal stretches shares with each of `old`, in units of 1 / (new old) of the whole."""
+    """Overlap of each of `new` equal intervals with each of `old`, in units of 1 / (new old) of the total length."""
     rows, columns = torch.arange(new + 1)[:, None] * old, torch.arange(old + 1) * new
     shared = torch.minimum(rows[1:], columns[1:]) - torch.maximum(rows[:-1], columns[:-1])
     return shared.clamp_min(0).float()
 
 
 def patch_mask(mask: torch.Tensor, grid: tuple[int, int], threshold: float = 0.5) -> torch.Tensor:
-    """A mask of pixels as a mask of patches.
+    """Convert a mask of pixels to a mask of patches.
 
     Args:
         mask: Pixels [B, S1, S2], True on the object.

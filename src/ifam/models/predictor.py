@@ -1,4 +1,4 @@
-"""Stage 2: sees the visible patches, and nothing else, from its first layer on."""
+"""Stage 2: classifies the visible patches; hidden patches are removed before the first layer."""
 
 import torch
 from torch import nn
@@ -13,7 +13,7 @@ class Predictor(nn.Module):
     """Classification of the visible patches (arXiv 2506.08915, section 3.2).
 
     Args:
-        backbone: A transformer of its own.
+        backbone: The transformer of this stage.
         num_classes: Classes C.
         mask_gradient: How the gate of the mask receives gradient (see `ifam.ModelConfig`).
         execution: How the visible patches are computed (see `ifam.ModelConfig`).
@@ -47,7 +47,7 @@ class Predictor(nn.Module):
             gate: The mask as numbers with gradient, of the same shape; without it the mask receives none.
 
         Returns:
-            Class logits. An image of which nothing is visible gets the answer to an empty image, the same for all.
+            Class logits. For images without visible patches they are those of an empty image, the same for all.
 
         Raises:
             IfamError: The mask is not binary or has another shape than the grid of patches.
@@ -66,13 +66,13 @@ class Predictor(nn.Module):
         return self.classify(pooled)
 
     def forward_full(self, images: Tensor) -> Float[Tensor, "B C"]:
-        """Class logits of whole images [B, 3, S, S]: nothing is hidden."""
-        everything = torch.ones(len(images), *self.backbone.grid, dtype=torch.bool, device=images.device)
-        logits: Tensor = self(images, everything)
+        """Class logits of whole images [B, 3, S, S], without hidden patches."""
+        visible = torch.ones(len(images), *self.backbone.grid, dtype=torch.bool, device=images.device)
+        logits: Tensor = self(images, visible)
         return logits
 
     def classify(self, pooled: Float[Tensor, "B D"]) -> Float[Tensor, "B C"]:
-        """Class logits from one vector an image, as the transformer gives it."""
+        """Class logits from the pooled output of the transformer."""
         logits: Tensor = self.head(self.norm(pooled))
         return logits
 
@@ -82,7 +82,7 @@ class Predictor(nn.Module):
         if tuple(mask.shape) not in {(batch, rows, columns), (batch, rows * columns)}:
             raise IfamError(
                 f"The mask has shape {list(mask.shape)}, but [{batch}, {rows}, {columns}] or "
-                f"[{batch}, {rows * columns}] is expected: one value a patch, for every image."
+                f"[{batch}, {rows * columns}] is expected: one value per patch, for every image."
             )
         if mask.dtype != torch.bool:
             raise IfamError(

@@ -1,4 +1,4 @@
-"""Every method by name: what `ifam train --method` and `ifam compare` know, and what `config.json` remembers."""
+"""All methods by name, as in `ifam train --method`, `ifam compare` and `config.json`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,12 +16,12 @@ from ifam.saved_models import RENAMED_METHODS
 
 @dataclass(frozen=True)
 class Method:
-    """A model that can be trained and judged by name (`ifam train --method`, `ifam compare`).
+    """A model that can be trained and evaluated by name (`ifam train --method`, `ifam compare`).
 
     Attributes:
-        about: What it is, in one line.
+        about: Description in one line.
         build: The model's class, which is called with the settings and whether to start from pretrained weights.
-        train: Fields of `TrainConfig` that make the method what it is; they hold whatever else is set.
+        train: Fields of `TrainConfig` that define the method and override other settings.
     """
 
     about: str
@@ -31,17 +31,17 @@ class Method:
 
 METHODS: dict[str, Method] = {
     "ifam": Method("selector and predictor, trained jointly through the mask", IFAM),
-    "plain_vit": Method("one transformer that sees the whole image, read by its class token", PlainViT),
-    "plain_vit_mean": Method("a plain ViT read by the mean of its patch tokens", PlainViTMean),
-    "plain_vit_attentive": Method("a plain ViT read by a learned query that attends to all tokens", PlainViTAttentive),
+    "plain_vit": Method("one transformer that sees the whole image and classifies its class token", PlainViT),
+    "plain_vit_mean": Method("a plain ViT that classifies the mean of its patch tokens", PlainViTMean),
+    "plain_vit_attentive": Method("a plain ViT with a learned query that attends to all tokens", PlainViTAttentive),
     "attentive_probe": Method(
-        "the learned query alone, the transformer as pretrained", PlainViTAttentive, {"predictor_tuning": "none"}
+        "the learned query alone, on the frozen pretrained transformer", PlainViTAttentive, {"predictor_tuning": "none"}
     ),
     "selector": Method("the selector alone (PDiscoFormer): it sees the whole image", SelectorAlone),
     "late_mask": Method("the predictor sees the whole image, its final tokens are masked", LateMask),
-    "soft_mask": Method("probabilities in the place of the mask: every patch is seen a little", SoftMaskIFAM),
+    "soft_mask": Method("probabilities instead of the mask: every patch is seen to some degree", SoftMaskIFAM),
     "given_mask": Method("the predictor sees the patches of the data set's true masks (the oracle)", GivenMask),
-    "frozen_predictor": Method("the predictor's transformer stays as pretrained", IFAM, {"predictor_tuning": "none"}),
+    "frozen_predictor": Method("the predictor's pretrained transformer is frozen", IFAM, {"predictor_tuning": "none"}),
     "group_dro": Method("a plain ViT trained for its worst group (GroupDRO)", PlainViT, {"group_dro": 0.01}),
     "trained_crops": Method(
         "a small transformer's attention chooses a crop for a large one, both trained", TrainedCrops
@@ -58,7 +58,7 @@ def method(name: str) -> Method:
     """The method of this name.
 
     Raises:
-        IfamError: There is none.
+        IfamError: There is no such method.
     """
     if name in RENAMED_METHODS:
         raise IfamError(f"The method {name!r} is called {RENAMED_METHODS[name]!r} now; use that name.")
@@ -68,7 +68,7 @@ def method(name: str) -> Method:
 
 
 def build(name: str, config: ModelConfig, pretrained: bool = True) -> Classifier:
-    """A model of this method, which remembers the name when it is saved.
+    """Build a model of this method; the name is saved with it.
 
     Args:
         name: Name in `METHODS`.
@@ -76,7 +76,7 @@ def build(name: str, config: ModelConfig, pretrained: bool = True) -> Classifier
         pretrained: Start from pretrained backbones; False needs no network.
 
     Raises:
-        IfamError: There is no such method, or a setting makes no model.
+        IfamError: There is no such method, or a setting is invalid.
     """
     model = method(name).build(config, pretrained)
     model.method = name

@@ -23,7 +23,7 @@ class Selector(nn.Module):
         num_classes: Classes C.
         temperature: Softmax temperature of the part maps.
         gumbel_noise: Sample the part maps in training.
-        part_dropout: Probability that the classifier misses a whole part, in training.
+        part_dropout: Probability that a whole part is dropped from the classifier's input, in training.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Selector(nn.Module):
         return patches.to(self.prototypes.dtype)
 
     def part_maps(self, patches: Float[Tensor, "B P D"]) -> Float[Tensor, "B K1 H W"]:
-        """Part maps from patch tokens, and nothing else: what the equivariance loss reads."""
+        """Part maps from patch tokens, for the equivariance loss."""
         with torch.autocast(patches.device.type, enabled=False):
             return self._maps(self._logits(self._similarity(patches)))
 

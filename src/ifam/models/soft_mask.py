@@ -1,6 +1,6 @@
 """The soft mask, a baseline: every patch is seen, the background only faintly (arXiv 2506.08915, section 4).
 
-It trains easily, and its map says little: what is faint in the first block has spread by the second.
+It is easy to train, but its map is not faithful: information on faint patches spreads to others in the first block.
 """
 
 import torch
@@ -12,7 +12,7 @@ from ifam.models.predictor import Predictor
 from ifam.models.selector import gumbel_like
 from ifam.types import Mask, Selection
 
-# Keeps the logarithm of a foreground of zero finite: such a patch is hidden but for one part in 10^10.
+# Keeps the logarithm of a zero weight finite; such a patch has a relative attention weight of 1e-10.
 EPSILON = 1e-10
 
 
@@ -29,8 +29,8 @@ class SoftPredictor(Predictor):
 
         Args:
             images: Normalized images.
-            mask: Weights of 0 and 1 where there is no gate; without effect otherwise.
-            gate: How much of each patch to see, from 0 to 1, [B, H, W] or [B, P].
+            mask: Weights of 0 and 1, used where there is no gate.
+            gate: Weight of each patch, from 0 to 1, [B, H, W] or [B, P].
 
         Returns:
             Class logits.
@@ -41,10 +41,10 @@ class SoftPredictor(Predictor):
 
 
 class SoftMaskIFAM(IFAM):
-    """The two stages of `IFAM`, with probabilities in the place of the mask.
+    """The two stages of `IFAM`, with probabilities instead of the mask.
 
-    `Output.mask` is what a reader of the maps would take for seen, the patches won by a part; the predictor saw
-    the others too. Gradient reaches the selector through the probabilities; `mask_gradient` has no effect.
+    `Output.mask` holds the patches assigned to foreground parts; the predictor sees the others
+    too. Gradient reaches the selector through the probabilities; `mask_gradient` has no effect.
 
     Args:
         config: The model's settings.
@@ -56,7 +56,7 @@ class SoftMaskIFAM(IFAM):
     predictor_class = SoftPredictor
 
     def mask(self, selection: Selection) -> Mask:
-        """The patches won by a part; the gate is the probability of each patch's best part."""
+        """The patches assigned to foreground parts; the gate is the probability of the best part of each patch."""
         grid = self.predictor.backbone.grid
         return Mask(resize_mask(make_mask(selection).visible, grid), resize_values(self.foreground(selection), grid))
 
@@ -68,6 +68,6 @@ class SoftMaskIFAM(IFAM):
             maps = ((logits + gumbel_like(logits)) / config.temperature).softmax(dim=1)
         parts = maps[:, :-1]
         if self.training and config.mask_part_dropout > 0:
-            kept = torch.rand(parts.shape[:2], device=parts.device) >= config.mask_part_dropout
-            parts = parts * kept[:, :, None, None]
+            keep = torch.rand(parts.shape[:2], device=parts.device) >= config.mask_part_dropout
+            parts = parts * keep[:, :, None, None]
         return parts.amax(dim=1)
