@@ -273,12 +273,12 @@ def test_a_configuration_of_something_else(saved):
     ("changes", "message"),
     [
         ({"num_parts": 0}, "num_parts is 0"),
-        ({"num_parts": "three"}, "describes no model"),
-        ({"backbone": "vit_enormous"}, "No backbone is named 'vit_enormous'"),
+        ({"num_parts": "three"}, "does not describe a model"),
+        ({"backbone": "vit_enormous"}, "There is no backbone 'vit_enormous'"),
         ({"image_size": 65}, "65"),
         (
             {"num_classes": 6},
-            r"wrong shape: selector\.classifier\.weight \(expected \[6, 48\], found \[5, 48\]\)",
+            r"wrong shape: selector\.classifier\.weight \(expected \[6, 48\], got \[5, 48\]\)",
         ),
     ],
 )

@@ -1,8 +1,8 @@
-"""The authors' checkpoints of arXiv 2506.08915: a model from nothing but tensors, and the way back.
+"""Convert the authors' checkpoints of arXiv 2506.08915 to models of this package, and back.
 
-Their models come with two sets of names: those of a timm vision transformer, and those of a Hugging Face
-`Dinov2Model`, used with RAD-DINO for chest X-rays. Both end as the same backbone here, by renaming and by
-joining query, key and value (in this order; heads are contiguous rows in both).
+Their tensors come under two sets of names: those of a timm vision transformer, and those of a Hugging Face
+`Dinov2Model`, used with RAD-DINO for chest X-rays. Both become the same backbone here, by renaming and by joining
+query, key and value (in this order; heads are contiguous rows in both).
 """
 
 import re
@@ -33,13 +33,10 @@ _HEADS = {
     "predictor.head.weight": "stage_2.head.weight",
 }
 _STAGES = {"stage_1.": "selector.backbone.vit.", "stage_2.": "predictor.backbone.vit."}
-# A buffer of ones, one for each prefix token; it says nothing that the tokens do not say.
+# A constant buffer of ones, one per prefix token.
 _PREFIX_MASK = "stage_2.prefix_attn_mask"
 
-# The input normalization of DINOv2, which is ImageNet's.
-
-
-# Where the number of parts (with the background) and that of classes are to be read.
+# The axis of each tensor that has the size of the number of parts (with the background).
 _PART_AXES = {
     "stage_1.fc_landmarks.weight": 0,
     "stage_1.modulation.weight": 1,
@@ -61,11 +58,11 @@ def from_official(
 
     Args:
         tensors: The state dict; names may carry `module.` or `_orig_mod.`, repeatedly.
-        settings: What their `config.json` says, where there is one; it must not contradict the tensors.
-        num_heads: Attention heads. By default those of the architecture that the settings name, then of the
-            settings, then width / 64.
+        settings: The content of their `config.json`, if there is one; it must not contradict the tensors.
+        num_heads: Attention heads; by default those of the architecture in the settings, else those in the settings,
+            else width / 64.
         image_size: Side of the input in pixels; only needed where the position table fits two grids.
-        mean: Channel means of the input normalization, which no checkpoint tells; ImageNet's by default.
+        mean: Channel means of the input normalization, which checkpoints do not contain; ImageNet's by default.
         std: Channel standard deviations; ImageNet's by default.
 
     Returns:
@@ -73,7 +70,7 @@ def from_official(
 
     Raises:
         IfamError: Keys are missing, surplus or of a wrong shape, the settings contradict the tensors, or
-            something cannot be inferred; the sentence says what, and how to give it.
+            something cannot be inferred.
     """
     settings = settings or {}
     state = _clean(tensors)
@@ -133,11 +130,11 @@ def to_official(model: IFAM, layout: Layout = "timm") -> dict[str, Tensor]:
 
 
 def _clean(tensors: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors without the prefixes of wrappers, and without what no model here has a use for."""
+    """The tensors without the prefixes of wrappers, and without those that are not needed here."""
     state: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         short = re.sub(r"^((module|_orig_mod)\.)+", "", str(name))
-        # The count of an averaged model, and the mask token that only DINOv2's pretraining uses.
+        # The step count of an averaged model, and the mask token of DINOv2's pretraining.
         if short == "n_averaged" or short.endswith("mask_token"):
             continue
         if not isinstance(tensor, Tensor):
@@ -151,8 +148,8 @@ def _clean(tensors: Mapping[str, Any]) -> dict[str, Tensor]:
     if not all(any(name.startswith(stage) for name in state) for stage in _STAGES):
         ours = any(name.startswith("selector.") for name in state)
         raise IfamError(
-            "This is no checkpoint of the authors' two-stage models: keys `stage_1.*` and `stage_2.*` are "
-            f"expected, found {preview([repr(name) for name in state]) or 'nothing'}; "
+            "This is not a checkpoint of the authors' two-stage models: keys `stage_1.*` and `stage_2.*` are "
+            f"expected, got {preview([repr(name) for name in state]) or 'nothing'}; "
             f"{'`IFAM.from_pretrained` reads this one' if ours else 'give one of theirs'}."
         )
     return state
@@ -170,15 +167,15 @@ def _to_timm(name: str) -> str:
 
 
 def _check_described(model: IFAM) -> None:
-    """Refuse models that the authors' code has no place for: both of its stages have the same transformer."""
+    """Refuse models that the authors' code does not support: both of its stages have the same transformer."""
     stages = [stage.backbone for stage in (model.selector, model.predictor)]
-    # Those of timm's other family; the authors' models are of the first.
+    # Only timm's `Eva` has rotary positions; the authors' models are of the other family.
     rotary = any(hasattr(backbone.vit, "rope") for backbone in stages)
     alike = [{name: tuple(t.shape) for name, t in backbone.vit.state_dict().items()} for backbone in stages]
     if rotary or alike[0] != alike[1] or len(set(model.image_size)) > 1:
         raise IfamError(
-            "The authors' layout has two transformers alike, on square images and without rotary positions, which this "
-            "model has not; save it with `save_pretrained`."
+            "The authors' layout needs two identical transformers, on square images and without rotary positions, "
+            "which this model does not have; save it with `save_pretrained`."
         )
 
 
@@ -192,11 +189,11 @@ def _to_transformers(official: dict[str, Tensor], model: IFAM) -> dict[str, Tens
                 f"with the class token in its position table, which {model.config.backbone} is not; use "
                 f"layout='timm'."
             )
-    kept = {*_HEADS.values(), _PREFIX_MASK}
-    renamed = {name: tensor for name, tensor in official.items() if name in kept}
+    shared = {*_HEADS.values(), _PREFIX_MASK}
+    renamed = {name: tensor for name, tensor in official.items() if name in shared}
     for stage in _STAGES:
-        own = {n.removeprefix(stage): t for n, t in official.items() if n.startswith(stage) and n not in kept}
-        renamed |= {stage + name: tensor for name, tensor in to_transformers(own).items()}
+        vit_tensors = {n.removeprefix(stage): t for n, t in official.items() if n.startswith(stage) and n not in shared}
+        renamed |= {stage + name: tensor for name, tensor in to_transformers(vit_tensors).items()}
     return renamed
 
 
@@ -220,15 +217,15 @@ def _side(size: Any) -> int | None:
     return size if isinstance(size, int) else None
 
 
-def _check_settings(settings: Mapping[str, Any], **found: int) -> None:
-    """Refuse settings that contradict the tensors, or are no settings."""
+def _check_settings(settings: Mapping[str, Any], **inferred: int) -> None:
+    """Refuse settings that are invalid or contradict the tensors."""
     if not isinstance(temperature := settings.get("softmax_temperature", 1.0), int | float):
         raise IfamError(f"config.json has the softmax_temperature {temperature!r}, but a number is expected.")
-    said = {key: settings[key] for key in found if settings.get(key) is not None}
+    stated = {key: settings[key] for key in inferred if settings.get(key) is not None}
     wrong = [
-        f"{key} is {value!r} there and {found[key]} in the tensors"
-        for key, value in said.items()
-        if (_side(value) if key == "img_size" else value) != found[key]
+        f"{key} is {value!r}, but {inferred[key]} in the tensors"
+        for key, value in stated.items()
+        if (_side(value) if key == "img_size" else value) != inferred[key]
     ]
     if wrong:
         raise IfamError(

@@ -1,4 +1,4 @@
-"""Models on disk and on the Hugging Face hub. Reading one never runs code that came with it."""
+"""Models on disk and on the Hugging Face hub. Reading a model never runs code from its files."""
 
 import tempfile
 from collections.abc import Mapping
@@ -44,8 +44,8 @@ def load_any(source: str | Path, *, revision: str | None = None) -> Classifier:
         The model, of the class of its method, in evaluation mode.
 
     Raises:
-        IfamError: A file is missing or damaged, the method is unknown, the configuration has unknown or impossible
-            fields, or the weights do not fit it.
+        IfamError: A file is missing or damaged, the method is unknown, the configuration has unknown fields or invalid
+            values, or the weights do not fit it.
     """
     folder = locate(source, revision)
     return METHODS[read_method(folder)].build.from_pretrained(folder)
@@ -59,7 +59,7 @@ def read_method(source: str | Path, *, revision: str | None = None) -> str:
         revision: Branch, tag or commit on the hub.
 
     Raises:
-        IfamError: There is no `config.json`, or this version does not know the method.
+        IfamError: There is no `config.json`, or the method is unknown to this version.
     """
     folder = locate(source, revision)
     name = saved_models.read_method(folder)
@@ -124,19 +124,20 @@ def load_official(
     Args:
         path_or_hub_id: A `.pt` snapshot, a `.safetensors` file, a folder with `model.safetensors` (and
             perhaps `config.json`), or the id of such a folder on the Hugging Face hub.
-        num_heads: Attention heads, which tensors do not tell. By default those of the architecture that
-            `config.json` names, then those it states, then width / 64: right for DINOv2 and RAD-DINO.
-        image_size: Side of the input in pixels; only asked for where the position table fits two sizes.
-        mean: Channel means of the input normalization. Checkpoints do not tell; ImageNet's are DINOv2's.
+        num_heads: Attention heads, which cannot be inferred from tensors. By default those of the architecture in
+            `config.json`, else its number of heads, else width / 64, which is right for DINOv2 and RAD-DINO.
+        image_size: Side of the input in pixels; only needed where the position table fits two sizes.
+        mean: Channel means of the input normalization. Checkpoints do not contain them; by default those of
+            ImageNet, as for DINOv2.
         std: Channel standard deviations of the input normalization.
         revision: Branch, tag or commit on the hub.
 
     Returns:
-        The model in evaluation mode. All else of its `config` is inferred from the tensors.
+        The model in evaluation mode. The rest of its `config` is inferred from the tensors.
 
     Raises:
-        IfamError: The file is no such checkpoint, is damaged or incomplete, carries code, contradicts its
-            `config.json`, or leaves something open; the sentence says what, and how to go on.
+        IfamError: The file is not such a checkpoint, is damaged or incomplete, contains code, contradicts its
+            `config.json`, or something cannot be inferred.
     """
     tensors, settings = _read_official(find(path_or_hub_id, revision))
     return from_official(tensors, settings, num_heads=num_heads, image_size=image_size, mean=mean, std=std)
@@ -151,18 +152,18 @@ def convert(
     *,
     overwrite: bool = False,
 ) -> str:
-    """Rewrite a model of the authors as one of ifam, or the other way round.
+    """Convert a model of the authors to one of ifam, or the other way round.
 
     Args:
         source: Snapshot, weights file, folder or hub id; either of the authors or of ifam.
         folder: Folder to write `model.safetensors` and `config.json` to.
         to: "ifam", or "official" for exactly the authors' keys and shapes.
         layout: For "official": the authors' names for timm's models, or for Hugging Face's.
-        num_heads: Attention heads, where a checkpoint of the authors leaves them open.
+        num_heads: Attention heads, where they cannot be inferred from a checkpoint of the authors.
         overwrite: Replace a model that is already in the folder.
 
     Returns:
-        A sentence that says what was written.
+        A sentence about what was written.
 
     Raises:
         IfamError: The source cannot be read (see `load_official`), or the folder cannot be written or holds a model.
@@ -193,7 +194,7 @@ def convert(
 
 
 def _official_settings(model: IFAM) -> dict[str, Any]:
-    """The keyword arguments of the authors' models, as their `config.json` has them."""
+    """The keyword arguments of the authors' models, as in their `config.json`."""
     config = model.config
     return {
         "model_arch": config.backbone if not config.backbone_kwargs else None,
@@ -202,13 +203,13 @@ def _official_settings(model: IFAM) -> dict[str, Any]:
         "num_classes": config.num_classes,
         "gumbel_softmax": config.gumbel_noise,
         "softmax_temperature": config.temperature,
-        # Nothing in the tensors tells it, and the name of a custom architecture does not either.
+        # It cannot be inferred from the tensors, nor from the name of a custom architecture.
         "num_heads": count_heads(model.selector.backbone.vit),
     }
 
 
 def _read_official(path: Path) -> tuple[Mapping[str, Any], dict[str, Any]]:
-    """The state dict of a file or folder, and what its `config.json` says."""
+    """The state dict of a file or folder, and the content of its `config.json`."""
     if path.is_dir():
         settings = read_json(path / CONFIG) or {}
         if "ifam_version" in settings:
