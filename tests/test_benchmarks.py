@@ -122,10 +122,10 @@ def test_the_plain_step_has_the_costs_that_it_is_there_for():
 def test_forced_masks_show_what_they_should_and_keep_their_gradient():
     model = Forced(TINY.config(), pretrained=False).train()
     model.visible = TINY.masks((4, 4))
-    found = model.mask(model.selector(TINY.data().images))
-    assert found.visible.equal(model.visible)
-    assert found.gate.equal(model.visible.float())
-    found.gate.sum().backward()
+    mask = model.mask(model.selector(TINY.data().images))
+    assert mask.visible.equal(model.visible)
+    assert mask.gate.equal(model.visible.float())
+    mask.gate.sum().backward()
     assert model.selector.prototypes.grad.abs().sum() > 0
 
 
@@ -191,8 +191,12 @@ def test_contenders_take_turns_and_absent_ones_say_why():
 
 
 def test_tables():
-    found = [Measurement("a", (0.2, 0.4), 2**21), Measurement("b", missing="no"), Measurement("c", (0.1, 0.1), 2**20)]
-    assert comparison(found).splitlines()[2:] == [
+    measurements = [
+        Measurement("a", (0.2, 0.4), 2**21),
+        Measurement("b", missing="no"),
+        Measurement("c", (0.1, 0.1), 2**20),
+    ]
+    assert comparison(measurements).splitlines()[2:] == [
         "| a | 300.0 | 250.0 to 350.0 | 1.00 | 2 | 1.00 |",
         "| b | not run: no |  |  |  |  |",
         "| c | 100.0 | 100.0 to 100.0 | 3.00 | 1 | 0.50 |",

@@ -24,9 +24,9 @@ def test_batch_can_be_pinned(monkeypatch):
     pinned = []
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: pinned.append(self.shape) or self)
     batch = Batch(torch.zeros(2, 3, 4, 4), torch.tensor([0, 1]), groups=torch.tensor([0, 1]))
-    found = batch.pin_memory()
+    copied = batch.pin_memory()
     assert sorted(map(tuple, pinned)) == [(2,), (2,), (2, 3, 4, 4)]
-    assert found.masks is None
+    assert copied.masks is None
 
 
 def test_batch_is_frozen():

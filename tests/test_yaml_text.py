@@ -46,11 +46,11 @@ def test_settings_that_are_written_are_read_as_they_were(tmp_path, text):
     path = tmp_path / "train.yaml"
     path.write_text(yaml_text.dump(settings), encoding="utf-8", newline="\n")
     assert yaml.safe_load(path.read_text(encoding="utf-8")) == settings
-    found = parse("train", "--config", str(path))
-    assert found["data"] == settings["data"]
-    assert found["model"].class_names == (text, "other")
-    assert str(found["root"]) == f"/{text}"
-    assert found["train"].base_lr == 1e-6
+    parsed = parse("train", "--config", str(path))
+    assert parsed["data"] == settings["data"]
+    assert parsed["model"].class_names == (text, "other")
+    assert str(parsed["root"]) == f"/{text}"
+    assert parsed["train"].base_lr == 1e-6
 
 
 @pytest.mark.slow
@@ -58,31 +58,31 @@ def test_settings_that_are_written_are_read_as_they_were(tmp_path, text):
 def test_settings_that_people_write_without_quotes_are_text(tmp_path, text):
     path = tmp_path / "a.yaml"
     path.write_text(f"mask_from: {text}\nmodel: {text}\nout: {text}\ndata:\n  label_column: {text}\n  seed: 3\n")
-    found = parse("evaluate", "--config", str(path))
-    assert (found["mask_from"], found["model"], str(found["out"])) == (text, text, text)
-    assert found["data"] == {"label_column": text, "seed": 3}
+    parsed = parse("evaluate", "--config", str(path))
+    assert (parsed["mask_from"], parsed["model"], str(parsed["out"])) == (text, text, text)
+    assert parsed["data"] == {"label_column": text, "seed": 3}
     path.write_text(f"methods:\n  {text}: {{method: ifam}}\n  plain_vit:\nmodel: {{class_names: [{text}, a]}}\n")
-    found = parse("compare", "--config", str(path))
-    assert list(found["methods"]) == [text, "plain_vit"]
-    assert found["model"].class_names == (text, "a")
+    parsed = parse("compare", "--config", str(path))
+    assert list(parsed["methods"]) == [text, "plain_vit"]
+    assert parsed["model"].class_names == (text, "a")
     words = ["--benchmark", "folder", "--data", f"{{label_column: {text}}}"]
-    found = parse("compare", "--methods", f"{{{text}: {{method: ifam}}}}", *words)
-    assert list(found["methods"]) == [text]
-    assert found["data"] == {"label_column": text}
+    parsed = parse("compare", "--methods", f"{{{text}: {{method: ifam}}}}", *words)
+    assert list(parsed["methods"]) == [text]
+    assert parsed["data"] == {"label_column": text}
 
 
 def test_what_may_be_nothing_can_be_nothing(tmp_path):
     (tmp_path / "a.yaml").write_text("mask_from: null\nroot: ~\nmodel: x\n")
-    found = parse("evaluate", "--config", str(tmp_path / "a.yaml"))
-    assert (found["mask_from"], found["root"]) == (None, None)
+    parsed = parse("evaluate", "--config", str(tmp_path / "a.yaml"))
+    assert (parsed["mask_from"], parsed["root"]) == (None, None)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("text", ODD)
 def test_text_on_the_command_line(text):
     assert parse("train", "--benchmark", "folder", f"--data.label_column={text}")["data"] == {"label_column": text}
-    found = parse("evaluate", "--data.seed", "3", "--data.mask_column", text)
-    assert found["data"] == {"mask_column": text, "seed": 3}
+    parsed = parse("evaluate", "--data.seed", "3", "--data.mask_column", text)
+    assert parsed["data"] == {"mask_column": text, "seed": 3}
 
 
 def _recorder(verb, got):

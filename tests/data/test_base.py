@@ -93,10 +93,10 @@ def test_pixels_are_scaled_and_normalized():
     pixels = Image.new("RGB", (20, 20), (255, 51, 0))
     tensor = torch.tensor([1.0, 0.2, 0.0])[:, None, None].expand(3, 20, 20)
     for image in (pixels, tensor):
-        found = Prepared(One(image=image), (16, 16), (mean, std))[0]
-        assert found["image"].dtype == torch.float32
-        torch.testing.assert_close(found["image"], torch.tensor(expected)[:, None, None].expand(3, 16, 16))
-        back = denormalize(found["image"], (mean, std))
+        example = Prepared(One(image=image), (16, 16), (mean, std))[0]
+        assert example["image"].dtype == torch.float32
+        torch.testing.assert_close(example["image"], torch.tensor(expected)[:, None, None].expand(3, 16, 16))
+        back = denormalize(example["image"], (mean, std))
         torch.testing.assert_close(back, torch.tensor([1.0, 0.2, 0.0])[:, None, None].expand(3, 16, 16))
 
 
@@ -106,8 +106,8 @@ def test_colours_outside_of_what_can_be_shown_are_cut():
 
 def test_labels_groups_and_masks():
     image, mask = half_and_half(20, 20)
-    found = Prepared(One(image=image, group=3, mask=mask), (16, 16), PLAIN)[0]
-    assert (found["label"], found["group"]) == (1, 3)
+    example = Prepared(One(image=image, group=3, mask=mask), (16, 16), PLAIN)[0]
+    assert (example["label"], example["group"]) == (1, 3)
     bare = Prepared(One(image=image), (16, 16), PLAIN)[0]
     assert (bare["label"], bare["group"], bare["mask"]) == (1, 1, None)
 
@@ -163,9 +163,9 @@ def test_an_augmentation_that_is_off_is_off():
 def test_augmentation_flips_half_of_the_images_and_crops_no_more_than_it_may():
     image, mask = half_and_half(80, 80)
     flips = Prepared(One(image=image, mask=mask), (80, 80), PLAIN, Augmentation(flip=True))
-    found = [float(flips[0]["image"][0, 0, 0]) for _ in range(200)]
-    assert set(found) == {0.0, 1.0}
-    assert 0.35 < sum(found) / 200 < 0.65
+    pixels = [float(flips[0]["image"][0, 0, 0]) for _ in range(200)]
+    assert set(pixels) == {0.0, 1.0}
+    assert 0.35 < sum(pixels) / 200 < 0.65
     assert {float(flips[0]["mask"].float().mean()) for _ in range(10)} == {0.5}  # flipped, and not cropped
     ramp = torch.arange(80.0).expand(3, 80, 80) / 80
     crops = Prepared(One(image=ramp), (80, 80), PLAIN, Augmentation(crop=0.6))
@@ -328,13 +328,13 @@ def test_of_a_strip_the_middle_is_kept(ratio):
     ramp = torch.arange(width, dtype=torch.float32).expand(3, height, width) / width
     points = torch.tensor([[width / 2, 5.0, 1.0], [0.0, 5.0, 1.0]])
     example = {"image": ramp, "mask": ramp[0] >= 0.5, "keypoints": points}
-    found = Prepared(One(**example), (40, 40), PLAIN)[0]
-    shown = found["image"][0, 20]
+    prepared = Prepared(One(**example), (40, 40), PLAIN)[0]
+    shown = prepared["image"][0, 20]
     assert shown[20] == pytest.approx(0.5, abs=1.5 / width)
     assert shown[-1] - shown[0] == pytest.approx(height / width, rel=0.1)
-    assert found["keypoints"][0].tolist() == pytest.approx([20, 20, 1], abs=2.1)
-    assert found["keypoints"][1, 2] == 0
-    assert found["mask"].float().mean() == pytest.approx(0.5, abs=0.06)
+    assert prepared["keypoints"][0].tolist() == pytest.approx([20, 20, 1], abs=2.1)
+    assert prepared["keypoints"][1, 2] == 0
+    assert prepared["mask"].float().mean() == pytest.approx(0.5, abs=0.06)
 
 
 # --- answers ---------------------------------------------------------------------------------------------

@@ -48,9 +48,9 @@ def write_deep_png(path, values):
 
 
 def load_grey(path, **options):
-    found = np.asarray(load_image(path, **options))
-    assert (found == found[..., :1]).all()
-    return found[..., 0]
+    pixels = np.asarray(load_image(path, **options))
+    assert (pixels == pixels[..., :1]).all()
+    return pixels[..., 0]
 
 
 WRITERS = {
@@ -74,8 +74,8 @@ WRITERS = {
 def test_twelve_bits_in_a_deeper_file_are_not_nearly_black(tmp_path, kind):
     WRITERS[kind](tmp_path / f"a.{kind}", TWELVE)
     with pytest.warns(UserWarning, match=r"does not say which value is white; 4,095 is taken.*--data\.white"):
-        found = load_grey(tmp_path / f"a.{kind}")
-    assert np.array_equal(found, SHOWN)
+        pixels = load_grey(tmp_path / f"a.{kind}")
+    assert np.array_equal(pixels, SHOWN)
     with warnings.catch_warnings():
         # It is said once.
         warnings.simplefilter("error")
@@ -84,11 +84,11 @@ def test_twelve_bits_in_a_deeper_file_are_not_nearly_black(tmp_path, kind):
 
 def test_deep_colors(tmp_path):
     with pytest.warns(UserWarning, match="4,095 is taken"):
-        found = load_image(write_deep_png(tmp_path / "a.png", COLORS))
-    assert np.array_equal(np.asarray(found), SHOWN_COLORS)
+        image = load_image(write_deep_png(tmp_path / "a.png", COLORS))
+    assert np.array_equal(np.asarray(image), SHOWN_COLORS)
     # The full range is what the format says: no warning.
-    found = load_image(write_deep_png(tmp_path / "b.png", COLORS // 273 * 17 * 257))
-    assert np.array_equal(np.asarray(found), SHOWN_COLORS)
+    image = load_image(write_deep_png(tmp_path / "b.png", COLORS // 273 * 17 * 257))
+    assert np.array_equal(np.asarray(image), SHOWN_COLORS)
     tifffile.imwrite(tmp_path / "c.tif", COLORS // 273 * 17 * 257, photometric="rgb")
     assert np.array_equal(np.asarray(load_image(tmp_path / "c.tif")), SHOWN_COLORS)
 

@@ -43,9 +43,9 @@ INSIDE = SOFT >= 128
 @pytest.mark.parametrize("quality", [10, 75, 95])
 @pytest.mark.parametrize("mode", ["L", "RGB"])
 def test_compression_does_not_let_masks_grow(tmp_path, ending, quality, mode):
-    found = load_mask(save(tmp_path / f"m.{ending}", GREY, mode, quality=quality)).numpy()
+    mask = load_mask(save(tmp_path / f"m.{ending}", GREY, mode, quality=quality)).numpy()
     # At most some pixels on the outline; ringing reaches eight pixels away.
-    assert (found != TRUTH).mean() < 0.02
+    assert (mask != TRUTH).mean() < 0.02
 
 
 def test_compression_makes_no_object_of_nothing(tmp_path):

@@ -115,9 +115,9 @@ def test_masks_of_every_kind(tmp_path, mode):
         Image.fromarray(truth.astype(np.uint16) * 300).save(path)
     else:
         Image.fromarray(truth.astype(np.uint8) * 255).convert(mode).save(path)
-    found = load_mask(path)
-    assert found.dtype == torch.bool
-    assert np.array_equal(found.numpy(), truth)
+    mask = load_mask(path)
+    assert mask.dtype == torch.bool
+    assert np.array_equal(mask.numpy(), truth)
 
 
 def test_a_mask_with_code_in_it_is_refused(tmp_path):

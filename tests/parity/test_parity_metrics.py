@@ -43,8 +43,8 @@ def keypoints(tensors, manifest, split):
 
 
 def check_agreement(tables, nmi, ari):
-    found = part_metrics.agreements(tables.sum(dim=0).double())
-    assert [100 * float(figure) for figure in found] == pytest.approx([nmi, ari], rel=1e-9)
+    agreements = part_metrics.agreements(tables.sum(dim=0).double())
+    assert [100 * float(figure) for figure in agreements] == pytest.approx([nmi, ari], rel=1e-9)
 
 
 def test_every_result_of_the_fixtures_has_a_test(results):
@@ -76,8 +76,8 @@ def test_part_centroids_and_activity(tensors, manifest):
 
 
 def test_keypoint_regression(tensors, manifest, results):
-    found = [part_metrics.positions(keypoints(tensors, manifest, split)) for split in ("fit", "eval")]
-    error = 100 * float(part_metrics.keypoint_distances(*found).nanmean())
+    points = [part_metrics.positions(keypoints(tensors, manifest, split)) for split in ("fit", "eval")]
+    error = 100 * float(part_metrics.keypoint_distances(*points).nanmean())
     assert error == pytest.approx(results["keypoint_regression_error_percent"], rel=1e-6)
 
 
@@ -91,9 +91,9 @@ def test_mask_agreement(tensors, results):
 
 def test_foreground_iou(tensors, results):
     rows = part_metrics.foreground_pixels(tensors["fgbg.maps"], tensors["fgbg.masks"].bool())
-    found = part_figures({"parts.foreground": rows}, torch.ones(1, len(rows), dtype=torch.float64))
-    assert 100 * found["parts.foreground_iou"].item() == pytest.approx(results["fg_iou_percent"], rel=1e-6)
-    assert 100 * found["parts.background_iou"].item() == pytest.approx(results["bg_iou_percent"], rel=1e-6)
+    figures = part_figures({"parts.foreground": rows}, torch.ones(1, len(rows), dtype=torch.float64))
+    assert 100 * figures["parts.foreground_iou"].item() == pytest.approx(results["fg_iou_percent"], rel=1e-6)
+    assert 100 * figures["parts.background_iou"].item() == pytest.approx(results["bg_iou_percent"], rel=1e-6)
 
 
 class Selecting(Classifier):
@@ -115,7 +115,9 @@ def test_part_thresholds(tensors, results):
     model = Selecting(tensors["thresholds.part_logits"], tensors["thresholds.part_maps"])
     examples = [{"image": torch.full((3, 8, 8), float(i)), "label": 0} for i in range(len(model.maps))]
     expected = {1 - float(key): row for key, row in results["part_logit_thresholds"].items()}
-    found = compute_thresholds(model, Benchmark("given", {"train": examples}, ("a",), ("a",)), quantiles=[*expected])
+    thresholds = compute_thresholds(
+        model, Benchmark("given", {"train": examples}, ("a",), ("a",)), quantiles=[*expected]
+    )
     for quantile, row in expected.items():
         wanted = [row[str(part)] for part in range(len(row))]
-        assert found.at(quantile) == pytest.approx(wanted, rel=1e-6, abs=1e-6)
+        assert thresholds.at(quantile) == pytest.approx(wanted, rel=1e-6, abs=1e-6)

@@ -58,7 +58,7 @@ class Case:
 
     def check_selection(self, out, scenario):
         """Everything the selector says, in the scenario's names and axes."""
-        found = {
+        outputs = {
             "part_maps": out.part_maps,
             "features_mod": out.part_features.mT,
             "stage1_scores": out.part_scores.permute(0, 2, 1),
@@ -66,7 +66,7 @@ class Case:
         }
         with_maps = "remove" not in scenario and "threshold" not in scenario
         for name in (*SELECTOR_OUTPUTS, *(["part_maps"] if with_maps else [])):
-            assert_close(found[name], self.data[f"{scenario}.{name}"], **TOLERANCE)
+            assert_close(outputs[name], self.data[f"{scenario}.{name}"], **TOLERANCE)
         assert_close(out.selector_logits, self.data[f"{scenario}.stage1_scores"].mean(dim=2), **TOLERANCE)
 
     def check_mask(self, mask, scenario):

@@ -49,10 +49,10 @@ def test_every_kind_of_number_has_a_test():
 
 @pytest.mark.parametrize("case", NUMBERS["weight_decay"], ids=lambda case: str(case["dataset_length"]))
 def test_normalized_weight_decay(case):
-    found = normalized_weight_decay(
+    decay = normalized_weight_decay(
         case["weight_decay"], case["dataset_length"], batch_size=case["batch_size"], epochs=case["epochs"]
     )
-    assert found == pytest.approx(case["normalised_weight_decay"], rel=1e-12)
+    assert decay == pytest.approx(case["normalised_weight_decay"], rel=1e-12)
 
 
 @pytest.mark.parametrize("case", NUMBERS["param_groups"])
@@ -71,7 +71,7 @@ def test_parameter_groups(case):
     )
     model = from_official(reference.weights(name), num_heads=2)
     groups = parameter_groups(model, config)
-    found = {
+    settings = {
         member: (group.lr_scale, group.weight_decay, group.trainable) for group in groups for member in group.parameters
     }
     official = NUMBERS["param_groups"][case]
@@ -80,7 +80,7 @@ def test_parameter_groups(case):
         for group in official
         for member in group["params"]
     }
-    assert found == expected
+    assert settings == expected
     # Ours are finer (tokens by themselves), but none spans two of theirs.
     theirs = {ours(member["name"]): group["index"] for group in official for member in group["params"]}
     for group in groups:

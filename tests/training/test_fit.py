@@ -122,8 +122,8 @@ def test_frozen_parameters_want_no_gradient_and_the_optimizer_lacks_them(birds, 
     assert wanted == {n for n in names if ".backbone." not in n} | tokens(n for n in names if "selector." in n)
     state = torch.load(tmp_path / "checkpoints" / "best.ckpt", weights_only=True)["optimizer_states"][0]
     rate, decay = 1e-3 * math.sqrt(32 / 16), 0.1 * math.sqrt(32 / 32)
-    found = {g["name"]: (g["initial_lr"] / rate, g["weight_decay"] / decay) for g in state["param_groups"]}
-    assert found == {
+    settings = {g["name"]: (g["initial_lr"] / rate, g["weight_decay"] / decay) for g in state["param_groups"]}
+    assert settings == {
         "selector backbone tokens": pytest.approx((1, 0)),
         "prototypes without decay": pytest.approx((40, 0)),
         "modulation without decay": pytest.approx((20, 0)),
@@ -220,14 +220,14 @@ def test_with_a_rate_of_zero_nothing_changes(birds):
 @pytest.mark.slow
 def test_accumulated_steps_are_one_step_of_the_larger_batch(birds):
     """Two batches of 16 whose gradients are added up move a plain ViT as one batch of 32 does."""
-    found = []
+    weights_of_runs = []
     for batch_size, accumulate in ((32, 1), (16, 2), (16, 1)):
         model = make(PlainViT)
         settings = {"batch_size": batch_size, "accumulate": accumulate, "augment": "none"}
         fit(model, birds, replace(TRAIN, weight_decay=0.0, base_lr=1e-4, **settings))
-        found.append(model.predictor.head.weight.detach())
-    torch.testing.assert_close(found[1], found[0], rtol=0, atol=2e-5)
-    assert (found[2] - found[0]).abs().max() > 1e-4
+        weights_of_runs.append(model.predictor.head.weight.detach())
+    torch.testing.assert_close(weights_of_runs[1], weights_of_runs[0], rtol=0, atol=2e-5)
+    assert (weights_of_runs[2] - weights_of_runs[0]).abs().max() > 1e-4
 
 
 @pytest.mark.slow
@@ -457,14 +457,14 @@ def test_the_checkpoint_is_chosen_on_validation_data(tmp_path, monitor, epoch):
 def test_the_model_is_left_with_the_weights_that_were_validated(birds):
     model = make()
     result = fit(model, birds, replace(TRAIN, epochs=3))
-    found = evaluate(model, birds, "val")
+    evaluation = evaluate(model, birds, "val")
     row = result.history[result.best_epoch - 1]
     assert not model.training
     assert result.best_epoch == 1 + max(range(3), key=lambda e: (result.history[e]["val/accuracy"], e))
-    assert found.predictor.average == pytest.approx(row["val/accuracy"])
-    assert found.predictor.worst_group == pytest.approx(row["val/worst_group"])
-    assert found.mask_iou == pytest.approx(row["val/mask_iou"])
-    assert found.visible_fraction == pytest.approx(row["val/visible_fraction"], rel=1e-5)
+    assert evaluation.predictor.average == pytest.approx(row["val/accuracy"])
+    assert evaluation.predictor.worst_group == pytest.approx(row["val/worst_group"])
+    assert evaluation.mask_iou == pytest.approx(row["val/mask_iou"])
+    assert evaluation.visible_fraction == pytest.approx(row["val/visible_fraction"], rel=1e-5)
 
 
 @pytest.mark.slow
@@ -562,23 +562,23 @@ def test_the_same_seed_gives_the_same_weights_bit_for_bit(birds):
 
 @pytest.mark.slow
 def test_the_seed_of_training_alone_decides_order_and_noise(birds):
-    found = []
+    runs = []
     for seed in (0, 1):
         model = make()
         fit(model, birds, replace(TRAIN, seed=seed))
-        found.append(weights(model))
-    assert differing(*found)
+        runs.append(weights(model))
+    assert differing(*runs)
 
 
 @pytest.mark.slow
 def test_a_model_in_evaluation_mode_is_trained_in_training_mode(birds):
     """Otherwise a model that was loaded would be tuned without noise and dropout."""
-    found = []
+    runs = []
     for mode in (True, False):
         model = make().train(mode)
         fit(model, birds, replace(TRAIN, batch_size=32))
-        found.append(weights(model))
-    assert not differing(*found)
+        runs.append(weights(model))
+    assert not differing(*runs)
 
 
 # --- bad settings ----------------------------------------------------------------------------------------

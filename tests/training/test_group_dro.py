@@ -179,16 +179,16 @@ def a_batch(benchmark, model):
 def test_only_the_answers_term_is_another(birds, name):
     model = make(name)
     batch = a_batch(birds, model)
-    found = {}
+    terms = {}
     for step in (None, 0.5):
         prepare(model, replace(TRAIN, group_dro=step))
         module = Training(model, replace(TRAIN, group_dro=step), LossConfig(), birds, 32).train()
         seed_everything(1)
-        found[step] = module.terms(batch)
+        terms[step] = module.terms(batch)
     answer = "selector_classification" if name == "selector" else "classification"
-    assert found[None].keys() == found[0.5].keys()
-    for key in found[None]:
-        assert torch.equal(found[None][key], found[0.5][key]) == (key != answer), key
+    assert terms[None].keys() == terms[0.5].keys()
+    for key in terms[None]:
+        assert torch.equal(terms[None][key], terms[0.5][key]) == (key != answer), key
 
 
 @pytest.mark.slow

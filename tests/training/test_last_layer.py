@@ -174,7 +174,7 @@ def test_the_worst_group_is_the_lowest_and_ties_are_broken_by_the_mean():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["plain_vit", "selector", "ifam"])
 def test_only_the_last_layer_changes_and_by_the_seed_alone(birds, name):
-    found = {}
+    weights = {}
     for run, seed in enumerate((0, 0, 1)):
         model = make(name)
         before = {key: value.clone() for key, value in model.state_dict().items()}
@@ -190,9 +190,9 @@ def test_only_the_last_layer_changes_and_by_the_seed_alone(birds, name):
             "percher on water": 5,
             "percher on forest": 15,
         }
-        found[run] = model.last_layer.weight.clone()
-    assert torch.equal(found[0], found[1])
-    assert not torch.equal(found[0], found[2])
+        weights[run] = model.last_layer.weight.clone()
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
 
 
 def test_the_strength_is_the_one_with_the_best_worst_group(birds):

@@ -49,24 +49,24 @@ def parse(path):
 
 def header(path):
     """What the comment before the settings says, by its key; a value may go on in the next lines."""
-    found, key = {}, "about"
+    sections, key = {}, "about"
     for line in path.read_text().splitlines():
         if not line.startswith("#"):
             break
         named = re.match(r"# ([A-Z][a-z]+):\s+(.*)", line)
         key, text = named.groups() if named else (key, line[1:].strip())
-        found[key] = "\n".join([found[key], text] if key in found else [text])
-    return found
+        sections[key] = "\n".join([sections[key], text] if key in sections else [text])
+    return sections
 
 
 @pytest.mark.slow
 def test_every_experiment_of_the_paper_has_a_recipe():
-    found: dict = {}
+    num_parts: dict = {}
     for path in RECIPES:
         if not path.stem.startswith("ablation_"):
             settings = parse(path)
-            found.setdefault(settings.benchmark, set()).add(settings.model.num_parts)
-    assert found == EXPECTED
+            num_parts.setdefault(settings.benchmark, set()).add(settings.model.num_parts)
+    assert num_parts == EXPECTED
     assert {path.stem for path in RECIPES if path.stem.startswith("ablation_")} == set(ABLATIONS)
 
 
@@ -128,11 +128,11 @@ def test_each_parses(path, capsys):
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_each_can_be_overridden_field_by_field(path):
     words = ["train", "--config", str(path), "--train.epochs", "77", "--model.num_parts", "9", "--loss.entropy", "0.5"]
-    found = SimpleNamespace(**parser.parse(words)[1])
+    parsed = SimpleNamespace(**parser.parse(words)[1])
     expected = parse(path)
-    assert found.train == replace(expected.train, epochs=77)
-    assert found.model == replace(expected.model, num_parts=9)
-    assert found.loss == replace(expected.loss, entropy=0.5)
+    assert parsed.train == replace(expected.train, epochs=77)
+    assert parsed.model == replace(expected.model, num_parts=9)
+    assert parsed.loss == replace(expected.loss, entropy=0.5)
 
 
 def test_pondbirds_is_what_the_demo_does():
@@ -188,6 +188,6 @@ def test_a_recipe_that_is_saved_is_the_same_when_it_is_read(tmp_path):
     settings = {"benchmark": "pondbirds", "root": None, "data": {"num_train": 8}}
     parts = {"model": asdict(model), "train": asdict(train), "loss": asdict(loss)}
     presets.begin_run({**settings, **parts}, tmp_path, overwrite=False)
-    found = parse(tmp_path / "train.yaml")
-    assert (found.model, found.train, found.loss) == (model, train, loss)
-    assert found.data == {"num_train": 8}
+    parsed = parse(tmp_path / "train.yaml")
+    assert (parsed.model, parsed.train, parsed.loss) == (model, train, loss)
+    assert parsed.data == {"num_train": 8}

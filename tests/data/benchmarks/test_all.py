@@ -148,7 +148,9 @@ def test_splits_share_no_file(name, written):
     root, options = written(name)
     splits = load_benchmark(name, root, options).splits
     overlapping = {"robust", "non_robust", "test" if name == "imagenet9" else ""}  # parts of the test set
-    counted = Counter(path for split, found in splits.items() if split not in overlapping for path in paths(found))
+    counted = Counter(
+        path for split, examples in splits.items() if split not in overlapping for path in paths(examples)
+    )
     assert set(counted.values()) == {1}
 
 
@@ -156,12 +158,12 @@ def test_splits_share_no_file(name, written):
 @pytest.mark.parametrize("name", ["folder", "cub", "nabirds", "metashift", "siim_acr", "imagenet", "part_imagenet"])
 def test_the_cut_follows_its_seed_and_leaves_the_test_set_alone(name, written):
     root, options = written(name)
-    found = [load_benchmark(name, root, {**options, "seed": seed}) for seed in (0, 0, 1, 2, 3)]
-    cuts = [paths(b.splits["val"]) for b in found]
+    loaded = [load_benchmark(name, root, {**options, "seed": seed}) for seed in (0, 0, 1, 2, 3)]
+    cuts = [paths(b.splits["val"]) for b in loaded]
     assert cuts[0] == cuts[1]
     assert len(set(map(tuple, cuts))) > 1
-    if "test" in found[0].splits:
-        assert len({tuple(paths(b.splits["test"])) for b in found}) == 1
+    if "test" in loaded[0].splits:
+        assert len({tuple(paths(b.splits["test"])) for b in loaded}) == 1
 
 
 # --- bad input -------------------------------------------------------------------------------------------

@@ -43,15 +43,15 @@ def test_splits_never_share_a_digit():
         config = DigitsConfig(image_size=16, content="object", seed=seed)
         sets = [set(Digits(split, config).digits.tolist()) for split in ("train", "val", "test")]
         assert sum(map(len, sets)) == len(set.union(*sets)) == 1797
-        for found, share in zip(sets, (0.6, 0.15, 0.25), strict=True):
-            assert len(found) == pytest.approx(share * 1797, abs=6)
+        for split_digits, share in zip(sets, (0.6, 0.15, 0.25), strict=True):
+            assert len(split_digits) == pytest.approx(share * 1797, abs=6)
 
 
 def test_each_digit_is_shown_before_any_is_shown_again():
-    found = Digits("val", DigitsConfig(num_val=1000, image_size=16, content="object"))
-    times = torch.bincount(found.digits)
+    digits = Digits("val", DigitsConfig(num_val=1000, image_size=16, content="object"))
+    times = torch.bincount(digits.digits)
     for label in range(10):
-        of_class = times[found.digits[found.labels == label].unique()]
+        of_class = times[digits.digits[digits.labels == label].unique()]
         assert of_class.max() - of_class.min() <= 1
     assert times.max() > 2
 
@@ -75,8 +75,8 @@ def test_the_same_images_every_time_and_others_with_another_seed(digits):
     ],
 )
 def test_group_sizes_are_exact(split, config, own, other):
-    found = Digits(split, replace(config, image_size=16, content="object"))
-    sizes = torch.bincount(found.groups, minlength=20).view(10, 2)
+    digits = Digits(split, replace(config, image_size=16, content="object"))
+    sizes = torch.bincount(digits.groups, minlength=20).view(10, 2)
     assert sizes[::2].tolist() == [[own, other]] * 5  # even digits belong on water
     assert sizes[1::2].tolist() == [[other, own]] * 5
 
@@ -129,17 +129,17 @@ def test_the_shape_tells_the_class_and_the_colour_does_not():
         nearest = torch.cdist(describe(test), describe(train)).argmin(dim=1)
         return (train.labels[nearest] == test.labels).float().mean()
 
-    def centred(found):
+    def centred(digits):
         """The mask in the middle of the picture."""
         rows = [
             m.roll((16 - int(m.any(1).nonzero().float().mean()), 16 - int(m.any(0).nonzero().float().mean())), (0, 1))
-            for m in found.masks
+            for m in digits.masks
         ]
         return torch.nn.functional.avg_pool2d(torch.stack(rows).float(), 2).flatten(1)
 
-    def colour(found):
-        inside = found.masks[:, None]
-        return (found.images * inside).sum(dim=(2, 3)) / inside.sum(dim=(2, 3))
+    def colour(digits):
+        inside = digits.masks[:, None]
+        return (digits.images * inside).sum(dim=(2, 3)) / inside.sum(dim=(2, 3))
 
     assert accuracy(centred) > 0.75
     assert accuracy(colour) < 0.15
@@ -165,7 +165,7 @@ def test_an_unknown_split_is_named():
 
 
 def test_as_a_benchmark():
-    found = load_benchmark("digits", options={"num_train": 10, "num_val": 10, "num_test": 10})
-    assert found.class_names == Digits.class_names
-    assert found.group_names == Digits.group_names
-    assert found.note == "validation: 10 images of other digits, drawn like the training images, seed 0"
+    data = load_benchmark("digits", options={"num_train": 10, "num_val": 10, "num_test": 10})
+    assert data.class_names == Digits.class_names
+    assert data.group_names == Digits.group_names
+    assert data.note == "validation: 10 images of other digits, drawn like the training images, seed 0"

@@ -48,26 +48,26 @@ def load(root, **settings):
 
 
 def test_sub_folders_are_classes_in_order_of_their_names(tmp_path):
-    found = load(tree(tmp_path, wren=5, duck=5, owl=10))
-    assert found.class_names == found.group_names == ("duck", "owl", "wren")
-    assert set(found.splits) == {"train", "val"}
-    assert by_class(found.split("train")) == [4, 8, 4]
-    assert by_class(found.split("val")) == [1, 2, 1]
-    for split in found.splits.values():
+    data = load(tree(tmp_path, wren=5, duck=5, owl=10))
+    assert data.class_names == data.group_names == ("duck", "owl", "wren")
+    assert set(data.splits) == {"train", "val"}
+    assert by_class(data.split("train")) == [4, 8, 4]
+    assert by_class(data.split("val")) == [1, 2, 1]
+    for split in data.splits.values():
         for path, label in zip(split.paths, split.labels, strict=True):
-            assert path.parent.name == found.class_names[label]
-    assert "20%" in found.note
+            assert path.parent.name == data.class_names[label]
+    assert "20%" in data.note
 
 
 def test_examples_are_the_pictures(tmp_path):
-    found = load(tree(tmp_path, a=3, b=3)).split("train")
-    example = found[0]
+    train = load(tree(tmp_path, a=3, b=3)).split("train")
+    example = train[0]
     assert example["image"].size == (40, 30)
     assert example["image"].mode == "RGB"
     assert np.asarray(example["image"])[..., 0].mean() < 30
-    assert {found[i]["label"] for i in range(len(found))} == {0, 1}
-    batch = collate([Prepared(found, (32, 48), NORMALIZATION)[i] for i in range(len(found))])
-    assert batch.images.shape == (len(found), 3, 32, 48)
+    assert {train[i]["label"] for i in range(len(train))} == {0, 1}
+    batch = collate([Prepared(train, (32, 48), NORMALIZATION)[i] for i in range(len(train))])
+    assert batch.images.shape == (len(train), 3, 32, 48)
     assert torch.equal(batch.groups, batch.labels)
     assert batch.masks is None
 
@@ -82,10 +82,10 @@ def test_files_of_every_kind_in_folders_of_any_depth(tmp_path):
     (tmp_path / "readme.md").write_text("beside the classes")
     (tmp_path / ".cache").mkdir()
     tree(tmp_path / "__MACOSX", a=1)
-    found = load(tmp_path)
-    assert found.class_names == ("a", "b")
-    assert len(found.split("train")) + len(found.split("val")) == 7
-    for split in found.splits.values():
+    data = load(tmp_path)
+    assert data.class_names == ("a", "b")
+    assert len(data.split("train")) + len(data.split("val")) == 7
+    for split in data.splits.values():
         assert all(split[i]["image"].mode == "RGB" for i in range(len(split)))
 
 
@@ -93,20 +93,20 @@ def test_splits_of_their_own(tmp_path):
     tree(tmp_path / "train", cat=3, dog=4)
     tree(tmp_path / "val", cat=1, dog=2)
     tree(tmp_path / "test", cat=2, dog=1)
-    found = load(tmp_path)
-    assert {name: by_class(split) for name, split in found.splits.items()} == {
+    data = load(tmp_path)
+    assert {name: by_class(split) for name, split in data.splits.items()} == {
         "train": [3, 4],
         "val": [1, 2],
         "test": [2, 1],
     }
-    assert found.note == "validation images as found in val/"
+    assert data.note == "validation images as found in val/"
 
 
 def test_without_val_the_training_images_are_cut_and_the_test_images_are_not_touched(tmp_path):
     tree(tmp_path / "train", cat=5, dog=5)
     tree(tmp_path / "test", cat=2, dog=1)
-    found = load(tmp_path)
-    assert {name: by_class(split) for name, split in found.splits.items()} == {
+    data = load(tmp_path)
+    assert {name: by_class(split) for name, split in data.splits.items()} == {
         "train": [4, 4],
         "val": [1, 1],
         "test": [2, 1],
@@ -114,8 +114,8 @@ def test_without_val_the_training_images_are_cut_and_the_test_images_are_not_tou
 
 
 def test_load_benchmark_takes_settings_by_name(tmp_path):
-    found = load_benchmark("folder", str(tree(tmp_path, a=10, b=10)), {"val_fraction": 0.5})
-    assert by_class(found.split("val")) == [5, 5]
+    data = load_benchmark("folder", str(tree(tmp_path, a=10, b=10)), {"val_fraction": 0.5})
+    assert by_class(data.split("val")) == [5, 5]
 
 
 # --- the cut ---------------------------------------------------------------------------------------------
@@ -129,8 +129,8 @@ def test_every_class_is_on_both_sides_in_its_share(tmp_path, counts, share, monk
     for i, count in enumerate(counts):
         for j in range(count):
             (root / f"c{i}" / f"{j}.png").write_bytes(picture + bytes([i, j]))
-    found = load(root, val_fraction=share)
-    train, val = found.split("train"), found.split("val")
+    data = load(root, val_fraction=share)
+    train, val = data.split("train"), data.split("val")
     for count, here, there in zip(counts, by_class(train), by_class(val), strict=True):
         assert here + there == count
         assert min(here, there) >= 1
@@ -207,9 +207,9 @@ def test_a_file_that_is_no_image_is_named(tmp_path, caplog, kind):
     with pytest.raises(IfamError, match=r"b.bad\.png is no image that can be read.*skip_bad true"):
         load(root)
     assert caplog.text == ""
-    found = load(root, skip_bad=True)
-    assert "b/bad.png" not in names(found.split("train")) + names(found.split("val"))
-    assert sum(map(len, found.splits.values())) == 8
+    data = load(root, skip_bad=True)
+    assert "b/bad.png" not in names(data.split("train")) + names(data.split("val"))
+    assert sum(map(len, data.splits.values())) == 8
     assert f"Left out {bad}" in caplog.text
 
 
@@ -218,9 +218,9 @@ def test_skip_bad_leaves_out_what_was_cut_off(tmp_path):
     root = tree(tmp_path, a=4, b=4)
     path = draw(root / "a" / "cut.jpg", size=(400, 300))
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    found = load(root, skip_bad=True)
-    assert "a/cut.jpg" not in names(found.split("train")) + names(found.split("val"))
-    for split in found.splits.values():
+    data = load(root, skip_bad=True)
+    assert "a/cut.jpg" not in names(data.split("train")) + names(data.split("val"))
+    for split in data.splits.values():
         assert all(split[i]["image"] for i in range(len(split)))
 
 
@@ -249,16 +249,16 @@ def test_an_unknown_setting_lists_what_there_is(benchmark, known):
 
 def test_a_class_called_train_is_a_class(tmp_path):
     """Cars, buses and trains: `train` holds images and not classes."""
-    found = load(tree(tmp_path, bus=5, car=5, train=10))
-    assert found.class_names == ("bus", "car", "train")
-    assert by_class(found.split("val")) == [1, 1, 2]
+    data = load(tree(tmp_path, bus=5, car=5, train=10))
+    assert data.class_names == ("bus", "car", "train")
+    assert by_class(data.split("val")) == [1, 1, 2]
 
 
 def test_a_class_called_train_may_have_folders_of_its_own(tmp_path):
     tree(tmp_path / "train", steam=2, diesel=2)
-    found = load(tree(tmp_path, bus=5, car=5, train=6))
-    assert found.class_names == ("bus", "car", "train")
-    assert sum(map(len, found.splits.values())) == 20
+    data = load(tree(tmp_path, bus=5, car=5, train=6))
+    assert data.class_names == ("bus", "car", "train")
+    assert sum(map(len, data.splits.values())) == 20
 
 
 def test_an_empty_train_folder_is_no_split(tmp_path):
@@ -672,35 +672,35 @@ def listed(tmp_path):
 
 
 def test_a_list_with_everything(listed, tmp_path):
-    found = listed(
+    data = listed(
         "a/1.png,wren,wren on land,train,mask1.png",
         "a/2.png,duck,duck on land,train,mask2.png",
         "b/3.png,duck,duck on sea,valid,mask3.png",
         "b/4.png,wren,wren on land,Test,",
     )
-    assert list(found.splits) == ["train", "val", "test"]
-    assert found.class_names == ("duck", "wren")
-    assert found.group_names == ("duck on land", "duck on sea", "wren on land")
-    assert found.split("train").paths == [tmp_path / "a/1.png", tmp_path / "a/2.png"]
-    assert (found.split("train").labels, found.split("train").groups) == ([1, 0], [2, 0])
-    assert (found.split("val").labels, found.split("val").groups) == ([0], [1])
-    assert found.split("train")[0]["mask"].shape == (30, 40)
-    assert "mask" not in found.split("test")[0]
-    assert found.note == "validation images as listed"
+    assert list(data.splits) == ["train", "val", "test"]
+    assert data.class_names == ("duck", "wren")
+    assert data.group_names == ("duck on land", "duck on sea", "wren on land")
+    assert data.split("train").paths == [tmp_path / "a/1.png", tmp_path / "a/2.png"]
+    assert (data.split("train").labels, data.split("train").groups) == ([1, 0], [2, 0])
+    assert (data.split("val").labels, data.split("val").groups) == ([0], [1])
+    assert data.split("train")[0]["mask"].shape == (30, 40)
+    assert "mask" not in data.split("test")[0]
+    assert data.note == "validation images as listed"
 
 
 def test_a_list_of_paths_and_labels_alone(listed):
-    found = listed(*(f"{i}.png,{('x', 'y')[i % 2]}" for i in range(20)), header="path,label")
-    assert {name: by_class(split) for name, split in found.splits.items()} == {"train": [8, 8], "val": [2, 2]}
-    assert found.group_names == ("x", "y")
-    assert "mask" not in found.split("train")[0]
+    data = listed(*(f"{i}.png,{('x', 'y')[i % 2]}" for i in range(20)), header="path,label")
+    assert {name: by_class(split) for name, split in data.splits.items()} == {"train": [8, 8], "val": [2, 2]}
+    assert data.group_names == ("x", "y")
+    assert "mask" not in data.split("train")[0]
 
 
 def test_a_list_is_cut_by_group(listed):
     lines = [f"{i}.png,{'xy'[i % 2]},{'xy'[i % 2]}{i % 4 // 2}" for i in range(40)]
-    found = listed(*lines, header="path,label,group")
-    assert np.bincount(found.split("val").groups).tolist() == [2, 2, 2, 2]
-    assert "by class and group" in found.note
+    data = listed(*lines, header="path,label,group")
+    assert np.bincount(data.split("val").groups).tolist() == [2, 2, 2, 2]
+    assert "by class and group" in data.note
 
 
 def test_columns_can_be_named(listed):
@@ -711,34 +711,34 @@ def test_columns_can_be_named(listed):
         "split_column": "part",
         "mask_column": "where",
     }
-    found = listed(
+    data = listed(
         "0.png,1,a,train,mask0.png",
         "1.png,0,b,train,mask1.png",
         "2.png,1,a,val,mask2.png",
         header="file,kind,g,part,where",
         **settings,
     )
-    assert found.group_names == ("a", "b")
-    assert found.split("train").labels == [1, 0]
-    assert "mask" in found.split("val")[0]
+    assert data.group_names == ("a", "b")
+    assert data.split("train").labels == [1, 0]
+    assert "mask" in data.split("val")[0]
 
 
 def test_numbered_labels_are_in_the_order_of_their_values(listed):
-    found = listed(*(f"{i}{j}.png,{i}" for i in (10, 9, 100) for j in (0, 1)), header="path,label")
-    assert found.class_names == ("9", "10", "100")
+    data = listed(*(f"{i}{j}.png,{i}" for i in (10, 9, 100) for j in (0, 1)), header="path,label")
+    assert data.class_names == ("9", "10", "100")
 
 
 def test_paths_may_be_absolute_and_the_list_elsewhere(tmp_path):
     lines = [f"{draw(tmp_path / 'far' / f'{i}.png')},{'ab'[i % 2]}" for i in range(4)]
     (tmp_path / "list.csv").write_text("path,label\n" + "\n".join(lines))
     (tmp_path / "here").mkdir()
-    found = load(tmp_path / "here", csv=str(tmp_path / "list.csv"))
-    assert len(found.split("train")) == len(found.split("val")) == 2
+    data = load(tmp_path / "here", csv=str(tmp_path / "list.csv"))
+    assert len(data.split("train")) == len(data.split("val")) == 2
 
 
 def test_a_list_without_training_images_can_be_tested_on(listed):
-    found = listed("0.png,a,test", "1.png,b,test", header="path,label,split")
-    assert list(found.splits) == ["test"]
+    data = listed("0.png,a,test", "1.png,b,test", header="path,label,split")
+    assert list(data.splits) == ["test"]
 
 
 @pytest.mark.parametrize(

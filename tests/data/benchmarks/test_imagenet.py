@@ -37,15 +37,15 @@ def test_the_table_of_classes():
 
 
 def test_imagenet(load):
-    found = load("imagenet")
-    assert len(found.class_names) == 1000
-    assert found.class_names[6] == "stingray (n01498041)"
-    for examples in found.splits.values():
+    imagenet = load("imagenet")
+    assert len(imagenet.class_names) == 1000
+    assert imagenet.class_names[6] == "stingray (n01498041)"
+    for examples in imagenet.splits.values():
         assert labels_by_folder(examples) == set(zip(WNIDS, (6, 11, 13), strict=True))
-    assert {path.parts[-3] for path in found.split("test").paths} == {"val"}
-    assert {path.parts[-3] for path in found.split("val").paths} == {"train"}
-    assert found.logit_classes is None
-    assert "test images are those that ImageNet calls validation; only 3 of 1,000" in found.note
+    assert {path.parts[-3] for path in imagenet.split("test").paths} == {"val"}
+    assert {path.parts[-3] for path in imagenet.split("val").paths} == {"train"}
+    assert imagenet.logit_classes is None
+    assert "test images are those that ImageNet calls validation; only 3 of 1,000" in imagenet.note
 
 
 @pytest.mark.parametrize("name", ["imagenet", "imagenet_a", "imagenet_r", "imagenet_v2"])
@@ -67,34 +67,34 @@ def test_a_folder_of_another_class_is_refused(load, tmp_path, name, stray):
 
 @pytest.mark.parametrize(("name", "letter"), [("imagenet_a", "A"), ("imagenet_r", "R")])
 def test_logits_are_restricted_to_200_classes(load, name, letter):
-    found = load(name)
-    assert found.logit_classes == tuple(i for i, c in enumerate(imagenet_classes()) if letter in c.subsets)
-    assert len(found.logit_classes) == 200
-    assert set(found.split("test").labels) <= set(found.logit_classes)
+    subset = load(name)
+    assert subset.logit_classes == tuple(i for i, c in enumerate(imagenet_classes()) if letter in c.subsets)
+    assert len(subset.logit_classes) == 200
+    assert set(subset.split("test").labels) <= set(subset.logit_classes)
     logits = torch.randn(5, 1000)
     logits[:, 0] = 99  # no class of either
-    answers = found.answers(logits)
-    assert set(answers.tolist()) <= set(found.logit_classes)
-    assert torch.equal(answers, torch.tensor(found.logit_classes)[logits[:, list(found.logit_classes)].argmax(dim=1)])
+    answers = subset.answers(logits)
+    assert set(answers.tolist()) <= set(subset.logit_classes)
+    assert torch.equal(answers, torch.tensor(subset.logit_classes)[logits[:, list(subset.logit_classes)].argmax(dim=1)])
 
 
 def test_imagenet_v2_goes_by_number(load):
-    found = load("imagenet_v2")
-    assert labels_by_folder(found.split("test")) == {("2", 2), ("10", 10), ("100", 100)}
-    assert found.split("test").labels == [2, 2, 10, 10, 100, 100]
+    imagenet_v2 = load("imagenet_v2")
+    assert labels_by_folder(imagenet_v2.split("test")) == {("2", 2), ("10", 10), ("100", 100)}
+    assert imagenet_v2.split("test").labels == [2, 2, 10, 10, 100, 100]
 
 
 def test_imagenet9(load, tmp_path):
-    found = load("imagenet9")
-    assert found.class_names[2] == "wheeled vehicle"
-    for examples in found.splits.values():
+    imagenet9 = load("imagenet9")
+    assert imagenet9.class_names[2] == "wheeled vehicle"
+    for examples in imagenet9.splits.values():
         assert all(
-            path.parent.name[3:] == found.class_names[x]
+            path.parent.name[3:] == imagenet9.class_names[x]
             for path, x in zip(examples.paths, examples.labels, strict=True)
         )
-    assert found.split("test") is found.split("original")
-    assert torch.equal(found.split("original")[3]["mask"], TRUTH)
-    assert "mask" not in found.split("mixed_rand")[0]
+    assert imagenet9.split("test") is imagenet9.split("original")
+    assert torch.equal(imagenet9.split("original")[3]["mask"], TRUTH)
+    assert "mask" not in imagenet9.split("mixed_rand")[0]
     other = load("imagenet9", variant="mixed_rand")
     assert other.split("test") is other.split("mixed_rand")
     (tmp_path / "fg_mask" / "val" / "00_dog" / "n00_0.npy").unlink()
@@ -102,15 +102,15 @@ def test_imagenet9(load, tmp_path):
 
 
 def test_imagenet9_translates_a_thousand_logits(load):
-    found = load("imagenet9")
+    imagenet9 = load("imagenet9")
     logits = torch.zeros(4, 1000)
     for row, best in enumerate((20, 38, 9, 999)):  # i % 10 in the miniature, none for 9
         logits[row, best] = 1
-    assert found.answers(logits).tolist() == [0, 8, -1, -1]
+    assert imagenet9.answers(logits).tolist() == [0, 8, -1, -1]
     nine = torch.eye(9)
-    assert found.answers(nine).tolist() == list(range(9))
+    assert imagenet9.answers(nine).tolist() == list(range(9))
     with pytest.raises(IfamError, match="needs a model of 9 or 1000 classes, but this one has 10"):
-        found.answers(torch.zeros(1, 10))
+        imagenet9.answers(torch.zeros(1, 10))
 
 
 @pytest.mark.parametrize(
@@ -134,14 +134,14 @@ def test_imagenet9_needs_all_nine_folders(load, tmp_path):
 
 
 def test_part_imagenet(load):
-    found = load("part_imagenet")
-    assert found.class_names == ("goldfinch (n01531178)", "junco (n01534433)")
-    assert found.part_names == ("Bird Head", "Bird Body", "Bird Wing")  # by identifier, not as listed
-    for examples in found.splits.values():
+    part_imagenet = load("part_imagenet")
+    assert part_imagenet.class_names == ("goldfinch (n01531178)", "junco (n01534433)")
+    assert part_imagenet.part_names == ("Bird Head", "Bird Body", "Bird Wing")  # by identifier, not as listed
+    for examples in part_imagenet.splits.values():
         assert all(WNIDS[1 + label] in path.name for path, label in zip(examples.paths, examples.labels, strict=True))
     # The image without a part is left out.
-    assert "n01534433_train4.JPEG" not in names(found.split("train")) + names(found.split("val"))
-    test = found.split("test")
+    assert "n01534433_train4.JPEG" not in names(part_imagenet.split("train")) + names(part_imagenet.split("val"))
+    test = part_imagenet.split("test")
     even, odd = test[0], test[1]
     expected = torch.zeros(HEIGHT, WIDTH, dtype=torch.int16)
     expected[5:25, 15:30] = 2
@@ -170,9 +170,9 @@ def test_part_imagenet_divided_by_a_list(load, tmp_path):
     table = json.loads((tmp_path / "train.json").read_text())
     rows = [f"{i['id']}\t{int(i['file_name'].endswith('0.JPEG'))}\t0 tench {i['file_name']}" for i in table["images"]]
     write(tmp_path / "list.txt", *rows)
-    found = load("part_imagenet", split_list="list.txt")
-    assert names(found.split("test")) == ["n01531178_train0.JPEG", "n01534433_train0.JPEG"]
-    assert len(found.split("train")) + len(found.split("val")) == 7
+    part_imagenet = load("part_imagenet", split_list="list.txt")
+    assert names(part_imagenet.split("test")) == ["n01531178_train0.JPEG", "n01534433_train0.JPEG"]
+    assert len(part_imagenet.split("train")) + len(part_imagenet.split("val")) == 7
     write(tmp_path / "list.txt", *rows[1:])
     with pytest.raises(IfamError, match=r"list\.txt does not say, with 0 or 1, whether image 0 is for testing"):
         load("part_imagenet", split_list="list.txt")

@@ -27,12 +27,12 @@ def labels_by_folder(examples):
 
 
 def test_cub(load, tmp_path):
-    found = load("cub")
-    assert found.class_names == ("Black footed Albatross", "Laysan Albatross", "Sooty Albatross")
-    assert found.group_names == found.class_names
-    assert found.keypoint_names == ("back", "beak", "tail")
+    cub = load("cub")
+    assert cub.class_names == ("Black footed Albatross", "Laysan Albatross", "Sooty Albatross")
+    assert cub.group_names == cub.class_names
+    assert cub.keypoint_names == ("back", "beak", "tail")
     for split, numbers in (("train", set(range(6))), ("val", set(range(6))), ("test", {6, 7})):
-        examples = found.split(split)
+        examples = cub.split(split)
         assert labels_by_folder(examples) == {
             ("001.Black_footed_Albatross", 0),
             ("002.Laysan_Albatross", 1),
@@ -40,7 +40,7 @@ def test_cub(load, tmp_path):
         }
         assert {int(path.stem[-4:]) for path in examples.paths} <= numbers
         assert examples.groups == examples.labels
-    test = found.split("test")
+    test = cub.split("test")
     example = test[test.paths.index(next(p for p in test.paths if p.name == "Laysan_Albatross_0006.jpg"))]
     assert torch.equal(example["mask"], TRUTH)
     assert example["box"].tolist() == [10, 5, 20, 20]
@@ -74,30 +74,35 @@ def test_cub_names_the_line_that_is_wrong(load, tmp_path, file, line, words):
 
 
 def test_nabirds_closes_the_gaps_between_its_labels(load):
-    found = load("nabirds")
+    nabirds = load("nabirds")
     # Two categories of one name stay two classes.
-    assert found.class_names == ("Wood Duck (9)", "Wood Duck (295)", "Oak Titmouse (Adult)")
-    for examples in found.splits.values():
+    assert nabirds.class_names == ("Wood Duck (9)", "Wood Duck (295)", "Oak Titmouse (Adult)")
+    for examples in nabirds.splits.values():
         assert labels_by_folder(examples) == {("0009", 0), ("0295", 1), ("1010", 2)}
-    example = found.split("test")[0]
+    example = nabirds.split("test")[0]
     assert "mask" not in example
     assert example["keypoints"].shape == (3, 3)
 
 
 def test_waterbirds(load):
-    found = load("waterbirds")
-    assert found.class_names == ("landbird", "waterbird")
-    assert found.group_names == ("landbird on land", "landbird on water", "waterbird on land", "waterbird on water")
+    waterbirds = load("waterbirds")
+    assert waterbirds.class_names == ("landbird", "waterbird")
+    assert waterbirds.group_names == (
+        "landbird on land",
+        "landbird on water",
+        "waterbird on land",
+        "waterbird on water",
+    )
     # Sixteen images of waterbirds and eight of landbirds; a quarter of the training images on the other background.
-    assert Counter(found.split("train").groups) == {0: 3, 1: 1, 2: 2, 3: 6}
-    assert Counter(found.split("val").groups) == {0: 1, 1: 1, 2: 2, 3: 2}
-    assert Counter(found.split("test").groups) == {0: 1, 1: 1, 2: 2, 3: 2}
+    assert Counter(waterbirds.split("train").groups) == {0: 3, 1: 1, 2: 2, 3: 6}
+    assert Counter(waterbirds.split("val").groups) == {0: 1, 1: 1, 2: 2, 3: 2}
+    assert Counter(waterbirds.split("test").groups) == {0: 1, 1: 1, 2: 2, 3: 2}
     for split, numbers in (("train", {0, 1, 2, 3}), ("val", {4, 5}), ("test", {6, 7})):
-        examples = found.split(split)
+        examples = waterbirds.split(split)
         assert all(group // 2 == label for group, label in zip(examples.groups, examples.labels, strict=True))
         assert {int(path.stem[-4:]) for path in examples.paths} == numbers
-    assert {label for folder, label in labels_by_folder(found.split("train")) if folder.startswith("003")} == {0}
-    example = found.split("test")[0]
+    assert {label for folder, label in labels_by_folder(waterbirds.split("train")) if folder.startswith("003")} == {0}
+    example = waterbirds.split("test")[0]
     assert torch.equal(example["mask"], TRUTH)
     assert np.asarray(example["image"])[0, 0, 2] > 140  # the background of Waterbirds, not that of CUB
 
@@ -110,12 +115,12 @@ def test_waterbirds_can_be_given_by_its_own_folder(load, tmp_path):
 
 
 def test_a_cub_model_can_be_judged_on_waterbirds(load, tmp_path):
-    found, cub = load("waterbirds", labels="species"), load_benchmark("cub", tmp_path)
-    assert found.class_names == cub.class_names
+    waterbirds, cub = load("waterbirds", labels="species"), load_benchmark("cub", tmp_path)
+    assert waterbirds.class_names == cub.class_names
     for split in ("train", "val", "test"):
-        assert names(found.split(split)) == names(cub.split(split))
-        assert found.split(split).labels == cub.split(split).labels
-    shown = found.split("test")
+        assert names(waterbirds.split(split)) == names(cub.split(split))
+        assert waterbirds.split(split).labels == cub.split(split).labels
+    shown = waterbirds.split("test")
     assert {path.parts[-3] for path in shown.paths} == {"waterbird_complete95_forest2water2"}
     # Images 6 and 7 of each species: one on its own background, one on the other.
     assert Counter(shown.groups) == {0: 1, 1: 1, 2: 2, 3: 2}
@@ -142,23 +147,23 @@ def test_waterbirds_names_the_line_that_is_wrong(load, tmp_path):
 
 
 def test_metashift(load):
-    found = load("metashift")
-    assert found.class_names == ("cat", "dog")
-    assert found.group_names == ("cat(bed)", "cat(shelf)", "cat(sofa)", "dog(bench)", "dog(bike)", "dog(shelf)")
-    for examples in found.splits.values():
+    metashift = load("metashift")
+    assert metashift.class_names == ("cat", "dog")
+    assert metashift.group_names == ("cat(bed)", "cat(shelf)", "cat(sofa)", "dog(bench)", "dog(bike)", "dog(shelf)")
+    for examples in metashift.splits.values():
         for path, label, group in zip(examples.paths, examples.labels, examples.groups, strict=True):
-            assert path.parent.name == found.group_names[group]
-            assert path.parent.parent.name == found.class_names[label]
-    assert Counter(found.split("test").groups) == {1: 5, 5: 5}
+            assert path.parent.name == metashift.group_names[group]
+            assert path.parent.parent.name == metashift.class_names[label]
+    assert Counter(metashift.split("test").groups) == {1: 5, 5: 5}
     # One of each context for validation; each context has five or six images.
-    assert set(found.split("val").groups) == {0, 2, 3, 4}
+    assert set(metashift.split("val").groups) == {0, 2, 3, 4}
 
 
 def test_metashift_keeps_one_photograph_on_one_side(load):
     sides = set()
     for seed in range(20):
-        found = load("metashift", seed=seed, val_fraction=0.3)
-        inside = [names(found.split(split)).count("both.jpg") for split in ("train", "val")]
+        metashift = load("metashift", seed=seed, val_fraction=0.3)
+        inside = [names(metashift.split(split)).count("both.jpg") for split in ("train", "val")]
         assert sorted(inside) == [0, 2]
         sides.add(tuple(inside))
     assert len(sides) == 2
@@ -169,10 +174,10 @@ def test_metashift_without_contexts_and_with_val(load, tmp_path):
         for name in ("cat", "dog"):
             for number in range(2):
                 draw(tmp_path / split / name / f"{split}{number}.jpg")
-    found = load_benchmark("metashift", tmp_path)
-    assert found.group_names == ("cat", "dog")
-    assert names(found.split("val")) == ["val0.jpg", "val1.jpg"] * 2
-    assert found.note == "validation images as found in val/"
+    metashift = load_benchmark("metashift", tmp_path)
+    assert metashift.group_names == ("cat", "dog")
+    assert names(metashift.split("val")) == ["val0.jpg", "val1.jpg"] * 2
+    assert metashift.note == "validation images as found in val/"
 
 
 def test_metashift_refuses_other_folders(load, tmp_path):
@@ -183,14 +188,14 @@ def test_metashift_refuses_other_folders(load, tmp_path):
 
 
 def test_turtles(load):
-    found = load("turtles")
-    assert found.class_names == found.group_names == ("t001", "t002", "t010")
-    for examples in found.splits.values():
+    turtles = load("turtles")
+    assert turtles.class_names == turtles.group_names == ("t001", "t002", "t010")
+    for examples in turtles.splits.values():
         assert all(
-            path.parent.name == found.class_names[x] for path, x in zip(examples.paths, examples.labels, strict=True)
+            path.parent.name == turtles.class_names[x] for path, x in zip(examples.paths, examples.labels, strict=True)
         )
-    assert Counter(found.split("train").labels) == {0: 2, 1: 4, 2: 4}
-    assert found.note == "validation images as published (split_closed)"
+    assert Counter(turtles.split("train").labels) == {0: 2, 1: 4, 2: 4}
+    assert turtles.note == "validation images as published (split_closed)"
     unknown = load("turtles", split="split_open")
     assert Counter(unknown.split("train").labels) == {1: 4, 2: 4}
     assert "3 test images show turtles that training does not" in unknown.note
@@ -205,22 +210,22 @@ def test_turtles_under_their_other_name_and_with_shorter_paths(load, tmp_path):
         load_benchmark("turtles", tmp_path)
     rows += [(f"{n}.JPG", "ab"[n % 2], "train") for n in (3,)]
     write_csv(tmp_path / "metadata_splits.csv", "file_name,identity,split_closed", *rows)
-    found = load_benchmark("turtles", tmp_path)
-    assert sorted(names(found.split("train")) + names(found.split("val"))) == ["0.JPG", "1.JPG", "2.JPG", "3.JPG"]
-    assert "10%" in found.note
+    turtles = load_benchmark("turtles", tmp_path)
+    assert sorted(names(turtles.split("train")) + names(turtles.split("val"))) == ["0.JPG", "1.JPG", "2.JPG", "3.JPG"]
+    assert "10%" in turtles.note
 
 
 # --- flowers -------------------------------------------------------------------------------------------
 
 
 def test_flowers102(load):
-    found = load("flowers102")
-    assert found.class_names == ("flower 1", "flower 2", "flower 3")
-    assert [names(found.split(split)) for split in ("val", "test")] == [
+    flowers = load("flowers102")
+    assert flowers.class_names == ("flower 1", "flower 2", "flower 3")
+    assert [names(flowers.split(split)) for split in ("val", "test")] == [
         [f"image_{number:05d}.jpg" for number in numbers] for numbers in ((7, 8, 9), (10, 11, 12))
     ]
-    assert found.split("train").labels == [0, 1, 2, 0, 1, 2]
-    mask = found.split("test")[0]["mask"]
+    assert flowers.split("train").labels == [0, 1, 2, 0, 1, 2]
+    mask = flowers.split("test")[0]["mask"]
     # JPEG blurs the border, and the median filter rounds the corners.
     assert (mask != TRUTH).float().mean() < 0.1
     assert mask[8:22, 13:27].all()
@@ -230,9 +235,9 @@ def test_flowers102(load):
 def test_flowers102_can_be_given_by_its_own_folder_and_without_masks(load, tmp_path):
     load("flowers102")
     (tmp_path / "flowers-102" / "segmim").rename(tmp_path / "elsewhere")
-    found = load_benchmark("flowers102", tmp_path / "flowers-102")
-    assert len(found.split("train")) == 6
-    assert "mask" not in found.split("train")[0]
+    flowers = load_benchmark("flowers102", tmp_path / "flowers-102")
+    assert len(flowers.split("train")) == 6
+    assert "mask" not in flowers.split("train")[0]
 
 
 @pytest.mark.parametrize("file", ["imagelabels.mat", "setid.mat"])

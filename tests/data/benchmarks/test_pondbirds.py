@@ -104,10 +104,10 @@ def test_parts_are_disjoint_and_make_up_the_bird(birds):
 
 def test_part_labels_are_the_parts_by_number(birds):
     for index in (0, 7):
-        found = birds[index]["part_labels"]
-        assert set(found.unique().tolist()) <= set(range(6))
-        assert torch.equal(part_masks(found, 5), birds.parts[index])
-        assert torch.equal(found > 0, birds.masks[index])
+        part_labels = birds[index]["part_labels"]
+        assert set(part_labels.unique().tolist()) <= set(range(6))
+        assert torch.equal(part_masks(part_labels, 5), birds.parts[index])
+        assert torch.equal(part_labels > 0, birds.masks[index])
     assert load_benchmark("pondbirds", options={"num_train": 2, "num_val": 2, "num_test": 2}).part_names == PARTS
 
 

@@ -29,19 +29,19 @@ def prepared(tmp_path):
 
 
 def test_sets_labels_and_groups(prepared):
-    _, found = prepared
-    assert found.class_names == ("no pneumothorax", "pneumothorax")
-    assert numbers(found.split("test")) == list(range(1, 9))
-    assert numbers(found.split("robust")) == [2, 3, 5]  # tube and healthy, ill and no tube
-    assert numbers(found.split("non_robust")) == [1, 4, 6, 7, 8]
-    assert sorted(numbers(found.split("train")) + numbers(found.split("val"))) == list(range(9, 25))
-    for examples in found.splits.values():
+    _, data = prepared
+    assert data.class_names == ("no pneumothorax", "pneumothorax")
+    assert numbers(data.split("test")) == list(range(1, 9))
+    assert numbers(data.split("robust")) == [2, 3, 5]  # tube and healthy, ill and no tube
+    assert numbers(data.split("non_robust")) == [1, 4, 6, 7, 8]
+    assert sorted(numbers(data.split("train")) + numbers(data.split("val"))) == list(range(9, 25))
+    for examples in data.splits.values():
         for path, label in zip(examples.paths, examples.labels, strict=True):
             assert label == (int(path.name.split(".")[2]) in ILL)
     groups = {
-        number: found.group_names[group]
+        number: data.group_names[group]
         for number, group in zip(
-            [int(p.name.split(".")[2]) for p in found.split("test").paths], found.split("test").groups, strict=True
+            [int(p.name.split(".")[2]) for p in data.split("test").paths], data.split("test").groups, strict=True
         )
     }
     assert groups == {
@@ -51,8 +51,8 @@ def test_sets_labels_and_groups(prepared):
         6: "pneumothorax with tube",
     }
     # Where tubes are not annotated, the group is the class.
-    assert set(found.split("train").groups) == {0, 1}
-    assert "by class, seed 0" in found.note
+    assert set(data.split("train").groups) == {0, 1}
+    assert "by class, seed 0" in data.note
 
 
 def test_what_programs_leave_behind_is_no_x_ray(prepared):
@@ -64,8 +64,8 @@ def test_what_programs_leave_behind_is_no_x_ray(prepared):
 
 
 def test_masks_go_down_the_columns(prepared):
-    _, found = prepared
-    test = found.split("test")
+    _, data = prepared
+    test = data.split("test")
     by_number = {int(path.name.split(".")[2]): test[i] for i, path in enumerate(test.paths)}
     expected = torch.zeros(HEIGHT, WIDTH, dtype=torch.bool)
     assert torch.equal(by_number[1]["mask"], expected)
@@ -111,8 +111,8 @@ def test_compressed_files_are_read(tmp_path):
 
 
 def test_a_file_that_was_cut_off_is_named(prepared, caplog):
-    root, found = prepared
-    path = found.split("train").paths[0]
+    root, data = prepared
+    path = data.split("train").paths[0]
     path.write_bytes(path.read_bytes()[:-500])
     with pytest.raises(IfamError, match="is no DICOM image that can be read") as caught:
         load_dicom(path)

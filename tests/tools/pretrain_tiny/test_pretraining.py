@@ -42,8 +42,8 @@ def test_shipped_weights_separate_thing_from_background():
     # The nearest of two prototypes, the mean of each kind on the first half, tells it on the second.
     known, asked = slice(0, 32), slice(32, None)
     prototypes = torch.stack([tokens[known][~covered[known]].mean(0), tokens[known][covered[known]].mean(0)])
-    found = torch.cdist(tokens[asked], prototypes.expand(32, -1, -1)).argmin(-1).bool()
-    iou = (found & covered[asked]).sum() / (found | covered[asked]).sum()
+    predicted = torch.cdist(tokens[asked], prototypes.expand(32, -1, -1)).argmin(-1).bool()
+    iou = (predicted & covered[asked]).sum() / (predicted | covered[asked]).sum()
     assert iou > 0.6
 
 
