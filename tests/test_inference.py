@@ -174,7 +174,7 @@ def bad_files(folder: Path) -> None:
 @pytest.mark.parametrize("name", ["text.jpg", "empty.png", "cut.jpg"])
 def test_a_file_that_is_no_image_is_named(model, tmp_path, name):
     bad_files(tmp_path)
-    with pytest.raises(IfamError, match=rf"{re.escape(name)} is no image.*skip_bad"):
+    with pytest.raises(IfamError, match=rf"{re.escape(name)} is not a readable image.*skip_bad"):
         predict(model, tmp_path / name)
 
 
@@ -199,7 +199,7 @@ def test_paths_that_lead_nowhere(model, tmp_path):
     with pytest.raises(IfamError, match="missing does not exist"):
         predict(model, tmp_path / "missing")
     (tmp_path / "notes.txt").write_text("no image")
-    with pytest.raises(IfamError, match="holds no image"):
+    with pytest.raises(IfamError, match="contains no images"):
         predict(model, tmp_path)
     os.mkfifo(tmp_path / "pipe.jpg")
     with pytest.raises(IfamError, match=r"pipe\.jpg is not a regular file"):

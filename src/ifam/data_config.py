@@ -1,4 +1,4 @@
-"""Every setting of each data set, documented one by one. No torch here: they are shown and checked at once."""
+"""Settings of each data set. Imports no torch, so that they are shown and checked without delay."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, make_dataclass
@@ -21,7 +21,7 @@ class DataConfig:
     """Settings of a data set, whose types and ranges are checked."""
 
     benchmark: ClassVar[str] = ""
-    # What `--help` shows; `--help-all` shows all.
+    # Shown by `--help`; `--help-all` shows all.
     common: ClassVar[tuple[str, ...]] = ()
     ranges: ClassVar[dict[str, Range]] = {}
 
@@ -37,7 +37,7 @@ class DataConfig:
 
 
 def _fits(value: Any, kind: Any) -> bool:
-    """Whether a value is of a type; `bool` is no number here, though it is one in Python."""
+    """Whether a value is of a type; `bool` does not count as a number, unlike in Python."""
     if get_origin(kind) is Literal:
         return value in get_args(kind)
     if get_origin(kind) is tuple:
@@ -57,16 +57,16 @@ class DrawnConfig(DataConfig):
     """Settings of data sets that are drawn.
 
     Attributes:
-        num_train: Number of training images, at least one for each class; so it is with the other two.
+        num_train: Number of training images, at least one per class, as for the other splits.
         num_val: Number of validation images; their backgrounds agree with the class as often as in training.
         num_test: Number of test images.
         image_size: Side of the images in pixels; the drawing is scaled to it.
-        correlation: Share of each class's training and validation images that show the class's own background.
+        correlation: Share of each class's training and validation images that show the background of the class.
         test_correlation: The same share for the test images.
-        content: "full" images, "background" without the object, or "object": the object on plain grey.
+        content: "full" images, "background" without the object, or "object": the object on plain gray.
         background: "as_drawn", "swapped" (the same objects on the other kind of background), or "redrawn" (the same
             objects on another picture of the same kind).
-        seed: Seed of everything drawn, and of what is divided into splits; different seeds share no image.
+        seed: Seed of the drawings and of the division into splits; different seeds share no image.
     """
 
     common: ClassVar[tuple[str, ...]] = ("num_train", "num_val", "num_test", "correlation", "seed")
@@ -93,13 +93,13 @@ class DrawnConfig(DataConfig):
 
 @dataclass(frozen=True)
 class PondbirdsConfig(DrawnConfig):
-    """How to draw pondbirds.
+    """Settings of pondbirds.
 
     The fields from `hue_spread` to `object_scale`, and the correlation, set the difficulty.
 
     Attributes:
-        num_classes: Number of classes, two to six. Hues are spread evenly over the wheel, starting at 0.05; even
-            classes belong on water, odd ones in the forest.
+        num_classes: Number of classes, two to six. Hues are spread evenly over the wheel, starting at 0.05; the
+            background of even classes is water, that of odd ones forest.
         hue_spread: Standard deviation of a bird's hue around that of its class, in turns of the color wheel.
         hue_swap: Probability that a bird's hue is drawn around that of another class.
         cue_noise: Probability, for plumage, bill, tail and legs each, that the bird shows the other form.
@@ -129,7 +129,7 @@ class PondbirdsConfig(DrawnConfig):
 
 @dataclass(frozen=True)
 class DigitsConfig(DrawnConfig):
-    """How to draw digits.
+    """Settings of digits.
 
     Attributes:
         digit_scale: Factor on the size of the digits; at 1.0 about 18 % of the image is digit.
@@ -149,13 +149,13 @@ class DigitsConfig(DrawnConfig):
 
 @dataclass(frozen=True)
 class FilesConfig(DataConfig):
-    """Settings of data sets that are made of files.
+    """Settings of data sets on disk.
 
     Attributes:
-        skip_bad: Leave out files that are missing, damaged or no images, with a notice, instead of stopping; looks at
+        skip_bad: Leave out files that are missing, damaged or not images, with a warning, instead of stopping; reads
             every file.
-        check: Open every file once at the start, so that a damaged one is found before it stops the training.
-        white: The value that is white in images of more than 8 bits; 0 for what the format or the image says
+        check: Open every file once at the start, to detect damaged files before the training.
+        white: The white value in images of more than 8 bits; 0 to take it from the format or the image
             (docs/data.md).
     """
 
@@ -168,12 +168,12 @@ class FilesConfig(DataConfig):
 
 @dataclass(frozen=True)
 class CutConfig(FilesConfig):
-    """Settings of data sets whose validation images may have to be cut from the training images.
+    """Settings of data sets whose validation images may be split from the training images.
 
     Attributes:
-        val_fraction: Share of the training images set aside for validation, of each class (and group) the same, where
-            the data have no validation images of their own; 0 for none, which suits evaluation alone.
-        seed: Seed of that choice.
+        val_fraction: Share of the training images set aside for validation, the same for each class (and group), if the
+            data have no validation images; 0 for none, for evaluation only.
+        seed: Seed of this split.
     """
 
     common: ClassVar[tuple[str, ...]] = (*FilesConfig.common, "val_fraction", "seed")
@@ -188,7 +188,7 @@ class CutConfig(FilesConfig):
 
 @dataclass(frozen=True)
 class FolderConfig(CutConfig):
-    """How to read a folder of images.
+    """Settings of a folder of images.
 
     Attributes:
         csv: CSV file that lists the images, relative to the root or absolute; empty for class folders.
@@ -197,8 +197,8 @@ class FolderConfig(CutConfig):
         group_column: Column of the image's group; optional under its default name.
         split_column: Column of the image's split; optional under its default name.
         mask_column: Column of the path of the object's mask; optional under its default name.
-        classes: Names of the classes in the order of their index, where a model knows them; images of others are
-            refused, and some may have none. The classes that are found where it is empty.
+        classes: Names of the classes of a model, in the order of their index; images of other classes are refused,
+            and classes may have no images. Empty to take the classes of the data.
     """
 
     benchmark = "folder"
@@ -214,24 +214,24 @@ class FolderConfig(CutConfig):
 
 
 class CubConfig(CutConfig):
-    """How to read CUB."""
+    """Settings of CUB."""
 
     benchmark = "cub"
 
 
 class NabirdsConfig(CutConfig):
-    """How to read NABirds."""
+    """Settings of NABirds."""
 
     benchmark = "nabirds"
 
 
 @dataclass(frozen=True)
 class WaterbirdsConfig(CutConfig):
-    """How to read Waterbirds.
+    """Settings of Waterbirds.
 
     Attributes:
-        labels: "habitat" for the two classes landbird and waterbird, "species" for the 200 classes of CUB, whose
-            validation images are cut.
+        labels: "habitat" for the two classes landbird and waterbird, "species" for the 200 classes of CUB, with a
+            validation split.
     """
 
     benchmark = "waterbirds"
@@ -240,23 +240,23 @@ class WaterbirdsConfig(CutConfig):
 
 
 class MetashiftConfig(CutConfig):
-    """How to read MetaShift."""
+    """Settings of MetaShift."""
 
     benchmark = "metashift"
 
 
 class SiimAcrConfig(CutConfig):
-    """How to read SIIM-ACR."""
+    """Settings of SIIM-ACR."""
 
     benchmark = "siim_acr"
 
 
 @dataclass(frozen=True)
 class SubsetConfig(FilesConfig):
-    """How to read images of ImageNet's classes.
+    """Settings of images of ImageNet's classes.
 
     Attributes:
-        partial: Accept a copy without some of the class folders; figures are then not comparable.
+        partial: Accept a copy without some of the class folders; its results are not comparable.
     """
 
     common: ClassVar[tuple[str, ...]] = (*FilesConfig.common, "partial")
@@ -265,7 +265,7 @@ class SubsetConfig(FilesConfig):
 
 @dataclass(frozen=True)
 class ImagenetConfig(CutConfig, SubsetConfig):
-    """How to read ImageNet."""
+    """Settings of ImageNet."""
 
     benchmark = "imagenet"
     common: ClassVar[tuple[str, ...]] = (*CutConfig.common, "partial")
@@ -274,23 +274,23 @@ class ImagenetConfig(CutConfig, SubsetConfig):
 
 
 class ImagenetAConfig(SubsetConfig):
-    """How to read ImageNet-A."""
+    """Settings of ImageNet-A."""
 
     benchmark = "imagenet_a"
 
 
 class ImagenetRConfig(SubsetConfig):
-    """How to read ImageNet-R."""
+    """Settings of ImageNet-R."""
 
     benchmark = "imagenet_r"
 
 
 @dataclass(frozen=True)
 class ImagenetV2Config(SubsetConfig):
-    """How to read ImageNet-V2.
+    """Settings of ImageNet-V2.
 
     Attributes:
-        variant: Which of its three test sets, where the root holds several.
+        variant: Which of its three test sets, if the root contains several.
     """
 
     benchmark = "imagenet_v2"
@@ -300,10 +300,10 @@ class ImagenetV2Config(SubsetConfig):
 
 @dataclass(frozen=True)
 class Imagenet9Config(FilesConfig):
-    """How to read ImageNet-9.
+    """Settings of ImageNet-9.
 
     Attributes:
-        variant: The treatment that is the split "test"; all others that are there are splits by their names.
+        variant: The treatment that is the split "test"; all other existing ones are splits by their names.
         mapping: JSON file of ImageNet's 1,000 classes to the nine, relative to the root or absolute.
     """
 
@@ -315,7 +315,7 @@ class Imagenet9Config(FilesConfig):
 
 @dataclass(frozen=True)
 class PartImagenetConfig(CutConfig):
-    """How to read PartImageNet.
+    """Settings of PartImageNet.
 
     Attributes:
         split_list: List that divides train.json into training and test images, relative to the root or absolute;
@@ -328,14 +328,14 @@ class PartImagenetConfig(CutConfig):
 
 
 class Flowers102Config(FilesConfig):
-    """How to read Oxford Flowers 102."""
+    """Settings of Oxford Flowers 102."""
 
     benchmark = "flowers102"
 
 
 @dataclass(frozen=True)
 class TurtlesConfig(CutConfig):
-    """How to read SeaTurtleID2022.
+    """Settings of SeaTurtleID2022.
 
     Attributes:
         split: Column of the splits.
@@ -356,20 +356,20 @@ DATA_CONFIGS: dict[str, type[DataConfig]] = {kind.benchmark: kind for kind in _K
 
 @cache
 def any_config() -> type[DataConfig]:
-    """Settings of all data sets, unchecked, for commands that learn from a model which of them they are about."""
-    doc = """Settings of the data set, where they are not those of the training.
+    """Settings of all data sets, unchecked, for commands that get the name of the data set from a model."""
+    doc = """Settings of the data set that differ from those of the training.
 
     Attributes:
         variant: Which test set of imagenet_v2, or which treatment of imagenet9 is the split "test".
         split: Column of the splits of turtles.
     """
-    own = {"benchmark": "", "common": FilesConfig.common, "__post_init__": lambda self: None, "__doc__": doc}
+    namespace = {"benchmark": "", "common": FilesConfig.common, "__post_init__": lambda self: None, "__doc__": doc}
     differing = [("variant", str, ""), ("split", str, "")]
-    return make_dataclass("AnyDataConfig", differing, bases=_KINDS, frozen=True, namespace=own)
+    return make_dataclass("AnyDataConfig", differing, bases=_KINDS, frozen=True, namespace=namespace)
 
 
 def config_type(benchmark: str) -> type[DataConfig]:
-    """The settings that a data set has.
+    """The type of the settings of a data set.
 
     Raises:
         IfamError: There is no such data set.
@@ -381,10 +381,10 @@ def config_type(benchmark: str) -> type[DataConfig]:
 
 
 def check_names(kind: type[DataConfig], names: Iterable[str]) -> None:
-    """Refuse a name that is no setting of a data set.
+    """Refuse names that are not settings of a data set.
 
     Raises:
-        IfamError: There is one.
+        IfamError: A name is unknown.
     """
     known = [field.name for field in fields(kind)]
     for name in names:
@@ -406,5 +406,5 @@ def data_config(benchmark: str, options: Mapping[str, Any] | None = None) -> Dat
     """
     kind = config_type(benchmark)
     check_names(kind, options or {})
-    # JSON and YAML have lists where the settings have tuples.
+    # JSON and YAML have lists instead of tuples.
     return kind(**{name: tuple(one) if isinstance(one, list) else one for name, one in (options or {}).items()})

@@ -232,7 +232,7 @@ def _images_in(folder: Path, out: Path | None) -> list[Path]:
     """Image files anywhere below a folder, without our own pictures in `out`; what is left out is logged."""
     ours = set() if out is None or out.resolve() == folder.resolve() else {out.resolve()}
     listing = list_images(folder, outside=ours)
-    listing.need_images(folder)
+    listing.require_images(folder)
     listing.warn(folder)
     return listing.paths
 

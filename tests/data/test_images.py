@@ -23,7 +23,7 @@ SHOWN_COLORS = np.stack([SHOWN, SHOWN.T, SHOWN[::-1]], axis=2)
 
 @pytest.fixture(autouse=True)
 def forget(monkeypatch):
-    """Each test hears of guesses anew."""
+    """Each test starts without guesses."""
     monkeypatch.setattr(images, "_GUESSES", {})
 
 
@@ -73,7 +73,7 @@ WRITERS = {
 @pytest.mark.parametrize("kind", WRITERS)
 def test_twelve_bits_in_a_deeper_file_are_not_nearly_black(tmp_path, kind):
     WRITERS[kind](tmp_path / f"a.{kind}", TWELVE)
-    with pytest.warns(UserWarning, match=r"does not say which value is white; 4,095 is taken.*--data\.white"):
+    with pytest.warns(UserWarning, match=r"does not state which value is white; 4,095 is assumed.*--data\.white"):
         pixels = load_grey(tmp_path / f"a.{kind}")
     assert np.array_equal(pixels, SHOWN)
     with warnings.catch_warnings():
@@ -83,7 +83,7 @@ def test_twelve_bits_in_a_deeper_file_are_not_nearly_black(tmp_path, kind):
 
 
 def test_deep_colors(tmp_path):
-    with pytest.warns(UserWarning, match="4,095 is taken"):
+    with pytest.warns(UserWarning, match="4,095 is assumed"):
         image = load_image(write_deep_png(tmp_path / "a.png", COLORS))
     assert np.array_equal(np.asarray(image), SHOWN_COLORS)
     # The full range is what the format says: no warning.
@@ -109,7 +109,7 @@ def test_deep_colors_that_cannot_be_read_are_refused(tmp_path):
 )
 def test_white_is_the_smallest_usual_range(tmp_path, kind, highest, white):
     tifffile.imwrite(tmp_path / "a.tif", np.array([[0, highest]], kind))
-    with pytest.warns(UserWarning, match=f"{white:,} is taken"):
+    with pytest.warns(UserWarning, match=f"{white:,} is assumed"):
         assert load_grey(tmp_path / "a.tif").tolist() == [[0, round(highest / white * 255)]]
 
 
@@ -129,7 +129,7 @@ def test_what_a_file_states_is_believed(tmp_path):
     Image.fromarray(np.array([[0, 1023]], np.uint16)).save(
         tmp_path / "a.tif", tiffinfo=_tag(TiffImagePlugin.ImageFileDirectory_v2(), 281, 4095)
     )
-    with pytest.warns(UserWarning, match="4,095 is taken"):
+    with pytest.warns(UserWarning, match="4,095 is assumed"):
         assert load_grey(tmp_path / "a.tif").tolist() == [[0, 64]]
     (tmp_path / "b.pgm").write_bytes(b"P5 2 1 4095\n" + np.array([0, 1023], ">u2").tobytes())
     assert load_grey(tmp_path / "b.pgm").tolist() == [[0, 64]]
@@ -144,7 +144,7 @@ def test_white_can_be_said(tmp_path):
     tifffile.imwrite(tmp_path / "dark.tif", np.array([[0, 200]], np.uint16))
     assert load_grey(tmp_path / "dark.tif", white=4095).tolist() == [[0, 12]]
     tifffile.imwrite(tmp_path / "large.tif", np.array([[0, 50_000, 100_000]], np.int32))
-    with pytest.raises(IfamError, match=r"large\.tif.*values go up to 100000; .*say which value is white"):
+    with pytest.raises(IfamError, match=r"large\.tif.*values go up to 100000; .*state which value is white"):
         load_image(tmp_path / "large.tif")
     assert load_grey(tmp_path / "large.tif", white=100_000).tolist() == [[0, 128, 255]]
 
@@ -162,7 +162,7 @@ def test_a_second_range_is_named_beside_the_first(tmp_path):
     tifffile.imwrite(tmp_path / "full.tif", np.array([[0, 65535]], np.uint16))
     tifffile.imwrite(tmp_path / "dark.tif", np.array([[0, 4000]], np.uint16))
     load_image(tmp_path / "full.tif")
-    with pytest.warns(UserWarning, match=r"dark\.tif.* 4,095 is taken.* and 65,535 in full\.tif"):
+    with pytest.warns(UserWarning, match=r"dark\.tif.* 4,095 is assumed.* and 65,535 in full\.tif"):
         load_image(tmp_path / "dark.tif")
 
 
@@ -200,7 +200,7 @@ def test_shapes_of_every_kind(tmp_path, size):
 )
 def test_what_stands_in_the_place_of_an_image_is_named(tmp_path, content, words):
     (tmp_path / "a.jpg").write_bytes(content)
-    with pytest.raises(IfamError, match=rf"a\.jpg is no image that can be read \(.*{words}"):
+    with pytest.raises(IfamError, match=rf"a\.jpg is not a readable image \(.*{words}"):
         load_image(tmp_path / "a.jpg")
 
 

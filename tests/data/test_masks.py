@@ -134,7 +134,7 @@ def test_a_black_and_white_palette_is_read_by_its_colors(tmp_path):
 )
 def test_arrays_that_are_not_masks(tmp_path, values, words):
     np.save(tmp_path / "m.npy", values)
-    with pytest.raises(IfamError, match=rf"m\.npy is no mask that can be read \(.*({words})"):
+    with pytest.raises(IfamError, match=rf"m\.npy is not a readable mask \(.*({words})"):
         load_mask(tmp_path / "m.npy")
 
 
@@ -145,9 +145,9 @@ def test_damaged_arrays(tmp_path):
     huge = whole.replace(b"(40, 64)", b"(40000000, 64000)")
     for content in (b"", whole[:7], whole[:40], whole[:500], huge, b"version https://git-lfs.github.com/spec/v1\n"):
         (tmp_path / "m.npy").write_bytes(content)
-        with pytest.raises(IfamError, match=r"m\.npy is no mask that can be read"):
+        with pytest.raises(IfamError, match=r"m\.npy is not a readable mask"):
             load_mask(tmp_path / "m.npy")
-        with pytest.raises(IfamError, match=r"m\.npy is no mask that can be read"):
+        with pytest.raises(IfamError, match=r"m\.npy is not a readable mask"):
             validated([Record(save(tmp_path / "i.png", GREY), 0, mask=tmp_path / "m.npy")], FolderConfig())
 
 
@@ -177,7 +177,7 @@ def example_of(tmp_path, image_exif, mask_exif=None, *, upright_mask=False, shap
 @pytest.mark.parametrize("number", range(2, 9))
 def test_a_mask_of_the_stored_pixels_is_turned_with_its_image(tmp_path, number, ending):
     if number < 5:
-        with pytest.warns(UserWarning, match="1 masks are turned by the EXIF orientation of their images"):
+        with pytest.warns(UserWarning, match="1 masks are rotated by the EXIF orientation of their images"):
             mask, shown = example_of(tmp_path, number, ending=ending)
     else:
         mask, shown = example_of(tmp_path, number, ending=ending)

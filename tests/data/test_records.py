@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from ifam.data.masks import load_mask
-from ifam.data.records import ImageFiles, Record, cut, validated
+from ifam.data.records import ImageFiles, Record, split_validation, validated
 from ifam.data.source_files import number_labels, read_csv, read_words
 from ifam.data_config import CutConfig
 from ifam.errors import IfamError
@@ -33,7 +33,7 @@ def records(counts):
 @pytest.mark.parametrize("share", [0.05, 0.2, 0.5, 0.9])
 def test_every_group_of_every_class_is_cut_in_its_share(share):
     counts = {(0, 0): 20, (0, 1): 4, (1, 2): 50, (1, 3): 2}
-    train, val = cut(records(counts), CutConfig(val_fraction=share), NAMES)
+    train, val = split_validation(records(counts), CutConfig(val_fraction=share), NAMES)
     there = Counter((r.label, r.group) for r in val)
     for key, count in counts.items():
         assert there[key] == min(max(round(share * count), 1), count - 1)
@@ -41,23 +41,23 @@ def test_every_group_of_every_class_is_cut_in_its_share(share):
 
 
 def test_single_images_of_a_group_stay_for_training_or_are_taken_together():
-    train, val = cut(records({(0, 0): 10, (0, 1): 1, (1, 2): 2}), CutConfig(), NAMES)
+    train, val = split_validation(records({(0, 0): 10, (0, 1): 1, (1, 2): 2}), CutConfig(), NAMES)
     assert (0, 1) in {(r.label, r.group) for r in train}
     assert Counter(r.label for r in val) == {0: 1, 1: 1}
     # A class of two groups of one image each is cut as a class.
-    train, val = cut(records({(0, 0): 1, (0, 1): 1, (1, 2): 2}), CutConfig(), NAMES)
+    train, val = split_validation(records({(0, 0): 1, (0, 1): 1, (1, 2): 2}), CutConfig(), NAMES)
     assert Counter(r.label for r in train) == Counter(r.label for r in val) == {0: 1, 1: 1}
 
 
 @pytest.mark.parametrize("group", [None, 5])
 def test_a_class_of_one_image_is_named(group):
     with pytest.raises(IfamError, match="The class b has a single image, but at least two are needed"):
-        cut(records({(0, group): 3, (1, group): 1}), CutConfig(), NAMES)
+        split_validation(records({(0, group): 3, (1, group): 1}), CutConfig(), NAMES)
 
 
 def test_the_cut_keeps_the_order_and_follows_its_seed():
     given = records({(0, None): 30, (1, None): 30})
-    cuts = [cut(given, CutConfig(seed=seed), NAMES) for seed in (0, 0, 1)]
+    cuts = [split_validation(given, CutConfig(seed=seed), NAMES) for seed in (0, 0, 1)]
     assert cuts[0] == cuts[1] != cuts[2]
     for side in cuts[0]:
         assert [given.index(r) for r in side] == sorted(given.index(r) for r in side)
@@ -66,7 +66,9 @@ def test_the_cut_keeps_the_order_and_follows_its_seed():
 def test_files_of_one_photograph_stay_together():
     given = [Record(Path(f"{group}/{number}.png"), 0, group) for number in range(12) for group in range(3)]
     for seed in range(5):
-        train, val = cut(given, CutConfig(seed=seed, val_fraction=0.25), NAMES, together=lambda r: r.path.name)
+        train, val = split_validation(
+            given, CutConfig(seed=seed, val_fraction=0.25), NAMES, group_key=lambda r: r.path.name
+        )
         assert len(val) == 9
         assert not {r.path.name for r in train} & {r.path.name for r in val}
 
@@ -122,7 +124,7 @@ def test_masks_of_every_kind(tmp_path, mode):
 
 def test_a_mask_with_code_in_it_is_refused(tmp_path):
     np.save(tmp_path / "m.npy", np.array([print], dtype=object))
-    with pytest.raises(IfamError, match=r"m\.npy is no mask that can be read"):
+    with pytest.raises(IfamError, match=r"m\.npy is not a readable mask"):
         load_mask(tmp_path / "m.npy")
 
 

@@ -234,7 +234,7 @@ def test_images_that_do_not_go_together_are_named(answers, files, tmp_path):
     with pytest.raises(IfamError, match=f"{path} is 9 x 8 pixels, but .* 8 x 8; give images of one size"):
         run(Told(answers), files, tmp_path)
     path.write_bytes(b"no image")
-    with pytest.raises(IfamError, match=f"{path} is no image that can be read"):
+    with pytest.raises(IfamError, match=f"{path} is not a readable image"):
         run(Told(answers), files, tmp_path)
     with pytest.raises(IfamError, match="batch_size is 0"):
         run(Told(answers), files, tmp_path, batch_size=0)

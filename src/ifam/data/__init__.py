@@ -1,4 +1,4 @@
-"""Data sets by name. Nothing downloads by surprise."""
+"""Data sets by name. Nothing is downloaded automatically."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -57,10 +57,10 @@ __all__ = [
 
 
 def load_pondbirds(root: Path | None, config: PondbirdsConfig) -> Benchmark:
-    """The embedded benchmark, drawn now.
+    """The embedded benchmark, which is drawn when it is loaded.
 
     Raises:
-        IfamError: There is a root: it has no files.
+        IfamError: A root is given, although it has no files.
     """
     _refuse_root("pondbirds", root)
     splits = {name: Pondbirds(name, config) for name in ("train", "val", "test")}
@@ -76,10 +76,10 @@ def load_pondbirds(root: Path | None, config: PondbirdsConfig) -> Benchmark:
 
 
 def load_digits(root: Path | None, config: DigitsConfig) -> Benchmark:
-    """Handwritten digits on the same backgrounds, drawn now.
+    """Handwritten digits on the same backgrounds, drawn when they are loaded.
 
     Raises:
-        IfamError: There is a root: it has no files.
+        IfamError: A root is given, although it has no files.
     """
     _refuse_root("digits", root)
     splits = {name: Digits(name, config) for name in ("train", "val", "test")}
@@ -90,7 +90,7 @@ def load_digits(root: Path | None, config: DigitsConfig) -> Benchmark:
 def _refuse_root(name: str, root: Path | None) -> None:
     if root is not None:
         raise IfamError(
-            f"{name} is drawn and has no files, but {root} is given; leave it out, or name --benchmark folder."
+            f"{name} is drawn and has no files, but {root} is given; leave it out, or use --benchmark folder."
         )
 
 
@@ -120,8 +120,8 @@ def load_benchmark(name: str, root: str | Path | None = None, options: Mapping[s
 
     Args:
         name: One of `BENCHMARKS`.
-        root: Where its files are, for those that have files.
-        options: Settings of this data set, by name (`ifam.data_config` has them all).
+        root: Folder of its files, for data sets on disk.
+        options: Settings of this data set, by name (see `ifam.data_config`).
 
     Raises:
         IfamError: The name or a setting is unknown, or the files are not as expected.

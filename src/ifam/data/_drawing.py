@@ -16,13 +16,13 @@ import torch
 
 from ifam._typing import Bool, Float, Tensor
 
-# A whole number will do wherever a fraction does; runtime type checks want that said.
+# Runtime type checks do not accept an int for a float.
 Number = float | int
 
 UNITS = 80.0
 PARTS = ("body", "head", "wing", "tail", "legs")
 CUES = ("plumage", "bill", "tail", "legs")
-# Bottom to top: where two parts overlap, the later one is seen, and owns the pixel.
+# Bottom to top: where two parts overlap, the later one is visible and owns the pixel.
 _PAINT_ORDER = ("tail", "legs", "body", "wing", "head")
 BIRD_COLUMNS = 40
 BACKGROUND_COLUMNS = 2400
@@ -30,9 +30,9 @@ _NUM_TRUNKS, _NUM_REEDS, _NUM_BLOBS = 6, 6, 4
 
 
 class Draws:
-    """Hands out the columns of a table of uniform numbers, one row per picture, always in the same order.
+    """Returns the columns of a table of uniform numbers, one row per picture, always in the same order.
 
-    The order of the calls is the meaning of the columns; a picture therefore depends on its own row only.
+    The order of the calls determines the meaning of the columns, so a picture depends on its own row only.
     """
 
     def __init__(self, table: Float[Tensor, "B N"]) -> None:
@@ -50,7 +50,7 @@ class Draws:
 
     def normal(self, mean: Number = 0.0, std: Number = 1.0) -> Float[Tensor, "B 1 1"]:
         """One normally distributed number per picture."""
-        # The ends are cut off so that no row gives an infinite number.
+        # Clamped to keep the result finite.
         standard: Tensor = torch.special.ndtri(self.uniform().clamp(1e-4, 1 - 1e-4))
         return mean + std * standard
 
@@ -61,7 +61,7 @@ class Draws:
 
 
 def grid(size: int) -> tuple[Float[Tensor, "1 1 S"], Float[Tensor, "1 S 1"]]:
-    """Horizontal and vertical coordinates of the pixel centres, in units."""
+    """Horizontal and vertical coordinates of the pixel centers, in units."""
     line = (torch.arange(size) + 0.5) * (UNITS / size)
     return line[None, None, :], line[None, :, None]
 
@@ -81,21 +81,21 @@ def smooth_noise(lattice: Float[Tensor, "B rows columns"], size: int) -> Float[T
 
 
 def hsv_to_rgb(hue: Tensor, saturation: Tensor, value: Tensor) -> Float[Tensor, "B 3 1 1"]:
-    """Colours, one per picture; `hue` runs around the wheel once from 0 to 1 and repeats."""
+    """Colors, one per picture; `hue` runs around the wheel once from 0 to 1 and repeats."""
     offsets = torch.tensor([0.0, 4.0, 2.0])[None, :, None, None]
     wheel = ((hue[:, None] * 6.0 + offsets) % 6.0 - 3.0).abs() - 1.0
-    colour: Tensor = value[:, None] * (1.0 - saturation[:, None] * (1.0 - wheel.clamp(0, 1)))
-    return colour
+    color: Tensor = value[:, None] * (1.0 - saturation[:, None] * (1.0 - wheel.clamp(0, 1)))
+    return color
 
 
 def coverage(distance: Float[Tensor, "B S S"]) -> Float[Tensor, "B S S"]:
-    """How much of a pixel a shape covers, from the signed distance of its centre in pixels."""
+    """How much of a pixel a shape covers, from the signed distance of its center in pixels."""
     return (0.5 - distance).clamp_(0, 1)
 
 
-def paint(picture: Float[Tensor, "B 3 S S"], colour: Tensor, alpha: Float[Tensor, "B S S"]) -> None:
-    """Lays `colour` ([B,3,1,1] or [B,3,S,S]) over `picture`, in place."""
-    picture.lerp_(colour.expand_as(picture), alpha[:, None].expand_as(picture))
+def paint(picture: Float[Tensor, "B 3 S S"], color: Tensor, alpha: Float[Tensor, "B S S"]) -> None:
+    """Blend `color` ([B,3,1,1] or [B,3,S,S]) over `picture`, in place."""
+    picture.lerp_(color.expand_as(picture), alpha[:, None].expand_as(picture))
 
 
 # ------------------------------------------------------------------------------------------- backgrounds
@@ -110,7 +110,7 @@ def draw_water(draws: Draws, size: int) -> Float[Tensor, "B 3 S S"]:
     base = hsv_to_rgb(hue, saturation, value)
     sky = hsv_to_rgb(hue + draws.normal(0, 0.08), saturation * draws.uniform(0.2, 1.0), draws.uniform(0.5, 1.0))
     swell, chop = smooth_noise(draws.lattice(5, 4), size), smooth_noise(draws.lattice(24, 12), size)
-    # Ripples crowd together towards the far shore, at the top.
+    # Ripples crowd together toward the far shore, at the top.
     depth = y * (1 + draws.uniform(0.0, 0.6) * (1 - y / UNITS))
     waves = []
     for low, high in ((0.15, 0.55), (0.4, 1.1)):
@@ -136,25 +136,25 @@ def _draw_reeds(picture: Float[Tensor, "B 3 S S"], draws: Draws, size: int) -> N
     for index in range(_NUM_REEDS):
         foot, lean = clump + draws.normal(0, 9), draws.normal(0, 0.12)
         top, width = draws.uniform(0, 55), draws.uniform(0.5, 1.3)
-        colour = hsv_to_rgb(hue, saturation, draws.uniform(0.15, 0.6))
+        color = hsv_to_rgb(hue, saturation, draws.uniform(0.15, 0.6))
         away = (x - foot - lean * (UNITS - y)).abs() - width
         alpha = coverage(torch.maximum(away, top - y) * (size / UNITS))
-        paint(picture, colour, alpha * (index < number).float())
+        paint(picture, color, alpha * (index < number).float())
 
 
 def _draw_blobs(picture: Float[Tensor, "B 3 S S"], draws: Draws, size: int, flatness: tuple[float, float]) -> None:
-    """Up to four ellipses of any colour: leaves, pads, stones. A coloured spot alone is no bird."""
+    """Up to four ellipses of any color: leaves, pads, stones. So a colored spot alone is not a bird."""
     x, y = grid(size)
     number = draws.uniform(0, _NUM_BLOBS + 0.999).floor()
     for index in range(_NUM_BLOBS):
         radius = draws.uniform(2, 8)
         height = radius * draws.uniform(*flatness)
         left, top = draws.uniform(0, UNITS), draws.uniform(0, UNITS)
-        colour = hsv_to_rgb(draws.uniform(), draws.uniform(0.1, 0.75), draws.uniform(0.25, 0.9))
+        color = hsv_to_rgb(draws.uniform(), draws.uniform(0.1, 0.75), draws.uniform(0.25, 0.9))
         inside = 1 - ((x - left) / radius) ** 2 - ((y - top) / height) ** 2
         shade = (0.9 + 0.25 * inside.clamp(-1, 1))[:, None]
         alpha = (0.5 + 0.5 * height * (size / UNITS) * inside).clamp_(0, 1)
-        paint(picture, colour * shade, alpha * (index < number).float())
+        paint(picture, color * shade, alpha * (index < number).float())
 
 
 def draw_forest(draws: Draws, size: int) -> Float[Tensor, "B 3 S S"]:
@@ -186,7 +186,7 @@ def draw_forest(draws: Draws, size: int) -> Float[Tensor, "B 3 S S"]:
 def _draw_trunks(
     picture: Float[Tensor, "B 3 S S"], draws: Draws, size: int, horizon: Tensor, grain: Float[Tensor, "B S S"]
 ) -> None:
-    """One to six trunks that stand near the horizon: brown, grey or as pale as a birch."""
+    """One to six trunks that stand near the horizon: brown, gray or as pale as a birch."""
     x, y = grid(size)
     number = draws.uniform(1, _NUM_TRUNKS + 0.999).floor()
     hue, saturation, value = draws.normal(0.07, 0.04), draws.uniform(0.05, 0.55), draws.uniform(0.12, 0.75)
@@ -194,12 +194,12 @@ def _draw_trunks(
     for index in range(_NUM_TRUNKS):
         middle, lean = draws.uniform(0, UNITS), draws.normal(0, 0.05)
         width, foot = draws.uniform(1.2, 6.5), horizon + draws.uniform(0, 8)
-        colour = hsv_to_rgb(hue, saturation, value * draws.uniform(0.7, 1.3))
+        color = hsv_to_rgb(hue, saturation, value * draws.uniform(0.7, 1.3))
         across = x - middle - lean * (y - 40)
         alpha = coverage(torch.maximum(across.abs() - width, y - foot) * (size / UNITS))
         # Trunks are round: lit from the left.
         shade = bark * (1 - 0.25 * (across / width).clamp_(-1, 1))
-        paint(picture, colour * shade[:, None], alpha * (index < number).float())
+        paint(picture, color * shade[:, None], alpha * (index < number).float())
 
 
 # ------------------------------------------------------------------------------------------------- birds
@@ -225,9 +225,9 @@ class Frame(NamedTuple):
         distance = u.square_().add_(v.square_()).sqrt_()
         return distance.sub_(share.mul_(last - first).add_(first)).mul_(self.pixels)
 
-    def disc(self, centre: tuple[Tensor, Tensor], radius: Tensor) -> Float[Tensor, "B S S"]:
+    def disc(self, center: tuple[Tensor, Tensor], radius: Tensor) -> Float[Tensor, "B S S"]:
         """Signed distance, in pixels, of a disc."""
-        squared = (self.u - centre[0]).square_().add_((self.v - centre[1]).square_())
+        squared = (self.u - center[0]).square_().add_((self.v - center[1]).square_())
         return squared.sqrt_().sub_(radius).mul_(self.pixels)
 
 
@@ -240,7 +240,7 @@ def _frame(draws: Draws, size: int, scale: Number) -> Frame:
     room_x, room_y = (40 + 3 - 1.75 * unit).clamp(min=0), (40 + 2 - 1.4 * unit).clamp(min=0)
     x = x - 40 - room_x * draws.uniform(-1, 1)
     y = y - 40 - room_y * draws.uniform(-1, 1)
-    # The middle between bill and tail lies before that of the body.
+    # The middle between bill and tail is in front of that of the body.
     u = 0.12 + (x * (tilt.cos() * flip / unit)) + (y * (tilt.sin() / unit))
     v = (y * (tilt.cos() / unit)) - (x * (tilt.sin() * flip / unit))
     return Frame(u, v, unit * (size / UNITS))
@@ -251,7 +251,7 @@ def _at(u: float, v: float) -> tuple[Tensor, Tensor]:
 
 
 class _Forms(NamedTuple):
-    """Chooses between the swimmers' and the perchers' form of a measure, per bird."""
+    """Chooses between the swimmers' and the perchers' form of a quantity, per bird."""
 
     cues: Bool[Tensor, "B 4"]
 
@@ -294,7 +294,7 @@ def _tail(frame: Frame, forms: _Forms, draws: Draws, rear: Tensor) -> Float[Tens
         forms.pick("tail", 0.12, 0.24),
         forms.pick("tail", draws.uniform(0.42, 0.52), 0.02),
     )
-    # Feather tips end a fan; a pointed tail is too thin at its end for the cut to show.
+    # Feather tips end a fan; a pointed tail is too thin at its end for this to be visible.
     tips = (16 * frame.v).cos_().mul_(0.05).sub_(frame.u + 0.77 + length)
     return torch.maximum(tail, tips.mul_(frame.pixels))
 
@@ -329,8 +329,8 @@ def draw_birds(
 ) -> tuple[Float[Tensor, "B 3 S S"], Bool[Tensor, "B 5 S S"]]:
     """Birds and the pixels of their parts.
 
-    Every pixel that a bird touches shows the bird only: at the rim, its colour goes over into that of its
-    own outline instead of into the background. So the parts say exactly which pixels the bird decides.
+    Every pixel that a bird touches shows the bird only: at the rim, its color blends into that of its
+    own outline instead of into the background. So the parts are exactly the pixels that depend on the bird.
 
     Args:
         draws: Random numbers, `BIRD_COLUMNS` wide.
@@ -340,7 +340,7 @@ def draw_birds(
         scale: Factor on all lengths of the bird.
 
     Returns:
-        Colours [B,3,S,S], which mean nothing outside the bird, and the parts [B,5,S,S] in the order of
+        Colors [B,3,S,S], which are undefined outside the bird, and the parts [B,5,S,S] in the order of
         `PARTS`: disjoint, and their union is the bird.
     """
     frame = _frame(draws, size, scale)

@@ -1,4 +1,4 @@
-"""What a data set is here: named splits of examples, and how examples become batches."""
+"""Data sets as named splits of examples, and their conversion to batches."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -20,9 +20,9 @@ class ImageDataset(Protocol):
     """A sequence of examples, each a dict.
 
     It holds `image` (PIL, or floats [3, S, S] in 0..1), `label`, and where known `group`, `mask` (True on the
-    pixels of the object) and what the quality of parts is judged by: `keypoints` ([N, 3]: x, y in pixels, and 1
-    where visible), `box` ([4]: x, y, width, height of the object) and `part_labels` ([H, W]: 0 where no part is,
-    1 + its index in `Benchmark.part_names` elsewhere).
+    pixels of the object) and the annotations that the quality of parts is measured with: `keypoints` ([N, 3]: x, y in
+    pixels, and 1 where visible), `box` ([4]: x, y, width, height of the object) and `part_labels` ([H, W]: 0 where no
+    part is, 1 + its index in `Benchmark.part_names` elsewhere).
     """
 
     def __len__(self) -> int:
@@ -39,20 +39,20 @@ class Benchmark:
     """A data set with its splits.
 
     Attributes:
-        name: What it is called on the command line.
+        name: Its name on the command line.
         splits: Examples of "train", "val" and, where there are some, "test".
         class_names: Name of each class.
-        group_names: Name of each group; the classes themselves where the data knows no groups.
-        note: How validation data came about, for the record.
+        group_names: Name of each group; the classes themselves where the data have no groups.
+        note: Where the validation images come from, for the record.
         part_names: Names of the regions in `part_labels`.
         keypoint_names: Names of the rows of `keypoints`.
-        logit_classes: The classes that compete for an answer, where not all do (200 of 1,000 for ImageNet-A).
+        logit_classes: The classes that predictions are restricted to, if not all (200 of 1,000 for ImageNet-A).
         class_of_logit: For models of another, finer set of classes: the class here of each of their logits, -1 for
-            logits that stand for none (the 1,000 logits of an ImageNet model for the nine classes of ImageNet-9).
-        treatments: Splits that show the same objects in different ways, judged together where no split is asked for;
+            logits of none (the 1,000 logits of an ImageNet model for the nine classes of ImageNet-9).
+        treatments: Splits that show the same objects in different ways, evaluated together where no split is named;
             some may be missing.
-        gap: Two treatments, of which the first has the helpful background and the second has not.
-        mirrored: Whether a mirror image means the same, so that training may show it.
+        gap: Two treatments, the first with the helpful background, the second without.
+        mirrored: Whether mirror images keep their meaning, so that training may use them.
     """
 
     name: str
@@ -70,16 +70,16 @@ class Benchmark:
 
     @property
     def is_whole(self) -> bool:
-        """Whether there are no splits: all images are one."""
+        """Whether the only split is "all"."""
         return list(self.splits) == ["all"]
 
     @property
     def default_eval_split(self) -> str:
-        """The split that models are judged on where none is named: "test", else "val", else the only one."""
+        """The split that models are evaluated on by default: "test", else "val", else the only one."""
         return next((name for name in ("test", "val") if name in self.splits), next(iter(self.splits), "val"))
 
     def describe(self, split: str) -> str:
-        """What a split is, in one line: "50 images of 2 classes, no split named"."""
+        """Describe a split in one line: "50 images of 2 classes, no split named"."""
         examples = self.split(split)
         classes = len({int(label) for label in getattr(examples, "labels", ())}) or len(self.class_names)
         which = "no split named" if split == "all" else f"split {split}"
@@ -100,32 +100,32 @@ class Benchmark:
         return self.splits[name]
 
     def groups(self, split: str) -> Int[Tensor, " N"]:
-        """Group of each image of a split; its class where the data know no groups.
+        """Group of each image of a split; its class where the data have no groups.
 
-        Splits that list their `groups` are asked for them; of others, every example is read.
+        If the split does not list its `groups`, every example is read.
 
         Raises:
-            IfamError: There is no such split, or it has images of no group although the data know groups.
+            IfamError: There is no such split, or some of its images have no group although the data have groups.
         """
         examples = self.split(split)
         listed = getattr(examples, "groups", None)
         if listed is not None:
             return torch.as_tensor(listed, dtype=torch.long)
-        found = []
+        groups = []
         for index in range(len(examples)):
             example = examples[index]
             if "group" not in example and self.group_names != self.class_names:
                 raise IfamError(
-                    f"{self.name} has groups, but image {index} of its split {split!r} is in none; give the group of "
+                    f"{self.name} has groups, but image {index} of its split {split!r} has none; give the group of "
                     f"each image."
                 )
-            found.append(int(example.get("group", example["label"])))
-        return torch.tensor(found)
+            groups.append(int(example.get("group", example["label"])))
+        return torch.tensor(groups)
 
     def require_masks(self, split: str, who: str) -> None:
-        """Refuse a split with an image that has no true mask, as far as this can be known at once.
+        """Refuse a split with an image that has no true mask, as far as this is known without reading all images.
 
-        Lists of files say which images might have none; of other splits the first image stands for all.
+        For lists of files, the first image without a mask file is read; for other splits, only the first image.
 
         Args:
             split: Name of the split.
@@ -136,7 +136,7 @@ class Benchmark:
         """
         examples = self.split(split)
         listed = [record.mask is not None for record in getattr(examples, "records", ())]
-        # Some data make masks of something else than a file of their own, so the image that might have none is read.
+        # Some data sets compute masks without mask files, so the image is read.
         index = listed.index(False) if False in listed else 0
         if len(examples) and examples[index].get("mask") is None:
             raise IfamError(
@@ -145,18 +145,18 @@ class Benchmark:
             )
 
     def restrict(self, logits: Float[Tensor, "B L"]) -> Float[Tensor, "B L"]:
-        """The logits, with minus infinity for classes that do not compete (see `logit_classes`)."""
+        """The logits, with minus infinity for classes outside `logit_classes`."""
         if self.logit_classes is None:
             return logits
-        competing = torch.zeros(logits.shape[1], dtype=torch.bool, device=logits.device)
-        competing[list(self.logit_classes)] = True
-        return logits.masked_fill(~competing, -math.inf)
+        allowed = torch.zeros(logits.shape[1], dtype=torch.bool, device=logits.device)
+        allowed[list(self.logit_classes)] = True
+        return logits.masked_fill(~allowed, -math.inf)
 
     def answers(self, logits: Float[Tensor, "B L"]) -> Int[Tensor, " B"]:
-        """The class that a model names for each image; -1 where its answer is none of the classes.
+        """The predicted class of each image; -1 where it is none of the classes.
 
         Raises:
-            IfamError: The number of logits is not that of the classes, nor of those that can be translated.
+            IfamError: The number of logits is neither that of `class_names` nor that of `class_of_logit`.
         """
         count = logits.shape[1]
         if count == len(self.class_names):
@@ -172,11 +172,11 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is done to training images at random.
+    """Random augmentation of training images.
 
     Attributes:
         flip: Mirror half of the images, left and right.
-        crop: Crops of at least this share of the area; 1 for none.
+        crop: Minimal share of the area in random crops; 1 for no crops.
     """
 
     flip: bool = False
@@ -195,7 +195,7 @@ class Prepared(Dataset[dict[str, Any]]):
         examples: The examples.
         size: Height and width of the model's input in pixels.
         normalization: Channel means and standard deviations.
-        augmentation: What is done to training images; None for evaluation.
+        augmentation: Augmentation of training images; None for evaluation.
     """
 
     def __init__(
@@ -210,7 +210,7 @@ class Prepared(Dataset[dict[str, Any]]):
         if augmentation is not None and augmentation.crop < 1:
             steps += [v2.RandomResizedCrop(size, scale=(augmentation.crop, 1.0), antialias=True)]
         else:
-            # The shorter side resized, the center cut out.
+            # Resize the shorter side, then crop the center.
             steps += [FitAndCrop(size)]
         if augmentation is not None and augmentation.flip:
             steps += [v2.RandomHorizontalFlip()]
@@ -226,9 +226,9 @@ class Prepared(Dataset[dict[str, Any]]):
         """An example as the model sees it.
 
         Returns:
-            `image` [3, H, W], `label`, `group` (the label where no group is known), and, None where the data do not
-            know it: `mask` [H, W], `keypoints` [N, 3], `box` [4] and `part_labels` [H, W], as in `ImageDataset` but in
-            pixels of this image. A keypoint outside of the image is not visible; a box may reach beyond it.
+            `image` [3, H, W], `label`, `group` (the label where there are no groups), and, None where the data do not
+            have it: `mask` [H, W], `keypoints` [N, 3], `box` [4] and `part_labels` [H, W], as in `ImageDataset` but in
+            pixels of this image. A keypoint outside the image is not visible; a box may extend beyond it.
         """
         example = self.examples[index]
         image = example["image"]
@@ -239,8 +239,8 @@ class Prepared(Dataset[dict[str, Any]]):
         keypoints, box = example.get("keypoints"), example.get("box")
         if keypoints is not None or box is not None:
             inputs["points"] = _as_points(keypoints, box, v2.functional.get_size(image))
-        found = self.transform(inputs)
-        plain = {name: torch.as_tensor(value).as_subclass(Tensor) for name, value in found.items()}
+        transformed = self.transform(inputs)
+        plain = {name: torch.as_tensor(value).as_subclass(Tensor) for name, value in transformed.items()}
         height, width = plain["image"].shape[1:]
         return {
             "image": plain["image"],
@@ -256,7 +256,7 @@ class Prepared(Dataset[dict[str, Any]]):
 def _as_points(
     keypoints: Float[Tensor, "N 3"] | None, box: Float[Tensor, " 4"] | None, size: Sequence[int]
 ) -> tv_tensors.KeyPoints:
-    """Keypoints, and after them two corners of the box: torchvision moves one set of points with an image."""
+    """Keypoints, and after them two corners of the box: torchvision transforms one set of points with an image."""
     points = torch.zeros(0, 2) if keypoints is None else keypoints[:, :2]
     if box is not None:
         points = torch.cat([points, torch.stack([box[:2], box[:2] + box[2:]])])
@@ -284,13 +284,13 @@ def part_masks(part_labels: Int[Tensor, "*B H W"], num_parts: int) -> Bool[Tenso
 
 
 class FitAndCrop(v2.Transform):
-    """Resize so that the image covers the size exactly in one direction, then crop the centre.
+    """Resize so that the image covers the size exactly in one direction, then crop the center.
 
     Args:
-        size: Height and width wanted, in pixels.
+        size: Height and width of the result in pixels.
     """
 
-    # Of strips longer than this many times the crop, the middle is cut out before it is enlarged.
+    # Strips longer than this many times the crop are cropped before they are enlarged.
     longest = 8
 
     def __init__(self, size: tuple[int, int]) -> None:
@@ -303,15 +303,15 @@ class FitAndCrop(v2.Transform):
         if (height, width) == self.size:
             return inpt
         scale = max(self.size[0] / height, self.size[1] / width)
-        # What is cut off here would be cut off anyway; enlarged first, it could fill the memory.
+        # These pixels would be cropped later anyway; enlarged first, they could exhaust the memory.
         spare = [
-            max(0, math.floor((length - self.longest * want / scale) / 2))
-            for length, want in zip((height, width), self.size, strict=True)
+            max(0, math.floor((length - self.longest * target / scale) / 2))
+            for length, target in zip((height, width), self.size, strict=True)
         ]
         if any(spare):
             height, width = height - 2 * spare[0], width - 2 * spare[1]
             inpt = v2.functional.crop(inpt, spare[0], spare[1], height, width)
-        # Rounding must never leave the image a pixel short of the crop.
+        # Rounding must not make the image smaller than the crop.
         fitted = [max(self.size[0], round(height * scale)), max(self.size[1], round(width * scale))]
         return v2.functional.center_crop(v2.functional.resize(inpt, fitted, antialias=True), list(self.size))
 
@@ -330,7 +330,7 @@ def collate(examples: Sequence[Mapping[str, Any]]) -> Batch:
 def denormalize(
     images: Float[Tensor, "*B 3 S1 S2"], normalization: tuple[Sequence[float], Sequence[float]]
 ) -> Float[Tensor, "*B 3 S1 S2"]:
-    """Normalized images as colours in 0..1."""
+    """Normalized images as colors in 0..1."""
     mean, std = (images.new_tensor(list(values))[:, None, None] for values in normalization)
     return (images * std + mean).clamp(0, 1)
 

@@ -1,4 +1,4 @@
-"""The same image twice: on both sides of a split, or with two labels."""
+"""Duplicate images: in several splits, or with several labels."""
 
 import hashlib
 import logging
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 def refuse_repeated_files(splits: Mapping[str, Sequence[Record]]) -> None:
-    """Refuse a file that is listed twice, under whatever names: two rows, two splits or two classes.
+    """Refuse a file that is listed twice, possibly under different paths: in rows, splits or classes.
 
     Args:
         splits: Images by split.
@@ -30,18 +30,18 @@ def refuse_repeated_files(splits: Mapping[str, Sequence[Record]]) -> None:
             other = first.setdefault(os.path.realpath(record.path), record)
             if other is not record:
                 raise IfamError(
-                    f"The same image is listed twice, as {_place(other)} and as {_place(record)}; remove one of them."
+                    f"The same image is listed twice, as {_describe(other)} and as {_describe(record)}; remove one."
                 )
 
 
-def _place(record: Record) -> str:
+def _describe(record: Record) -> str:
     return f"{record.path} ({record.line})" if record.line else str(record.path)
 
 
 def copies_of_images(paths: Iterable[Path]) -> dict[Path, int]:
     """A number for each file that has the same content as another, the same for all of them.
 
-    Only files of the same size are read, and whole only those that begin, go on and end alike.
+    Only files of the same size are read, and completely only those with equal samples of their content.
     """
     groups = [list(paths)]
     for key in (_size, _beginning, _content):
@@ -51,15 +51,15 @@ def copies_of_images(paths: Iterable[Path]) -> dict[Path, int]:
 
 def count_shared(known: Sequence[Path], others: Sequence[Path]) -> int:
     """Number of files in `others` that are, or have the content of, one in `known`."""
-    places = {*map(os.path.realpath, known)}
-    rest = [path for path in others if os.path.realpath(path) not in places]
+    real_paths = {*map(os.path.realpath, known)}
+    rest = [path for path in others if os.path.realpath(path) not in real_paths]
     copies = copies_of_images([*known, *rest])
     shared = {copies[path] for path in known if path in copies}
     return len(others) - len(rest) + sum(copies.get(path) in shared for path in rest)
 
 
 def _alike(paths: Sequence[Path], key: Callable[[Path], Hashable]) -> list[list[Path]]:
-    """Files for which a key is the same, where there are several; none that cannot be read, which others report."""
+    """Groups of at least two files with the same key; unreadable files are skipped, and reported elsewhere."""
     groups: dict[Hashable, list[Path]] = defaultdict(list)
     for path in reported(paths, "looking for copies"):
         try:
@@ -85,7 +85,7 @@ def _content(path: Path) -> bytes:
 def warn_of_copies(
     splits: Mapping[str, Sequence[Record]], class_names: Sequence[str], copies: Mapping[Path, int]
 ) -> None:
-    """Warn of images that are copies of each other: in two splits, in two classes, or else.
+    """Warn of images that are copies of each other: across splits, across classes, or within both.
 
     Args:
         splits: Images by split.
@@ -116,13 +116,12 @@ def warn_of_copies(
         )
     if others:
         logger.warning(
-            "%d images have the same content as another of the same class and split, such as %s; they count as often "
-            "as they are there.",
+            "%d images have the same content as another of the same class and split, such as %s; each copy counts.",
             *(sum(map(len, others)), _two(others[0], [str(number) for number in range(1, len(others[0]) + 1)])),
         )
 
 
 def _two(group: Sequence[tuple[str, Record]], names: Sequence[str]) -> str:
-    """Two of the copies, with names in which they differ."""
+    """Two of the copies with different names."""
     other = next(i for i, name in enumerate(names) if name != names[0])
     return f"{group[0][1].path} ({names[0]}) and {group[other][1].path} ({names[other]})"

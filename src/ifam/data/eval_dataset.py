@@ -1,4 +1,4 @@
-"""The images that a model is measured on: those that were set aside when it was trained, or others of its classes."""
+"""The images that a model is evaluated on: those set aside in training, or others of its classes."""
 
 import logging
 import os
@@ -16,7 +16,7 @@ from ifam.errors import IfamError
 
 logger = logging.getLogger(__name__)
 
-# Settings that change which images there are, or how they are divided.
+# Settings that determine the images and their splits.
 _SELECT = ("csv", "path_column", "label_column", "split_column", "val_fraction", "seed", "skip_bad")
 
 
@@ -28,53 +28,52 @@ def load_eval_dataset(
     class_names: tuple[str, ...] = (),
     split: str | None = None,
 ) -> tuple[str, Benchmark, dict[str, Any]]:
-    """Name, images and settings: those that the model was trained with where nothing else is asked for.
+    """Name, images and settings; by default those that the model was trained with.
 
-    A folder of images that are not those of the training is taken whole where it has no splits, unless "train" or "val"
-    is asked for, and its classes are matched with the model's by their names. Images that the model was trained on are
-    counted, and the count is said.
+    A folder without splits whose images are not those of the training is not split, unless "train" or "val" is named;
+    its classes are matched with the model's by name. Images that the model was trained on are counted in a warning.
 
     Args:
-        extra: What the model remembers of its training.
+        extra: What was saved of the model's training.
         benchmark: Name of the data set; that of the training where it is None.
-        root: Where the images are; where they were in training if it is None.
+        root: Folder of the images; that of the training where it is None.
         data: Settings that differ from those of the training.
-        class_names: The classes that the model knows.
-        split: Split that will be measured; `Benchmark.default_eval_split` where it is None.
+        class_names: Classes of the model.
+        split: Split to evaluate; `Benchmark.default_eval_split` where it is None.
 
     Raises:
         IfamError: The images cannot be loaded.
     """
     name, options = eval_options(extra, benchmark, data)
-    known = name == extra.get("benchmark")
-    trained = dict(extra.get("data") or {}) if known else {}
+    same_benchmark = name == extra.get("benchmark")
+    trained = dict(extra.get("data") or {}) if same_benchmark else {}
     source = remembered_root(extra, benchmark, root)
     if name != "folder":
         return name, load_benchmark(name, source, options), options
-    same_selection = known and all(options.get(key) == trained.get(key) for key in _SELECT)
-    if same_selection and _same_place(source, extra):
+    same_selection = same_benchmark and all(options.get(key) == trained.get(key) for key in _SELECT)
+    if same_selection and _same_folder(source, extra):
         images = load_benchmark(name, source, options)
         _warn_if_changed(images, extra)
         return name, images, options
-    whole = {"classes": class_names, **options}
+    unsplit = {"classes": class_names, **options}
     if split not in ("train", "val") and "val_fraction" not in (data or {}):
-        whole["val_fraction"] = 0.0
-    images = load_benchmark(name, source, whole)
+        unsplit["val_fraction"] = 0.0
+    images = load_benchmark(name, source, unsplit)
     if same_selection and training_list(images) == {"image_list": extra.get("image_list")}:
-        again = load_benchmark(name, source, options)
-        if "train" in again.splits:
-            # The same images in another place.
-            return name, again, options
-    return name, _without_silence(images, split or images.default_eval_split, extra), whole
+        moved = load_benchmark(name, source, options)
+        if "train" in moved.splits:
+            # The same images in another folder.
+            return name, moved, options
+    return name, _note_trained_images(images, split or images.default_eval_split, extra), unsplit
 
 
 def eval_options(
     extra: Mapping[str, Any], benchmark: str | None, data: Mapping[str, Any] | None
 ) -> tuple[str, dict[str, Any]]:
-    """Name and settings of the images, known to be possible before a model or an image is read.
+    """Name and settings of the data set, checked before a model or an image is read.
 
     Args:
-        extra: What the model remembers of its training.
+        extra: What was saved of the model's training.
         benchmark: Name of the data set; that of the training where it is None.
         data: Settings that differ from those of the training.
 
@@ -94,45 +93,45 @@ def default_split(images: Benchmark, usual: str) -> str:
 
 
 def training_list(images: Benchmark) -> dict[str, Any]:
-    """What a model remembers of the images in a folder, to know them again."""
+    """A digest of the images in a folder, saved with a model to recognize them."""
     if images.name != "folder":
         return {}
     return {"image_list": list_digest(images)}
 
 
 def remembered_root(extra: Mapping[str, Any], benchmark: str | None, root: Path | None) -> Path | None:
-    """Where the images are: as asked for, or where they were when the model was trained.
+    """The folder of the images: the one given, or that of the training.
 
     Raises:
-        IfamError: They are no longer there.
+        IfamError: The folder of the training does not exist any more.
     """
     if root is not None or not extra.get("root") or benchmark not in (None, extra.get("benchmark")):
         return root
     source = Path(extra["root"])
     if not source.exists():
         raise IfamError(
-            f"The model was trained on images in {source}, which does not exist here; say where they are with --root."
+            f"The model was trained on images in {source}, which does not exist here; give their folder with --root."
         )
     return source
 
 
-def _same_place(root: Path | None, extra: Mapping[str, Any]) -> bool:
-    """Whether images lie where those lay that a model was trained on."""
+def _same_folder(root: Path | None, extra: Mapping[str, Any]) -> bool:
+    """Whether this is the folder that a model was trained on."""
     trained = extra.get("root")
     return root is not None and trained is not None and os.path.realpath(root) == os.path.realpath(trained)
 
 
 def _warn_if_changed(images: Benchmark, extra: Mapping[str, Any]) -> None:
-    """Say so where a folder has other images than in training: their cut is another one, too."""
+    """Warn if the images of a folder have changed since training, since then its validation split has changed too."""
     if "image_list" in extra and (now := training_list(images)["image_list"]) != extra["image_list"]:
         logger.warning(
-            "The images in %s have changed since the model was trained on them (%d then, %d now); validation images "
-            "that are cut from them anew may be ones that it was trained on.",
+            "The images in %s have changed since the model was trained on them (%d then, %d now); its validation "
+            "split may now contain images that it was trained on.",
             *(extra["root"], extra["image_list"]["count"], now["count"]),
         )
 
 
-def _without_silence(images: Benchmark, split: str, extra: Mapping[str, Any]) -> Benchmark:
+def _note_trained_images(images: Benchmark, split: str, extra: Mapping[str, Any]) -> Benchmark:
     """The images, with a note and a warning of how many of a split the model was trained on."""
     root = extra.get("root")
     if extra.get("benchmark") != "folder" or not root or split not in images.splits:
@@ -148,20 +147,20 @@ def _without_silence(images: Benchmark, split: str, extra: Mapping[str, Any]) ->
             root,
         )
         return images
-    judged: Any = images.split(split)
-    count = count_shared(trained.paths, judged.paths)
+    examples: Any = images.split(split)
+    count = count_shared(trained.paths, examples.paths)
     if not count:
         return images
     logger.warning(
         "The model was trained on %d of these %d images; figures on them say nothing about new images.",
-        *(count, len(judged)),
+        *(count, len(examples)),
     )
     return replace(images, note="; ".join(filter(None, [images.note, f"{count} of them were trained on"])))
 
 
 @contextmanager
 def _no_logs() -> Iterator[None]:
-    """What has been said about a folder in training is not said again."""
+    """Silence the warnings about a folder that were shown in training already."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

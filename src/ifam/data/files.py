@@ -1,4 +1,4 @@
-"""Which files in a folder are the user's images: one rule for training, evaluation and prediction."""
+"""Find the images in a folder, by the same rule for training, evaluation and prediction."""
 
 import errno
 import logging
@@ -24,15 +24,15 @@ EXTENSIONS = frozenset(
 HEIF = frozenset({".heic", ".heif"})
 AVIF = frozenset({".avif"})
 
-# What programs leave behind in folders, beside everything whose name begins with a dot.
+# Folders and files that programs leave behind, besides those whose name begins with a dot.
 _SYSTEM_FOLDERS = frozenset(
     {"__macosx", "__pycache__", "@eadir", "#recycle", "$recycle.bin", "lost+found", "system volume information"}
 )
 _SYSTEM_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"})
-# What our own verbs leave in the folders that they write to: pictures there are about images, and are none.
+# Files that mark the output folders of `ifam`, whose pictures are not images to read.
 _OUR_FILES = ("predictions.json", "audit.json", "challenge.json", "results.json", "train.yaml")
 
-# How image files begin, whatever they are called.
+# The first bytes of image files.
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\x00", b"MM\x00*", b"BM")
 
 
@@ -42,7 +42,7 @@ def readable_extensions() -> frozenset[str]:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder is nobody's image by its name: hidden, or left behind by a program."""
+    """Whether a file or folder is ignored by its name: hidden, or left behind by a program."""
     name = name.lower()
     return name.startswith(".") or name in _SYSTEM_FOLDERS or name in _SYSTEM_FILES
 
@@ -60,7 +60,7 @@ def _has_ours(folder: str | Path) -> bool:
 
 
 def _holds_only_ours(folder: Path) -> bool:
-    """Whether there are folders in a folder, all of them ours, and nothing else; stops at the first that is not."""
+    """Whether a folder contains output folders of `ifam` and nothing else; stops at the first other entry."""
     count = 0
     with suppress(OSError), os.scandir(folder) as inside:
         for entry in inside:
@@ -72,7 +72,7 @@ def _holds_only_ours(folder: Path) -> bool:
 
 
 def entries(folder: Path) -> list[os.DirEntry[str]]:
-    """What lies in a folder and is not hidden, links last, without asking the file system about each of them.
+    """The entries of a folder that are not hidden, links last, without a system call for each of them.
 
     Raises:
         IfamError: It cannot be read.
@@ -94,12 +94,12 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _unreadable(path: Path, error: OSError) -> IfamError:
-    return IfamError(f"{path} cannot be read ({error.strerror or error}); change its permissions, or move it away.")
+    return IfamError(f"{path} cannot be read ({error.strerror or error}); change its permissions, or move it.")
 
 
 @dataclass
 class Listing:
-    """The images below a folder, and what else lies there.
+    """The images below a folder, and a count of its other files.
 
     Attributes:
         paths: The images, in the order of their paths.
@@ -119,27 +119,29 @@ class Listing:
         if self.left_out:
             logger.warning("%s: %d images; left out %s.", folder, len(self.paths), self.reasons)
 
-    def need_images(self, folder: Path) -> None:
+    def require_images(self, folder: Path) -> None:
         """Refuse a folder without an image.
 
         Raises:
-            IfamError: There is none.
+            IfamError: There is no image.
         """
         if not self.paths:
             but = f", but {self.reasons}" if self.left_out else ""
             known = ", ".join(sorted(readable_extensions()))
-            raise IfamError(f"The folder {folder} holds no image ({known}){but}; add some, or leave the folder out.")
+            raise IfamError(
+                f"The folder {folder} contains no images ({known}){but}; add some, or leave the folder out."
+            )
 
 
 def list_images(folder: Path, *, outside: Collection[Path] = (), extensions: Collection[str] = ()) -> Listing:
     """Every image in a folder, at any depth.
 
-    Hidden files and folders are left out, and those that programs leave behind, `ifam` among them. Links are followed,
-    but no file or folder is read twice, and no folder that the given one lies in.
+    Hidden files and folders are left out, and those that programs leave behind, including `ifam`. Links are followed,
+    but no file or folder is read twice, nor a parent of the given folder.
 
     Args:
         folder: The folder.
-        outside: Folders below it that are none of it, resolved.
+        outside: Folders below it to leave out, resolved.
         extensions: Endings of the images, in lower case; those that can be read where none are given.
 
     Raises:
@@ -163,7 +165,7 @@ def list_images(folder: Path, *, outside: Collection[Path] = (), extensions: Col
 
 
 def _walk(folder: Path, left_out: Counter[str], seen: set[tuple[int, int]], outside: set[Path]) -> Iterator[Path]:
-    """Every visible file below a folder; links after what they may point to."""
+    """Every visible file below a folder; links after their possible targets."""
     for entry in _entries(folder):
         path = Path(entry.path)
         if is_hidden(entry.name):
@@ -182,7 +184,7 @@ def _walk(folder: Path, left_out: Counter[str], seen: set[tuple[int, int]], outs
 
 
 def _identity(path: Path) -> tuple[int, int]:
-    """What a file or folder is, whatever it is called."""
+    """Identifies a file or folder independently of its path."""
     status = path.stat()
     return status.st_dev, status.st_ino
 
@@ -210,7 +212,7 @@ def _why_not(path: Path, extensions: Collection[str]) -> str:
 
 
 def _looks_like_image(path: Path) -> bool:
-    """Whether a file begins as images do."""
+    """Whether the first bytes of a file are those of an image."""
     try:
         with path.open("rb") as file:
             start = file.read(16)
@@ -227,13 +229,13 @@ def image_files(folder: Path, extensions: Collection[str] = ()) -> list[Path]:
 
 
 def sub_folders(folder: Path) -> list[str]:
-    """Names of the folders in a folder, in order, without hidden ones, those of the system and our own."""
+    """Names of the folders in a folder, in order, without hidden ones, those of the system and the output of `ifam`."""
     folders = [Path(entry.path) for entry in entries(folder) if is_folder(entry)]
     return ordered(path.name for path in folders if not is_ours(path))
 
 
 def ordered(names: Iterable[str]) -> list[str]:
-    """Names in their order, without repetition; whole numbers in the order of their values."""
+    """Sorted names without duplicates; whole numbers are sorted by value."""
     unique = {*names}
     if all(name.isascii() and name.isdigit() for name in unique):
         return sorted(unique, key=lambda name: (int(name), name))

@@ -1,4 +1,4 @@
-"""What the images of a data set are, in a few characters: results and runs name the images that they are about."""
+"""Digests of the images of a data set, by which results and runs identify their images."""
 
 import hashlib
 import os
@@ -13,18 +13,18 @@ from ifam.data.base import Benchmark
 from ifam.data.records import Record
 from ifam.pulse import reported
 
-# Of larger files, the beginning, the middle and the end are read; so an edit is noticed without reading all of a
-# data set twice.
+# Of larger files, the beginning, the middle and the end are hashed, which notices edits without reading all of a data
+# set twice.
 _WHOLE, _PIECE = 1 << 16, 1 << 14
-# Files whose content is looked at, to tell lists of files of the same names and sizes apart.
+# Number of files whose content is hashed, to distinguish lists of files of the same names and sizes.
 _FEW = 64
 
 
 def fingerprint(benchmark: Benchmark, splits: Iterable[str] | None = None) -> str:
     """A hash of the images of some splits with their classes, groups and annotations.
 
-    It does not depend on where the files are, nor on when they were written. Images that are drawn are hashed pixel
-    by pixel. Of examples of any other kind, all that is known is how many there are.
+    It does not depend on where the files are, nor on when they were written. Drawn images are hashed pixel by
+    pixel. For examples of any other kind, only their number is hashed.
 
     Args:
         benchmark: The data set.
@@ -47,9 +47,9 @@ def fingerprint(benchmark: Benchmark, splits: Iterable[str] | None = None) -> st
 
 
 def list_digest(benchmark: Benchmark) -> dict[str, Any]:
-    """How many files a data set has, and a hash by which they are known again in another place.
+    """The number of files of a data set, and a hash by which they are recognized in another folder.
 
-    The hash is about places, classes and sizes of all files, and the content of a few.
+    The hash covers relative paths, classes and sizes of all files, and the content of a few.
     """
     files: list[tuple[Path, str]] = []
     for examples in benchmark.splits.values():
@@ -59,9 +59,9 @@ def list_digest(benchmark: Benchmark) -> dict[str, Any]:
     top = _common_folder([path for path, _ in files])
     digest = hashlib.sha256()
     for number, (path, name) in enumerate(files):
-        place = os.path.relpath(path.absolute(), top)
+        relative = os.path.relpath(path.absolute(), top)
         size = path.stat().st_size if path.is_file() else 0
-        digest.update(os.fsencode(f"{place}|{name}|{size}|"))
+        digest.update(os.fsencode(f"{relative}|{name}|{size}|"))
         if number % (len(files) // _FEW + 1) == 0:
             digest.update(sample(path))
     return {"count": len(files), "digest": digest.hexdigest()[:16]}
@@ -72,11 +72,11 @@ def _common_folder(paths: Sequence[Path]) -> str:
 
 
 def _add_files(digest: Any, records: Sequence[Record]) -> None:
-    """Every record, with the content of its files."""
+    """Hash every record, with samples of the content of its files."""
     top = _common_folder([record.path for record in records])
     for record in reported(records, "hashing images"):
-        place = os.path.relpath(record.path.absolute(), top)
-        digest.update(os.fsencode(f"{place}|{record.label}|{record.group}|"))
+        relative = os.path.relpath(record.path.absolute(), top)
+        digest.update(os.fsencode(f"{relative}|{record.label}|{record.group}|"))
         for path in (record.path, record.mask):
             if path is not None:
                 digest.update(sample(path))
@@ -85,7 +85,7 @@ def _add_files(digest: Any, records: Sequence[Record]) -> None:
 
 
 def sample(path: Path) -> bytes:
-    """The size of a file and enough of its content; nothing where it cannot be read, which others report."""
+    """The size of a file and pieces of its content; a constant where it cannot be read, which is reported elsewhere."""
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size

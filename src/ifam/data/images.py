@@ -1,4 +1,4 @@
-"""Image files of every kind, read the same way for training and for prediction."""
+"""Read image files of any kind, in the same way for training and prediction."""
 
 import sys
 import warnings
@@ -13,44 +13,44 @@ from PIL import ExifTags, Image, ImageCms, ImageOps
 from ifam.errors import IfamError
 from ifam.io import foreign_content
 
-# The extra `heif`: Pillow reads HEIC where this has been registered, which every process that reads images must do.
+# The extra `heif`: Pillow reads HEIC after this registration, which every process that reads images needs.
 READS_HEIF = False
 with suppress(ImportError):
     import_module("pillow_heif").register_heif_opener()
     READS_HEIF = True
 
-# Pillow, and numpy for masks, raise whatever a damaged file leads them to.
+# Pillow, and numpy for masks, can raise anything on a damaged file.
 UNREADABLE = (Exception,)
-# What may be white where a file does not say: floats up to 1, and 8, 10, 12, 14 or 16 bits.
+# Possible white values where a file does not state one: floats up to 1, and 8, 10, 12, 14 or 16 bits.
 _WHITES = (1, 255, 1023, 4095, 16383, 65535)
-# Formats whose readers bring every depth to 16 bits.
+# Formats whose readers scale every depth to 16 bits.
 _SCALED = ("PPM", "JPEG2000")
 # Pillow's letters for big and little endian and the machine's own order.
 _OTHER_ORDER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
 _BITS_PER_SAMPLE, _PLANAR, _MAX_SAMPLE, _SMAX_SAMPLE = 258, 284, 281, 341
-# The guesses of this process, each with the first file that it was made for.
+# White values guessed in this process, each with the first file that it was guessed for.
 _GUESSES: dict[int, Path] = {}
 
 
 def load_image(path: str | Path, white: int = 0) -> Image.Image:
-    """Read an image of any mode as a viewer would show it.
+    """Read an image of any mode as a viewer would display it.
 
     EXIF orientation is applied, transparent pixels are shown over white, and color profiles are ignored. Values of
-    more than 8 bits are divided by what is white and never stretched to the image's own range, so that images of one
-    data set stay comparable. What is white is, in this order, `white`, what the format states (TIFF samples of 10, 12
-    or 14 bits, PGM, PPM), or else the smallest of 1 (floating point), 255, 1023, 4095, 16383 and 65535 that no value
-    exceeds; where that is not the full range of the type, a warning says so. Where there are negative values, black is
-    the negative of white.
+    more than 8 bits are divided by the white value and never stretched to the image's own range, so that images of one
+    data set stay comparable. The white value is, in this order, `white`, the one stated by the format (TIFF samples of
+    10, 12 or 14 bits, PGM, PPM), or else the smallest of 1 (floating point), 255, 1023, 4095, 16383 and 65535 that no
+    value exceeds; where that is not the full range of the type, a warning says so. If there are negative values, black
+    is the negative of white.
 
     Args:
-        path: The file; of an animation or a file of several pages the first picture is taken.
+        path: The file; the first frame or page, if there are several.
         white: The value that is white in images of more than 8 bits; 0 for the rule above.
 
     Returns:
         An RGB image.
 
     Raises:
-        IfamError: The file is not an image, is damaged, or its values have no range that can be told.
+        IfamError: The file is not an image, is damaged, or the range of its values is unknown.
     """
     path = Path(path)
     try:
@@ -62,19 +62,19 @@ def load_image(path: str | Path, white: int = 0) -> Image.Image:
             return _lab_to_rgb(upright) if upright.mode == "LAB" else upright.convert("RGB")
     except UNREADABLE as error:
         raise IfamError(
-            f"{path} is no image that can be read ({why_unreadable(path, error)}); remove it, or skip such files with "
+            f"{path} is not a readable image ({why_unreadable(path, error)}); remove it, or skip such files with "
             f"skip_bad."
         ) from error
 
 
 def why_unreadable(path: Path, error: Exception) -> str:
-    """Why a file cannot be read: what it holds instead, or else the reader's own words without the path."""
-    words = " ".join(str(error).replace(f" {str(path)!r}", "").split()).rstrip(".")
-    return foreign_content(path) or _needs_library(path) or words or type(error).__name__
+    """Why a file cannot be read: its actual content, or the message of the reader without the path."""
+    message = " ".join(str(error).replace(f" {str(path)!r}", "").split()).rstrip(".")
+    return foreign_content(path) or _needs_library(path) or message or type(error).__name__
 
 
 def _needs_library(path: Path) -> str:
-    """How an image can be read whose library is missing, whatever its name; empty where none is."""
+    """Which library an image needs that is not installed, by its content; empty if none."""
     try:
         with path.open("rb") as file:
             kind = file.read(12)[4:]
@@ -86,7 +86,7 @@ def _needs_library(path: Path) -> str:
 
 
 def _eight_bits(image: Image.Image, path: Path, white: int) -> Image.Image:
-    """The image with 8 bits a channel: itself, or one whose deeper values were scaled."""
+    """The image with 8 bits per channel; deeper values are scaled."""
     values = _deep_values(image)
     if values is None:
         return image
@@ -102,14 +102,14 @@ def _eight_bits(image: Image.Image, path: Path, white: int) -> Image.Image:
     if colors is not values:
         scaled = np.concatenate([scaled, alpha / (top if alpha.max() <= top else 65535)], axis=2)
     pixels = (scaled * 255).round().clip(0, 255).astype(np.uint8)
-    # Pillow has no three-dimensional image of a single channel, and reads two as grey and alpha.
+    # Pillow has no three-dimensional image of a single channel, and reads two as gray and alpha.
     reduced = Image.fromarray(pixels)
     reduced.getexif().update(image.getexif())
     return reduced
 
 
 def _deep_values(image: Image.Image) -> np.ndarray | None:
-    """Values [H, W] or [H, W, C] of an image with more than 8 bits a channel, before it is loaded; None for others."""
+    """Values [H, W] or [H, W, C] of an image with more than 8 bits per channel, not yet loaded; None for others."""
     if image.mode[0] in "IF":
         return np.asarray(image, dtype=np.float64)
     bits = _tags(image, _BITS_PER_SAMPLE)
@@ -131,19 +131,19 @@ def _deep_values(image: Image.Image) -> np.ndarray | None:
 
 
 def _tiles(image: Image.Image) -> list[Any]:
-    """What Pillow will decode of an opened file, piece by piece."""
+    """The tiles of an opened file that Pillow will decode."""
     tiles: list[Any] = getattr(image, "tile", [])
     return tiles
 
 
 def _raw_mode(tile: Any) -> str:
-    """How the values of a piece of a file are stored, as Pillow calls it ("RGB;16B")."""
+    """Pillow's name of the storage of a tile ("RGB;16B")."""
     arguments = tile[3]
     return str(arguments if isinstance(arguments, str) else (arguments or ("",))[0])
 
 
 def _in_other_order(tile: Any) -> Any:
-    """A piece of a file, its 16-bit values taken to be in the other byte order."""
+    """A tile whose 16-bit values are read in the other byte order."""
     codec, extents, offset, arguments = tile
     raw_mode = _raw_mode(tile)
     swapped = raw_mode[:-1] + _OTHER_ORDER[raw_mode[-1]]
@@ -152,13 +152,13 @@ def _in_other_order(tile: Any) -> Any:
 
 
 def _tags(image: Image.Image, tag: int) -> tuple[int, ...]:
-    """The values of a TIFF tag, none where it is missing."""
+    """The values of a TIFF tag; empty where it is missing."""
     stated = getattr(image, "tag_v2", {}).get(tag, ())
     return stated if isinstance(stated, tuple) else (stated,)
 
 
 def _stated_white(image: Image.Image) -> int:
-    """What is white as the format says, 0 where it does not."""
+    """The white value stated by the format, 0 where there is none."""
     if image.format in _SCALED:
         return 65535
     bits = max(_tags(image, _BITS_PER_SAMPLE), default=16)
@@ -166,20 +166,20 @@ def _stated_white(image: Image.Image) -> int:
 
 
 def _guessed_white(image: Image.Image, path: Path, low: float, high: float) -> int:
-    """The smallest usual range that holds the values; said once for each, unless it is that of the type."""
-    # Writers disagree about these tags: the largest value that may occur, or that does.
+    """The smallest usual range that contains the values; warns once for each, unless it is that of the type."""
+    # Writers use these tags for the largest possible or for the largest actual value.
     stated = [float(value) for tag in (_MAX_SAMPLE, _SMAX_SAMPLE) for value in _tags(image, tag)]
     highest = max(abs(low), abs(high), *stated) if stated else max(abs(low), abs(high))
     whites = _WHITES if image.mode[0] == "F" else _WHITES[1:]
     white = next((white for white in whites if highest <= white), 0)
     if not white:
-        raise ValueError(f"its values go up to {highest:g}; save it with 8 or 16 bits, or say which value is white")
-    # An empty image says nothing.
+        raise ValueError(f"its values go up to {highest:g}; save it with 8 or 16 bits, or state which value is white")
+    # An empty image gives no evidence.
     if white not in (1, 65535) and highest > 0 and white not in _GUESSES:
         others = "".join(f" and {known:,} in {first.name}" for known, first in _GUESSES.items())
         warnings.warn(
-            f"{path} does not say which value is white; {white:,} is taken, since no value is larger{others}. Where "
-            f"that is wrong, state it with --data.white (`load_image(path, white=...)`).",
+            f"{path} does not state which value is white; {white:,} is assumed, since no value is larger{others}. If "
+            f"that is wrong, set it with --data.white (`load_image(path, white=...)`).",
             stacklevel=2,
         )
     if highest > 0:
@@ -199,7 +199,7 @@ def _lab_to_rgb(image: Image.Image) -> Image.Image:
 def orientation(image: Image.Image) -> int | None:
     """The EXIF orientation of an opened image, 1 to 8; None where it states none."""
     known = {"exif", "Raw profile type exif", "XML:com.adobe.xmp"} & set(image.info)
-    # Asking Pillow decodes the whole image, for what may stand behind the pixels.
+    # `getexif` would decode the whole image to find a chunk behind the pixels.
     if image.format == "PNG" and not known and b"eXIf" not in content_of(image):
         return None
     stated = image.getexif().get(ExifTags.Base.Orientation)

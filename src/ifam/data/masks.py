@@ -1,4 +1,4 @@
-"""Masks of objects in files: which pixels are object, and which way up they are."""
+"""Masks of objects in files: which pixels belong to the object, and their orientation."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +11,9 @@ from ifam._typing import Bool, Tensor
 from ifam.data.images import UNREADABLE, content_of, orientation, upright_size, why_unreadable
 from ifam.errors import IfamError
 
-# Compression leaves values of its own around every edge, so that these can hold no numbers of objects.
+# Compression artifacts around edges make these formats unsuitable for object indices.
 _LOSSY = ("JPEG", "MPO", "WEBP", "AVIF", "HEIF", "JPEG2000")
-# Turns stored pixels [H, W] upright, by EXIF orientation.
+# Rotates stored pixels [H, W] upright, by EXIF orientation.
 _TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     2: np.fliplr,
     3: lambda values: np.rot90(values, 2),
@@ -28,22 +28,24 @@ _TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 def load_mask(path: str | Path, image: str | Path | None = None, *, any_value: bool = False) -> Bool[Tensor, "H W"]:
     """Read the mask of an object, upright.
 
-    What counts as object:
+    These pixels count as object:
 
-    - in intensities, what is at least half of white. Intensities are: files of lossy formats (JPEG, lossy WebP), floats
-      from 0 to 1, and grey values that reach the white of their type (255 or 65535) with values between half and white,
+    - in intensities, those of at least half of white. Intensities are: files of lossy formats (JPEG, lossy WebP),
+    floats
+      from 0 to 1, and gray values that reach the white of their type (255 or 65535) with values between half and white,
       or with no others than 0 and white;
-    - in all other files, whose values number objects or their parts, what is not zero: index images, 0/1, label maps
+    - in all other files, whose values are indices of objects or parts, those that are not zero: index images, 0/1,
+    label maps
       (with 255 for "unclear", too), colored label maps;
-    - in palettes, what has another index than 0, unless their colors are black and white;
-    - nothing that is transparent; where all that is opaque is black, what is opaque.
+    - in palettes, those with another index than 0, unless the colors are black and white;
+    - no transparent pixels; where all opaque pixels are black, the opaque ones.
 
-    A mask is turned with its image: where it states no EXIF orientation itself and has the size of the image as stored,
-    the orientation of the image is applied to it. A mask whose size fits the upright image only stays as it is.
+    A mask is rotated with its image: if it states no EXIF orientation itself and has the size of the image as stored,
+    the orientation of the image is applied to it. A mask that only fits the upright image is not rotated.
 
     Args:
         path: An image, or a numpy array [H, W] or [H, W, C] in a `.npy` file.
-        image: The image that it belongs to.
+        image: The image of the mask.
         any_value: Count every value above zero, in intensities too.
 
     Raises:
@@ -62,7 +64,7 @@ def load_mask(path: str | Path, image: str | Path | None = None, *, any_value: b
         raise
     except UNREADABLE as error:
         raise IfamError(
-            f"{path} is no mask that can be read ({why_unreadable(path, error)}); remove it, or skip such files with "
+            f"{path} is not a readable mask ({why_unreadable(path, error)}); remove it, or skip such files with "
             f"skip_bad."
         ) from error
 
@@ -80,7 +82,7 @@ def mask_size(path: Path) -> tuple[int, int]:
 
 
 def mask_turn(mask: Path, size: tuple[int, int], image: Path) -> int:
-    """The EXIF orientation of an image that its mask needs, 1 where it is upright already.
+    """The EXIF orientation to apply to the mask of an image; 1 where it is upright already.
 
     Args:
         mask: The file of the mask.
@@ -91,19 +93,19 @@ def mask_turn(mask: Path, size: tuple[int, int], image: Path) -> int:
         with Image.open(image) as opened:
             turn, stored = orientation(opened) or 1, opened.size
     except UNREADABLE:
-        return 1  # no image file: Pillow knows no DICOM, and a damaged image is reported where it is read
+        return 1  # Pillow does not support DICOM, and a damaged image is reported where it is read
     if turn == 1 or size != stored or _states_orientation(mask):
         return 1
     return turn
 
 
 def turn_with(values: np.ndarray, mask: Path, image: Path) -> np.ndarray:
-    """The pixels of a mask [H, W], turned with its image where `mask_turn` says so."""
+    """The pixels of a mask [H, W], rotated with its image (see `mask_turn`)."""
     return _turned(values, mask_turn(mask, (values.shape[1], values.shape[0]), image))
 
 
 def is_ambiguous(size: tuple[int, int], turn: int) -> bool:
-    """Whether a mask that is turned might have been upright before, as far as its size tells."""
+    """Whether a rotated mask may have been upright before, by its size."""
     return turn in (2, 3, 4) or (turn > 1 and size[0] == size[1])
 
 
@@ -139,7 +141,7 @@ def _of_image(image: Image.Image, any_value: bool) -> np.ndarray:
     if image.mode in ("P", "PA"):
         index = np.asarray(image.getchannel(0) if image.mode == "PA" else image)
         colors = {tuple(np.unique(np.asarray(image.convert("RGB"))[index == value])) for value in np.unique(index)}
-        # Black and white say what is object; elsewhere the number does.
+        # Black and white are intensities; in other palettes the index decides.
         if not colors <= {(0,), (255,)} or len(colors) == 1:
             return index > 0
         image = image.convert("RGB")
@@ -160,7 +162,7 @@ def _of_image(image: Image.Image, any_value: bool) -> np.ndarray:
 
 
 def _is_object(values: np.ndarray, any_value: bool) -> np.ndarray:
-    """Which of the pixels [H, W, C] of a lossless file are object [H, W]."""
+    """Which pixels of a lossless file [H, W, C] belong to the object [H, W]."""
     if values.dtype.kind == "f" and (np.isnan(values).any() or values.min() < 0):
         raise ValueError("it holds NaN or negative values, but 0 for background and 1 for the object are expected")
     colored = bool((values != values[..., :1]).any())
@@ -170,12 +172,12 @@ def _is_object(values: np.ndarray, any_value: bool) -> np.ndarray:
 
 
 def _white(values: np.ndarray) -> float | None:
-    """What is white in a mask of intensities; None where the values are numbers of objects."""
+    """The white value of a mask of intensities; None where the values are indices of objects."""
     highest = values.max()
     if values.dtype.kind == "f" and highest <= 1:
         return 1.0
     if highest not in (255, 65535):
         return None
     between = values[(values > 0) & (values < highest)]
-    # Soft edges pass through the upper half; numbers of objects with 255 for "unclear" rarely come near it.
+    # Soft edges have values in the upper half; indices of objects with 255 for "unclear" rarely do.
     return float(highest) if not between.size or bool((between >= highest / 2).any()) else None

@@ -1,7 +1,7 @@
-"""Images listed in files: records, how they are read and checked, and the cut for validation.
+"""Images listed in files: records, reading and checking them, and the validation split.
 
-A loader in this package reads its lists into `Record`s, one an image, sorted into splits, and hands them to
-`assemble`, which checks the files, cuts validation images from the training images where there are none, and
+A loader in this package reads its lists into `Record`s, one per image, sorted into splits, and passes them to
+`assemble`, which checks the files, splits validation images from the training images where there are none, and
 returns a `Benchmark`.
 """
 
@@ -37,10 +37,10 @@ class Record:
     Attributes:
         path: The image.
         label: Its class.
-        group: Its group, None where no groups are known.
+        group: Its group, None where there are no groups.
         mask: File with the pixels of the object, None where there is none.
-        extra: What else is known of it, by its name in the example (see `ImageDataset`); arrays, since tensors would
-            each take a file descriptor on their way to another process.
+        extra: Further annotations, by name in the example (see `ImageDataset`); arrays, since each tensor would need a
+            file descriptor to be sent to another process.
         line: Where it is listed ("images.csv, line 7"), for messages.
     """
 
@@ -53,7 +53,7 @@ class Record:
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Width and height of an image as a viewer would show it, from its header, which is also checked."""
+    """Width and height of an image as a viewer would display it, from its header, which is also checked."""
     with Image.open(path) as image:
         size = upright_size(image)
         image.verify()
@@ -61,7 +61,7 @@ def image_size(path: Path) -> tuple[int, int]:
 
 
 class Reader(NamedTuple):
-    """How a kind of image file is read.
+    """Functions that read a kind of image file.
 
     Attributes:
         load: Reads the image.
@@ -77,7 +77,7 @@ _MASKS = Reader(load_mask, mask_size)
 
 
 class ImageFiles:
-    """Images on disk, read when they are asked for.
+    """Images on disk, which are read on access.
 
     Args:
         records: One for each image.
@@ -99,7 +99,7 @@ class ImageFiles:
 
     @property
     def groups(self) -> list[int]:
-        """Group of each image; its class where no groups are known."""
+        """Group of each image; its class where there are no groups."""
         return [record.label if record.group is None else record.group for record in self.records]
 
     def __len__(self) -> int:
@@ -116,7 +116,7 @@ class ImageFiles:
         return example | self.annotate(record, image)
 
     def read_mask(self, path: Path, image: Path) -> Bool[Tensor, "H W"]:
-        """The pixels of the object, turned with their image."""
+        """The pixels of the object, rotated with their image."""
         return load_mask(path, image)
 
     def annotate(self, record: Record, image: Image.Image) -> dict[str, Any]:
@@ -126,16 +126,16 @@ class ImageFiles:
 
 def _matching(mask: Bool[Tensor, "H W"], image: Image.Image, record: Record) -> Bool[Tensor, "H W"]:
     if mask.shape != (image.height, image.width):
-        sentence = _sizes_differ(record, (mask.shape[1], mask.shape[0]), image.size)
-        raise IfamError(f"{sentence}; give a mask of the image's size.")
+        problem = _sizes_differ(record, (mask.shape[1], mask.shape[0]), image.size)
+        raise IfamError(f"{problem}; give a mask of the image's size.")
     return mask
 
 
 def _sizes_differ(record: Record, mask: tuple[int, int], image: tuple[int, int]) -> str:
-    place = f" ({record.line})" if record.line else ""
+    line = f" ({record.line})" if record.line else ""
     return (
         f"The mask {record.mask} is {mask[0]} x {mask[1]} pixels, but its image {record.path.name} is {image[0]} x "
-        f"{image[1]}{place}"
+        f"{image[1]}{line}"
     )
 
 
@@ -143,32 +143,32 @@ def _sizes_differ(record: Record, mask: tuple[int, int], image: tuple[int, int])
 
 
 def validated(records: Iterable[Record], config: FilesConfig, reader: Reader = IMAGES) -> list[Record]:
-    """The records whose files are there and are images; others stop, or are left out with a notice."""
+    """The records with readable image files; others raise an error, or are left out with a warning."""
     if not (config.check or config.skip_bad):
         return list(records)
     records = list(records)
-    kept = [one for one in reported(records, "checking files") if _is_valid(one, config.skip_bad, reader)]
-    _warn_of_turned_masks(kept)
-    return kept
+    valid = [one for one in reported(records, "checking files") if _is_valid(one, config.skip_bad, reader)]
+    _warn_of_turned_masks(valid)
+    return valid
 
 
 def _warn_of_turned_masks(records: Sequence[Record]) -> None:
-    """Say which masks are turned with their images although they may have been drawn on the upright ones."""
+    """Warn of masks that are rotated with their images although they may have been drawn on the upright ones."""
     doubtful = []
     for mask, image in ((record.mask, record.path) for record in records):
         if mask is not None and is_ambiguous(size := mask_size(mask), mask_turn(mask, size, image)):
             doubtful.append(mask)
     if doubtful:
         warnings.warn(
-            f"{len(doubtful)} masks are turned by the EXIF orientation of their images, which they do not state "
-            f"themselves (the first is {doubtful[0]}); where masks were drawn on the upright images, save these images "
+            f"{len(doubtful)} masks are rotated by the EXIF orientation of their images, which they do not state "
+            f"themselves (the first is {doubtful[0]}); if masks were drawn on the upright images, save these images "
             f"without EXIF orientation.",
             stacklevel=2,
         )
 
 
 def _is_valid(record: Record, skip: bool, reader: Reader) -> bool:
-    # Only decoding finds a file that was cut off; it takes time, so only those pay who ask for it.
+    # Only decoding detects a truncated file; it takes time, so it is done with `skip_bad` only.
     problem = _problem(record, reader, decode=skip)
     if problem and skip:
         logger.warning("Left out %s: %s.", record.path, problem[0])
@@ -178,25 +178,25 @@ def _is_valid(record: Record, skip: bool, reader: Reader) -> bool:
 
 
 def _problem(record: Record, reader: Reader, decode: bool) -> tuple[str, str] | None:
-    """What is wrong with a record, in short and as the beginning of a sentence."""
-    place = f" ({record.line})" if record.line else ""
+    """What is wrong with a record: a short description, and the beginning of a sentence."""
+    line = f" ({record.line})" if record.line else ""
     kinds = [("image", record.path, reader)]
     if record.mask is not None:
         kinds.append(("mask", record.mask, _MASKS))
     sizes = []
     for kind, path, (load, size_of) in kinds:
-        # Unlike `path.is_file()`, with no error for names that are too long.
+        # Unlike `path.is_file()`, this does not raise for names that are too long.
         if not os.path.isfile(path):
             short = "there is no such file" if kind == "image" else f"there is no mask {path}"
-            return short, f"The {kind} {path} does not exist{place}"
+            return short, f"The {kind} {path} does not exist{line}"
         try:
             sizes.append(size_of(path))
             if decode:
                 load(path)
         except (*UNREADABLE, IfamError) as error:
-            short = "it is no image that can be read" if kind == "image" else f"its mask {path} cannot be read"
+            short = "it is not a readable image" if kind == "image" else f"its mask {path} cannot be read"
             reason = "" if isinstance(error, IfamError) else f" ({why_unreadable(path, error)})"
-            return short, f"{path} is no {kind} that can be read{reason}{place}"
+            return short, f"{path} is not a readable {kind}{reason}{line}"
     if len(sizes) == 2 and record.mask is not None and mask_turn(record.mask, sizes[1], record.path) >= 5:
         sizes[1] = sizes[1][::-1]
     if len(sizes) == 2 and sizes[0] != sizes[1]:
@@ -204,39 +204,38 @@ def _problem(record: Record, reader: Reader, decode: bool) -> tuple[str, str] | 
     return None
 
 
-# ------------------------------------------------------------------------------------------- validation cut
+# ----------------------------------------------------------------------------------------- validation split
 
 
-def cut(
+def split_validation(
     records: Sequence[Record],
     config: CutConfig,
     class_names: Sequence[str],
-    together: Callable[[Record], Hashable] | None = None,
+    group_key: Callable[[Record], Hashable] | None = None,
 ) -> tuple[list[Record], list[Record]]:
-    """Training and validation images: of each class, and of each group within it, the same share.
+    """Split into training and validation images, stratified by class and group.
 
-    At least one image of each stratum is on each side; groups of a class that have a single image are taken
-    together.
+    Each side has at least one image of each stratum; groups of a class with a single image are merged.
 
     Args:
         records: Training images.
         config: Share and seed.
-        class_names: For the message about a class that cannot be cut.
-        together: Images for which this is equal stay on one side (several files of one photograph).
+        class_names: For the message about a class that cannot be split.
+        group_key: Images with the same key stay on one side (several files of one photograph).
     """
     first: dict[Hashable, int] = {}
     for index, record in enumerate(records):
-        first.setdefault((record.label, together(record)) if together else index, index)
+        first.setdefault((record.label, group_key(record)) if group_key else index, index)
     strata: dict[tuple[int, int], list[int]] = defaultdict(list)
     for index in first.values():
         group = records[index].group
         strata[records[index].label, -1 if group is None else group].append(index)
     for label, group in [key for key, members in strata.items() if len(members) == 1]:
         strata[label, -1] = sorted(strata.get((label, -1), []) + ([] if group == -1 else strata.pop((label, group))))
-    chance = np.random.default_rng(config.seed)
+    generator = np.random.default_rng(config.seed)
     chosen: set[int] = set()
     for label, group in sorted(strata):
-        members = chance.permutation(strata[label, group])
+        members = generator.permutation(strata[label, group])
         if len(members) == 1 and not any(key[0] == label and key != (label, group) for key in strata):
             raise IfamError(
                 f"The class {class_names[label]} has a single image, but at least two are needed: one to train on and "
@@ -246,8 +245,8 @@ def cut(
         chosen.update(members[:number].tolist())
     sides: tuple[list[Record], list[Record]] = ([], [])
     for index, record in enumerate(records):
-        owner = first[(record.label, together(record)) if together else index]
-        sides[owner in chosen].append(record)
+        representative = first[(record.label, group_key(record)) if group_key else index]
+        sides[representative in chosen].append(record)
     return sides
 
 
@@ -258,18 +257,18 @@ def assemble(
     *,
     reader: Reader = IMAGES,
     files: Callable[[Sequence[Record], Reader], ImageFiles] = ImageFiles,
-    together: Callable[[Record], Hashable] | None = None,
+    group_key: Callable[[Record], Hashable] | None = None,
     every_class: bool = True,
 ) -> Benchmark:
-    """The benchmark with its splits: files checked, and validation images cut where there are none.
+    """The benchmark with its splits: files are checked, and validation images split off where there are none.
 
     Args:
-        benchmark: All but the splits; a cut is added to its note.
+        benchmark: All but the splits; a validation split is added to its note.
         splits: Records by split.
-        config: A `CutConfig` where a missing "val" is to be cut from "train".
+        config: A `CutConfig` where a missing "val" is to be split from "train".
         reader: Reads the files.
-        files: Makes examples of records.
-        together: See `cut`.
+        files: Builds examples from records.
+        group_key: See `split_validation`.
         every_class: Refuse training images that lack a class.
 
     Raises:
@@ -277,22 +276,22 @@ def assemble(
     """
     if reader is IMAGES and config.white:
         reader = IMAGES._replace(load=partial(load_image, white=config.white))
-    kept = {name: validated(records, config, reader) for name, records in splits.items()}
+    valid = {name: validated(records, config, reader) for name, records in splits.items()}
     note = benchmark.note
-    if "train" in kept and every_class:
-        for label in sorted(set(range(len(benchmark.class_names))) - {record.label for record in kept["train"]})[:1]:
+    if "train" in valid and every_class:
+        for label in sorted(set(range(len(benchmark.class_names))) - {record.label for record in valid["train"]})[:1]:
             raise IfamError(
-                f"{benchmark.name} has no training image of the class {benchmark.class_names[label]}; get the data "
-                f"anew, or remove the class."
+                f"{benchmark.name} has no training image of the class {benchmark.class_names[label]}; re-download "
+                f"the data, or remove the class."
             )
-    if "train" in kept and "val" not in kept and isinstance(config, CutConfig) and config.val_fraction:
-        train, val = cut(kept.pop("train"), config, benchmark.class_names, together)
-        kept = {"train": train, "val": val} | kept
+    if "train" in valid and "val" not in valid and isinstance(config, CutConfig) and config.val_fraction:
+        train, val = split_validation(valid.pop("train"), config, benchmark.class_names, group_key)
+        valid = {"train": train, "val": val} | valid
         how = "by class and group" if any(record.group is not None for record in train) else "by class"
-        said = f"validation: {config.val_fraction:.0%} of the training images, {how}, seed {config.seed}"
-        note = "; ".join(part for part in (note, said) if part)
-    for name, records in kept.items():
+        origin = f"validation: {config.val_fraction:.0%} of the training images, {how}, seed {config.seed}"
+        note = "; ".join(part for part in (note, origin) if part)
+    for name, records in valid.items():
         if not records:
             where = "" if name == "all" else f" in its split {name!r}"
-            raise IfamError(f"{benchmark.name} has no image{where}; check that --root is the folder of its layout.")
-    return replace(benchmark, splits={name: files(records, reader) for name, records in kept.items()}, note=note)
+            raise IfamError(f"{benchmark.name} has no images{where}; check that --root is the right folder.")
+    return replace(benchmark, splits={name: files(records, reader) for name, records in valid.items()}, note=note)

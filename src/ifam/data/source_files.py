@@ -1,4 +1,4 @@
-"""What loaders need before there are images: settings, the folder and what must lie in it, and lists in text files."""
+"""Helpers of loaders: find the folder of a data set, and read lists in text files."""
 
 import csv
 import io
@@ -10,20 +10,20 @@ from ifam.errors import IfamError
 
 
 def find_root(benchmark: str, root: Path | None, needed: Sequence[str], source: str) -> Path:
-    """The folder of a benchmark, if all that is needed lies below it.
+    """The folder of a benchmark, after a check that it has all needed files.
 
     Args:
         benchmark: Name of the benchmark.
-        root: What the user gave.
+        root: The folder that the user gave.
         needed: Files and folders that must exist, relative to it.
-        source: Where the data are available from.
+        source: Where the data are available.
 
     Raises:
         IfamError: There is no such folder, or something is missing in it.
     """
     if root is None:
         raise IfamError(
-            f"The benchmark '{benchmark}' needs to know where its files are; give --root DIR (available from {source})."
+            f"The benchmark '{benchmark}' needs the folder of its files; give --root DIR (available from {source})."
         )
     if not root.is_dir():
         raise IfamError(f"There is no folder {root}; give that of {benchmark} with --root DIR (from {source}).")
@@ -37,11 +37,11 @@ def find_root(benchmark: str, root: Path | None, needed: Sequence[str], source: 
 
 
 def read_csv(path: Path, columns: Iterable[str]) -> list[tuple[int, dict[str, str]]]:
-    """The rows of a CSV file, each with the number of its line.
+    """The rows of a CSV file, each with its line number.
 
     Args:
         path: The file, with a header; in UTF-8 or UTF-16, with values separated by commas, semicolons or tabs.
-        columns: Columns that must be there.
+        columns: Required columns.
 
     Raises:
         IfamError: The file cannot be read, or lacks a column, or has a line that is too short or too long.
@@ -49,7 +49,7 @@ def read_csv(path: Path, columns: Iterable[str]) -> list[tuple[int, dict[str, st
     text = _decoded(path)
     columns = list(columns)
     try:
-        # The separator is the one by which the columns are there.
+        # The separator is the one that gives the required columns.
         tables = [list(_lines_of(text, separator)) for separator in ",;\t"]
     except csv.Error as error:
         raise IfamError(f"{path} cannot be read as a CSV file ({error}); save it as CSV again.") from None
@@ -60,15 +60,15 @@ def read_csv(path: Path, columns: Iterable[str]) -> list[tuple[int, dict[str, st
         missing = next(name for name in columns if name not in header)
         raise IfamError(f"{path} has no column {missing!r}; it has {', '.join(header) or 'no header at all'}.")
     header, rows = headers[chosen], tables[chosen][1:]
-    if twice := [name for name in header if name and header.count(name) > 1]:
-        raise IfamError(f"{path} has two columns {twice[0]!r}; rename or remove one.")
+    if repeated := [name for name in header if name and header.count(name) > 1]:
+        raise IfamError(f"{path} has two columns {repeated[0]!r}; rename or remove one.")
     named = sum(map(bool, header))
     for line, values in rows:
-        # Spreadsheets leave empty columns behind.
+        # Spreadsheets may add empty columns.
         if len(values) < named or any(value.strip() for value in values[len(header) :]):
             raise IfamError(
                 f"{path}, line {line} has {len(values)} values, but the header has {len(header)}; quote values that "
-                f"hold a {('comma', 'semicolon', 'tab')[chosen]}."
+                f"contain a {('comma', 'semicolon', 'tab')[chosen]}."
             )
     return [
         (line, {name: value.strip() for name, value in zip(header, values, strict=False) if name})
@@ -90,7 +90,7 @@ def _decoded(path: Path) -> str:
             f"{path}, line {line} cannot be read as a CSV file, since it is not in UTF-8; save it again in UTF-8."
         ) from None
     if "\0" in text:
-        raise IfamError(f"{path} is not a CSV file: it holds zero bytes; save it as CSV in UTF-8.")
+        raise IfamError(f"{path} is not a CSV file: it contains zero bytes; save it as CSV in UTF-8.")
     return text
 
 
@@ -103,12 +103,12 @@ def _lines_of(text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def read_words(path: Path, values: int) -> dict[str, list[str]]:
-    """A file with an identifier and some values on each line, separated by spaces; the last may hold spaces.
+    """A file with an identifier and some values on each line, separated by spaces; the last may contain spaces.
 
     Raises:
         IfamError: The file cannot be read, or a line has too few values.
     """
-    found: dict[str, list[str]] = {}
+    values_by_id: dict[str, list[str]] = {}
     for number, line in enumerate(_lines(path), 1):
         words = line.split(maxsplit=values)
         if words and len(words) != values + 1:
@@ -116,8 +116,8 @@ def read_words(path: Path, values: int) -> dict[str, list[str]]:
                 f"{path}, line {number} has {len(words)} values, but {values + 1} are expected; re-download the file."
             )
         if words:
-            found[words[0]] = words[1:]
-    return found
+            values_by_id[words[0]] = words[1:]
+    return values_by_id
 
 
 def _lines(path: Path) -> list[str]:
@@ -131,5 +131,5 @@ Label = TypeVar("Label", int, str)
 
 
 def number_labels(labels: Iterable[Label]) -> dict[Label, int]:
-    """Labels to 0, 1, 2, ... in their order, without the gaps."""
+    """Map sorted labels to 0, 1, 2, ..."""
     return {label: index for index, label in enumerate(sorted(set(labels)))}

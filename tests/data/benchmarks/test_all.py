@@ -170,8 +170,8 @@ def test_the_cut_follows_its_seed_and_leaves_the_test_set_alone(name, written):
 
 
 @pytest.mark.parametrize("name", ON_DISK)
-def test_without_a_root_the_mend_is_named(name):
-    with pytest.raises(IfamError, match=rf"'{name}' needs to know where .*--root DIR"):
+def test_without_a_root_the_fix_is_named(name):
+    with pytest.raises(IfamError, match=rf"'{name}' needs the folder of .*--root DIR"):
         load_benchmark(name)
 
 
@@ -233,7 +233,7 @@ def test_without_the_check_a_bad_file_is_named_when_it_is_read(name, copied):
     bad.write_bytes(b"hello")
     examples = load_benchmark(name, root, options).split(split)
     index = paths(examples).index(str(bad))
-    with pytest.raises(IfamError, match="that can be read") as caught:
+    with pytest.raises(IfamError, match="is not a readable") as caught:
         examples[index]
     assert str(bad) in str(caught.value)
 
@@ -251,13 +251,13 @@ def test_settings_are_checked_and_documented(name):
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
-def test_each_file_says_where_the_data_are_from_and_under_which_licence(name):
+def test_each_file_says_where_the_data_are_from_and_under_which_license(name):
     text = (
         (Path(__file__).parents[3] / "src" / "ifam" / "data" / "benchmarks" / f"{name}.py").read_text().split('"""')[1]
     )
     if name not in {"pondbirds", "folder"}:
         assert "https://" in text
-        assert "licence" in text.lower() or "CC BY" in text
+        assert "license" in text.lower() or "CC BY" in text
 
 
 def test_the_documentation_lists_every_benchmark_and_setting():

@@ -121,7 +121,7 @@ def test_backgrounds_are_those_of_pondbirds():
 
 
 def test_the_shape_tells_the_class_and_the_colour_does_not():
-    """From scikit-learn's pixels through all the drawing: nearest neighbours by mask, and by mean colour."""
+    """From scikit-learn's pixels through all the drawing: nearest neighbours by mask, and by mean color."""
     config = DigitsConfig(num_train=1500, num_test=300, num_val=10, image_size=32, content="object")
     train, test = Digits("train", config), Digits("test", config)
 
@@ -129,7 +129,7 @@ def test_the_shape_tells_the_class_and_the_colour_does_not():
         nearest = torch.cdist(describe(test), describe(train)).argmin(dim=1)
         return (train.labels[nearest] == test.labels).float().mean()
 
-    def centred(digits):
+    def centered(digits):
         """The mask in the middle of the picture."""
         rows = [
             m.roll((16 - int(m.any(1).nonzero().float().mean()), 16 - int(m.any(0).nonzero().float().mean())), (0, 1))
@@ -137,12 +137,12 @@ def test_the_shape_tells_the_class_and_the_colour_does_not():
         ]
         return torch.nn.functional.avg_pool2d(torch.stack(rows).float(), 2).flatten(1)
 
-    def colour(digits):
+    def color(digits):
         inside = digits.masks[:, None]
         return (digits.images * inside).sum(dim=(2, 3)) / inside.sum(dim=(2, 3))
 
-    assert accuracy(centred) > 0.75
-    assert accuracy(colour) < 0.15
+    assert accuracy(centered) > 0.75
+    assert accuracy(color) < 0.15
 
 
 @pytest.mark.slow

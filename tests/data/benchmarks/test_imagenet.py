@@ -61,7 +61,7 @@ def test_an_incomplete_copy_must_be_wanted(load, name):
 def test_a_folder_of_another_class_is_refused(load, tmp_path, name, stray):
     load(name)
     draw(next(p for p in tmp_path.iterdir() if p.is_dir()) / stray / "x.jpg")
-    with pytest.raises(IfamError, match=f"has a folder '{stray}', which is no class of {name}"):
+    with pytest.raises(IfamError, match=f"has a folder '{stray}', which is not a class of {name}"):
         load(name)
 
 
@@ -186,5 +186,5 @@ def test_part_imagenet_refuses_files_of_different_classes(load, tmp_path):
     with pytest.raises(IfamError, match=r"test\.json has the class n01498041, which train\.json lacks; .*split_list"):
         load("part_imagenet")
     (tmp_path / "train.json").write_text('{"images": []}')
-    with pytest.raises(IfamError, match=r"train\.json is no COCO file"):
+    with pytest.raises(IfamError, match=r"train\.json is not a COCO file"):
         load("part_imagenet")

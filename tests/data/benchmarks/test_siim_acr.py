@@ -114,7 +114,7 @@ def test_a_file_that_was_cut_off_is_named(prepared, caplog):
     root, data = prepared
     path = data.split("train").paths[0]
     path.write_bytes(path.read_bytes()[:-500])
-    with pytest.raises(IfamError, match="is no DICOM image that can be read") as caught:
+    with pytest.raises(IfamError, match="is not a readable DICOM image") as caught:
         load_dicom(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -1,7 +1,7 @@
 """Caltech-UCSD Birds-200-2011: 11,788 photographs of 200 species of birds, with 15 keypoints each.
 
 From https://www.vision.caltech.edu/datasets/cub_200_2011/ (images and lists) and
-https://data.caltech.edu/records/w9d68-gec53 (masks, to be unpacked into `segmentations/`). Licence: the images come
+https://data.caltech.edu/records/w9d68-gec53 (masks, to be unpacked into `segmentations/`). License: the images come
 from Flickr and belong to their owners; for non-commercial research, see the source.
 
     CUB_200_2011/
@@ -15,8 +15,8 @@ from Flickr and belong to their owners; for non-commercial research, see the sou
       images/001.Black_footed_Albatross/*.jpg
       segmentations/001.Black_footed_Albatross/*.png    optional
 
-Splits: train and test as published; validation is cut from training, species by species. Groups are the species.
-Keypoints and boxes are in pixels as published, masks are true where any annotator saw the bird.
+Splits: train and test as published; validation is split from training, species by species. Groups are the species.
+Keypoints and boxes are in pixels as published, masks are true where any annotator marked the bird.
 """
 
 from collections.abc import Mapping
@@ -46,15 +46,15 @@ LISTS = (
 
 
 class BirdFiles(ImageFiles):
-    """Birds, whose masks are grey where the five annotators disagree."""
+    """Birds, whose masks are gray where the five annotators disagree."""
 
     def read_mask(self, path: Path, image: Path) -> Bool[Tensor, "H W"]:
-        """The pixels where any annotator saw the bird: half of white would leave out what fewer than three saw."""
+        """The pixels that any annotator marked; half of white would need three of them."""
         return load_mask(path, image, any_value=True)
 
 
 class Birds(NamedTuple):
-    """What the lists of CUB or NABirds say.
+    """The content of the lists of CUB or NABirds.
 
     Attributes:
         splits: Images for training ("train") and testing ("test"), each with keypoints and box.
@@ -79,11 +79,11 @@ def load_cub(root: Path | None, config: CubConfig) -> Benchmark:
 
 
 def read_birds(root: Path, images: Path) -> Birds:
-    """The lists of a data set in the layout of CUB; masks where `root/segmentations` is there.
+    """The lists of a data set in the layout of CUB; with masks if `root/segmentations` exists.
 
     Args:
         root: Folder of the lists.
-        images: Folder that the paths in `images.txt` are below.
+        images: Folder that the paths in `images.txt` are relative to.
 
     Raises:
         IfamError: A list lacks an image.
@@ -101,8 +101,8 @@ def read_birds(root: Path, images: Path) -> Birds:
         "bounding_boxes.txt": boxes,
         "parts/part_locs.txt": keypoints,
     }
-    for path, found in lists.items():
-        missing = next((name for name in names if name not in found), None)
+    for path, rows in lists.items():
+        missing = next((name for name in names if name not in rows), None)
         if missing is not None:
             raise IfamError(f"{root / path} has no line for the image {missing} of images.txt; re-download the file.")
     numbers = number_labels(int(label) for (label,) in labels.values())
@@ -128,18 +128,18 @@ def read_birds(root: Path, images: Path) -> Birds:
 def _read_keypoints(path: Path, parts: Mapping[str, list[str]]) -> dict[str, np.ndarray]:
     """Keypoints [N, 3] of each image; parts that are not listed are not visible."""
     rows = {part: row for row, part in enumerate(sorted(parts, key=int))}
-    found: dict[str, np.ndarray] = {}
+    keypoints: dict[str, np.ndarray] = {}
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             try:
                 image, part, x, y, visible = line.split()
-                points = found.setdefault(image, np.zeros((len(rows), 3), np.float32))
+                points = keypoints.setdefault(image, np.zeros((len(rows), 3), np.float32))
                 points[rows[part]] = float(x), float(y), int(visible) > 0
             except (ValueError, KeyError):
                 raise IfamError(
                     f"{path}, line {number} is not an image id, part id, x, y and visibility; re-download the file."
                 ) from None
-    return found
+    return keypoints
 
 
 def _class_names(known: Mapping[str, list[str]], numbers: Mapping[int, int], root: Path) -> list[str]:

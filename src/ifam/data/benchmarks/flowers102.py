@@ -1,6 +1,6 @@
 """Oxford Flowers 102: 8,189 photographs of 102 kinds of flowers.
 
-From https://www.robots.ox.ac.uk/~vgg/data/flowers/102/ (Nilsback and Zisserman, 2008). Licence: see the source.
+From https://www.robots.ox.ac.uk/~vgg/data/flowers/102/ (Nilsback and Zisserman, 2008). License: see the source.
 
     root/
       flowers-102/              as torchvision's `Flowers102` lays it out
@@ -9,9 +9,9 @@ From https://www.robots.ox.ac.uk/~vgg/data/flowers/102/ (Nilsback and Zisserman,
         jpg/image_00001.jpg ...
         segmim/segmim_00001.jpg ...    optional: the flower on plain blue, for masks
 
-Splits as published; groups are the classes, which the source does not name. In `segmim` the background is plain blue:
-a pixel whose red and green together are a hundredth of its blue or less is background, and a median filter of five
-pixels removes what JPEG left, so that masks are those of PDiscoFormer.
+Splits as published; groups are the classes, which have no names in the source. In `segmim` the background is plain
+blue: a pixel whose red and green together are a hundredth of its blue or less is background, and a median filter of
+five pixels removes what JPEG left, so that masks are those of PDiscoFormer.
 """
 
 from pathlib import Path
@@ -77,10 +77,10 @@ def flower_mask(path: Path) -> Bool[Tensor, "H W"]:
 
 def _read_mat(path: Path, key: str) -> np.ndarray:
     """A list of numbers from a MATLAB file."""
-    # Comes with scikit-learn; slow to import, and nothing else here needs it.
+    # Slow to import, and needed only here.
     from scipy.io import loadmat
 
     try:
         return np.asarray(loadmat(path)[key], np.int64).ravel()
-    except Exception as error:  # scipy raises whatever a damaged file leads it to
-        raise IfamError(f"{path} has no list {key!r} that can be read ({error}); get it from {SOURCE}.") from None
+    except Exception as error:  # scipy can raise anything on a damaged file
+        raise IfamError(f"{path} has no readable list {key!r} ({error}); re-download it from {SOURCE}.") from None

@@ -1,7 +1,7 @@
-"""A user's own images: `root/class/image`, the same below `root/train`, `val` and `test`, or a list in a CSV file.
+"""A folder of images: `root/class/image`, the same below `root/train`, `val` and `test`, or a list in a CSV file.
 
 Splits may be called train or training, val, valid or validation, and test or testing, in upper or lower case. A folder
-whose name looks like that of a split and is none of these is an error, not a class.
+whose name is similar to that of a split is an error, not a class.
 
 A CSV file has a header and a row for each image. Two columns are needed and three are optional:
 
@@ -11,7 +11,7 @@ A CSV file has a header and a row for each image. Two columns are needed and thr
 
 Paths are absolute or relative to the root. A group is what the worst group is taken over; without the column, the
 classes are. Splits have the same names as folders; without the column, or without a row of val, validation images are
-cut from the training images. A mask is an image of the same size, below half of its range outside of the object; a
+split from the training images. A mask is an image of the same size, below half of its range outside of the object; a
 cell may be empty. Classes are in the order of their names, whole numbers in the order of their values.
 """
 
@@ -47,14 +47,14 @@ def load_folder(root: Path | None, config: FolderConfig) -> Benchmark:
     Args:
         root: The folder. Its sub-folders are the classes; or it holds `train` (and `val`, `test`) that do; or all
             paths in the CSV file are relative to it.
-        config: How to read it.
+        config: Its settings.
 
     Raises:
         IfamError: The folder is missing, has fewer than two classes, a class without an image, or a damaged file; or
             a line of the CSV file cannot be used.
     """
     if root is None:
-        raise IfamError("The benchmark 'folder' needs to know where the images are; give --root DIR.")
+        raise IfamError("The benchmark 'folder' needs the folder of the images; give --root DIR.")
     if not root.is_dir():
         raise IfamError(f"There is no folder {root}; give one whose sub-folders are the classes (--root DIR).")
     return _load_csv(root, config) if config.csv else _load_classes(root, config)
@@ -76,22 +76,22 @@ def _load_classes(root: Path, config: FolderConfig) -> Benchmark:
     }
     listing.warn(root)
     if not any(splits.values()):
-        raise IfamError(f"{root} has no image in a folder for its class; sort the images into {root / 'CLASS'}/.")
+        raise IfamError(f"{root} has no images in class folders; sort the images into {root / 'CLASS'}/.")
     note = f"validation images as found in {folders['val'].name}/" if "val" in folders else ""
-    # The files have been looked at, class by class.
+    # The files were checked above, class by class.
     checked = replace(config, check=False, skip_bad=False)
     return _assemble(Benchmark("folder", {}, classes, classes, note), splits, config, checked)
 
 
 def _class_names(root: Path, by_class: Mapping[str, Mapping[str, Path]]) -> tuple[str, ...]:
-    """The classes of the training images, or else of all."""
+    """The classes of the training images, or of all images where there is no training split."""
     sources = [by_class["train"]] if "train" in by_class else list(by_class.values())
     classes = tuple(ordered(name for folders in sources for name in folders))
     if len(classes) < 2:
         raise IfamError(
             f"{root} has {len(classes)} sub-folder{'s' if len(classes) != 1 else ''}, but one for each of at least "
-            f"two classes is expected; sort the images into {root / 'CLASS'}/, or give the folder that holds the "
-            f"classes with --root."
+            f"two classes is expected; sort the images into {root / 'CLASS'}/, or give the folder that contains "
+            f"the classes with --root."
         )
     warn_of_similar_names(classes)
     return classes
@@ -105,7 +105,7 @@ def _read(
     listing: Listing,
     every_class: bool,
 ) -> list[Record]:
-    """Every image of every class; what is left out is added to the listing."""
+    """Every image of every class; files that are left out are added to the listing."""
     labels = {class_name(name): label for label, name in enumerate(classes)}
     unknown = [name for name in folders if name not in labels]
     if unknown:
@@ -122,7 +122,7 @@ def _read(
         usable = validated([Record(path, label) for path in images.paths], config)
         if every_class and not config.classes:
             images.paths = [record.path for record in usable]
-            images.need_images(folder)
+            images.require_images(folder)
         records += usable
     return records
 
@@ -130,19 +130,19 @@ def _read(
 def _assemble(
     benchmark: Benchmark, splits: Mapping[str, list[Record]], config: FolderConfig, checked: FolderConfig
 ) -> Benchmark:
-    """The benchmark, if no file is in it twice; copies of an image stay on one side of the cut."""
+    """The benchmark, after a check for repeated files; copies of an image stay on one side of the validation split."""
     refuse_repeated_files(splits)
-    cut = "train" in splits and "val" not in splits and config.val_fraction > 0
+    needs_split = "train" in splits and "val" not in splits and config.val_fraction > 0
     paths = (record.path for records in splits.values() for record in records)
-    copies = copies_of_images(paths) if cut or config.check else {}
+    copies = copies_of_images(paths) if needs_split or config.check else {}
     if config.check:
         warn_of_copies(splits, benchmark.class_names, copies)
-    together = _kept_together(splits.get("train", []), copies)
-    return assemble(benchmark, splits, checked, together=together, every_class=not config.classes)
+    group_key = _copy_key(splits.get("train", []), copies)
+    return assemble(benchmark, splits, checked, group_key=group_key, every_class=not config.classes)
 
 
-def _kept_together(records: Iterable[Record], copies: Mapping[Path, int]) -> Callable[[Record], Hashable]:
-    """What is equal for copies of an image; not in a class of nothing else, which could not be cut then."""
+def _copy_key(records: Iterable[Record], copies: Mapping[Path, int]) -> Callable[[Record], Hashable]:
+    """A key that copies of an image share, except in a class of copies only, which could not be split then."""
     contents: dict[int, set[Hashable]] = defaultdict(set)
     for record in records:
         contents[record.label].add(copies.get(record.path, record.path))
@@ -158,7 +158,7 @@ def _load_csv(root: Path, config: FolderConfig) -> Benchmark:
         raise IfamError(f"There is no file {path}; give --data.csv the name of a CSV file below --root.")
     rows = read_csv(path, _needed_columns(config))
     if not rows:
-        raise IfamError(f"{path} lists no image; add a row for each.")
+        raise IfamError(f"{path} lists no images; add a row for each.")
     for line, row in rows:
         for column in (config.path_column, config.label_column):
             if not row[column]:
@@ -193,7 +193,7 @@ def _load_csv(root: Path, config: FolderConfig) -> Benchmark:
 
 
 def _listed_classes(path: Path, rows: Iterable[tuple[int, Mapping[str, str]]], config: FolderConfig) -> dict[str, int]:
-    """The label of each class: as the model has it, or in the order of their names."""
+    """The label of each class: that of the model, or by the order of the names."""
     classes = _numbered(row[config.label_column] for _, row in rows)
     if config.classes:
         labels = {class_name(name): index for index, name in enumerate(config.classes)}
@@ -208,7 +208,7 @@ def _listed_classes(path: Path, rows: Iterable[tuple[int, Mapping[str, str]]], c
 
 
 def _listed_path(root: Path, cell: str, where: str) -> Path:
-    """A file that a list names: as it is written, or else as a shell or another system would have written it."""
+    """The path of a file in a list: as written, or else after the expansions of a shell or in another Unicode form."""
     for text in (cell, *(unicodedata.normalize(form, cell) for form in ("NFC", "NFD"))):
         if os.path.lexists(root / text):
             return root / text
@@ -219,7 +219,7 @@ def _listed_path(root: Path, cell: str, where: str) -> Path:
 
 
 def _needed_columns(config: FolderConfig) -> list[str]:
-    """Columns that must be there: path and label, and whatever the user named."""
+    """Required columns: path and label, and those that the user named."""
     defaults = FolderConfig()
     optional = [
         name

@@ -1,6 +1,6 @@
 """ImageNet-1k: 1,281,167 training images and 50,000 others of 1,000 classes.
 
-From https://image-net.org/download.php. Licence: the terms of access, to be agreed to before the download; for
+From https://image-net.org/download.php. License: the terms of access, to be agreed to before the download; for
 non-commercial research and education, see the source. The 50,000 have to be sorted into folders as the training
 images are.
 
@@ -8,11 +8,12 @@ images are.
       train/n01440764/*.JPEG ...    1,000 folders
       val/n01440764/*.JPEG ...      1,000 folders
 
-Splits: what the source calls validation is where all published figures come from, so it is "test" here; "val" is cut
-from training, class by class. Groups are the classes. Names of the classes, and which of them belong to ImageNet-A
+Splits: published figures are on what the source calls validation, so this is "test" here; "val" is split from training,
+class by class. Groups are the classes. Names of the classes, and which of them belong to ImageNet-A
 and ImageNet-R, are in `imagenet_classes.tsv` (WordNet's identifiers and lemmas, in the usual order of the logits).
 
-Opening more than a million files takes long, so `check` is off by default: a damaged one is named when it is read.
+Opening more than a million files takes long, so `check` is off by default: a damaged file raises an error when it is
+read.
 """
 
 from functools import lru_cache
@@ -52,8 +53,8 @@ def imagenet_classes() -> tuple[ImageNetClass, ...]:
 
 
 def class_names() -> tuple[str, ...]:
-    """Names of the 1,000 classes; with the identifier, since there are two kinds of crane and of maillot."""
-    return tuple(f"{found.name} ({found.wnid})" for found in imagenet_classes())
+    """Names of the 1,000 classes; with the identifier, since two classes are called crane and two maillot."""
+    return tuple(f"{one.name} ({one.wnid})" for one in imagenet_classes())
 
 
 def read_wnids(benchmark: str, root: Path, allowed: dict[str, int], partial: bool) -> list[Record]:
@@ -62,45 +63,45 @@ def read_wnids(benchmark: str, root: Path, allowed: dict[str, int], partial: boo
     Args:
         benchmark: Name of the benchmark, for messages.
         root: Folder of the class folders.
-        allowed: Label of each folder that may be there.
-        partial: Accept that some are not.
+        allowed: Label of each possible folder.
+        partial: Accept missing folders.
 
     Raises:
         IfamError: A folder is unknown, missing or empty.
     """
-    found = sub_folders(root)
-    stray = sorted(set(found) - set(allowed))
+    folders = sub_folders(root)
+    stray = sorted(set(folders) - set(allowed))
     if stray:
-        raise IfamError(f"{root} has a folder {stray[0]!r}, which is no class of {benchmark}; move or remove it.")
-    missing = sorted(set(allowed) - set(found))
-    if missing and not (partial and found):
+        raise IfamError(f"{root} has a folder {stray[0]!r}, which is not a class of {benchmark}; move or remove it.")
+    missing = sorted(set(allowed) - set(folders))
+    if missing and not (partial and folders):
         raise IfamError(
-            f"{benchmark} expects {root / missing[0]}, which is missing ({len(found)} of {len(allowed)} class folders "
-            f"are there); re-download the data, or accept a part of it with --data.partial true."
+            f"{benchmark} expects {root / missing[0]}, which is missing ({len(folders)} of {len(allowed)} class "
+            f"folders exist); re-download the data, or accept a partial copy with --data.partial true."
         )
     records = []
-    for name in found:
+    for name in folders:
         paths = image_files(root / name)
         if not paths:
-            raise IfamError(f"The class folder {root / name} holds no image; re-download the data or remove it.")
+            raise IfamError(f"The class folder {root / name} contains no images; re-download the data or remove it.")
         records += [Record(path, allowed[name]) for path in paths]
     return records
 
 
 def load_subset(name: str, letter: str, source: str, root: Path | None, config: SubsetConfig) -> Benchmark:
-    """A test set of some of ImageNet's classes, whose logits alone compete.
+    """A test set of some of ImageNet's classes, to which the logits are restricted.
 
     Args:
         name: Name of the benchmark, which is also that of the folder in its archive ("imagenet-a").
         letter: Its letter in `ImageNetClass.subsets`.
         source: Where it is available from.
-        root: Folder of the class folders, or one that holds it.
-        config: How to read it.
+        root: Folder of the class folders, or its parent.
+        config: Its settings.
     """
     folder = name.replace("_", "-")
     inner = root / folder if root is not None and (root / folder).is_dir() else root
     images = find_root(name, inner, (), source)
-    allowed = {found.wnid: label for label, found in enumerate(imagenet_classes()) if letter in found.subsets}
+    allowed = {one.wnid: label for label, one in enumerate(imagenet_classes()) if letter in one.subsets}
     records = read_wnids(name, images, allowed, config.partial)
     note = f"logits restricted to {len(allowed)} of 1,000 classes"
     if len({record.label for record in records}) < len(allowed):
@@ -111,9 +112,9 @@ def load_subset(name: str, letter: str, source: str, root: Path | None, config: 
 
 
 def load_imagenet(root: Path | None, config: ImagenetConfig) -> Benchmark:
-    """ImageNet-1k, from the folder that holds `train` and `val`."""
+    """ImageNet-1k, from the folder with `train` and `val`."""
     root = find_root("imagenet", root, ("train", "val"), SOURCE)
-    labels = {found.wnid: label for label, found in enumerate(imagenet_classes())}
+    labels = {one.wnid: label for label, one in enumerate(imagenet_classes())}
     splits = {
         split: read_wnids("imagenet", root / folder, labels, config.partial)
         for split, folder in (("train", "train"), ("test", "val"))

@@ -1,19 +1,19 @@
 """ImageNet-9: 4,050 images of nine coarse classes, with eight treatments of foreground and background.
 
 From https://github.com/MadryLab/backgrounds_challenge (Xiao et al., arXiv 2006.09994): the archive of the release and
-`in_to_in9.json` of the repository. Licence: the images are ImageNet's; see the source.
+`in_to_in9.json` of the repository. License: the images are ImageNet's; see the source.
 
     bg_challenge/
       original/val/00_dog/*.JPEG ...    nine folders, and the same below each of
       mixed_same/  mixed_rand/  mixed_next/  only_fg/  no_fg/  only_bg_b/  only_bg_t/
-      fg_mask/val/00_dog/*.npy ...      where the object is in `original`; optional
+      fg_mask/val/00_dog/*.npy ...      masks of the objects in `original`; optional
       in_to_in9.json                    for each of the 1,000 classes its class here, -1 for none
 
-Each treatment that is there is a split by its name, and the one of the setting `variant` is also "test". The gap due
-to the background is the accuracy on "mixed_same" minus that on "mixed_rand"; their images are named after the two
-photographs they are made of, the object's first ("fg_n02497673_5944_bg_n02536864_2721.JPEG"). Groups are the classes.
-A model of 1,000 classes is judged by `Benchmark.answers`: its best logit of all 1,000 decides, and one that is none of
-the nine classes counts as wrong, as in the published figures. Masks are known for "original" and "only_fg" where
+Each existing treatment is a split by its name, and the one of the setting `variant` is also "test". The gap due
+to the background is the accuracy on "mixed_same" minus that on "mixed_rand"; their images are named after their two
+source photographs, the object's first ("fg_n02497673_5944_bg_n02536864_2721.JPEG"). Groups are the classes.
+A model of 1,000 classes is evaluated by `Benchmark.answers`: its highest logit of all 1,000 decides, and classes
+outside the nine count as wrong, as in the published figures. Masks are known for "original" and "only_fg" where
 `fg_mask` is there; with them the backgrounds challenge (`ifam challenge`) pastes each object on every image of
 "only_bg_t".
 """
@@ -48,9 +48,9 @@ CLASSES = (
     "primate",
     "fish",
 )
-# What the challenge pastes objects on.
+# The backgrounds of the challenge.
 BACKGROUNDS = "only_bg_t"
-# Of 255, in the brightest channel: compression leaves a little light in what is black.
+# Largest value of the brightest channel that counts as black, because of compression.
 BLACK = 16
 
 
@@ -59,49 +59,49 @@ class TreatedFiles(ImageFiles):
 
     @property
     def objects(self) -> list[str | None]:
-        """The photograph that each image's object is from, None where its name does not say."""
-        found = (re.search(r"n\d+_\d+", path.stem) for path in self.paths)
-        return [name and name[0] for name in found]
+        """The source photograph of each object, from the file name; None where it has none."""
+        matches = (re.search(r"n\d+_\d+", path.stem) for path in self.paths)
+        return [match and match[0] for match in matches]
 
 
 class CutOuts(ImageFiles):
-    """Objects to be pasted: where no mask is known, they are what is not black."""
+    """Objects to paste; without a mask file, the mask is everything that is not black."""
 
     def annotate(self, record: Record, image: Image.Image) -> dict[str, Any]:
-        """The mask, where there is no file with it."""
-        found = super().annotate(record, image)
+        """Adds the mask where there is no file with it."""
+        annotations = super().annotate(record, image)
         if record.mask is None:
-            found["mask"] = torch.from_numpy(np.asarray(image).max(axis=2) > BLACK)
-        return found
+            annotations["mask"] = torch.from_numpy(np.asarray(image).max(axis=2) > BLACK)
+        return annotations
 
 
 def cut_outs(benchmark: Benchmark) -> CutOuts:
     """Every object of ImageNet-9 with its mask.
 
-    Pixels are those of "original" where `fg_mask` knows the object, as in the public script of the challenge, and
+    Pixels are those of "original" where `fg_mask` has a mask, as in the public script of the challenge, and
     otherwise those of "only_fg".
 
     Raises:
         IfamError: There are neither masks nor images of objects alone.
     """
-    found: dict[tuple[str, str], Record] = {}
+    objects: dict[tuple[str, str], Record] = {}
     for name in ("original", "only_fg"):
         for record in getattr(benchmark.splits.get(name), "records", []):
             if record.mask is not None or name == "only_fg":
-                found.setdefault((record.path.parent.name, record.path.stem), record)
-    if not found:
+                objects.setdefault((record.path.parent.name, record.path.stem), record)
+    if not objects:
         raise IfamError(
-            f"{benchmark.name} has no object to paste: neither original/ with fg_mask/ nor only_fg/ is there; get the "
+            f"{benchmark.name} has no objects to paste: neither original/ with fg_mask/ nor only_fg/ exists; get the "
             f"data from {SOURCE}."
         )
-    return CutOuts([record for _, record in sorted(found.items())])
+    return CutOuts([record for _, record in sorted(objects.items())])
 
 
 def load_imagenet9(root: Path | None, config: Imagenet9Config) -> Benchmark:
     """ImageNet-9, from the folder of its treatments."""
     root = find_root("imagenet9", root, (f"{config.variant}/val", config.mapping), SOURCE)
     class_of_logit = _read_mapping(root / config.mapping)
-    found = {name: _read(root, name) for name in VARIANTS if (root / name / "val").is_dir()}
+    splits = {name: _read(root, name) for name in VARIANTS if (root / name / "val").is_dir()}
     empty = Benchmark(
         "imagenet9",
         {},
@@ -112,9 +112,8 @@ def load_imagenet9(root: Path | None, config: Imagenet9Config) -> Benchmark:
         treatments=VARIANTS,
         gap=("mixed_same", "mixed_rand"),
     )
-    benchmark = assemble(empty, found, config, files=TreatedFiles)
-    splits = {"test": benchmark.splits[config.variant], **benchmark.splits}
-    return replace(benchmark, splits=splits)
+    benchmark = assemble(empty, splits, config, files=TreatedFiles)
+    return replace(benchmark, splits={"test": benchmark.splits[config.variant], **benchmark.splits})
 
 
 def _read_mapping(path: Path) -> tuple[int, ...]:
@@ -132,7 +131,7 @@ def _read_mapping(path: Path) -> tuple[int, ...]:
 
 
 def _read(root: Path, variant: str) -> list[Record]:
-    """Images of a treatment, and for those that the masks fit, the masks."""
+    """Images of a treatment, with masks for "original" and "only_fg"."""
     folder = root / variant / "val"
     names = sub_folders(folder)
     if len(names) != len(CLASSES):

@@ -1,12 +1,12 @@
 """ImageNet-A: 7,500 photographs of 200 of ImageNet's classes that a ResNet-50 gets wrong.
 
-From https://github.com/hendrycks/natural-adv-examples (Hendrycks et al., arXiv 1907.07174). Licence: MIT for the
+From https://github.com/hendrycks/natural-adv-examples (Hendrycks et al., arXiv 1907.07174). License: MIT for the
 repository, the images belong to their owners; see the source.
 
     imagenet-a/
       n01498041/*.jpg ...    200 folders
 
-There is one split, "test". Labels are those of the 1,000 classes; only the logits of these 200 compete
+There is one split, "test". Labels are those of the 1,000 classes; predictions are restricted to these 200
 (`Benchmark.logit_classes`), as in the published figures. Groups are the classes.
 """
 
@@ -20,5 +20,5 @@ SOURCE = "https://github.com/hendrycks/natural-adv-examples"
 
 
 def load_imagenet_a(root: Path | None, config: ImagenetAConfig) -> Benchmark:
-    """ImageNet-A, from the folder `imagenet-a` or one that holds it."""
+    """ImageNet-A, from the folder `imagenet-a` or its parent."""
     return load_subset("imagenet_a", "A", SOURCE, root, config)

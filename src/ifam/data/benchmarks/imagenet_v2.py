@@ -1,13 +1,13 @@
 """ImageNet-V2: 10,000 new photographs, collected as ImageNet's validation images were.
 
-From https://github.com/modestyachts/ImageNetV2 (Recht et al., arXiv 1902.10811). Licence: MIT for the repository, the
+From https://github.com/modestyachts/ImageNetV2 (Recht et al., arXiv 1902.10811). License: MIT for the repository, the
 images belong to their owners; see the source.
 
     imagenetv2-matched-frequency-format-val/
       0/*.jpeg, 1/*.jpeg, ..., 999/*.jpeg
 
-Folders are named by the number of the class and taken by that number: in the order of their names, 10 would come
-before 2 and nearly every label would be wrong. There is one split, "test"; groups are the classes.
+Folders are named by the number of the class and sorted by it: sorted by name, 10 would come before 2, and nearly
+every label would be wrong. There is one split, "test"; groups are the classes.
 """
 
 from pathlib import Path
@@ -22,7 +22,7 @@ SOURCE = "https://github.com/modestyachts/ImageNetV2"
 
 
 def load_imagenet_v2(root: Path | None, config: ImagenetV2Config) -> Benchmark:
-    """ImageNet-V2, from the folder of a variant or one that holds it."""
+    """ImageNet-V2, from the folder of a variant or its parent."""
     folder = f"imagenetv2-{config.variant}-format-val"
     inner = root / folder if root is not None and (root / folder).is_dir() else root
     images = find_root("imagenet_v2", inner, (), SOURCE)

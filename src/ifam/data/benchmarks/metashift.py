@@ -1,16 +1,16 @@
-"""MetaShift, cats and dogs: photographs sorted by what is around the animal, with other surroundings in the test set.
+"""MetaShift, cats and dogs: photographs sorted by the surroundings of the animal, which differ in the test set.
 
 From https://github.com/Wuyxin/DISC (its README links the subset that the paper uses); the images are those of Visual
-Genome, see https://github.com/Weixin-Liang/MetaShift. Licence: CC BY 4.0 for Visual Genome's annotations, the images
+Genome, see https://github.com/Weixin-Liang/MetaShift. License: CC BY 4.0 for Visual Genome's annotations, the images
 belong to their owners; see the sources.
 
     MetaDatasetCatDog/
       train/cat/cat(bed)/*.jpg, train/cat/cat(sofa)/*.jpg, train/dog/dog(bench)/*.jpg, train/dog/dog(bike)/*.jpg
       test/cat/cat(shelf)/*.jpg, test/dog/dog(shelf)/*.jpg
 
-Splits: train and test as published; where there is no `val` folder, validation is cut from training, context by
-context. One photograph may lie in several contexts; all its files go to the same side of the cut. Groups are the
-context folders over all splits; images directly in a class folder form a group of their own.
+Splits: train and test as published; where there is no `val` folder, validation is split from training, context by
+context. One photograph may belong to several contexts; all its files stay on one side of the validation split. Groups
+are the context folders over all splits; images directly in a class folder form a group of their own.
 """
 
 from pathlib import Path
@@ -27,10 +27,10 @@ CLASSES = ("cat", "dog")
 
 
 def load_metashift(root: Path | None, config: MetashiftConfig) -> Benchmark:
-    """MetaShift, from the folder that holds `train` and `test`."""
+    """MetaShift, from the folder with `train` and `test`."""
     needed = [f"{split}/{name}" for split in ("train", "test") for name in CLASSES]
     root = find_root("metashift", root, needed, SOURCE)
-    found = [
+    images = [
         (split, label, path)
         for split in ("train", "val", "test")
         for label, name in enumerate(CLASSES)
@@ -41,14 +41,14 @@ def load_metashift(root: Path | None, config: MetashiftConfig) -> Benchmark:
         stray = sorted(set(sub_folders(root / split)) - set(CLASSES)) if split in ("train", "val", "test") else []
         if stray:
             raise IfamError(f"{root / split} has a folder {stray[0]!r}, but cat and dog are expected; move it.")
-    names = {(label, path): _group_name(root / split / CLASSES[label], path) for split, label, path in found}
+    names = {(label, path): _group_name(root / split / CLASSES[label], path) for split, label, path in images}
     groups = sorted(set(names.values()), key=lambda name: (not name.startswith("cat"), name))
     splits: dict[str, list[Record]] = {}
-    for split, label, path in found:
+    for split, label, path in images:
         splits.setdefault(split, []).append(Record(path, label, groups.index(names[label, path])))
     note = "validation images as found in val/" if "val" in splits else ""
     return assemble(
-        Benchmark("metashift", {}, CLASSES, tuple(groups), note), splits, config, together=lambda r: r.path.name
+        Benchmark("metashift", {}, CLASSES, tuple(groups), note), splits, config, group_key=lambda r: r.path.name
     )
 
 

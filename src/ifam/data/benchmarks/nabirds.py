@@ -1,6 +1,6 @@
 """NABirds: 48,562 photographs of North American birds in 555 visual categories, with 11 keypoints each.
 
-From https://dl.allaboutbirds.org/nabirds. Licence: the terms of the Cornell Lab of Ornithology, to be agreed to before
+From https://dl.allaboutbirds.org/nabirds. License: the terms of the Cornell Lab of Ornithology, to be agreed to before
 the download; for non-commercial research and education, see the source. The layout is that of CUB (see
 `ifam.data.benchmarks.cub`), without masks:
 
@@ -13,7 +13,7 @@ the download; for non-commercial research and education, see the source. The lay
 Identifiers of images are not numbers, and those of classes have gaps, since `classes.txt` also names the families and
 orders above the categories. Classes here are those that have images, numbered from 0 in the order of their identifiers.
 
-Splits: train and test as published; validation is cut from training, category by category. Groups are the categories.
+Splits: train and test as published; validation is split from training, category by category. Groups are the categories.
 """
 
 from pathlib import Path

@@ -1,6 +1,6 @@
 """PartImageNet: 24,095 of ImageNet's images of 158 classes, with outlined parts such as "Quadruped Head".
 
-From https://github.com/TACJu/PartImageNet (He et al., arXiv 2112.00933). Licence: the images are ImageNet's; see the
+From https://github.com/TACJu/PartImageNet (He et al., arXiv 2112.00933). License: the images are ImageNet's; see the
 source. Annotations are in COCO's style:
 
     root/
@@ -9,14 +9,14 @@ source. Annotations are in COCO's style:
       train/*.JPEG, val/*.JPEG, test/*.JPEG    with or without a folder for each class (n01443537/)
 
 The class of an image is the WordNet identifier that its file name begins with. The three files of the first release
-have different classes, so that nothing learned on one can be tested on another; then give `split_list`, the list of
-PDiscoFormer (`data_sets/train_test_split_pimagenet_ood.txt` of https://github.com/ananthu-aniraj/pdiscoformer: image
-id, 1 for test, ..., separated by tabs), which divides `train.json` into training and test images. Of later releases
-with the same classes in every file, the files are the splits. Where there are no validation images, they are cut
-from training, class by class. Groups are the classes.
+have different classes, so a model trained on one cannot be tested on another; in this case, give `split_list`, the list
+of PDiscoFormer (`data_sets/train_test_split_pimagenet_ood.txt` of https://github.com/ananthu-aniraj/pdiscoformer: image
+id, 1 for test, ..., separated by tabs), which divides `train.json` into training and test images. In later releases,
+with the same classes in every file, the files are the splits. Where there are no validation images, they are split from
+training, class by class. Groups are the classes.
 
 `part_labels` are drawn from the outlines; where two overlap, the category of the lower identifier is on top. The mask
-is all parts together. Images without an outline are left out, and so are outlines of crowds, as in PDiscoFormer.
+is the union of all parts. Images without an outline are left out, and so are outlines of crowds, as in PDiscoFormer.
 """
 
 import json
@@ -40,10 +40,10 @@ SOURCE = "https://github.com/TACJu/PartImageNet"
 
 
 class PartFiles(ImageFiles):
-    """Images with outlined parts: `Record.extra` holds the corners of each outline, by its category's number."""
+    """Images with outlined parts: `Record.extra` holds the corners of each outline, by the number of its category."""
 
     def annotate(self, record: Record, image: Image.Image) -> dict[str, Any]:
-        """Mask and part labels, drawn now: as pixels they would fill the memory."""
+        """Mask and part labels, drawn on access: stored as pixels, they would need too much memory."""
         canvas = Image.new("L", image.size)
         pen = ImageDraw.Draw(canvas)
         # The lowest number is drawn last.
@@ -72,7 +72,7 @@ def load_part_imagenet(root: Path | None, config: PartImagenetConfig) -> Benchma
                 f"{root / name}.json has the class {stray[0]}, which train.json lacks; divide train.json with "
                 f"--data.split_list (PDiscoFormer's list), or remove {name}.json."
             )
-    lemmas = {found.wnid: f"{found.name} ({found.wnid})" for found in imagenet_classes()}
+    lemmas = {one.wnid: f"{one.name} ({one.wnid})" for one in imagenet_classes()}
     classes = tuple(lemmas.get(wnid, wnid) for wnid in wnids)
     note = "validation images as published" if "val" in splits else ""
     empty = Benchmark("part_imagenet", {}, classes, classes, note, part_names=tuple(parts))
@@ -82,12 +82,11 @@ def load_part_imagenet(root: Path | None, config: PartImagenetConfig) -> Benchma
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
-        lists = [table[key] for key in ("images", "annotations", "categories")]
-        if not all(isinstance(found, list) for found in lists):
+        if not all(isinstance(table[key], list) for key in ("images", "annotations", "categories")):
             raise TypeError
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise IfamError(
-            f"{path} is no COCO file with images, annotations and categories ({error or type(error).__name__}); get "
+            f"{path} is not a COCO file with images, annotations and categories ({error or type(error).__name__}); get "
             f"it from {SOURCE}."
         ) from None
     return dict(table)
@@ -99,19 +98,19 @@ def _wnid(image: dict[str, Any]) -> str:
 
 def _records(root: Path, split: str, table: dict[str, Any], wnids: Sequence[str]) -> list[Record]:
     """The images that have an outlined part."""
-    categories = sorted(found["id"] for found in table["categories"])
+    categories = sorted(category["id"] for category in table["categories"])
     outlines: dict[Any, dict[str, np.ndarray]] = defaultdict(dict)
     for annotation in table["annotations"]:
         if annotation.get("iscrowd") or not annotation.get("area", 1):
             continue
         number = categories.index(annotation["category_id"]) + 1
         for corners in annotation["segmentation"]:
-            found = outlines[annotation["image_id"]]
+            of_image = outlines[annotation["image_id"]]
             # Zero-padded, so that the order of the names is that of the categories.
-            found[f"{number:03d}.{len(found):03d}"] = _corners(corners, annotation["bbox"])
-    place = _find_images(root / split, table["images"])
+            of_image[f"{number:03d}.{len(of_image):03d}"] = _corners(corners, annotation["bbox"])
+    path_of = _image_paths(root / split, table["images"])
     return [
-        Record(place(image), wnids.index(_wnid(image)), extra=outlines[image["id"]], line=f"{root / split}.json")
+        Record(path_of(image), wnids.index(_wnid(image)), extra=outlines[image["id"]], line=f"{root / split}.json")
         for image in table["images"]
         if image["id"] in outlines
     ]
@@ -125,8 +124,8 @@ def _corners(corners: Sequence[float | int], box: Sequence[float | int]) -> np.n
     return np.array([(x, y), (x, y + height), (x + width, y + height), (x + width, y)], np.float32)
 
 
-def _find_images(folder: Path, images: Sequence[dict[str, Any]]) -> Callable[[dict[str, Any]], Path]:
-    """Path of an image, in whichever of the two layouts is there."""
+def _image_paths(folder: Path, images: Sequence[dict[str, Any]]) -> Callable[[dict[str, Any]], Path]:
+    """A function from an image to its path, in the one of the two layouts that exists."""
 
     def flat(image: dict[str, Any]) -> Path:
         return folder / str(image["file_name"])
@@ -138,7 +137,7 @@ def _find_images(folder: Path, images: Sequence[dict[str, Any]]) -> Callable[[di
 
 
 def _divide(records: Sequence[Record], table: dict[str, Any], path: Path) -> dict[str, list[Record]]:
-    """Training and test images as PDiscoFormer divides them."""
+    """Training and test images as in PDiscoFormer."""
     in_test = {image: words[0] for image, words in read_words(path, 2).items()}
     ids = {Path(image["file_name"]).name: str(image["id"]) for image in table["images"]}
     splits: dict[str, list[Record]] = {"train": [], "test": []}

@@ -1,9 +1,9 @@
-"""The benchmark `pondbirds`: drawn birds on drawn backgrounds, with the truth about every pixel.
+"""The benchmark `pondbirds`: drawn birds on drawn backgrounds, with ground truth for every pixel.
 
 Two classes of birds differ by several weak cues in the bird itself (hue of the feathers, plumage, bill,
 tail, legs), none of which is always right. In training the background, water or forest, agrees with the
-class nearly always; in the test set it says nothing. A model that reads the background does well on
-average in training and badly on the birds that are elsewhere.
+class nearly always; in the test set it is uninformative. A model that relies on the background is accurate
+on average in training, but not on the birds on the other background.
 
     >>> from ifam.data.benchmarks.pondbirds import Pondbirds, PondbirdsConfig
     >>> birds = Pondbirds("val", PondbirdsConfig(num_val=100))
@@ -38,7 +38,7 @@ from ifam.pulse import reported
 
 SPLITS = ("train", "val", "test")
 BACKGROUNDS = ("water", "forest")
-_SKETCHES = (draw_water, draw_forest)
+_PAINTERS = (draw_water, draw_forest)
 # The form of each cue (plumage, bill, tail, legs) by class: 0 striped, flat, fan, short and webbed;
 # 1 spotted, pointed, pointed, long. The first two classes differ in all four, any two in at least two.
 _FORMS = {
@@ -50,8 +50,8 @@ _FORMS = {
     "nester": (1, 0, 1, 0),
 }
 _FIRST_HUE = 0.05
-GREY = 0.5
-# Smaller batches spend their time on calls, larger ones outside the processor's cache.
+GRAY = 0.5
+# Smaller batches have more overhead per image, larger ones exceed the CPU's cache.
 BATCH = 100
 
 
@@ -71,12 +71,12 @@ class PartedSample(Sample):
     part_labels: Int[Tensor, "S S"]
 
 
-# What each kind of drawn split gives again; beartype does not know `Self` here.
+# The type of a split; beartype does not support `Self` here.
 Split = TypeVar("Split", bound="RenderedDataset")
 
 
 class RenderedDataset(torch.utils.data.Dataset[Sample]):
-    """A split that is drawn when it is made and held in memory: objects, each on one of two backgrounds."""
+    """A split that is drawn when it is created and kept in memory: objects, each on one of two backgrounds."""
 
     split: str
     config: Any
@@ -88,16 +88,16 @@ class RenderedDataset(torch.utils.data.Dataset[Sample]):
     def swapped(self: Split) -> Split:
         """The same objects in the same places, each on the other kind of background."""
         other: Background = "as_drawn" if self.config.background == "swapped" else "swapped"
-        return self._again(other)
+        return self._with_background(other)
 
     def redrawn(self: Split) -> Split:
         """The same objects in the same places, each on another picture of the same kind of background."""
-        return self._again("redrawn")
+        return self._with_background("redrawn")
 
-    def _again(self: Split, background: Background) -> Split:
-        again: Any = type(self)
-        made: Split = again(self.split, replace(self.config, background=background))
-        return made
+    def _with_background(self: Split, background: Background) -> Split:
+        kind: Any = type(self)
+        split: Split = kind(self.split, replace(self.config, background=background))
+        return split
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -114,17 +114,17 @@ class RenderedDataset(torch.utils.data.Dataset[Sample]):
 
 
 class Pondbirds(RenderedDataset):
-    """One split of the benchmark, drawn when it is made and held in memory.
+    """One split of the benchmark, drawn when it is created and kept in memory.
 
     Group sizes are exact: classes differ by at most one image, and in each class of n images
     (1 - correlation) * n, rounded to the nearest whole number (half upwards), show a background that is
-    not the class's own. Everything else about an image (pose, colours, both possible backgrounds)
-    depends on the seed, the split and the index, so that changing one difficulty changes nothing but that.
+    not the class's own. Everything else about an image (pose, colors, both possible backgrounds)
+    depends on the seed, the split and the index, so that each setting of the difficulty can be changed alone.
 
     Attributes:
-        images: Colours between 0 and 1, in steps of 1/255, [N,3,S,S].
+        images: Colors between 0 and 1, in steps of 1/255, [N,3,S,S].
         labels: Classes [N].
-        backgrounds: Backgrounds [N], 0 water and 1 forest; of the image as shown, so swapped if that is.
+        backgrounds: Backgrounds [N], 0 water and 1 forest; of the image as shown, after a swap.
         groups: `label * 2 + background` [N].
         masks: The pixels that show the bird, [N,S,S]; all others show the background only. Empty for
             `content="background"`.
@@ -143,7 +143,7 @@ class Pondbirds(RenderedDataset):
         self.split = split
         self.config = config = PondbirdsConfig() if config is None else config
         self.class_names = tuple(_FORMS)[: config.num_classes]
-        self.group_names = tuple(f"{name} on {place}" for name in self.class_names for place in BACKGROUNDS)
+        self.group_names = tuple(f"{name} on {background}" for name in self.class_names for background in BACKGROUNDS)
         number = {"train": config.num_train, "val": config.num_val, "test": config.num_test}[split]
         correlation = config.test_correlation if split == "test" else config.correlation
         self.labels, self.backgrounds = assign(split, config.seed, number, config.num_classes, correlation)
@@ -161,7 +161,7 @@ class Pondbirds(RenderedDataset):
     def __getitem__(self, index: int) -> PartedSample:
         sample = super().__getitem__(index)
         parts = self.parts[sample["index"]]
-        # Parts are disjoint, so the sum is the number of the one.
+        # Parts are disjoint, so the sum has at most one nonzero term.
         numbers = torch.arange(1, len(parts) + 1, dtype=torch.int8)[:, None, None]
         return {**sample, "part_labels": (parts * numbers).sum(dim=0, dtype=torch.int8)}
 
@@ -175,13 +175,13 @@ class Pondbirds(RenderedDataset):
             draws = Draws(birds[rows])
             hue, self.cues[rows] = _sample_traits(draws, self.labels[rows], config)
             self.hues[rows] = hue[:, 0, 0]
-            images = torch.full((len(hue), 3, size, size), GREY)
+            images = torch.full((len(hue), 3, size, size), GRAY)
             if config.content != "object":
                 images = draw_backgrounds(scenes[rows], self.backgrounds[rows], size)
             if config.content != "background":
-                colours, self.parts[rows] = draw_birds(draws, hue, self.cues[rows], size, config.object_scale)
-                images = torch.where(self.parts[rows].any(dim=1, keepdim=True), colours, images)
-            # Whole steps of 1/255: what a file would hold, and equal on machines that round differently.
+                colors, self.parts[rows] = draw_birds(draws, hue, self.cues[rows], size, config.object_scale)
+                images = torch.where(self.parts[rows].any(dim=1, keepdim=True), colors, images)
+            # Whole steps of 1/255, as in a file, which are equal on machines that round differently.
             self.images[rows] = (images * 255).round_().div_(255)
 
 
@@ -200,8 +200,8 @@ def assign(
     Args:
         split: One of `SPLITS`.
         seed: Seed of the order.
-        number: How many images.
-        num_classes: How many classes; they differ in size by at most one image.
+        number: Number of images.
+        num_classes: Number of classes; they differ in size by at most one image.
         correlation: Share of each class that is on its own background: even classes on water, odd ones in the forest.
     """
     order = random_table(split, seed, "assignment", number, 1)[:, 0].argsort(stable=True)
@@ -210,7 +210,7 @@ def assign(
     backgrounds = labels % len(BACKGROUNDS)
     for label in range(num_classes):
         members = order[labels[order] == label]
-        # Rounded first, so that 0.05 of 50 is 2.5 whatever binary fractions make of it.
+        # Rounded first, so that 0.05 of 50 is exactly 2.5.
         minority = math.floor(round((1 - correlation) * len(members), 6) + 0.5)
         backgrounds[members[:minority]] = 1 - label % len(BACKGROUNDS)
     return labels, backgrounds
@@ -221,10 +221,10 @@ def draw_backgrounds(
 ) -> Float[Tensor, "B 3 S S"]:
     """A picture of water (0) or forest (1) from each row of random numbers, `BACKGROUND_COLUMNS` wide."""
     images = torch.empty(len(backgrounds), 3, size, size)
-    for kind, sketch in enumerate(_SKETCHES):
+    for kind, painter in enumerate(_PAINTERS):
         chosen = backgrounds == kind
         if chosen.any():
-            images[chosen] = sketch(Draws(scenes[chosen]), size)
+            images[chosen] = painter(Draws(scenes[chosen]), size)
     return images
 
 
@@ -233,8 +233,8 @@ def _sample_traits(
 ) -> tuple[Float[Tensor, "B 1 1"], Bool[Tensor, "B 4"]]:
     """Hue and cues of each bird: those of its class, with noise."""
     swap, step = draws.uniform() < config.hue_swap, draws.uniform(1, config.num_classes).floor()
-    centre = torch.where(swap, labels[:, None, None] + step, labels[:, None, None].float())
-    hue = (_FIRST_HUE + centre / config.num_classes + draws.normal(0, config.hue_spread)) % 1.0
+    center = torch.where(swap, labels[:, None, None] + step, labels[:, None, None].float())
+    hue = (_FIRST_HUE + center / config.num_classes + draws.normal(0, config.hue_spread)) % 1.0
     forms = torch.tensor(list(_FORMS.values()), dtype=torch.bool)[labels]
     flips = torch.cat([draws.uniform()[:, :, 0] < config.cue_noise for _ in CUES], dim=1)
     return hue, forms ^ flips

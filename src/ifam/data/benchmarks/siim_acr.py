@@ -1,25 +1,25 @@
-"""SIIM-ACR Pneumothorax: chest X-rays with and without a collapsed lung, which a chest tube gives away.
+"""SIIM-ACR Pneumothorax: chest X-rays with and without a collapsed lung, which correlates with a chest tube.
 
 Images and `train-rle.csv` from the Kaggle challenge
 https://www.kaggle.com/c/siim-acr-pneumothorax-segmentation (a copy:
 https://www.kaggle.com/datasets/jesperdramsch/siim-acr-pneumothorax-segmentation-data); the tube annotations
-`cxr_tube_dict.pkl` from https://github.com/khaledsaab/spatial_specificity (Saab et al., MLHC 2022). Licence: that of
+`cxr_tube_dict.pkl` from https://github.com/khaledsaab/spatial_specificity (Saab et al., MLHC 2022). License: that of
 the challenge, see the source.
 
-The loader reads what `python -m tools.prepare_siim_acr`, run in a clone of the repository, makes of these, in the
-layout of the paper's code:
+The loader reads the output of `python -m tools.prepare_siim_acr`, run in a clone of the repository, in the layout of
+the paper's code:
 
     root/
       train_set/0/*.dcm, train_set/1/*.dcm          no tube annotation; 1 is pneumothorax
       full_test_set/0/*.dcm, full_test_set/1/*.dcm  all X-rays with a tube annotation
-      robust_test_set/0, /1                         those on which the tube misleads (tube and healthy, no tube and ill)
-      non_robust_test_set/0, /1                     those on which it helps (tube and ill, no tube and healthy)
-      all_masks/*.png                               where the pneumothorax is; black for the healthy
+      robust_test_set/0, /1                         those with a misleading tube (tube and healthy, no tube and ill)
+      non_robust_test_set/0, /1                     those with a helpful tube (tube and ill, no tube and healthy)
+      all_masks/*.png                               the pneumothorax; black for the healthy
 
-Splits: "train", "val" (cut from training, class by class), "test" (the full test set), "robust" and "non_robust".
+Splits: "train", "val" (split from training, class by class), "test" (the full test set), "robust" and "non_robust".
 Groups of test images are class and tube; of training images, where tubes are not annotated, the class. DICOM files
-are read by pydicom (`pip install 'ifam[medical]'`): values are brought to 8 bits by the bits they were stored with,
-and inverted where the file says that low is white.
+are read by pydicom (`pip install 'ifam[medical]'`): values are scaled to 8 bits by the number of stored bits, and
+inverted where the file states that low values are white.
 """
 
 from importlib import import_module
@@ -52,7 +52,7 @@ def load_siim_acr(root: Path | None, config: SiimAcrConfig) -> Benchmark:
     """SIIM-ACR, from the folder that tools/prepare_siim_acr.py filled."""
     root = find_root("siim_acr", root, [f"{name}/{label}" for name in SETS.values() for label in "01"], SOURCE)
     require_pydicom()
-    # A tube misleads on the robust set: there it is beside a healthy lung, or absent beside a collapsed one.
+    # On the robust set, tubes mislead: they are with healthy lungs, and absent with collapsed ones.
     tubes = {
         path.name: (label == 1) == helps
         for name, helps in ((SETS["robust"], False), (SETS["non_robust"], True))
@@ -89,27 +89,27 @@ def require_pydicom() -> Any:
 
 
 def load_dicom(path: Path) -> Image.Image:
-    """An X-ray as a viewer would show it, in 8 bits and three equal channels.
+    """An X-ray as a viewer would display it, in 8 bits and three equal channels.
 
     Raises:
-        IfamError: The file is no DICOM image, or is damaged.
+        IfamError: The file is not a DICOM image, or is damaged.
     """
     try:
         file = require_pydicom().dcmread(path)
         pixels = np.asarray(file.pixel_array, dtype=np.float64)
         if pixels.ndim != 2:
-            raise ValueError(f"one grey picture is expected, not {pixels.shape}")
+            raise ValueError(f"one gray picture is expected, not {pixels.shape}")
         lowest = -(2 ** (file.BitsStored - 1)) if file.get("PixelRepresentation", 0) else 0
-        grey = ((pixels - lowest) / (2**file.BitsStored - 1) * 255).round().clip(0, 255).astype(np.uint8)
+        gray = ((pixels - lowest) / (2**file.BitsStored - 1) * 255).round().clip(0, 255).astype(np.uint8)
         inverted = file.get("PhotometricInterpretation") == "MONOCHROME1"
     except IfamError:
         raise
-    except Exception as error:  # pydicom and its decoders raise whatever a damaged file leads them to
+    except Exception as error:  # pydicom and its decoders can raise anything on a damaged file
         reason = " ".join(str(error).split()) or type(error).__name__
         raise IfamError(
-            f"{path} is no DICOM image that can be read ({reason}); re-download it, or skip such files with skip_bad."
+            f"{path} is not a readable DICOM image ({reason}); re-download it, or skip such files with skip_bad."
         ) from None
-    return Image.fromarray(255 - grey if inverted else grey).convert("RGB")
+    return Image.fromarray(255 - gray if inverted else gray).convert("RGB")
 
 
 def dicom_size(path: Path) -> tuple[int, int]:

@@ -1,7 +1,7 @@
-"""SeaTurtleID2022: 8,729 photographs of 438 sea turtles taken over 13 years, to be told apart.
+"""SeaTurtleID2022: 8,729 photographs of 438 sea turtles taken over 13 years, to be identified.
 
 From https://www.kaggle.com/datasets/wildlifedatasets/seaturtleid2022 (Adam et al., WACV 2024, arXiv 2211.10307).
-Licence: see the source.
+License: see the source.
 
     data/
       metadata_base.csv    file_name, identity, split_closed, split_closed_random, split_open, ...; or the same
@@ -9,8 +9,8 @@ Licence: see the source.
       images/t001/*.JPG    paths in file_name are relative to this folder or to the root
 
 Splits are a column: `split_closed` (all turtles are known, training is older than test), `split_closed_random`, or
-`split_open` (some turtles are met in the test set for the first time, and cannot be named). Where the column knows no
-validation images, they are cut from training. Classes are all identities, groups too.
+`split_open` (some turtles occur in the test set only, and cannot be identified). Where the column has no validation
+images, they are split from training. Classes and groups are the identities.
 """
 
 from pathlib import Path
@@ -34,8 +34,8 @@ def load_turtles(root: Path | None, config: TurtlesConfig) -> Benchmark:
     root = find_root("turtles", root, (table, "images"), SOURCE)
     rows = read_csv(root / table, ("file_name", "identity", config.split))
     numbers = number_labels(row["identity"] for _, row in rows)
-    # The published table has "images/" in its paths, a copy of it may not.
-    below = root if rows and (root / rows[0][1]["file_name"]).exists() else root / "images"
+    # The published table has "images/" in its paths, copies may not.
+    folder = root if rows and (root / rows[0][1]["file_name"]).exists() else root / "images"
     splits: dict[str, list[Record]] = {"train": []}
     for line, row in rows:
         where = f"{root / table}, line {line}"
@@ -44,12 +44,12 @@ def load_turtles(root: Path | None, config: TurtlesConfig) -> Benchmark:
             continue  # not part of this split
         if name not in SPLIT_NAMES:
             raise IfamError(f"{where} has the unknown split {name!r}; one of train, valid, test is expected.")
-        record = Record(below / row["file_name"], numbers[row["identity"]], line=where)
+        record = Record(folder / row["file_name"], numbers[row["identity"]], line=where)
         splits.setdefault(SPLIT_NAMES[name], []).append(record)
     known = {record.label for record in splits["train"]}
-    strangers = [record for record in splits.get("test", []) if record.label not in known]
+    unknown = [record for record in splits.get("test", []) if record.label not in known]
     notes: list[str] = [f"validation images as published ({config.split})"] if "val" in splits else [config.split]
-    if strangers:
-        notes.append(f"{len(strangers)} test images show turtles that training does not")
+    if unknown:
+        notes.append(f"{len(unknown)} test images show turtles that are not in training")
     classes = tuple(numbers)
     return assemble(Benchmark("turtles", {}, classes, classes, "; ".join(notes)), splits, config, every_class=False)

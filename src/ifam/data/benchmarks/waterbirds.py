@@ -1,18 +1,19 @@
 """Waterbirds: birds of CUB pasted on land or water, which in training agrees with the class 95 times in 100.
 
 From https://nlp.stanford.edu/data/dro/waterbird_complete95_forest2water2.tar.gz (Sagawa et al., arXiv 1911.08731).
-Licence: made from CUB and Places, whose terms apply; for non-commercial research, see the sources.
+License: made from CUB and Places, whose terms apply; for non-commercial research, see the sources.
 
     waterbird_complete95_forest2water2/
       metadata.csv    img_id, img_filename, y (1 waterbird), split (0 train, 1 val, 2 test), place (1 water), ...
       001.Black_footed_Albatross/*.jpg
 
-The root is this folder, or a folder that holds it, such as that of CUB. Where CUB's `segmentations/` (see
-`ifam.data.benchmarks.cub`) lie beside the folder or in it, they are the masks: the birds are where they were in CUB.
+The root is this folder or its parent, such as that of CUB. Where CUB's `segmentations/` (see
+`ifam.data.benchmarks.cub`) are next to the folder or in it, they are the masks: the birds have the same positions as in
+CUB.
 
 Splits as published; groups are class and place. With `labels="species"` the images carry CUB's 200 classes and CUB's
-own train, val and test images are the splits, so that a model trained on CUB is judged on other backgrounds (the
-paper's out-of-distribution column); the folder must then lie in that of CUB. Groups stay class and place.
+own train, val and test images are the splits, so that a model trained on CUB is evaluated on other backgrounds (the
+paper's out-of-distribution column); the folder must then be in that of CUB. Groups stay class and place.
 """
 
 from collections.abc import Sequence
@@ -35,7 +36,7 @@ _SPLITS = {"0": "train", "1": "val", "2": "test"}
 
 
 def load_waterbirds(root: Path | None, config: WaterbirdsConfig) -> Benchmark:
-    """Waterbirds, from its folder or from one that holds it."""
+    """Waterbirds, from its folder or the parent of it."""
     inner = root if root is None or not (root / FOLDER).is_dir() else root / FOLDER
     images = find_root("waterbirds", inner, ("metadata.csv",), SOURCE)
     masks = next((p for p in (images / "segmentations", images.parent / "segmentations") if p.is_dir()), None)
@@ -73,5 +74,5 @@ def _by_species(images: Path, splits: dict[str, list[Record]], config: Waterbird
     def grouped(records: Sequence[Record], reader: Reader) -> ImageFiles:
         return BirdFiles([replace(record, group=groups[record.path]) for record in records], reader)
 
-    # Groups come after the cut, so that it is CUB's own.
+    # Groups are added after the validation split, so that it is the same as for CUB.
     return assemble(empty, birds.splits, config, files=grouped)
