@@ -324,7 +324,7 @@ def test_a_result_about_other_weights_than_those_beside_it_says_so(model, save, 
 def test_images_that_are_no_longer_where_they_were_are_named(tmp_path, save, capsys):
     model = save(tmp_path / "model", 2, {"benchmark": "folder", "root": "photos"}, class_names=("duck", "wren"))
     said = fails(capsys, "evaluate", "--model", model)
-    assert "photos, which does not exist here; say where they are with --root" in said
+    assert "photos, which does not exist here; give their folder with --root" in said
 
 
 @pytest.mark.slow

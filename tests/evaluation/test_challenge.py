@@ -282,7 +282,7 @@ def test_objects_are_cut_out_by_mask_or_by_what_is_not_black(tmp_path):
         mask = found[index]["mask"]
         assert mask[truth].all()
         assert mask[~truth].float().mean() < 0.2
-    with pytest.raises(IfamError, match="imagenet9 has no object to paste"):
+    with pytest.raises(IfamError, match="imagenet9 has no objects to paste"):
         cut_outs(Benchmark("imagenet9", {"mixed_rand": data.split("mixed_rand")}, ("a",), ("a",)))
 
 

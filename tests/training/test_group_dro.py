@@ -252,5 +252,5 @@ def test_where_no_groups_are_known_the_classes_are_the_groups():
     assert pets.groups("train").tolist() == [0, 1] * 10
     check(pets, TRAIN)
     places = Benchmark("places", {"train": Unknown(), "val": Unknown()}, names, ("here", "there"))
-    with pytest.raises(IfamError, match="places has groups, but image 0 of its split 'train' is in none; give"):
+    with pytest.raises(IfamError, match="places has groups, but image 0 of its split 'train' has none; give"):
         check(places, TRAIN)
