@@ -221,7 +221,7 @@ def test_groups_that_only_the_test_has_are_left_out(birds):
 
 
 def test_classes_that_the_model_does_not_know_are_refused(birds):
-    with pytest.raises(IfamError, match="The model knows 3 classes, and 2 of the 2 of pondbirds"):
+    with pytest.raises(IfamError, match="The model has 3 classes, and 2 of the 2 of pondbirds"):
         retrain(make(classes=3), birds)
 
 

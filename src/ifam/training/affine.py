@@ -1,7 +1,7 @@
-"""The affine transform behind the equivariance loss: images forwards, part maps backwards.
+"""The affine transform behind the equivariance loss: forward for images, inverse for part maps.
 
 One transform serves a whole batch, as in PDiscoNet (arXiv 2309.03173) and PDiscoFormer (arXiv 2407.04538).
-Angles are in degrees and signs are torchvision's; the centre is the centre of the image.
+Angles are in degrees and signs are torchvision's; transforms are about the center of the image.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from ifam.errors import IfamError
 
 @dataclass(frozen=True)
 class Affine:
-    """Rotate, then scale, about the centre of the image, then shift. The default changes nothing.
+    """Rotate, then scale, about the center of the image, then shift. The default is the identity.
 
     Attributes:
         angle: Degrees, in torchvision's direction: positive is clockwise on the screen.
@@ -24,7 +24,7 @@ class Affine:
         scale: Factor of enlargement, positive.
 
     Raises:
-        IfamError: If the scale is not positive.
+        IfamError: The scale is not positive.
     """
 
     angle: float = 0.0
@@ -33,10 +33,10 @@ class Affine:
 
     def __post_init__(self) -> None:
         if self.scale <= 0:
-            raise IfamError(f"The scale of an affine must be positive, not {self.scale}: give 1 for none.")
+            raise IfamError(f"The affine scale is {self.scale}, but a positive number is expected; give 1 for none.")
 
     def resized(self, source: tuple[int, int], target: tuple[int, int]) -> "Affine":
-        """The same transform for another sampling of the same picture: only the shift has a unit.
+        """The same transform for another resolution of the same image: only the shift has a unit.
 
         Args:
             source: `(height, width)` that the shift refers to.
@@ -55,12 +55,12 @@ def sample_affine(
     scale: tuple[float, float] = (0.8, 1.4),
     generator: torch.Generator | None = None,
 ) -> Affine:
-    """Draw one transform, uniformly and in the order angle, x-shift, y-shift, scale.
+    """Sample a transform uniformly, in the order angle, x-shift, y-shift, scale.
 
     Args:
         image_size: `(height, width)` in pixels.
         degrees: Lowest and highest angle.
-        translate: Largest shift `(x, y)`, either way, as a fraction of width and height; drawn shifts are
+        translate: Largest shift `(x, y)`, either way, as a fraction of width and height; sampled shifts are
             rounded to whole pixels.
         scale: Lowest and highest factor.
         generator: A CPU generator; torch's own by default.
@@ -77,22 +77,22 @@ def sample_affine(
 
 
 def transform(images: Float[Tensor, "B C H W"], affine: Affine) -> Float[Tensor, "B C H W"]:
-    """Transform images: bilinear, and zero (the mean colour, once normalized) where there was nothing."""
+    """Transform images: bilinear, and zero (the mean color, once normalized) outside the image."""
     return _resample(images, affine, InterpolationMode.BILINEAR)
 
 
 def inverse_transform(
     maps: Float[Tensor, "B K1 H W"], affine: Affine, image_size: tuple[int, int] | None = None
 ) -> Float[Tensor, "B K1 H W"]:
-    """Bring the maps of transformed images back to where the images were.
+    """Transform the maps of transformed images back to the original images.
 
-    Two nearest-neighbour resamplings, first the shift and then the rotation and scale: every value is one
+    Two nearest-neighbor resamplings, first the shift and then the rotation and scale: every value is one
     of the given maps (or zero, outside), and the gradient goes to exactly that cell. Each resampling rounds
     to a whole cell, so on a coarse grid this undoes `transform` only roughly.
 
     Args:
         maps: Maps of the transformed images.
-        affine: The transform that the images went through.
+        affine: The transform of the images.
         image_size: `(height, width)` of those images, to convert the shift from pixels to cells of the map.
             None if the shift is in cells already.
     """

@@ -1,4 +1,4 @@
-"""Batches of training and validation images, shared out among devices, and how training images vary."""
+"""Data loaders of training and validation images, distributed over devices, and their augmentation."""
 
 import os
 from typing import Any
@@ -14,12 +14,12 @@ from ifam.models.base import Classifier
 
 
 class Batches(L.LightningDataModule):
-    """Batches of training and validation images, shared out among the devices.
+    """Data loaders of training and validation images, distributed over the devices.
 
     Args:
-        model: What is trained, for size and normalization of the images.
+        model: The model, for size and normalization of the images.
         benchmark: The images.
-        config: How to train.
+        config: Settings of the training.
     """
 
     def __init__(self, model: Classifier, benchmark: Benchmark, config: TrainConfig) -> None:
@@ -37,41 +37,42 @@ class Batches(L.LightningDataModule):
             "collate_fn": collate,
         }
 
-    def _place(self) -> tuple[int, int]:
-        """Number of this process, and of processes in all."""
+    def _rank_and_world_size(self) -> tuple[int, int]:
+        """Rank of this process, and number of processes."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Shuffled images, or every group equally often for GroupDRO; each device takes its share of whole batches."""
-        rank, world = self._place()
+        """Shuffled images, or every group equally often for GroupDRO; each device loads its share of full batches."""
+        rank, world = self._rank_and_world_size()
         images = Prepared(
             self.benchmark.split("train"),
             self.model.image_size,
             self.model.normalization,
             augmentation(self.config, self.benchmark),
         )
-        drawn: dict[str, Any] = {"shuffle": True}
+        order: dict[str, Any] = {"shuffle": True}
         if self.config.group_dro is not None:
-            # Algorithm 1 of arXiv 1911.08731 draws the group first: a rare one would hardly ever be in a batch.
+            # Algorithm 1 of arXiv 1911.08731 samples the group first: otherwise a rare one would hardly ever be in a
+            # batch.
             groups = self.benchmark.groups("train")
-            drawn = {"sampler": WeightedRandomSampler((1 / groups.bincount()[groups]).tolist(), len(groups))}
+            order = {"sampler": WeightedRandomSampler((1 / groups.bincount()[groups]).tolist(), len(groups))}
         if world > 1:
-            every = drawn.get("sampler") or RandomSampler(images)
-            share = DistributedSamplerWrapper(every, num_replicas=world, rank=rank, shuffle=False, drop_last=True)
-            drawn = {"sampler": share}
-        # A last batch of one or two images would make the batch-wide presence loss meaningless.
-        return DataLoader(images, drop_last=True, **drawn, **self.shared)
+            sampler = order.get("sampler") or RandomSampler(images)
+            share = DistributedSamplerWrapper(sampler, num_replicas=world, rank=rank, shuffle=False, drop_last=True)
+            order = {"sampler": share}
+        # The presence loss, which is over the batch, would be meaningless for a last batch of one or two images.
+        return DataLoader(images, drop_last=True, **order, **self.shared)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Every image once, on one of the devices."""
-        rank, world = self._place()
+        rank, world = self._rank_and_world_size()
         images = Prepared(self.benchmark.split("val"), self.model.image_size, self.model.normalization)
-        mine = images if world == 1 else Subset(images, range(rank, len(images), world))
-        return DataLoader(mine, shuffle=False, **self.shared)
+        share = images if world == 1 else Subset(images, range(rank, len(images), world))
+        return DataLoader(share, shuffle=False, **self.shared)
 
 
 def augmentation(config: TrainConfig, benchmark: Benchmark) -> Augmentation:
-    """What is done to training images: as set, and where that is left open, as suits the data set."""
+    """The augmentation of training images: as set, with the default of the data set for flips."""
     if config.augment == "none":
         return Augmentation(flip=False, crop=1.0)
     return Augmentation(flip=benchmark.mirrored if config.flip is None else config.flip, crop=config.crop)

@@ -1,4 +1,4 @@
-"""Training of a model on a benchmark: `fit` leaves it with the best weights by validation."""
+"""Train a model on a benchmark and keep the best weights by validation."""
 
 import logging
 import os
@@ -27,11 +27,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class FitResult:
-    """What training leaves behind.
+    """The result of a training.
 
     Attributes:
         history: For each epoch, every logged value by name.
-        seconds: How long it took.
+        seconds: Duration of the training.
         best_epoch: Epoch (counted from 1) whose weights were kept, chosen on validation data.
     """
 
@@ -41,7 +41,7 @@ class FitResult:
 
 
 class _History(L.Callback):
-    """Keeps every epoch's logged values."""
+    """Records the logged values of every epoch."""
 
     def __init__(self) -> None:
         self.rows: list[dict[str, float]] = []
@@ -59,29 +59,29 @@ def fit(
     *,
     label: str = "training",
 ) -> FitResult:
-    """Train a model on a benchmark's training images; it is left with the best weights by validation.
+    """Train a model on a benchmark's training images, and load the best weights by validation.
 
     Args:
         model: The model, of any method; changed in place.
-        benchmark: Images.
-        config: How to train.
+        benchmark: The images.
+        config: Settings of the training.
         losses: Weight of each loss term.
-        folder: Where checkpoints and logs go; a temporary folder where None.
-        label: What the progress bar says.
+        folder: Folder for checkpoints and logs; a temporary folder where None.
+        label: Label of the progress bar.
 
     Returns:
-        The training curves.
+        The training curves, the duration and the chosen epoch.
 
     Raises:
-        IfamError: There are fewer images than a batch has, true masks are missing that the model needs, or the loss is
-            no longer finite; or the disk is full.
+        IfamError: There are fewer images than in a batch, true masks that the model needs are missing, the loss is no
+            longer finite, or the disk is full.
     """
     check(benchmark, config, model)
     seed_everything(config.seed)
     prepare(model, config)
     module = Training(model, config, losses or LossConfig(), benchmark, len(benchmark.split("train")))
     with quiet(), run_folder(folder) as path:
-        # The model, and two checkpoints with two moments of each trained weight.
+        # The model, and two checkpoints with two optimizer moments of each trained weight.
         sizes = [(p.numel() * p.element_size(), p.requires_grad) for p in model.parameters()]
         ensure_space(path, sum(3 * size + 4 * size * trained for size, trained in sizes))
         history = _History()
@@ -99,17 +99,17 @@ def fit(
         callbacks.append(KeepSignals())
         trainer = build_trainer(config, losses or LossConfig(), callbacks, path)
         logger.info("Augmentation: %s.", augmentation(config, benchmark))
-        # Lightning keeps the mode it finds, and a model that was loaded or trained before is in evaluation mode.
+        # Lightning keeps the current mode, and a model that was loaded or trained before is in evaluation mode.
         module.train()
         started = time.perf_counter()
         try:
             with ended_together(trainer.strategy.launcher):
                 trainer.fit(module, datamodule=Batches(model, benchmark, config))
         except OSError as error:
-            raise IfamError(f"Training cannot go on ({error.strerror or error}); its files are in {path}.") from error
+            raise IfamError(f"Training was stopped ({error.strerror or error}); its files are in {path}.") from error
         seconds = time.perf_counter() - started
         checkpoint = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
-        # Several devices read from the folder of the first, which may be one that goes away.
+        # Several devices read from the folder of the first, which may be temporary.
         trainer.strategy.barrier()
         weights = {k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items() if k.startswith("model.")}
         model.load_state_dict(weights)
@@ -123,16 +123,16 @@ def seed_everything(seed: int) -> None:
 
 
 def check(benchmark: Benchmark, config: TrainConfig, model: Classifier | None = None) -> None:
-    """Refuse settings with which nothing can be trained.
+    """Refuse settings that cannot be trained with.
 
     Args:
-        benchmark: Images.
-        config: How to train.
-        model: What to train, where it is known already.
+        benchmark: The images.
+        config: Settings of the training.
+        model: The model, if it is built already.
 
     Raises:
-        IfamError: A setting is impossible, there are fewer images than a batch has, or one has not the true mask that
-            the model needs.
+        IfamError: A setting is invalid, there are fewer images than in a batch, or one lacks the true mask that the
+            model needs.
     """
     if config.group_dro is not None:
         benchmark.groups("train")
@@ -144,7 +144,7 @@ def check(benchmark: Benchmark, config: TrainConfig, model: Classifier | None = 
     for split in ("train", "val"):
         if split not in benchmark.splits:
             raise IfamError(
-                f"{benchmark.name} has no split {split!r}, but images to train on and others to validate with are "
+                f"{benchmark.name} has no split {split!r}, but training and validation images are "
                 f"expected; it has {', '.join(benchmark.splits)} (data.val_fraction above 0 sets some aside)."
             )
     count = len(benchmark.split("train"))

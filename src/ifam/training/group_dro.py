@@ -16,16 +16,16 @@ def group_dro(
     *,
     total: Callable[[Tensor], Tensor] = sum_over_processes,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, " G"]]:
-    """The robust loss of a batch, and the weights of the groups that go with it (algorithm 1).
+    """The robust loss of a batch, and the updated weights of the groups (algorithm 1).
 
-    With L[g] the mean loss of the images of group g in the batch of all devices, and 0 where there is none, weights
+    With L[g] the mean loss of the images of group g in the batch of all devices, 0 for groups without images, weights
     become `q[g] * exp(step_size * L[g])`, divided by their sum, and the loss is the sum of `q[g] * L[g]`.
 
     Args:
         losses: Loss of each image.
         groups: Group of each image.
         weights: Weights q before the batch, not negative, with a sum of 1.
-        step_size: Step size eta of the weights; with 0 they stay.
+        step_size: Step size eta of the weights; 0 leaves them unchanged.
         total: Sums a tensor over all devices.
 
     Returns:

@@ -1,13 +1,13 @@
 """Last-layer retraining on group-balanced validation images: deep feature reweighting (DFR).
 
 Kirichenko, Izmailov, Wilson: Last Layer Re-Training is Sufficient for Robustness to Spurious Correlations
-(arXiv 2204.02937), the variant of section 6 that needs no other data than the validation images. A trained model
-often knows the right features beside the false ones; a linear classifier that is fitted where the false ones do not
-help uses the right ones.
+(arXiv 2204.02937), the variant of section 6 that needs no data but the validation images. A trained model often
+has the right features next to spurious ones; a linear classifier that is fitted where the spurious ones do not help
+uses the right ones.
 
-All but the last layer stays as it is. As in the paper, the classifier is a logistic regression with an l1 penalty,
-fitted on group-balanced draws, whose coefficients are averaged. In one thing it differs: features are divided by their
-standard deviation, but not centred, and a layer without bias, as all of this package are, gets none. So the result is
+All layers but the last are frozen. As in the paper, the classifier is a logistic regression with an l1 penalty,
+fitted on group-balanced draws, whose coefficients are averaged. There is one difference: features are divided by their
+standard deviation, but not centered, and a layer without bias, like all of this package, gets none. So the result is
 exactly a linear layer of the same shape, which is saved and loaded like any other.
 """
 
@@ -30,23 +30,23 @@ from ifam.models.base import Classifier, device_of
 from ifam.progress import ProgressBar
 from ifam.pulse import reported
 
-# Inverse strengths C of the penalty that are tried, those of the paper; from strong to weak.
+# Inverse strengths C of the penalty, as in the paper; from strong to weak.
 STRENGTHS = (0.01, 0.03, 0.07, 0.1, 0.3, 0.7, 1.0)
 
 
 @dataclass(frozen=True)
 class Retraining:
-    """What was done to the last layer.
+    """The result of retraining the last layer.
 
     Attributes:
         strength: Inverse strength C of the l1 penalty that was chosen.
         worst_groups: For each strength tried, the accuracy of the worst group on the half that was not fitted to.
         split: The images used.
-        groups: How many of them each group has; every draw takes as many of each as the smallest has.
-        draws: Draws whose coefficients were averaged.
+        groups: Number of images of each group; every draw takes as many of each as the smallest has.
+        draws: Number of draws whose coefficients were averaged.
         seed: Seed of halves and draws.
         nonzero: Share of the weights that are not zero.
-        seconds: How long it took.
+        seconds: Duration.
     """
 
     strength: float
@@ -71,25 +71,25 @@ def retrain(
     workers: int = 0,
     label: str = "embedding",
 ) -> Retraining:
-    """Fit the last layer of a model anew; changed in place, and left in evaluation mode.
+    """Refit the last layer of a model, in place; the model is in evaluation mode afterwards.
 
     Args:
-        model: Any trained model. Of an `IFAM` it is the predictor's layer, and the masks stay what they were.
+        model: Any trained model. Of an `IFAM` it is the predictor's layer, so the masks do not change.
         benchmark: The data set.
         split: Images to fit on: validation images, which the other layers have not seen.
         strengths: Inverse strengths C of the l1 penalty to choose from, on halves of the split.
         draws: Group-balanced draws whose coefficients are averaged.
         seed: Seed of halves and draws.
-        batch_size: Images at a time; changes nothing but speed.
+        batch_size: Images at a time; affects speed only.
         workers: Processes that load images.
-        label: What the progress bar says.
+        label: Label of the progress bar.
 
     Returns:
-        What was done.
+        The chosen strength, and the data it was chosen on.
 
     Raises:
         IfamError: A group has fewer than two images, a class has none, all images of a draw are of one class, or a
-            number makes no sense.
+            number is out of its range.
     """
     if draws < 1 or not strengths or min(strengths) <= 0:
         raise IfamError(
@@ -101,23 +101,23 @@ def retrain(
     features, labels, groups = embed(model, benchmark, split, batch_size=batch_size, workers=workers, label=label)
     if not len(layer.weight) == len(benchmark.class_names) == len(np.unique(labels)):
         raise IfamError(
-            f"The model knows {len(layer.weight)} classes, and {len(np.unique(labels))} of the "
+            f"The model has {len(layer.weight)} classes, and {len(np.unique(labels))} of the "
             f"{len(benchmark.class_names)} of {benchmark.name} have images in the split {split!r}, but these must be "
             f"the same; give data with images of each class."
         )
-    fit = LastLayerFitter(features, labels, groups, len(layer.weight), layer.bias is not None)
+    fitter = LastLayerFitter(features, labels, groups, len(layer.weight), layer.bias is not None)
     first, second = train_test_split(np.arange(len(labels)), test_size=0.5, stratify=groups, random_state=seed)
-    found = {c: fit.worst_group(*fit.averaged(first, c, draws, seed), second) for c in sorted(strengths)}
-    # At a tie the strongest penalty, whose classifier reads the fewest features.
-    strength = max(found, key=lambda c: (found[c], -c))
-    weight, bias = fit.averaged(np.arange(len(labels)), strength, draws, seed)
+    accuracies = {c: fitter.worst_group(*fitter.averaged(first, c, draws, seed), second) for c in sorted(strengths)}
+    # At a tie, the strongest penalty, whose classifier uses the fewest features.
+    strength = max(accuracies, key=lambda c: (accuracies[c], -c))
+    weight, bias = fitter.averaged(np.arange(len(labels)), strength, draws, seed)
     with torch.no_grad():
         layer.weight.copy_(torch.from_numpy(weight))
         if layer.bias is not None:
             layer.bias.copy_(torch.from_numpy(bias))
     return Retraining(
         strength=strength,
-        worst_groups={c: worst for c, (worst, _) in found.items()},
+        worst_groups={c: worst for c, (worst, _) in accuracies.items()},
         split=split,
         groups=counts,
         draws=draws,
@@ -128,44 +128,44 @@ def retrain(
 
 
 def check(benchmark: Benchmark, split: str = "val") -> dict[str, int]:
-    """Images of each group of a split.
+    """Number of images of each group of a split.
 
-    Groups that training images lack too, such as those that only the test has, are left out.
+    Groups that neither this split nor the training images have, such as those of the test images only, are left out.
 
     Raises:
-        IfamError: There are fewer than two of a group: one is needed to fit on, and one to choose the penalty by. Or a
-            class has none, where the split lists its `labels`.
+        IfamError: A group has fewer than two images: one to fit on, and one to choose the penalty by. Or a class has
+            none, where the split lists its `labels`.
     """
-    here = benchmark.groups(split).bincount(minlength=len(benchmark.group_names))
-    wanted = torch.ones_like(here, dtype=torch.bool)
-    if "train" in benchmark.splits and not bool(here.all()):
-        wanted = here + benchmark.groups("train").bincount(minlength=len(here)) > 0
-    groups = zip(benchmark.group_names, here.tolist(), wanted.tolist(), strict=True)
-    named = {name: count for name, count, asked in groups if asked}
-    for name, count in named.items():
+    counts = benchmark.groups(split).bincount(minlength=len(benchmark.group_names))
+    needed = torch.ones_like(counts, dtype=torch.bool)
+    if "train" in benchmark.splits and not bool(counts.all()):
+        needed = counts + benchmark.groups("train").bincount(minlength=len(counts)) > 0
+    groups = zip(benchmark.group_names, counts.tolist(), needed.tolist(), strict=True)
+    count_of_group = {name: count for name, count, is_needed in groups if is_needed}
+    for name, count in count_of_group.items():
         if count < 2:
             raise IfamError(
                 f"The group {name!r} of {benchmark.name} has {count or 'no'} image{'s' if count != 1 else ''} in the "
                 f"split {split!r}, but at least two are needed to retrain the last layer; add some."
             )
-    listed: Sequence[int] | Tensor | None = getattr(benchmark.split(split), "labels", None)
+    labels: Sequence[int] | Tensor | None = getattr(benchmark.split(split), "labels", None)
     for label, name in enumerate(benchmark.class_names):
-        if listed is not None and label not in listed:
+        if labels is not None and label not in labels:
             raise IfamError(
                 f"The class {name!r} of {benchmark.name} has no image in the split {split!r}, but images of each are "
                 f"needed to retrain the last layer; add some."
             )
-    return named
+    return count_of_group
 
 
 @torch.inference_mode()
 def embed(
     model: Classifier, benchmark: Benchmark, split: str, *, batch_size: int = 64, workers: int = 0, label: str = ""
 ) -> tuple[Float[np.ndarray, "N D"], Int[np.ndarray, " N"], Int[np.ndarray, " N"]]:
-    """What the last layer of a model is given for each image of a split.
+    """The input of the last layer of a model for each image of a split.
 
-    A layer that is applied to several vectors of an image and whose scores are averaged, as the selector's, is given
-    their mean: the mean of linear scores is the score of the mean.
+    If the layer is applied to several vectors per image and its scores are averaged, as in the selector, this is the
+    mean of the vectors: the mean of linear scores is the score of the mean.
 
     Returns:
         Features, classes and groups.
@@ -173,18 +173,19 @@ def embed(
     examples = Prepared(benchmark.split(split), model.image_size, model.normalization)
     loader = DataLoader(examples, batch_size=batch_size, num_workers=workers, collate_fn=collate)
     device = device_of(model)
-    given: list[Tensor] = []
-    hook = model.last_layer.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
+    inputs: list[Tensor] = []
+    hook = model.last_layer.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
     features, labels, groups = [], [], []
     model.eval()
     try:
         with ProgressBar() as bar:
             task = bar.add_task(label, total=len(examples))
             for batch in loader:
-                given.clear()
+                inputs.clear()
                 model.predict_batch(batch.to(device))
-                assert len(given) == 1, "the last layer is used once"
-                features.append(given[0].float().reshape(len(batch.labels), -1, given[0].shape[-1]).mean(dim=1).cpu())
+                assert len(inputs) == 1, "the last layer is used once"
+                vectors = inputs[0].float().reshape(len(batch.labels), -1, inputs[0].shape[-1])
+                features.append(vectors.mean(dim=1).cpu())
                 labels.append(batch.labels)
                 groups.append(batch.groups)
                 bar.advance(task, len(batch.labels))
@@ -197,11 +198,11 @@ class LastLayerFitter:
     """Linear classifiers on fixed features.
 
     Args:
-        features: Of each image.
-        labels: Its class.
-        groups: Its group.
+        features: Features of each image.
+        labels: Class of each image.
+        groups: Group of each image.
         num_classes: Classes C.
-        bias: Whether the classifiers have one.
+        bias: Whether the classifiers have a bias.
     """
 
     def __init__(
@@ -218,18 +219,18 @@ class LastLayerFitter:
     def averaged(
         self, rows: NDArray[np.int64], strength: float, draws: int, seed: int
     ) -> tuple[Float[np.ndarray, "C D"], Float[np.ndarray, " C"]]:
-        """Weight and bias, averaged over classifiers of group-balanced draws of these images."""
+        """Weight and bias, averaged over classifiers fitted on group-balanced draws of these images."""
         # One scale for all draws, so that the average of their coefficients is the average of their scores.
         scale = StandardScaler(with_mean=False).fit(self.features[rows]).scale_
         weight, bias = np.zeros((self.num_classes, len(scale))), np.zeros(self.num_classes)
-        for drawn in reported(self.balanced(rows, draws, seed), f"fitting with C = {strength:g}", draws):
-            classes = len(np.unique(self.labels[drawn]))
+        for sample in reported(self.balanced(rows, draws, seed), f"fitting with C = {strength:g}", draws):
+            classes = len(np.unique(self.labels[sample]))
             if classes < 2:
                 raise IfamError(
                     "A group-balanced draw has images of a single class, to which no classifier can be fitted; give "
                     "each class groups of its own (class and context), or add images to the smallest group."
                 )
-            # liblinear is exact and quick, but knows two classes only.
+            # liblinear is exact and fast, but supports two classes only.
             solver = "liblinear" if classes == 2 else "saga"
             regression = LogisticRegression(
                 C=strength,
@@ -239,27 +240,27 @@ class LastLayerFitter:
                 random_state=seed,
                 max_iter=5000,
                 tol=1e-3,
-            ).fit(self.features[drawn] / scale, self.labels[drawn])
+            ).fit(self.features[sample] / scale, self.labels[sample])
             coefficients, intercept = regression.coef_, np.atleast_1d(regression.intercept_)
             if len(coefficients) == 1:
-                # One score decides between two classes: half of it for the one, and minus half for the other.
+                # One score separates two classes: each gets half of it, with opposite signs.
                 coefficients, intercept = (np.concatenate([-x, x]) / 2 for x in (coefficients, intercept))
             weight[regression.classes_] += coefficients / scale / draws
             bias[regression.classes_] += intercept / draws
         return weight, bias
 
     def balanced(self, rows: NDArray[np.int64], draws: int, seed: int) -> Iterator[NDArray[np.int64]]:
-        """As many images of each group as the smallest has, drawn anew each time."""
-        chance = np.random.default_rng(seed)
+        """Random draws with as many images of each group as the smallest group has."""
+        generator = np.random.default_rng(seed)
         members = [rows[self.groups[rows] == group] for group in np.unique(self.groups)]
         fewest = min(map(len, members))
         for _ in range(draws):
-            yield np.concatenate([chance.choice(own, fewest, replace=False) for own in members])
+            yield np.concatenate([generator.choice(indices, fewest, replace=False) for indices in members])
 
     def worst_group(
         self, weight: Float[np.ndarray, "C D"], bias: Float[np.ndarray, " C"], rows: NDArray[np.int64]
     ) -> tuple[float, float]:
-        """Accuracy of the worst group of these images, and the mean over groups, which decides at a tie."""
-        right = (self.features[rows] @ weight.T + bias).argmax(axis=1) == self.labels[rows]
-        shares = [float(right[self.groups[rows] == group].mean()) for group in np.unique(self.groups[rows])]
-        return min(shares), sum(shares) / len(shares)
+        """Accuracy of the worst group of these images, and the mean over groups, which breaks ties."""
+        correct = (self.features[rows] @ weight.T + bias).argmax(axis=1) == self.labels[rows]
+        accuracies = [float(correct[self.groups[rows] == group].mean()) for group in np.unique(self.groups[rows])]
+        return min(accuracies), sum(accuracies) / len(accuracies)

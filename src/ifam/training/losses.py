@@ -4,8 +4,8 @@ The terms shape the part maps of the selector; they come from PDiscoNet (arXiv 2
 (arXiv 2407.04538) and iFAM (arXiv 2506.08915). In every equation a[b,k,i,j] is the probability of part k at
 row i and column j of image b, k = K is the background, and v[b,k] is the feature of a part.
 
-Half-precision inputs are computed in float32, also under autocast. Every term is a scalar, over the batch it
-is given: with several devices, over each device's own share.
+Half-precision inputs are computed in float32, also under autocast. Every term is a scalar over the given batch: with
+several devices, over the share of each device.
 """
 
 from collections.abc import Mapping
@@ -48,11 +48,11 @@ def enforced_presence(part_maps: Maps) -> Scalar:
 
         -log max over ij of r[i,j] * (3x3 mean of a[b,K])[i,j]
 
-    Pooling as in `presence`. A pooled grid of one row or column is all border. No background at all costs
-    about 87 (the logarithm of the smallest normal float), never infinity.
+    Pooling as in `presence`. A pooled grid of one row or column is all border. Without any background, the loss
+    is about 87 (the logarithm of the smallest normal float), never infinity.
     """
     pooled = _mean_pool(_widen(part_maps)[:, -1:])
-    return _minus_log((pooled * _distance_to_centre(pooled)).amax(dim=(1, 2, 3))).mean()
+    return _minus_log((pooled * _distance_to_center(pooled)).amax(dim=(1, 2, 3))).mean()
 
 
 def total_variation(part_maps: Maps) -> Scalar:
@@ -60,7 +60,7 @@ def total_variation(part_maps: Maps) -> Scalar:
 
         sum over b, k <= K, ij of |a[b,k,i+1,j] - a[b,k,i,j]| + |a[b,k,i,j+1] - a[b,k,i,j]|
 
-    divided by B * H * W, not by the number of parts. A single cell has none: 0. Equal neighbours have the
+    divided by B * H * W, not by the number of parts. It is 0 for a single cell. Equal neighbors have the
     subgradient 0.
     """
     maps = _widen(part_maps)
@@ -74,7 +74,7 @@ def entropy(part_maps: Maps) -> Scalar:
         -sum over k <= K of a[b,k,i,j] * log a[b,k,i,j]
 
     The K+1 values are first divided by their sum, so that rounding cannot turn into a loss. 0 log 0 = 0, and
-    its infinite slope is cut at about 87.
+    its infinite slope is clamped to about 87.
     """
     maps = _widen(part_maps)
     tiny = torch.finfo(maps.dtype).tiny
@@ -104,7 +104,7 @@ def equivariance(
 
         1 - mean over b and k < K of cos(a[b,k], T^-1(a'[b,k])),   a' = maps of T(images)
 
-    A part that the way back moves out of the image altogether has cosine 0 and no gradient.
+    A part that the inverse transform moves out of the image completely has cosine 0 and no gradient.
 
     Args:
         part_maps: Maps of the images.
@@ -136,7 +136,7 @@ def concentration(part_maps: Maps) -> Scalar:
     height, width = maps.shape[2:]
     rows = torch.arange(height, dtype=maps.dtype, device=maps.device)[:, None]
     columns = torch.arange(width, dtype=maps.dtype, device=maps.device)
-    # The weighted mean minimises the weighted squared distance, so the gradient through it is exactly 0.
+    # The weighted mean minimizes the weighted squared distance, so the gradient through it is exactly 0.
     weights = maps.detach()
     mass = weights.sum(dim=(2, 3), keepdim=True).clamp_min(torch.finfo(maps.dtype).tiny)
     row_offset = rows - (weights * rows).sum(dim=(2, 3), keepdim=True) / mass
@@ -172,8 +172,8 @@ def all_terms(
     """
     stages = {"classification": logits, "selector_classification": selector_logits}
     moved: dict[str, Any] = {"equivariant_maps": equivariant_maps, "affine": affine, "image_size": image_size}
-    of_parts = part_terms(part_maps, part_features, **moved)
-    return {name: classification(values, labels) for name, values in stages.items()} | of_parts
+    parts = part_terms(part_maps, part_features, **moved)
+    return {name: classification(values, labels) for name, values in stages.items()} | parts
 
 
 def part_terms(
@@ -184,7 +184,7 @@ def part_terms(
     affine: Affine | None = None,
     image_size: tuple[int, int] | None = None,
 ) -> dict[str, Scalar]:
-    """The terms that are about parts, unweighted; see `all_terms`."""
+    """The terms on parts, unweighted; see `all_terms`."""
     if (equivariant_maps is None) != (affine is None):
         raise IfamError("The equivariance loss needs `equivariant_maps` and `affine`: give both, or neither.")
     terms = {
@@ -203,7 +203,7 @@ def part_terms(
 def weighted_sum(terms: Mapping[str, Scalar], weights: Mapping[str, float]) -> Scalar:
     """The objective: sum of weight times term, over the terms of nonzero weight.
 
-    A term of weight 0 is left out altogether, so that it cannot make the sum NaN.
+    A term of weight 0 is left out, so that it cannot make the sum NaN.
 
     Args:
         terms: By name, from `all_terms`.
@@ -242,8 +242,8 @@ def _mean_pool(maps: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H2 W2"]:
     return F.avg_pool2d(maps, (min(3, maps.shape[2]), min(3, maps.shape[3])), stride=1)
 
 
-def _distance_to_centre(maps: Float[Tensor, "B C H W"]) -> Float[Tensor, "H W"]:
-    """Squared distance to the centre of the grid, 1 in its corners."""
+def _distance_to_center(maps: Float[Tensor, "B C H W"]) -> Float[Tensor, "H W"]:
+    """Squared distance to the center of the grid, 1 in its corners."""
     y = torch.linspace(-1, 1, maps.shape[2], dtype=maps.dtype, device=maps.device)[:, None]
     x = torch.linspace(-1, 1, maps.shape[3], dtype=maps.dtype, device=maps.device)
     return (x.square() + y.square()) / 2

@@ -27,11 +27,11 @@ from ifam.types import Batch, Output
 
 
 def prepare(model: Classifier, config: TrainConfig) -> None:
-    """Make a model ready for training: freeze what stays as it is, and set checkpointing and compilation.
+    """Prepare a model for training: freeze parameters, and set checkpointing and compilation.
 
     Args:
         model: The model; changed in place.
-        config: How to train it.
+        config: Settings of the training.
     """
     for group in parameter_groups(model, config):
         for parameter in group.parameters.values():
@@ -46,8 +46,8 @@ class Training(L.LightningModule):
     """One step of training, for a two-stage model or a baseline.
 
     Args:
-        model: What is trained; `prepare` makes it ready.
-        config: How.
+        model: The model, after `prepare`.
+        config: Settings of the training.
         losses: Weight of each loss term.
         benchmark: Names of classes and groups, for the validation metrics.
         num_images: Training images, for the normalized weight decay.
@@ -64,10 +64,10 @@ class Training(L.LightningModule):
         self.val_loss, self.visible = MeanMetric(), MeanMetric()
         self.best: tuple[float, ...] = ()
         if config.group_dro is not None:
-            there = benchmark.groups("train").bincount(minlength=len(benchmark.group_names)) > 0
+            present = benchmark.groups("train").bincount(minlength=len(benchmark.group_names)) > 0
             # A buffer: saved with the checkpoints, and moved with the model.
             self.group_weights: Tensor
-            self.register_buffer("group_weights", there / there.sum())
+            self.register_buffer("group_weights", present / present.sum())
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """The weighted sum of all loss terms, each logged by name."""
@@ -99,8 +99,8 @@ class Training(L.LightningModule):
             return self._classification(out, batch)
         moved: dict[str, Any] = {}
         if self.losses.equivariance != 0:
-            # Only the selector is equivariant, so only the selector sees the transformed images: beside the others,
-            # in one pass through its backbone, and no further than to the part maps.
+            # Only part maps are equivariant, so only the selector processes the transformed images: in one pass with
+            # the others, up to the part maps.
             affine = sample_affine(size)
             out, maps = model.with_part_maps(images, transform(images, affine))
             moved = {"equivariant_maps": maps, "affine": affine, "image_size": size}
@@ -109,7 +109,7 @@ class Training(L.LightningModule):
         return part_terms(out.part_maps, out.part_features, **moved) | self._classification(out, batch)
 
     def _classification(self, out: Output, batch: Batch) -> dict[str, Tensor]:
-        """Cross-entropy of each stage that classifies; with GroupDRO, that of the answer is for the worst group."""
+        """Cross-entropy of each stage that classifies; with GroupDRO, the final one is for the worst group."""
         stages = {"classification": out.predictor_logits, "selector_classification": out.selector_logits}
         terms = {name: classification(logits, batch.labels) for name, logits in stages.items() if logits is not None}
         return terms | self._robust(next(iter(terms)), out.logits, batch)
@@ -124,7 +124,7 @@ class Training(L.LightningModule):
         return {name: loss}
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
-        """Count a batch of validation images."""
+        """Update the validation metrics with a batch."""
         out = self.model.predict_batch(batch)
         logits = out.logits
         self.accuracy.update(logits.float(), batch.labels, batch.groups_or_classes)
@@ -143,7 +143,8 @@ class Training(L.LightningModule):
         loss = float(self.val_loss.compute())
         for name, value in {**figures, "loss": loss}.items():
             self.log(f"val/{name}", value, sync_dist=True)
-        # Small validation groups tie often. The checkpoint is kept whose number is the highest: that of the best epoch.
+        # Ties are frequent in small validation groups. The checkpoint with the highest number is kept: that of the best
+        # epoch.
         other = figures["worst_group" if self.config.monitor == "accuracy" else "accuracy"]
         rank = (figures[self.config.monitor], other, -loss)
         self.log("val/choice", float(self.current_epoch + 1 if self.is_best(rank) else 0), sync_dist=True)
@@ -157,7 +158,7 @@ class Training(L.LightningModule):
         self.visible.reset()
 
     def is_best(self, rank: tuple[float, ...]) -> bool:
-        """Whether an epoch is at least as good as all before it: its figures count in order, the higher the better."""
+        """Whether an epoch is at least as good as all before it; ranks are compared in order, higher is better."""
         if rank < self.best:
             return False
         self.best = rank

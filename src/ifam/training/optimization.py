@@ -1,4 +1,4 @@
-"""How each parameter is trained: groups by name, weight decay, and the learning rate over the epochs."""
+"""Parameter groups, weight decay, and the learning rate schedule."""
 
 import math
 from collections.abc import Sequence
@@ -14,14 +14,14 @@ TOKENS = ("cls_token", "reg_token", "pos_embed")
 
 @dataclass(frozen=True)
 class ParameterGroup:
-    """Parameters that are trained alike.
+    """Parameters with the same training settings.
 
     Attributes:
-        name: What they are.
+        name: Name of the group.
         lr_scale: Multiplies the base learning rate.
         weight_decay: Whether weight decay applies.
-        trainable: Whether they are trained at all.
-        parameters: By name.
+        trainable: Whether they are trained.
+        parameters: Parameters by name.
     """
 
     name: str
@@ -32,23 +32,23 @@ class ParameterGroup:
 
 
 def parameter_groups(model: nn.Module, config: TrainConfig) -> list[ParameterGroup]:
-    """Every parameter of a model, sorted by how it is trained (arXiv 2506.08915, section 4.2).
+    """All parameters of a model, grouped by their training settings (arXiv 2506.08915, section 4.2).
 
     Weight decay is for matrices only: none on 1-D tensors, tokens, prototypes and the modulation.
     """
-    found: dict[str, ParameterGroup] = {}
+    groups: dict[str, ParameterGroup] = {}
     for name, parameter in model.named_parameters():
         role, factor, trained = _role(name, config)
         token = name.rsplit(".", 1)[-1] in TOKENS
         decays = parameter.ndim > 1 and not token and role not in ("prototypes", "modulation")
         key = f"{role}{' tokens' if token else '' if decays else ' without decay'}"
-        group = found.setdefault(key, ParameterGroup(key, factor, decays, trained, {}))
+        group = groups.setdefault(key, ParameterGroup(key, factor, decays, trained, {}))
         group.parameters[name] = parameter
-    return list(found.values())
+    return list(groups.values())
 
 
 def _role(name: str, config: TrainConfig) -> tuple[str, float, bool]:
-    """What a parameter is, its learning rate factor, and whether it is trained."""
+    """Role of a parameter, its learning rate factor, and whether it is trained."""
     token = name.rsplit(".", 1)[-1] in TOKENS
 
     def tuned(tuning: Tuning) -> bool:
@@ -91,7 +91,7 @@ def adamw(groups: Sequence[ParameterGroup], config: TrainConfig, rate: float, de
 def normalized_weight_decay(weight_decay: float, num_images: int, batch_size: int, epochs: int) -> float:
     """`weight_decay * sqrt(1 / (steps per epoch * epochs))` (arXiv 1711.05101, appendix B.1).
 
-    A step is a whole batch: what is left over at the end of an epoch is not trained on.
+    A step is a full batch: an incomplete batch at the end of an epoch is dropped.
     """
     return weight_decay / math.sqrt(max(1, num_images // batch_size) * epochs)
 
@@ -99,8 +99,8 @@ def normalized_weight_decay(weight_decay: float, num_images: int, batch_size: in
 def learning_rate_factor(step: int, steps_per_epoch: int, config: TrainConfig) -> float:
     """Share of the learning rate in a step (counted from 0).
 
-    In the warm-up it rises with every step, and reaches the full rate with its last. Then it falls epoch by epoch, as
-    in the paper, and the fall begins with the full rate whether there was a warm-up or not.
+    In the warm-up it rises with every step, and its last step has the full rate. Then it falls epoch by epoch, as in
+    the paper, starting with the full rate with or without a warm-up.
     """
     warmup = config.warmup_epochs * steps_per_epoch
     if step < warmup:

@@ -1,4 +1,4 @@
-"""Lightning's trainer with our settings: devices, precision, loggers, and what ends it early."""
+"""Lightning's trainer with our settings: devices, precision, loggers and signals."""
 
 import logging
 import os
@@ -34,7 +34,7 @@ def build_trainer(
     _check_slurm()
     trainer = _lightning(config, callbacks, folder, config.strategy)
     if losses and trainer.world_size > 1 and config.strategy in ("auto", "ddp") and _may_leave_unused(losses):
-        # A term of weight 0 may leave parameters without a gradient, which the other devices would wait for.
+        # With a term of weight 0, parameters may have no gradient, which the other devices would wait for.
         trainer = _lightning(config, callbacks, folder, "ddp_find_unused_parameters_true")
     return trainer
 
@@ -46,7 +46,7 @@ def _lightning(config: TrainConfig, callbacks: Sequence[L.Callback], folder: Pat
             devices=config.devices,
             num_nodes=config.num_nodes,
             strategy=strategy,
-            # Lightning's own would show images twice where they cannot be shared out evenly.
+            # Lightning's own would repeat images where they cannot be distributed evenly.
             use_distributed_sampler=False,
             precision=config.precision,  # type: ignore[arg-type]
             max_epochs=config.epochs,
@@ -66,21 +66,20 @@ def _lightning(config: TrainConfig, callbacks: Sequence[L.Callback], folder: Pat
             f"--train.accelerator, --train.devices or --train.strategy."
         ) from error
     if config.precision.startswith("16") and trainer.precision != "16-mixed":
-        # Lightning would take bf16 instead.
+        # Lightning would use bf16 instead.
         raise IfamError(
-            f"train.precision is {config.precision!r}, which processors do not know; train in 'bf16-mixed', "
-            "or on a GPU."
+            f"train.precision is {config.precision!r}, which CPUs do not support; train in 'bf16-mixed', or on a GPU."
         )
     return trainer
 
 
 def _may_leave_unused(losses: LossConfig) -> bool:
-    """Whether a term is off; that of concentration is by default, and reads nothing that others do not."""
+    """Whether a term is off; concentration, which is off by default, uses the same inputs as other terms."""
     return any(weight == 0 for name, weight in asdict(losses).items() if name != "concentration")
 
 
 def _loggers(folder: Path) -> list[Logger]:
-    """CSV always, TensorBoard where it is installed (`pip install 'ifam[tensorboard]'`)."""
+    """CSV, and TensorBoard if it is installed (`pip install 'ifam[tensorboard]'`)."""
     loggers: list[Logger] = [CSVLogger(folder, name="logs", version="")]
     if RequirementCache("tensorboard"):
         loggers.append(TensorBoardLogger(folder, name="logs", version=""))
@@ -88,7 +87,7 @@ def _loggers(folder: Path) -> list[Logger]:
 
 
 def _check_slurm() -> None:
-    """Refuse variables of SLURM that are half set: Lightning would look for the others."""
+    """Refuse an incomplete set of SLURM variables, since Lightning would need the others."""
     missing = [name for name in ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID") if name not in os.environ]
     if "SLURM_NTASKS" in os.environ and missing and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
         raise IfamError(
@@ -98,12 +97,12 @@ def _check_slurm() -> None:
 
 
 def check_devices(benchmark: Benchmark, config: TrainConfig, world_size: int) -> None:
-    """Refuse more devices than the images are enough for."""
+    """Refuse more devices than there are images for."""
     count = len(benchmark.split("train"))
     if count // world_size < config.batch_size:
         raise IfamError(
-            f"{benchmark.name} has {count} training images, on {world_size} devices {count // world_size} each, which "
-            f"is fewer than a batch of {config.batch_size}; use fewer devices, or --train.batch_size "
+            f"{benchmark.name} has {count} training images, on {world_size} devices {count // world_size} each, "
+            f"fewer than a batch of {config.batch_size}; use fewer devices, or --train.batch_size "
             f"{max(1, count // world_size)} or less."
         )
     if len(benchmark.split("val")) < world_size:
@@ -113,20 +112,20 @@ def check_devices(benchmark: Benchmark, config: TrainConfig, world_size: int) ->
 
 
 class KeepSignals(L.Callback):
-    """Keeps what SIGINT and SIGTERM did before the training: Lightning would end it as if it were complete."""
+    """Keeps the handlers of SIGINT and SIGTERM: Lightning's would end the training as if it were complete."""
 
     def __init__(self) -> None:
         self.handlers = handlers()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Put the handlers back that Lightning has replaced."""
+        """Restore the handlers that Lightning has replaced."""
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
 
 
 @contextmanager
 def run_folder(folder: str | Path | None) -> Iterator[Path]:
-    """The folder given, or one that goes away."""
+    """The given folder, or a temporary one."""
     if folder is not None:
         path = local_path(folder)
         path.mkdir(parents=True, exist_ok=True)
@@ -138,22 +137,22 @@ def run_folder(folder: str | Path | None) -> Iterator[Path]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Lightning's advice on workers and hardware is not about the user's work."""
+    """Silence Lightning's advice on workers and hardware."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
         for pattern in (
             ".*does not have many workers.*",
             ".*GPU available but not used.*",
-            ".*AMP with fp16 is not supported on CPU.*",  # refused in a sentence of our own
+            ".*AMP with fp16 is not supported on CPU.*",  # refused with our own message
             ".*num_workers.*",
-            # What is frozen stays in evaluation mode.
+            # Frozen modules stay in evaluation mode.
             ".*module.s. in eval mode at the start of training.*",
-            # The order in memory of gradients that devices exchange.
+            # The memory layout of gradients that devices exchange.
             ".*Grad strides do not match bucket view strides.*",
-            # Lightning's own use of a name that PyTorch has renamed.
+            # Lightning uses a name that PyTorch has deprecated.
             ".*isinstance.treespec, LeafSpec.*",
-            # A run in the folder of an earlier one takes its place.
+            # A run replaces an earlier one in the same folder.
             ".*directory .* exists and is not empty.*",
         ):
             warnings.filterwarnings("ignore", pattern)
