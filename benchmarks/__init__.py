@@ -1,1 +1,1 @@
-"""Measurements that anyone can repeat."""
+"""Benchmarks of speed, memory and accuracy."""

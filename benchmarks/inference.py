@@ -1,11 +1,11 @@
-"""Time and peak memory of answering a batch: `ifam` beside a plain eager model that prunes its predictor.
+"""Time and peak memory of inference on a batch: `ifam` and a plain eager model that prunes its predictor.
 
     python -m benchmarks.inference [--batch 4 16] [--visible 0.25 1.0] [--threads 2] [--markdown FILE]
 
 The plain model gathers the visible patches and pads them to the longest of the batch. Masks are the same for every
-contender, and counts vary within a batch as `benchmarks.step` says. bf16 is autocast; with `bf16 weights` the weights
-of both transformers are bf16 too, which saves their conversion in every call. Last comes the predictor alone, at each
-share against the largest one.
+contender, and counts vary within a batch as described in `benchmarks.step`. bf16 is autocast; with `bf16 weights` the
+weights of both transformers are bf16 too, which saves their conversion in every call. Last comes the predictor alone,
+at each share against the largest one.
 """
 
 import argparse
@@ -25,11 +25,11 @@ Model = Forced | ForcedPlain
 
 @dataclass(frozen=True)
 class Way:
-    """How a contender answers.
+    """How a contender computes its predictions.
 
     Attributes:
-        plain: By the plain eager model.
-        precision: Of the computation.
+        plain: Whether with the plain eager model.
+        precision: Precision of the computation.
         execution: How `ifam` runs the predictor.
         bf16_weights: Whether both transformers' weights are bf16 too.
     """
@@ -41,7 +41,7 @@ class Way:
 
     @property
     def name(self) -> str:
-        """What the table calls it."""
+        """Name in the table."""
         words = ["plain, pruned" if self.plain else "ifam"]
         words += [self.precision] if self.precision != "float32" else []
         words += ["weights"] if self.bf16_weights else []
@@ -61,7 +61,7 @@ def ways(precision: Precision) -> list[Way]:
 
 
 class Models:
-    """One model of each kind, with the same weights, built when it is first wanted."""
+    """One model of each kind, with the same weights, built on first use."""
 
     def __init__(self, work: Workload) -> None:
         torch.manual_seed(0)
@@ -71,7 +71,7 @@ class Models:
         self._bf16: dict[bool, Model] = {}
 
     def of(self, way: Way) -> Model:
-        """The model that answers in this way."""
+        """The model for this way."""
         model: Model = self.plain if way.plain else self.ifam
         if not way.bf16_weights:
             return model
@@ -84,15 +84,13 @@ class Models:
 
 
 def contender(way: Way, models: Models, work: Workload, *, predictor_only: bool = False) -> Contender:
-    """An answer to the workload's batch as something to measure, or the reason why it cannot be."""
+    """Inference on the workload's batch as a contender, or the reason why it cannot run."""
     missing = bf16_missing(work.device) if way.precision == "bf16" else ""
     if missing:
         return Contender(way.name, lambda: None, missing=missing)
     model = models.of(way)
     images, visible = work.data().images, work.masks(model.selector.backbone.vit.patch_embed.grid_size)
-    answer: Callable[[], Any] = (
-        (lambda: model.predictor(images, visible)) if predictor_only else (lambda: model(images))
-    )
+    run: Callable[[], Any] = (lambda: model.predictor(images, visible)) if predictor_only else (lambda: model(images))
 
     def call() -> None:
         model.visible = visible
@@ -101,7 +99,7 @@ def contender(way: Way, models: Models, work: Workload, *, predictor_only: bool 
             torch.inference_mode(),
             torch.autocast(images.device.type, torch.bfloat16, enabled=way.precision == "bf16"),
         ):
-            answer()
+            run()
 
     def resident() -> int:
         weights = model.predictor.parameters() if predictor_only else model.parameters()
@@ -113,7 +111,7 @@ def contender(way: Way, models: Models, work: Workload, *, predictor_only: bool 
 def predictor_table(args: argparse.Namespace, models: Models, batch: int) -> str:
     """The predictor alone: its time at each share of visible patches, in turns, and the ratio to the largest share."""
     shares = sorted(args.visible)
-    chosen = [way for way in ways(args.precision) if way.execution == "auto" and not bf16_for_nothing(way, args.device)]
+    chosen = [way for way in ways(args.precision) if way.execution == "auto" and not lacks_bf16(way, args.device)]
     contenders = [
         replace(
             contender(way, models, workload(args, batch=batch, visible=share), predictor_only=True),
@@ -122,20 +120,20 @@ def predictor_table(args: argparse.Namespace, models: Models, batch: int) -> str
         for way in chosen
         for share in shares
     ]
-    found = measure(contenders, repeats=args.repeats, warmup=args.warmup, device=args.device)
+    measurements = measure(contenders, repeats=args.repeats, warmup=args.warmup, device=args.device)
     rows = []
-    for place, way in enumerate(chosen):
-        mine = found[place * len(shares) : (place + 1) * len(shares)]
+    for index, way in enumerate(chosen):
+        of_way = measurements[index * len(shares) : (index + 1) * len(shares)]
         rows.append(
             [way.name]
-            + [f"{one.median * 1e3:.1f}" for one in mine]
-            + [f"{1 / one.faster_than(mine[-1]):.2f}" for one in mine[:-1]]
+            + [f"{one.median * 1e3:.1f}" for one in of_way]
+            + [f"{1 / one.faster_than(of_way[-1]):.2f}" for one in of_way[:-1]]
         )
     header = [f"ms at {share:.0%}" for share in shares] + [f"{share:.0%} / {shares[-1]:.0%}" for share in shares[:-1]]
     return table(["predictor alone", *header], rows)
 
 
-def bf16_for_nothing(way: Way, device: str) -> bool:
+def lacks_bf16(way: Way, device: str) -> bool:
     """Whether the way is in bf16, but the device has no instructions for it."""
     return way.precision == "bf16" and bool(bf16_missing(device))
 
@@ -150,8 +148,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         for share in args.visible:
             work = workload(args, batch=batch, visible=share)
             contenders = [contender(way, models, work) for way in ways(args.precision)]
-            found = measure(contenders, repeats=args.repeats, warmup=args.warmup, device=args.device)
-            parts.append(f"Inference: {work}, {args.precision}, {args.repeats} rounds.\n\n{comparison(found)}")
+            measurements = measure(contenders, repeats=args.repeats, warmup=args.warmup, device=args.device)
+            parts.append(f"Inference: {work}, {args.precision}, {args.repeats} rounds.\n\n{comparison(measurements)}")
         parts.append(f"Batch {batch}:\n\n{predictor_table(args, models, batch)}")
     publish("\n\n".join([describe(args.device), *parts]), args.markdown)
 

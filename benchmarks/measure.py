@@ -1,9 +1,9 @@
-"""Time and peak memory of several ways to do the same thing, measured in turns in one process.
+"""Time and peak memory of several contenders for the same work, measured in turns in one process.
 
-Taking turns makes a slow minute of the machine slow for everyone: ratios are the median over rounds of the ratio
-within a round. Peak memory is all that is alive at once: weights, gradients, optimizer state, inputs, activations.
-On the CPU it is summed up from the events of PyTorch's allocator, so that it is the same in every run; scratch space
-that a library takes from the system by itself is not in it.
+With turns, a temporary slowdown of the machine affects all contenders: ratios are the median over rounds of the ratio
+within a round. Peak memory is all memory that is alive at once: weights, gradients, optimizer state, inputs,
+activations. On the CPU it is summed up from the events of PyTorch's allocator, so that it is the same in every run;
+scratch space that a library allocates itself is not included.
 """
 
 import gc
@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ifam.errors import IfamError
 
-# The profiler's native half otherwise reports on a CPU that it found no GPU.
+# Without this, the native part of the profiler reports on a CPU that there is no GPU.
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 MIB = 2**20
@@ -31,12 +31,12 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Contender:
-    """One way to do it.
+    """An implementation to measure.
 
     Attributes:
-        name: What the table calls it.
-        call: Does it once.
-        resident: Bytes that it keeps from one call to the next.
+        name: Name in the table.
+        call: Runs it once.
+        resident: Bytes that it keeps between calls.
         missing: Why it cannot run here, if it cannot.
     """
 
@@ -48,12 +48,12 @@ class Contender:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a contender took.
+    """Time and memory of a contender.
 
     Attributes:
-        name: Of the contender.
+        name: Name of the contender.
         seconds: Duration of each call, in order of the rounds; empty if it could not run.
-        peak: Most bytes alive at once, what it keeps between calls included.
+        peak: Most bytes alive at once, including what it keeps between calls.
         missing: Why it could not run.
     """
 
@@ -83,16 +83,16 @@ class Measurement:
 def measure(
     contenders: Sequence[Contender], *, repeats: int, warmup: int = 1, device: torch.device | str = "cpu"
 ) -> list[Measurement]:
-    """Let the contenders take turns.
+    """Measure the contenders in turns.
 
     Args:
-        contenders: What to measure.
+        contenders: The contenders.
         repeats: Rounds that are timed.
         warmup: Calls of each before anything is measured, at least 1: the first builds state and tunes kernels.
-        device: Where it happens.
+        device: Device of the work.
 
     Returns:
-        A measurement for each contender; one that does not run here says why.
+        A measurement for each contender; for those that do not run here, with the reason.
     """
     device = torch.device(device)
     missing = {contender.name: contender.missing or _warm(contender, warmup) for contender in contenders}
@@ -101,7 +101,7 @@ def measure(
     peaks = {contender.name: contender.resident() + allocated(contender.call, device) for contender in ready}
     seconds: dict[str, list[float]] = {contender.name: [] for contender in contenders}
     for turn in range(repeats):
-        # Another one starts each round, so that nobody always follows the same neighbour.
+        # Rotate the first contender, so that none always follows the same one.
         start = turn % max(1, len(ready))
         for contender in ready[start:] + ready[:start]:
             seconds[contender.name].append(duration(contender.call, device))
@@ -109,7 +109,7 @@ def measure(
 
 
 def _warm(contender: Contender, calls: int) -> str:
-    """Call it a few times; why it does not run here, if it does not."""
+    """Call it a few times; returns why it does not run here, or an empty string."""
     try:
         for _ in range(max(1, calls)):
             contender.call()
@@ -136,7 +136,7 @@ def duration(call: Callable[[], object], device: torch.device | str = "cpu") -> 
 def allocated(call: Callable[[], object], device: torch.device | str = "cpu") -> int:
     """Most bytes alive at once during a call, on top of those alive before it.
 
-    On the CPU the call must not release what it found: the profiler sees no such release, and tells so.
+    On the CPU the call must not release memory from before it: the profiler does not record such a release.
     """
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
@@ -161,7 +161,7 @@ def allocated(call: Callable[[], object], device: torch.device | str = "cpu") ->
 
 
 def storage_bytes(tensors: Iterable[torch.Tensor]) -> int:
-    """Bytes behind tensors; what several of them share counts once."""
+    """Bytes of the storages of tensors; shared storages count once."""
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
     return sum(storages.values())
 
@@ -177,7 +177,7 @@ def bf16_missing(device: torch.device | str) -> str:
 def flop_counter() -> FlopCounterMode:
     """A counter of the FLOPs of matrix products, convolutions and attention.
 
-    The fused attention of processors is counted here: releases of PyTorch before 2.15 take it for free.
+    The fused attention of CPUs is counted here: PyTorch before 2.15 counts it as zero.
     """
     fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -200,7 +200,7 @@ def _attention_backward_flops(
 
 
 def matmul_rate(dtype: torch.dtype, device: torch.device | str = "cpu", size: int | None = None) -> float:
-    """FLOP/s of a large matrix product, the best of a few: what the machine can do."""
+    """FLOP/s of a large matrix product, the best of a few, as the peak of the machine."""
     size = size or (8192 if torch.device(device).type == "cuda" else 2048)
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     torch.mm(a, b)
@@ -235,11 +235,11 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def comparison(found: Sequence[Measurement]) -> str:
-    """Measurements as a table; the first that ran is what the others are compared with."""
-    reference = next((one for one in found if one.seconds), None)
+def comparison(measurements: Sequence[Measurement]) -> str:
+    """Measurements as a table; the others are compared with the first that ran."""
+    reference = next((one for one in measurements if one.seconds), None)
     rows = []
-    for one in found:
+    for one in measurements:
         if reference is None or not one.seconds:
             rows.append([one.name, f"not run: {one.missing}", "", "", "", ""])
             continue
@@ -258,18 +258,18 @@ def comparison(found: Sequence[Measurement]) -> str:
 
 
 def profile_table(name: str, parts: Mapping[str, tuple[float, float]], peak: float) -> str:
-    """Where time goes, and how much of the machine's peak is reached.
+    """A table of the time of each part, and its share of the peak of the machine.
 
     Args:
-        name: What was measured.
-        parts: Seconds and FLOPs of each of its parts.
-        peak: FLOP/s that the machine can do.
+        name: Name of the contender.
+        parts: Seconds and FLOPs of each part.
+        peak: Peak FLOP/s of the machine.
     """
-    whole = sum(seconds for seconds, _ in parts.values()), sum(flops for _, flops in parts.values())
+    total = sum(seconds for seconds, _ in parts.values()), sum(flops for _, flops in parts.values())
     rows = []
-    for part, (seconds, flops) in {**parts, "all": whole}.items():
+    for part, (seconds, flops) in {**parts, "all": total}.items():
         rate = flops / seconds if seconds else 0.0
-        share = f"{seconds / whole[0]:.1%}"
+        share = f"{seconds / total[0]:.1%}"
         rows.append(
             [part, f"{seconds * 1e3:.1f}", share, f"{flops / 1e9:.2f}", f"{rate / 1e9:.1f}", f"{rate / peak:.0%}"]
         )

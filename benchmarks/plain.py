@@ -1,15 +1,15 @@
-"""The two-stage model in plain eager PyTorch: what `ifam` is measured against.
+"""The two-stage model in plain eager PyTorch, the reference for the speed of `ifam`.
 
-The method is that of arXiv 2506.08915, written the straightforward way. Its costs are what this file is for:
+It is a straightforward implementation of arXiv 2506.08915, with these costs:
 
 - both stages process every token in training; hidden patches are kept out by a dense boolean mask [B, 1, N, N];
-- the images and their transformed version each go through both stages, in passes of their own, although the
-  predictor's answer to the transformed images is read by no loss;
+- the images and their transformed version each go through both stages, in passes of their own, although no
+  loss uses the predictor's output for the transformed images;
 - distances are `||x||^2 - 2 x a + ||a||^2`, features are pooled through their product with the maps [B, D, K+1, H, W];
 - the mask is boolean, so the predictor's loss does not reach the selector.
 
 At inference hidden patches are pruned: visible ones are gathered and padded to the longest of the batch. Names of
-parameters are those of `ifam.IFAM`, so that weights can be copied over; a test shows that both then say the same.
+parameters are those of `ifam.IFAM`, so that weights can be copied; a test checks that both then give the same logits.
 """
 
 from itertools import pairwise
@@ -29,7 +29,7 @@ from ifam.types import Batch, Mask, Output, Selection
 Tensor = torch.Tensor
 
 
-class _Trunk(nn.Module):
+class _Backbone(nn.Module):
     """A timm vision transformer under the name that `ifam` gives it."""
 
     def __init__(self, config: ModelConfig) -> None:
@@ -38,7 +38,7 @@ class _Trunk(nn.Module):
         self.vit: Any = timm.create_model(
             config.backbone, pretrained=False, num_classes=0, **size, **config.backbone_kwargs
         )
-        assert self.vit.cls_token is not None, "the plain model answers from the class token"
+        assert self.vit.cls_token is not None, "the plain model classifies the class token"
 
 
 class PlainSelector(nn.Module):
@@ -46,7 +46,7 @@ class PlainSelector(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.backbone = _Trunk(config)
+        self.backbone = _Backbone(config)
         self.config = config
         width = self.backbone.vit.embed_dim
         self.prototypes = nn.Parameter(torch.empty(config.num_parts + 1, width).uniform_(-(width**-0.5), width**-0.5))
@@ -82,9 +82,9 @@ class PlainSelector(nn.Module):
         probabilities = self._sample(selection.assignment_logits)
         parts, background = probabilities[:, :-1], probabilities[:, -1]
         if self.training:
-            kept = torch.rand(parts.shape[:2], device=parts.device) >= self.config.mask_part_dropout
-            parts = parts * kept[:, :, None, None]
-        # A comparison gives booleans, which is where the gradient ends.
+            keep = torch.rand(parts.shape[:2], device=parts.device) >= self.config.mask_part_dropout
+            parts = parts * keep[:, :, None, None]
+        # A comparison gives booleans, so no gradient passes through it.
         return parts.amax(dim=1) >= background
 
 
@@ -93,7 +93,7 @@ class PlainPredictor(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.backbone = _Trunk(config)
+        self.backbone = _Backbone(config)
         self.norm = nn.LayerNorm(self.backbone.vit.embed_dim)
         self.head = nn.Linear(self.backbone.vit.embed_dim, config.num_classes, bias=False)
 
@@ -113,17 +113,17 @@ class PlainPredictor(nn.Module):
         vit = self.backbone.vit
         tokens = vit._pos_embed(vit.patch_embed(images))
         prefix, patches = tokens[:, : vit.num_prefix_tokens], tokens[:, vit.num_prefix_tokens :]
-        shown = visible.flatten(1)
-        counts = shown.sum(dim=1)
-        order = shown.int().argsort(dim=1, descending=True, stable=True)[:, : int(counts.max())]
+        flags = visible.flatten(1)
+        counts = flags.sum(dim=1)
+        order = flags.int().argsort(dim=1, descending=True, stable=True)[:, : int(counts.max())]
         gathered = patches.gather(1, order[:, :, None].expand(-1, -1, patches.shape[2]))
         real = torch.arange(order.shape[1], device=order.device) < counts[:, None]
         x = vit.norm_pre(torch.cat([prefix, gathered], dim=1))
         mask = self._attention_mask(real)
         for block in vit.blocks:
             x = block(x, attn_mask=mask)
-        seen: Tensor = vit.norm(x)
-        return seen
+        normalized: Tensor = vit.norm(x)
+        return normalized
 
     def _attention_mask(self, keys: Tensor) -> Tensor:
         """The dense mask [B, 1, N, N]: True where a query may attend to a key, prefix tokens always."""
@@ -135,7 +135,7 @@ class PlainIFAM(nn.Module):
     """Both stages, and one step of their joint training.
 
     Args:
-        config: The settings of an `ifam.IFAM`; those on how it is executed are ignored.
+        config: The settings of an `ifam.IFAM`; `execution` is ignored.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -155,10 +155,10 @@ class PlainIFAM(nn.Module):
 
     def forward(self, images: Tensor) -> Output:
         """Classify images [B, 3, S, S] by the visible patches."""
-        found = self.selector(images)
-        visible = self.mask(found)
+        selection = self.selector(images)
+        visible = self.mask(selection)
         logits = self.predictor(images, visible)
-        return Output(logits, found.selector_logits, visible, selection=found)
+        return Output(logits, selection.selector_logits, visible, selection=selection)
 
     def terms(self, batch: Batch) -> dict[str, Tensor]:
         """Each loss term of a batch, unweighted."""
@@ -178,7 +178,7 @@ class PlainIFAM(nn.Module):
 
 
 def visible_masks(batch: int, grid: tuple[int, int], share: float, spread: float = 0.5) -> Tensor:
-    """Random masks that show `share` of all patches, to the patch, with evenly spread counts.
+    """Random masks that show exactly `share` of all patches, with evenly spread counts.
 
     Args:
         batch: Images.
@@ -190,23 +190,23 @@ def visible_masks(batch: int, grid: tuple[int, int], share: float, spread: float
     total = round(share * batch * patches)
     reach = min(spread, (1 - share) / share) if batch > 1 else 0.0
     edges = [0.0]
-    for place in range(batch):
-        factor = 1 + reach * (2 * place / max(1, batch - 1) - 1)
+    for index in range(batch):
+        factor = 1 + reach * (2 * index / max(1, batch - 1) - 1)
         edges.append(edges[-1] + factor * total / batch)
     # Rounded sums instead of summed roundings: the total is exact.
     counts = torch.tensor([round(b) - round(a) for a, b in pairwise(edges)])
     ranks = torch.rand(batch, patches, generator=torch.Generator().manual_seed(0)).argsort(dim=1).argsort(dim=1)
-    shown: Tensor = ranks < counts[:, None]
-    return shown.view(batch, *grid)
+    visible: Tensor = ranks < counts[:, None]
+    return visible.view(batch, *grid)
 
 
 class Forced(IFAM):
-    """An `IFAM` that shows given patches, whatever its selector says; making its own mask is paid for all the same."""
+    """An `IFAM` with a given mask; the mask of its selector is still computed."""
 
     visible: Tensor
 
     def mask(self, selection: Selection) -> Mask:
-        """The given patches, with the gradient of the mask that they replace."""
+        """The given mask, with the gradient of the one that it replaces."""
         gate = super().mask(selection).gate
         return Mask(self.visible, self.visible.to(gate.dtype) + (gate - gate.detach()))
 
@@ -217,6 +217,6 @@ class ForcedPlain(PlainIFAM):
     visible: Tensor
 
     def mask(self, selection: Selection) -> Tensor:
-        """The given patches."""
+        """The given mask."""
         super().mask(selection)
         return self.visible

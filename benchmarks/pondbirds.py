@@ -1,10 +1,10 @@
-"""What moves the figures on pondbirds: one change at a time, several seeds, 95 % intervals.
+"""Ablations on pondbirds: one change at a time, several seeds, 95 % intervals.
 
     python -m benchmarks.pondbirds run --out runs/pondbirds.jsonl [--variants base,K=1] [--seeds 100,101,102,103,104]
     python -m benchmarks.pondbirds table --out runs/pondbirds.jsonl
 
-Results are appended line by line; what is already in the file is not run again. The seeds from 100 on are for
-development: README and demo report seeds 0 to 4, whose images nothing was chosen on.
+Results are appended line by line; runs that are in the file already are skipped. Seeds from 100 on are for development:
+README and demo report seeds 0 to 4, whose images were not used to choose settings.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from ifam.training.presets import TINY_LOSS, TINY_MODEL, TINY_TRAIN
 
 @dataclass(frozen=True)
 class Variant:
-    """Changes to the base: the settings of the demo, but for the selector's tokens, which the demo trains.
+    """Changes to the base: the settings of the demo, except that the demo also trains the selector's tokens.
 
     Attributes:
         model: Fields of `ModelConfig`.
@@ -69,7 +69,7 @@ FIGURES = ("worst_group", "average", "selector_worst", "mask_iou", "visible_frac
 
 
 def run(name: str, seed: int, split: str) -> dict[str, Any]:
-    """Train and judge one variant with one seed."""
+    """Train and evaluate one variant with one seed."""
     variant = VARIANTS[name]
     images = load_benchmark("pondbirds", options={"seed": seed, **variant.data})
     config: ModelConfig = replace(TINY_MODEL, class_names=images.class_names, **variant.model)
@@ -83,18 +83,18 @@ def run(name: str, seed: int, split: str) -> dict[str, Any]:
     base = TINY_TRAIN
     settings = replace(base, **{"seed": seed, "selector_tuning": "none", **variant.train})
     fitted = fit(model, images, settings, losses, label=f"{name}, seed {seed}")
-    found = evaluate(model, images, split)
+    evaluation = evaluate(model, images, split)
     return {
         "variant": name,
         "seed": seed,
         "split": split,
         "changes": asdict(variant),
-        "worst_group": found.predictor.worst_group,
-        "average": found.predictor.average,
-        "groups": {group: row.accuracy for group, row in found.predictor.groups.items()},
-        "selector_worst": None if found.selector is None else found.selector.worst_group,
-        "mask_iou": found.mask_iou,
-        "visible_fraction": found.visible_fraction,
+        "worst_group": evaluation.predictor.worst_group,
+        "average": evaluation.predictor.average,
+        "groups": {group: row.accuracy for group, row in evaluation.predictor.groups.items()},
+        "selector_worst": None if evaluation.selector is None else evaluation.selector.worst_group,
+        "mask_iou": evaluation.mask_iou,
+        "visible_fraction": evaluation.visible_fraction,
         "seconds": fitted.seconds,
         "best_epoch": fitted.best_epoch,
         "history": fitted.history,
@@ -102,34 +102,34 @@ def run(name: str, seed: int, split: str) -> dict[str, Any]:
     }
 
 
-def spread(values: Sequence[float], scale: float = 100.0, digits: int = 1) -> str:
+def mean_and_interval(values: Sequence[float], scale: float = 100.0, digits: int = 1) -> str:
     """Mean and half the width of its 95 % interval."""
-    found = over_seeds([scale * value for value in values])
-    reach = "" if found.high is None else f" ± {found.high - found.mean:.{digits}f}"
-    return f"{found.mean:.{digits}f}{reach}"
+    mean = over_seeds([scale * value for value in values])
+    interval = "" if mean.high is None else f" ± {mean.high - mean.mean:.{digits}f}"
+    return f"{mean.mean:.{digits}f}{interval}"
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """The results as Markdown, a line a variant."""
+    """The results as Markdown, a line per variant."""
     lines = [
         "| variant | seeds | worst group % | average % | selector's worst group % | mask IoU | visible % | seconds |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name in VARIANTS:
-        mine = [row for row in rows if row["variant"] == name]
-        if not mine:
+        of_variant = [row for row in rows if row["variant"] == name]
+        if not of_variant:
             continue
         cells = []
         for figure in FIGURES:
-            values = [row[figure] for row in mine if row[figure] is not None]
+            values = [row[figure] for row in of_variant if row[figure] is not None]
             scale, digits = {"mask_iou": (1.0, 3), "seconds": (1.0, 0)}.get(figure, (100.0, 1))
-            cells.append(spread(values, scale, digits) if values else "")
-        lines.append(f"| {name} | {len(mine)} | " + " | ".join(cells) + " |")
+            cells.append(mean_and_interval(values, scale, digits) if values else "")
+        lines.append(f"| {name} | {len(of_variant)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def main() -> None:
-    """Run variants, or print the table of what was run."""
+    """Run variants, or print the table of results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=("run", "table"))
     parser.add_argument("--out", type=Path, default=Path("runs/pondbirds.jsonl"))

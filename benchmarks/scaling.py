@@ -1,9 +1,9 @@
-"""What a training step or an answer costs as more is visible, images grow, or batches grow.
+"""Cost of a training step or of inference by visible share, image size and batch size.
 
     python -m benchmarks.scaling [--mode step|inference] [--markdown FILE] [--plot FILE.png]
     python -m benchmarks.scaling --fractions 0.05 0.25 1.0 --sizes 224 --batches 4
 
-One thing varies at a time: the others stay at `--visible`, `--size` and `--batch`. An empty list leaves a sweep out.
+One thing varies at a time: the others stay at `--visible`, `--size` and `--batch`. An empty list skips a sweep.
 """
 
 import argparse
@@ -18,15 +18,15 @@ from benchmarks.inference import Models, Way
 from benchmarks.measure import MIB, Contender, Measurement, describe, measure, publish, table
 from benchmarks.step import Setting, Workload, parser, workload
 
-# What varies, by the field of `Workload`, and what the axis says.
+# Labels of the axes, by the field of `Workload`.
 AXES = {"visible": "visible patches in %", "size": "image size in pixels", "batch": "images in a batch"}
 
-# What a value of `visible` found, by contender; the first contender is the reference.
+# Measurements at each value of an axis, by contender; the first contender is the reference.
 Sweep = dict[float, list[Measurement]]
 
 
 def contenders(args: argparse.Namespace, work: Workload) -> list[Contender]:
-    """What is compared at one point, plain first."""
+    """The contenders at one point, plain first."""
     if args.mode == "inference":
         models = Models(work)
         chosen = [Way(plain=True, precision=args.precision), Way(precision=args.precision)]
@@ -53,18 +53,18 @@ def sweep(args: argparse.Namespace, axis: str, values: Sequence[float]) -> Sweep
 
 
 def label(axis: str, value: float) -> str:
-    """A value as table and figure show it."""
+    """A value as shown in table and figure."""
     return f"{value * 100:g}" if axis == "visible" else f"{value:g}"
 
 
-def sweep_table(axis: str, found: Sweep) -> str:
-    """A line a value: time and memory of each contender, and its ratio to the first."""
-    names = [one.name for one in next(iter(found.values()))]
+def sweep_table(axis: str, measurements: Sweep) -> str:
+    """A line per value: time and memory of each contender, and its ratio to the first."""
+    names = [one.name for one in next(iter(measurements.values()))]
     header = [AXES[axis]]
     header += [f"{name}, {unit}" for name in names for unit in ("ms", "MiB")]
     header += [f"{name}, times as fast" for name in names[1:]]
     rows = []
-    for value, (first, *others) in found.items():
+    for value, (first, *others) in measurements.items():
         cells = [label(axis, value)]
         for one in (first, *others):
             cells += [f"{one.median * 1e3:.0f}", f"{one.peak / MIB:.0f}"] if one.seconds else ["", ""]
@@ -79,9 +79,9 @@ def plot(sweeps: Mapping[str, Sweep], title: str, file: Path) -> None:
     figure, axes = plt.subplots(
         2, len(sweeps), figsize=(3.6 * len(sweeps), 5.6), squeeze=False, sharex="col", layout="constrained"
     )
-    for column, (axis, found) in enumerate(sweeps.items()):
-        draw(axes[0, column], axis, found, lambda one: one.median)
-        draw(axes[1, column], axis, found, lambda one: one.peak / MIB)
+    for column, (axis, measurements) in enumerate(sweeps.items()):
+        draw(axes[0, column], axis, measurements, lambda one: one.median)
+        draw(axes[1, column], axis, measurements, lambda one: one.peak / MIB)
         axes[1, column].set_xlabel(AXES[axis])
     axes[0, 0].set_ylabel("time in s")
     axes[1, 0].set_ylabel("peak memory in MiB")
@@ -93,19 +93,19 @@ def plot(sweeps: Mapping[str, Sweep], title: str, file: Path) -> None:
     plt.close(figure)
 
 
-def draw(panel: Axes, axis: str, found: Sweep, figure_of: Callable[[Measurement], float]) -> None:
+def draw(panel: Axes, axis: str, measurements: Sweep, figure_of: Callable[[Measurement], float]) -> None:
     """One line for each contender that ran."""
-    for place, first in enumerate(next(iter(found.values()))):
-        ran = {value: figure_of(ones[place]) for value, ones in found.items() if ones[place].seconds}
+    for index, first in enumerate(next(iter(measurements.values()))):
+        ran = {value: figure_of(ones[index]) for value, ones in measurements.items() if ones[index].seconds}
         panel.plot(list(ran), list(ran.values()), marker="o", markersize=4, label=first.name)
-    panel.set_xticks(list(found), [label(axis, value) for value in found], fontsize="small")
+    panel.set_xticks(list(measurements), [label(axis, value) for value in measurements], fontsize="small")
     panel.set_ylim(0, 1.08 * panel.dataLim.y1)
     panel.grid(axis="y", alpha=0.3)
     panel.spines[["top", "right"]].set_visible(False)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print the tables, and draw the figure if asked."""
+    """Print the tables, and draw the figure with `--plot`."""
     options = parser(__doc__)
     options.set_defaults(repeats=3)
     options.add_argument("--mode", choices=("step", "inference"), default="step")
@@ -117,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     chosen = {"visible": args.fractions, "size": args.sizes, "batch": args.batches}
     sweeps = {axis: sweep(args, axis, values) for axis, values in chosen.items() if values}
     title = f"{'Training step' if args.mode == 'step' else 'Inference'}: {workload(args)}, {args.precision}"
-    tables = [sweep_table(axis, found) for axis, found in sweeps.items()]
+    tables = [sweep_table(axis, measurements) for axis, measurements in sweeps.items()]
     publish("\n\n".join([f"{title}, {args.repeats} rounds. {describe(args.device)}", *tables]), args.markdown)
     if args.plot and sweeps:
         plot(sweeps, title, args.plot)

@@ -1,4 +1,4 @@
-"""Time and peak memory of a training step: `ifam` beside the same method in plain eager PyTorch.
+"""Time and peak memory of a training step: `ifam` and the same method in plain eager PyTorch.
 
     python -m benchmarks.step [--threads 2] [--visible 0.25] [--compile] [--executions] [--markdown FILE]
     python -m benchmarks.step --profile [--only "plain,tokens/none"]
@@ -6,8 +6,8 @@
 A step is the forward pass, the losses, the backward pass, clipping, the optimizer and clearing the gradients. Weights
 and images are random, which costs the same as real ones. Masks are the same for every contender and show exactly
 `--visible` of the patches, as a mean: images show from half to one and a half times that. A row `a/b` is ifam with
-`selector_tuning` a and `mask_gradient` b; the plain model trains the selector's tokens and cuts the mask's gradient, as
-the paper's code does, so `tokens/none` is the same setting.
+`selector_tuning` a and `mask_gradient` b; the plain model trains the selector's tokens and passes no gradient through
+the mask, like the paper's code, so `tokens/none` is the same setting.
 """
 
 import argparse
@@ -50,7 +50,7 @@ Precision = Literal["float32", "bf16"]
 
 @dataclass(frozen=True)
 class Workload:
-    """What is computed, whoever computes it.
+    """The work that all contenders do.
 
     Attributes:
         backbone: timm's name of the vision transformer of both stages.
@@ -59,8 +59,8 @@ class Workload:
         parts: Foreground parts K.
         classes: Classes C.
         visible: Share of the patches that the predictor sees, over the whole batch.
-        device: Where.
-        backbone_kwargs: Handed to timm.
+        device: Device of the work.
+        backbone_kwargs: Passed to timm.
     """
 
     backbone: str = "vit_small_patch14_reg4_dinov2"
@@ -103,15 +103,15 @@ class Workload:
 
 @dataclass(frozen=True)
 class Setting:
-    """How a contender does it.
+    """How a contender does the work.
 
     Attributes:
-        plain: In plain eager PyTorch.
+        plain: Whether in plain eager PyTorch.
         tuning: What is trained in the selector's backbone.
         mask_gradient: For which patches the predictor's loss reaches the selector.
-        precision: Of the forward pass; weights are float32.
+        precision: Precision of the forward pass; weights are float32.
         execution: How `ifam` runs the predictor.
-        compile: Through `torch.compile`.
+        compile: Use `torch.compile`.
         checkpointing: Recompute activations in the backward pass.
     """
 
@@ -125,7 +125,7 @@ class Setting:
 
     @property
     def name(self) -> str:
-        """What the table calls it."""
+        """Name in the table."""
         words = ["plain" if self.plain else f"{self.tuning}/{self.mask_gradient}"]
         words += [self.precision] if self.precision != "float32" else []
         words += [self.execution] if self.execution != "auto" else []
@@ -139,10 +139,10 @@ class TrainStep:
 
     Args:
         terms: The loss terms of a batch, unweighted.
-        model: What is trained.
-        optimizer: Of its trained parameters.
+        model: The model.
+        optimizer: Optimizer of its trained parameters.
         batch: Images and labels.
-        precision: Of the forward pass.
+        precision: Precision of the forward pass.
     """
 
     def __init__(
@@ -164,26 +164,26 @@ class TrainStep:
             return weighted_sum(terms, {name: self.weights[name] for name in terms})
 
     def update(self) -> None:
-        """What follows the backward pass."""
+        """Clipping and optimizer, after the backward pass."""
         nn.utils.clip_grad_norm_(self.trained, TrainConfig().clip_norm or math.inf)
         self.optimizer.step()
         self.optimizer.zero_grad()
 
     def __call__(self) -> None:
-        """All of it."""
+        """Run the step."""
         self.loss().backward()
         self.update()
 
     def resident(self) -> int:
-        """Bytes of weights, optimizer state and images; gradients come and go within a step."""
+        """Bytes of weights, optimizer state and images; gradients exist only within a step."""
         state = [
             value
             for values in self.optimizer.state.values()
             for value in values.values()
             if isinstance(value, torch.Tensor)
         ]
-        held = [*self.model.parameters(), *self.model.buffers(), *state]
-        return storage_bytes([*held, self.batch.images, self.batch.labels, self.model.visible])
+        tensors = [*self.model.parameters(), *self.model.buffers(), *state]
+        return storage_bytes([*tensors, self.batch.images, self.batch.labels, self.model.visible])
 
 
 def train_step(setting: Setting, work: Workload) -> TrainStep:
@@ -220,7 +220,7 @@ def _adamw(model: nn.Module, config: TrainConfig, fused: bool | None = None) -> 
 
 
 def contender(setting: Setting, work: Workload) -> Contender:
-    """A step as something to measure, or the reason why it cannot be."""
+    """A step as a contender, or the reason why it cannot run."""
     missing = bf16_missing(work.device) if setting.precision == "bf16" else ""
     if missing:
         return Contender(setting.name, lambda: None, missing=missing)
@@ -229,7 +229,7 @@ def contender(setting: Setting, work: Workload) -> Contender:
 
 
 def settings(args: argparse.Namespace) -> list[Setting]:
-    """What the command line asks for."""
+    """The settings selected on the command line."""
     gradients: tuple[MaskGradient, ...] = ("none", "visible", "full")
     chosen = [Setting(plain=True)]
     chosen += [Setting(mask_gradient=gradient) for gradient in gradients]
@@ -249,7 +249,7 @@ def settings(args: argparse.Namespace) -> list[Setting]:
 
 
 def select(chosen: Sequence[Setting], only: str) -> list[Setting]:
-    """Those whose names are in a list with commas; all of them for an empty list."""
+    """The settings whose names are in a comma-separated list; all for an empty list."""
     names = [name.strip() for name in only.split(",") if name.strip()]
     if unknown := sorted(set(names) - {setting.name for setting in chosen}):
         known = ", ".join(setting.name for setting in chosen)
@@ -277,7 +277,7 @@ def profile(step: TrainStep, repeats: int) -> dict[str, tuple[float, float]]:
 
 
 def split(step: TrainStep, meter: Callable[[], float]) -> dict[str, float]:
-    """How far a meter runs in each part of a step."""
+    """Increase of a meter in each part of a step."""
     spent: dict[str, float] = {}
 
     def metered(part: str, call: Callable[..., Any]) -> Callable[..., Any]:
@@ -292,7 +292,7 @@ def split(step: TrainStep, meter: Callable[[], float]) -> dict[str, float]:
     model = step.model
     with ExitStack() as stack:
         for part, owner, name in (
-            ("selector's trunk", model.selector, "patches"),
+            ("selector's backbone", model.selector, "patches"),
             ("predictor", model.predictor, "forward"),
         ):
             stack.enter_context(mock.patch.object(owner, name, metered(part, getattr(owner, name))))
@@ -322,28 +322,28 @@ def profiles(args: argparse.Namespace, work: Workload) -> str:
 
 
 def parser(description: str | None, *, several: bool = False) -> argparse.ArgumentParser:
-    """The options that all of these commands have; with `several`, more than one batch and share can be given."""
-    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--backbone", default=Workload.backbone)
-    made.add_argument("--backbone-kwargs", type=json.loads, default={}, help="JSON, handed to timm")
-    made.add_argument("--size", type=int, default=Workload.size)
-    made.add_argument("--batch", type=int, default=[4, 16] if several else 4, nargs="+" if several else None)
-    made.add_argument("--parts", type=int, default=Workload.parts)
-    made.add_argument("--classes", type=int, default=Workload.classes)
-    made.add_argument(
+    """The options of all these commands; with `several`, more than one batch size and share can be given."""
+    options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--backbone", default=Workload.backbone)
+    options.add_argument("--backbone-kwargs", type=json.loads, default={}, help="JSON, passed to timm")
+    options.add_argument("--size", type=int, default=Workload.size)
+    options.add_argument("--batch", type=int, default=[4, 16] if several else 4, nargs="+" if several else None)
+    options.add_argument("--parts", type=int, default=Workload.parts)
+    options.add_argument("--classes", type=int, default=Workload.classes)
+    options.add_argument(
         "--visible",
         type=float,
         default=[0.25, 1.0] if several else 0.25,
         nargs="+" if several else None,
         help="share of the patches, above 0, up to 1",
     )
-    made.add_argument("--device", default=Workload.device)
-    made.add_argument("--threads", type=int, default=2)
-    made.add_argument("--repeats", type=int, default=7)
-    made.add_argument("--warmup", type=int, default=1)
-    made.add_argument("--precision", choices=("float32", "bf16"), default="float32", help="of every contender")
-    made.add_argument("--markdown", type=Path, help="write what is printed to this file, too")
-    return made
+    options.add_argument("--device", default=Workload.device)
+    options.add_argument("--threads", type=int, default=2)
+    options.add_argument("--repeats", type=int, default=7)
+    options.add_argument("--warmup", type=int, default=1)
+    options.add_argument("--precision", choices=("float32", "bf16"), default="float32", help="of every contender")
+    options.add_argument("--markdown", type=Path, help="also write the output to this file")
+    return options
 
 
 def workload(args: argparse.Namespace, **changes: Any) -> Workload:
@@ -356,7 +356,7 @@ def workload(args: argparse.Namespace, **changes: Any) -> Workload:
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the table."""
     options = parser(__doc__)
-    options.add_argument("--only", default="", help="names of rows, with commas between; all where empty")
+    options.add_argument("--only", default="", help="comma-separated names of rows; all where empty")
     options.add_argument("--compile", action="store_true", help="add compiled contenders (needs a C++ compiler)")
     options.add_argument("--executions", action="store_true", help="add dense, padded and packed execution")
     options.add_argument("--checkpointing", action="store_true", help="add activation checkpointing")
@@ -368,8 +368,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         publish(f"{head}\n\n{profiles(args, work)}", args.markdown)
         return
     contenders = [contender(setting, work) for setting in settings(args)]
-    found = measure(contenders, repeats=args.repeats, warmup=args.warmup, device=work.device)
-    publish(f"{head}\n\n{comparison(found)}", args.markdown)
+    measurements = measure(contenders, repeats=args.repeats, warmup=args.warmup, device=work.device)
+    publish(f"{head}\n\n{comparison(measurements)}", args.markdown)
 
 
 if __name__ == "__main__":

@@ -253,8 +253,8 @@ def test_flops_are_those_of_the_layers():
     embedding = 2 * batch * patches * 3 * 16 * 16 * width
     linear = 2 * batch * tokens * width * (3 * width + width + 2 * hidden)
     attention = 2 * 2 * batch * tokens * tokens * width
-    assert parts["selector's trunk"][1] == 2 * (embedding + 2 * (linear + attention))
-    assert parts["predictor"][1] == parts["selector's trunk"][1] + 2 * 2 * batch * width * TINY.classes
+    assert parts["selector's backbone"][1] == 2 * (embedding + 2 * (linear + attention))
+    assert parts["predictor"][1] == parts["selector's backbone"][1] + 2 * 2 * batch * width * TINY.classes
     assert parts["backward"][1] > parts["predictor"][1]
     assert parts["clip, optimizer"][1] == 0
 

@@ -1,1 +1,1 @@
-"""Programs of the repository that the package does not need."""
+"""Maintainer tools, which are not part of the package."""

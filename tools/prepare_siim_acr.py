@@ -1,17 +1,17 @@
-"""From the SIIM-ACR challenge's files to the sets of `--benchmark siim_acr`: training, full, robust, non-robust.
+"""Convert the files of the SIIM-ACR challenge to the sets of `--benchmark siim_acr`.
 
     python -m tools.prepare_siim_acr --root siim --tubes cxr_tube_dict.pkl
 
-What is expected below the root, as the challenge's archive has it:
+The root is expected to contain, as in the archive of the challenge:
 
-    train-rle.csv                          ImageId, EncodedPixels: -1, or runs of pixels; several lines an image
+    train-rle.csv                          ImageId, EncodedPixels: -1, or runs of pixels; several lines per image
     dicom-images-train/*/*/<ImageId>.dcm
 
 and, anywhere, the tube annotations: a pickle or a JSON file of a dict from ImageId to 0 or 1.
 
-X-rays with a tube annotation are the test set, all other labelled ones are for training. Where an image has several
-lines, its mask is all of them together. Runs go down the columns of the image. The paper's code takes the first line
-only, and lays the runs along the rows, which mirrors the masks about the diagonal; labels and sets are the same.
+X-rays with a tube annotation are the test set, all other labeled ones are for training. Where an image has several
+lines, its mask is their union. Runs go down the columns of the image. The paper's code uses the first line
+only, and puts the runs along the rows, which mirrors the masks about the diagonal; labels and sets are the same.
 """
 
 import io
@@ -40,7 +40,7 @@ SOURCE = "https://www.kaggle.com/c/siim-acr-pneumothorax-segmentation"
 TUBES = "https://github.com/khaledsaab/spatial_specificity"
 
 
-# Python 2 wrote `__builtin__`; a set has no code of its own in the older protocols.
+# Python 2 wrote `__builtin__`; older protocols have no opcode for sets.
 _PLAIN: dict[tuple[str, str], Any] = {
     ("builtins", "set"): set,
     ("builtins", "frozenset"): frozenset,
@@ -53,13 +53,13 @@ _PLAIN: dict[tuple[str, str], Any] = {
 def prepare(root: Path, out: Path | None = None, tubes: Path | None = None) -> dict[str, int]:
     """Sort the challenge's X-rays into sets, and draw their masks.
 
-    Files are linked where the file system can, so that no X-ray takes space twice, and copied elsewhere. What is
-    already there is left as it is, so an interrupted run can be started again.
+    Files are linked where the file system supports it, and copied elsewhere. Existing files are kept, so an interrupted
+    run can be restarted.
 
     Args:
         root: Folder of `train-rle.csv` and `dicom-images-train`.
-        out: Folder for the sets; the root where none is given.
-        tubes: Tube annotations; `cxr_tube_dict.pkl` below the root where none is given.
+        out: Folder for the sets; the root by default.
+        tubes: Tube annotations; `cxr_tube_dict.pkl` below the root by default.
 
     Returns:
         Number of X-rays in each set.
@@ -85,7 +85,7 @@ def prepare(root: Path, out: Path | None = None, tubes: Path | None = None) -> d
         for name, encoded in runs.items():
             label = int(bool(encoded))
             for folder in _sets_of(label, with_tube.get(name)):
-                _place(files[name], out / folder / str(label))
+                _link(files[name], out / folder / str(label))
                 counts[folder] += 1
             target = out / MASKS / f"{name}.png"
             if not target.exists():
@@ -108,14 +108,14 @@ def _sets_of(label: int, tube: int | None) -> list[str]:
 
 def _read_runs(path: Path) -> dict[str, list[str]]:
     """The encoded masks of each image, none for the healthy."""
-    found: dict[str, list[str]] = {}
+    runs_of_image: dict[str, list[str]] = {}
     for line, row in read_csv(path, ("ImageId", "EncodedPixels")):
         if not row["EncodedPixels"]:
-            raise IfamError(f"{path}, line {line} has no EncodedPixels; -1 is written for the healthy, re-download it.")
-        runs = found.setdefault(row["ImageId"], [])
+            raise IfamError(f"{path}, line {line} has no EncodedPixels (-1 for the healthy); re-download it.")
+        runs = runs_of_image.setdefault(row["ImageId"], [])
         if row["EncodedPixels"] != "-1":
             runs.append(row["EncodedPixels"])
-    return found
+    return runs_of_image
 
 
 def _read_tubes(path: Path) -> dict[str, int]:
@@ -126,7 +126,7 @@ def _read_tubes(path: Path) -> dict[str, int]:
         try:
             table: Any = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise IfamError(f"{path} is no JSON file ({error}); write a dict from ImageId to 0 or 1.") from None
+            raise IfamError(f"{path} is not a JSON file ({error}); write a dict from ImageId to 0 or 1.") from None
     else:
         table = read_plain_pickle(path, "write the same dict from ImageId to 0 or 1 as a JSON file")
     if not (isinstance(table, Mapping) and all(isinstance(k, str) and v in (0, 1) for k, v in table.items())):
@@ -141,10 +141,10 @@ def draw_runs(encoded: Sequence[str], size: tuple[int, int], where: str) -> np.n
         encoded: Each a list of pairs, "3 2 10 4": skip three pixels, two are true, skip ten more, four are true.
             Pixels are counted down the columns.
         size: Width and height of the mask.
-        where: Where they are from, for messages.
+        where: Their source, for messages.
 
     Raises:
-        IfamError: They are no such pairs, or do not fit into the image.
+        IfamError: They are not such pairs, or do not fit into the image.
     """
     width, height = size
     flat = np.zeros(width * height, bool)
@@ -161,7 +161,7 @@ def draw_runs(encoded: Sequence[str], size: tuple[int, int], where: str) -> np.n
     return flat.reshape(width, height).T
 
 
-def _place(source: Path, folder: Path) -> None:
+def _link(source: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / source.name
     if target.exists():
@@ -174,31 +174,31 @@ def _place(source: Path, folder: Path) -> None:
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Knows no class or function but those of `_PLAIN`, so that nothing can be called."""
+    """Loads only the containers in `_PLAIN`, so that no code can be run."""
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:
         """The container of that name."""
         if (module_name, global_name) not in _PLAIN:
-            raise pickle.UnpicklingError(f"it asks for {module_name}.{global_name}")
+            raise pickle.UnpicklingError(f"it needs {module_name}.{global_name}")
         return _PLAIN[module_name, global_name]
 
 
-def read_plain_pickle(path: Path, mend: str) -> Any:
-    """What a pickle of containers, numbers and strings holds.
+def read_plain_pickle(path: Path, fix: str) -> Any:
+    """The content of a pickle of containers, numbers and strings.
 
     Args:
         path: The file.
-        mend: What the user can do where it holds anything else.
+        fix: What the user can do if it contains anything else.
 
     Raises:
-        IfamError: It holds anything else, or is no pickle.
+        IfamError: It contains anything else, or is not a pickle.
     """
     try:
         return _PlainUnpickler(io.BytesIO(path.read_bytes())).load()
     except Exception as error:  # a damaged pickle can raise nearly anything
         raise IfamError(
-            f"{path} is no pickle of plain containers, numbers and strings ({error or type(error).__name__}), and "
-            f"anything else is not read because it could run code; {mend}."
+            f"{path} is not a pickle of plain containers, numbers and strings ({error or type(error).__name__}), and "
+            f"anything else is not read because it could run code; {fix}."
         ) from None
 
 

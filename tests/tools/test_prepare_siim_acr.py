@@ -144,10 +144,10 @@ def test_plain_pickles_are_read(tmp_path, protocol):
     if protocol < 3:
         # Python 3 writes bytes as a call of `_codecs.encode` in the protocols of Python 2, and a call is a call.
         with pytest.raises(IfamError, match=r"_codecs\.encode"):
-            read_plain_pickle(tmp_path / "x.pkl", "mend")
+            read_plain_pickle(tmp_path / "x.pkl", "fix")
         plain["c"] = collections.OrderedDict(x=1)
         (tmp_path / "x.pkl").write_bytes(pickle.dumps(plain, protocol=protocol))
-    assert read_plain_pickle(tmp_path / "x.pkl", "mend") == plain
+    assert read_plain_pickle(tmp_path / "x.pkl", "fix") == plain
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def test_plain_pickles_are_read(tmp_path, protocol):
 def test_all_else_is_refused_and_never_run(tmp_path, content):
     (tmp_path / "x.pkl").write_bytes(content)
     with pytest.raises(
-        IfamError, match=r"x\.pkl is no pickle of plain containers.*could run code; do this\."
+        IfamError, match=r"x\.pkl is not a pickle of plain containers.*could run code; do this\."
     ) as caught:
         read_plain_pickle(tmp_path / "x.pkl", "do this")
     assert "\n" not in str(caught.value)

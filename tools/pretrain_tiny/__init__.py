@@ -1,1 +1,1 @@
-"""How the weights of the embedded backbone were made."""
+"""Pretraining of the embedded backbone."""

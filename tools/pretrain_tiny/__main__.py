@@ -10,7 +10,7 @@ from tools.pretrain_tiny.pretraining import pretrain_tiny
 
 
 def main(args: list[str] | None = None) -> None:
-    """Pretrain, and print what was made."""
+    """Pretrain, and print the record of the run."""
     try:
         record = auto_cli(pretrain_tiny, as_positional=False, args=args, prog="python -m tools.pretrain_tiny")
     except IfamError as error:

@@ -1,14 +1,14 @@
-"""Random scenes that hold nothing in particular: a textured background, clutter, and a blob spliced in.
+"""Random scenes: a textured background, clutter, and a blob spliced in.
 
 These are the images that the package's tiny backbone is pretrained on (`pretraining.py`). A scene is
-drawn from three ingredients, all of them random and independent of one another:
+drawn from three random, independent components:
 
-- *textures*: smoothed noise of several grains plus plane waves, bent through a sine, mapped to three colours;
+- *textures*: smoothed noise of several grains plus plane waves, bent through a sine, mapped to three colors;
 - *clutter* that belongs to the background: half-planes, bars across the image, thin lines, dots;
-- *a thing*: one to six overlapping ellipses, boxes and strokes with a texture and colours of their own.
+- *an object*: one to six overlapping ellipses, boxes and strokes with their own texture and colors.
 
-The label of a pixel is how much of it the thing covers. No shape, colour or place goes with any other, and
-nothing here knows what the benchmark draws, so there is no class to learn and no shortcut to take.
+The label of a pixel is how much of it the object covers. Shape, color and position are independent of each other
+and of what the benchmark draws, so there is no class to learn and no shortcut.
 """
 
 import math
@@ -22,7 +22,7 @@ from ifam._typing import Float, Tensor
 # Grains of the noise: rows and columns of the random grid that is smoothed up to the image.
 _GRAINS = ((3, 3), (8, 8), (20, 20), (4, 26), (26, 4), (40, 40))
 _WAVES = 4
-# Hues that occur more often than others, for backgrounds and things alike: earth, leaf, sky.
+# Hues that occur more often than others, for backgrounds and objects: earth, leaf, sky.
 _NATURAL_HUES = (0.08, 0.30, 0.57)
 _AREA = (0.08, 0.35)
 
@@ -33,7 +33,7 @@ class Scenes:
 
     Attributes:
         images: RGB in [0, 1].
-        foreground: How much of each pixel the spliced thing covers, in [0, 1].
+        foreground: How much of each pixel the spliced object covers, in [0, 1].
     """
 
     images: Float[Tensor, "B 3 S S"]
@@ -55,12 +55,12 @@ def draw_scenes(count: int, generator: torch.Generator, size: int = 80) -> Scene
     """Draw random scenes, on the generator's device.
 
     Args:
-        count: How many scenes.
+        count: Number of scenes.
         generator: Source of all randomness: the same state draws the same scenes.
         size: Side of the square images in pixels.
 
     Returns:
-        The images and, per pixel, how much of it the spliced thing covers.
+        The images and, per pixel, how much of it the spliced object covers.
 
     Example:
         >>> scenes = draw_scenes(2, torch.Generator().manual_seed(0), size=40)
@@ -70,8 +70,8 @@ def draw_scenes(count: int, generator: torch.Generator, size: int = 80) -> Scene
     textures = _draw_textures(2 * count, generator, size)  # [2B, 3, S, S]
     background, inside = textures[:count], textures[count:]
     background = _add_clutter(background, generator)
-    thing, foreground = _draw_thing(inside, generator)
-    images = torch.lerp(background, thing, foreground.unsqueeze(1))
+    obj, foreground = _draw_object(inside, generator)
+    images = torch.lerp(background, obj, foreground.unsqueeze(1))
     images = images * _light(count, generator, size)
     grain = _uniform((count, 1, 1, 1), 0.0, 0.04, generator)
     images = images + grain * torch.randn(images.shape, generator=generator, device=generator.device)
@@ -79,7 +79,7 @@ def draw_scenes(count: int, generator: torch.Generator, size: int = 80) -> Scene
 
 
 def patch_coverage(foreground: Float[Tensor, "B S S"], patch_size: int) -> Float[Tensor, "B P"]:
-    """Give the share of every patch, in row-major order, that is foreground."""
+    """Share of every patch, in row-major order, that is foreground."""
     return avg_pool2d(foreground.unsqueeze(1), patch_size).flatten(1)
 
 
@@ -105,11 +105,11 @@ def _chance(shape: tuple[int, ...], probability: float, generator: torch.Generat
 
 
 def _pixels(size: int, device: torch.device) -> Tensor:
-    return (torch.arange(size, device=device) + 0.5) / size  # [S], centres of the pixels in (0, 1)
+    return (torch.arange(size, device=device) + 0.5) / size  # [S], centers of the pixels in (0, 1)
 
 
-def _draw_colours(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Draw RGB colours [*shape, 3]: half of the hues anywhere, half near a natural one."""
+def _draw_colors(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Draw RGB colors [*shape, 3]: half of the hues anywhere, half near a natural one."""
     natural = torch.tensor(_NATURAL_HUES, device=generator.device)
     choice = torch.randint(len(natural), shape, generator=generator, device=generator.device)
     hue = natural[choice] + _uniform(shape, -0.07, 0.07, generator)
@@ -120,14 +120,14 @@ def _draw_colours(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
 
 
 def _smoothing(size: int, knots: int, device: torch.device) -> Tensor:
-    """Give the matrix [S, knots] that smooths a row of random values up to a row of pixels."""
+    """The matrix [S, knots] that interpolates a row of random values to a row of pixels."""
     at = _pixels(size, device) * (knots - 1)
     distance = (at[:, None] - torch.arange(knots, device=device)).abs().clamp(max=1)
     return 0.5 + 0.5 * torch.cos(math.pi * distance)
 
 
 def _noise(count: int, generator: torch.Generator, size: int) -> Tensor:
-    """Sum noise of all grains, one of which usually leads: [N, S, S], about unit scale."""
+    """Sum noise of all grains, one of which usually dominates: [N, S, S], about unit scale."""
     device = generator.device
     weights = _uniform((count, len(_GRAINS)), 0.0, 1.0, generator) ** 4
     weights = weights / weights.norm(dim=1, keepdim=True)
@@ -156,7 +156,7 @@ def _waves(count: int, generator: torch.Generator, size: int) -> Tensor:
 
 
 def _draw_textures(count: int, generator: torch.Generator, size: int) -> Tensor:
-    """Draw textures [N, 3, S, S] of three colours each, from flat to strongly patterned."""
+    """Draw textures [N, 3, S, S] of three colors each, from flat to strongly patterned."""
     fields = 2 * count
     share = _uniform((fields, 1, 1), 0.0, 1.0, generator).round_()  # waves or noise, not their average
     share = share * _uniform((fields, 1, 1), 0.6, 1.0, generator)
@@ -166,8 +166,8 @@ def _draw_textures(count: int, generator: torch.Generator, size: int) -> Tensor:
     sharp = _log_uniform((fields, 1, 1), 0.5, 4.0, generator)
     field = field.mul_(sharp).add_(_uniform((fields, 1, 1), 0.0, 1.0, generator)).clamp_(0, 1)
 
-    base = _draw_colours((count, 1), generator)
-    others = _draw_colours((count, 2), generator)
+    base = _draw_colors((count, 1), generator)
+    others = _draw_colors((count, 2), generator)
     contrast = _uniform((count, 1, 1), 0.05, 0.8, generator)
     steps = (others - base) * contrast  # [N, 2, 3]
     mixed = steps.transpose(1, 2) @ field.view(count, 2, size * size)
@@ -175,7 +175,7 @@ def _draw_textures(count: int, generator: torch.Generator, size: int) -> Tensor:
 
 
 def _light(count: int, generator: torch.Generator, size: int) -> Tensor:
-    """Give a slanted illumination [B, 1, S, S] about 1, shared by background and thing."""
+    """A linear illumination gradient [B, 1, S, S] about 1, shared by background and object."""
     slope = _uniform((count, 2, 1), -0.25, 0.25, generator)
     level = _uniform((count, 1, 1, 1), 0.85, 1.1, generator)
     ramp = _pixels(size, generator.device) - 0.5
@@ -202,14 +202,14 @@ def _cover(pieces: _Pieces, size: int, box: bool) -> Tensor:
     return inside.mul_(pieces.active[..., None, None])
 
 
-def _paint(base: Tensor, cover: Tensor, colours: Tensor, opacity: Tensor) -> tuple[Tensor, Tensor]:
+def _paint(base: Tensor, cover: Tensor, colors: Tensor, opacity: Tensor) -> tuple[Tensor, Tensor]:
     """Paint pieces one over another onto a base image.
 
     Args:
         base: Image that shows through, [B, 3, S, S].
         cover: Planes of the pieces, the last on top, [B, M, S, S].
-        colours: One colour per piece, [B, M, 3].
-        opacity: How much of the base each colour hides, [B, M].
+        colors: One color per piece, [B, M, 3].
+        opacity: How much of the base each color hides, [B, M].
 
     Returns:
         The painted image and the union of the pieces [B, S, S].
@@ -220,7 +220,7 @@ def _paint(base: Tensor, cover: Tensor, colours: Tensor, opacity: Tensor) -> tup
         torch.mul(cover[:, index], 1 - top, out=layers[:, index])
         top = top + layers[:, index]
     flat = layers.flatten(2)
-    weights = torch.cat([colours.transpose(1, 2) * opacity.unsqueeze(1), opacity.unsqueeze(1)], 1)
+    weights = torch.cat([colors.transpose(1, 2) * opacity.unsqueeze(1), opacity.unsqueeze(1)], 1)
     paint = (weights @ flat).view(-1, 4, *base.shape[-2:])
     return base * (1 - paint[:, 3:]) + paint[:, :3], top
 
@@ -260,14 +260,14 @@ def _add_clutter(background: Tensor, generator: torch.Generator) -> Tensor:
         active[:, boxes:],
     )
     cover = torch.cat([_cover(lines, size, box=True), _cover(spots, size, box=False)], 1)
-    colours = _draw_colours((count, boxes + dots), generator)
-    colours[:, 1:4] = torch.lerp(colours[:, 1:2], colours[:, 1:4], 0.3)  # bars of one image look alike
+    colors = _draw_colors((count, boxes + dots), generator)
+    colors[:, 1:4] = torch.lerp(colors[:, 1:2], colors[:, 1:4], 0.3)  # bars of one image look alike
     opacity = _uniform((count, boxes + dots), 0.3, 1.0, generator)
-    return _paint(background, cover, colours, opacity)[0]
+    return _paint(background, cover, colors, opacity)[0]
 
 
-def _plan_thing(count: int, generator: torch.Generator) -> tuple[_Pieces, _Pieces]:
-    """Lay out one compound thing per scene: a trunk and, around it, three ellipses, a box and two strokes."""
+def _plan_object(count: int, generator: torch.Generator) -> tuple[_Pieces, _Pieces]:
+    """Lay out one compound object per scene: a trunk and, around it, three ellipses, a box and two strokes."""
     parts = 6  # 0: trunk; 1, 2: ellipses; 3: box; 4, 5: strokes
     half = _stack((0.25, 0.2), (0.9, 0.6), (count, parts), generator)
     half[:, 0] = torch.stack([torch.ones(count, device=half.device), _uniform((count,), 0.35, 1.0, generator)], -1)
@@ -286,7 +286,7 @@ def _plan_thing(count: int, generator: torch.Generator) -> tuple[_Pieces, _Piece
     active = _chance((count, parts), 0.55, generator)
     active[:, 0] = 1
     taper = _uniform((count, parts), -0.7, 0.7, generator)
-    boxy = _chance((count,), 0.2, generator)  # the box takes the trunk's place: a thing with corners
+    boxy = _chance((count,), 0.2, generator)  # the box replaces the trunk: an object with corners
     half[:, 3] = torch.lerp(half[:, 3], half[:, 0] * 0.85, boxy[:, None])
     offset[:, 3] = offset[:, 3] * (1 - boxy[:, None])
     angle[:, 3] = torch.lerp(angle[:, 3], angle[:, 0], boxy)
@@ -300,28 +300,30 @@ def _plan_thing(count: int, generator: torch.Generator) -> tuple[_Pieces, _Piece
     return plans[0], plans[1]
 
 
-def _place(plan: _Pieces, center: Tensor, scale: Tensor) -> _Pieces:
+def _transform(plan: _Pieces, center: Tensor, scale: Tensor) -> _Pieces:
     scale = scale[:, None, None]
     return _Pieces(center + plan.center * scale, plan.half * scale, plan.angle, plan.taper, plan.active)
 
 
-def _draw_thing(inside: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Draw one thing per scene, scaled to a random share of the image, over its own texture.
+def _draw_object(inside: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Draw one object per scene, scaled to a random share of the image, over its own texture.
 
     Returns:
-        The thing's image [B, 3, S, S] and its cover [B, S, S].
+        The object's image [B, 3, S, S] and its cover [B, S, S].
     """
     count, size = len(inside), inside.shape[-1]
-    plans = _plan_thing(count, generator)
+    plans = _plan_object(count, generator)
     center = _uniform((count, 1, 2), 0.28, 0.72, generator)
     target = _uniform((count,), *_AREA, generator)
     scale = (target / 2).sqrt()
     for _ in range(3):  # fixed-point iteration on a coarse drawing: the image's border cuts some of it off
-        coarse = [_cover(_place(plan, center, scale), 20, box) for plan, box in zip(plans, (False, True), strict=True)]
+        coarse = [
+            _cover(_transform(plan, center, scale), 20, box) for plan, box in zip(plans, (False, True), strict=True)
+        ]
         area = torch.cat(coarse, 1).amax(1).mean((1, 2))
         scale = scale * (target / area.clamp(min=0.01)).sqrt().clamp(0.6, 1.6)
-    cover = [_cover(_place(plan, center, scale), size, box) for plan, box in zip(plans, (False, True), strict=True)]
+    cover = [_cover(_transform(plan, center, scale), size, box) for plan, box in zip(plans, (False, True), strict=True)]
     parts = plans[0].active.shape[1] + plans[1].active.shape[1]
     opacity = _chance((count, parts), 0.5, generator) * _uniform((count, parts), 0.4, 1.0, generator)
     opacity[:, 0] = 0
-    return _paint(inside, torch.cat(cover, 1), _draw_colours((count, parts), generator), opacity)
+    return _paint(inside, torch.cat(cover, 1), _draw_colors((count, parts), generator), opacity)
