@@ -1,4 +1,4 @@
-"""Every setting, documented one by one. No torch here: reading a configuration is instant."""
+"""Settings of model, losses and training. Imports no torch, so that it loads fast."""
 
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -34,14 +34,14 @@ class ModelConfig:
         backbone: Name of a timm vision transformer, `ifam_tiny` (embedded, needs no network), or the folder or hub id
             of a Dinov2 in the layout of `transformers`, such as `microsoft/rad-dino` (docs/models.md).
         image_size: Side of the square input in pixels, or its height and width; the backbone's own where it is None.
-        num_parts: Foreground parts K; the background comes on top. Of `frozen_crops`, the crops of an image.
+        num_parts: Foreground parts K; the background is an additional one. For `frozen_crops`, the crops per image.
         num_classes: Classes C.
         predictor_backbone: Backbone of the predictor; the selector's where it is None.
-        backbone_kwargs: Handed to `timm.create_model` for both backbones.
-        predictor_kwargs: Handed to it for the predictor's backbone instead, where given.
+        backbone_kwargs: Passed to `timm.create_model` for both backbones.
+        predictor_kwargs: Passed to it for the predictor's backbone instead, if given.
         temperature: Softmax temperature tau of the part maps.
         gumbel_noise: Gumbel(0, 1) noise on part maps and mask, in training only.
-        part_dropout: Probability that the selector's classifier misses a whole part, in training.
+        part_dropout: Probability that a whole part is dropped from the selector's classifier, in training.
         mask_part_dropout: Probability that a whole part is hidden from the predictor, in training.
         mask_gradient: How the predictor's loss reaches the selector: "full" (exact, every patch), "visible"
             (exact for visible patches, nothing for hidden ones) or "none".
@@ -70,7 +70,7 @@ class ModelConfig:
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
 
-    # What `--help` shows; `--help-all` shows all.
+    # Shown by `--help`; `--help-all` shows all.
     common: ClassVar[tuple[str, ...]] = ("backbone", "image_size", "num_parts")
     ranges: ClassVar[dict[str, Range]] = {
         "image_size": COUNT,
@@ -79,7 +79,7 @@ class ModelConfig:
         "temperature": POSITIVE,
         "part_dropout": PROBABILITY,
         "mask_part_dropout": PROBABILITY,
-        # Of pixels from 0 to 1: a mean of 124 would be that of bytes.
+        # Pixels are from 0 to 1, not bytes.
         "mean": SHARE,
         "std": POSITIVE,
     }
@@ -88,7 +88,7 @@ class ModelConfig:
         check_ranges(vars(self), self.ranges)
         for name in ("backbone_kwargs", "predictor_kwargs"):
             if taken := [key for key in ("name", "image_size", "pretrained") if key in (getattr(self, name) or {})]:
-                raise IfamError(f"{name} has {taken[0]!r}, which is no setting of the architecture; leave it out.")
+                raise IfamError(f"{name} has {taken[0]!r}, which is not a setting of the architecture; leave it out.")
 
 
 @dataclass(frozen=True)
@@ -127,12 +127,12 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How to train (arXiv 2506.08915, section 4.2).
+    """Settings of the training (arXiv 2506.08915, section 4.2).
 
     Attributes:
         epochs: Passes over the training images, at least 1.
         batch_size: Images in a step, on each device; at least 1.
-        base_lr: Learning rate at batch 16; the real one is `base_lr * sqrt(batch / 16)`, batch being the images
+        base_lr: Learning rate at batch 16; the actual one is `base_lr * sqrt(batch / 16)`, batch being the images
             of all devices and accumulated steps. 0 or positive.
         selector_lr_factor: Multiplies the learning rate of the selector's transformer, weights and tokens;
             0 or positive, as all factors.
@@ -152,24 +152,24 @@ class TrainConfig:
             "none" or "all".
         predictor_tuning: The same for the predictor's backbone.
         group_dro: Train for the worst group (GroupDRO, arXiv 1911.08731), with this step size of the groups' weights;
-            0 keeps them equal, None trains for the average. The answer's classification is then that of the groups,
-            weighted, and training images are drawn with every group equally often. The training groups must be known;
-            where the data know none, the classes are the groups.
+            0 keeps them equal, None trains for the average. The classification loss is then that of the groups,
+            weighted, and every group is sampled equally often. The groups of training images must be known; where the
+            data have no groups, the classes are the groups.
         ema_decay: Decay of an exponential moving average of the weights, which is then what is
             validated and saved; 0 or None for none, else below 1.
-        accumulate: Steps whose gradients are added up before an update, at least 1.
+        accumulate: Steps whose gradients are accumulated before an update, at least 1.
         precision: Lightning's name of the precision, "32-true", "bf16-mixed" or "16-mixed"; weights are always 32-bit.
         compile: Compile the transformers' blocks with `torch.compile`; needs a C++ compiler, and some steps to warm up.
         checkpointing: Keep only the tokens between blocks, and compute the rest again in the backward pass: less
             memory, more time.
-        monitor: What chooses the checkpoint, on validation data: "worst_group" or "accuracy". Ties are decided by the
-            other of the two, then by the loss, and then for the later epoch.
-        augment: "each" for the augmentations that follow, each by its own setting; "none" for none at all.
-        flip: Mirror half of the images, left and right; None to do so unless the data set says that a mirror image
-            means something else (handwriting, X-rays).
+        monitor: Validation metric that selects the checkpoint: "worst_group" or "accuracy". Ties are decided by the
+            other of the two, then by the loss, and then in favor of the later epoch.
+        augment: "each" for the augmentations below, each with its own setting; "none" for no augmentation.
+        flip: Mirror half of the images, left and right; None to do so unless the data set does not allow it
+            (handwriting, X-rays).
         crop: Random crops of at least this share of the area, resized; above 0, and 1 for none.
-        workers: Processes that load images; where it is None, up to 8 beside a GPU, and none without one, where they
-            would compete with the model for the processor.
+        workers: Processes that load images; where it is None, up to 8 with a GPU, and none without one, where they
+            would compete with the model for the CPU.
         seed: Seed of everything random, from 0 to 4294967295.
         devices: Devices on each machine, or "auto".
         num_nodes: Machines.

@@ -1,7 +1,7 @@
-"""Several processes that share the work: which of them this is, and what they exchange.
+"""Distributed processes: their rank, their exchange of tensors, and their joint end.
 
-They are started by `torchrun`, by Slurm or, where a training has several devices, by Lightning. The command line reads
-this file, so torch is imported only where it is needed.
+They are started by `torchrun`, by Slurm or, in training on several devices, by Lightning. The command line imports this
+module, so torch is imported only where it is needed.
 """
 
 import atexit
@@ -17,8 +17,8 @@ from ifam.errors import IfamError
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Seconds that another process waits before it says what is wrong.
-_FIRST_SPEAKS = 3.0
+# Seconds that other processes wait before they report an error.
+_FIRST_REPORTS = 3.0
 
 _RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
 
@@ -29,13 +29,13 @@ def first_process() -> bool:
 
 
 def wait_for_first() -> None:
-    """Let the first process speak: if it fails for the same reason, it ends the others, and one message is shown."""
+    """Let the first process report an error: if it fails too, it ends the others, and only one message is shown."""
     if not first_process():
-        time.sleep(_FIRST_SPEAKS)
+        time.sleep(_FIRST_REPORTS)
 
 
 def rank_and_world_size() -> tuple[int, int]:
-    """Number of this process in its group, and of processes in all; (0, 1) without a group."""
+    """Rank of this process in its group, and number of processes; (0, 1) without a group."""
     from torch import distributed
 
     if distributed.is_available() and distributed.is_initialized():
@@ -45,7 +45,7 @@ def rank_and_world_size() -> tuple[int, int]:
 
 @contextmanager
 def process_group() -> Iterator[bool]:
-    """Join the other processes that `torchrun` has started, if it has; true in the first, which alone writes."""
+    """Join the processes that `torchrun` has started, if any; true in the first, which alone writes."""
     from torch import distributed
 
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or distributed.is_initialized():
@@ -70,14 +70,13 @@ def sum_over_processes(values: "Tensor") -> "Tensor":
 
 @contextmanager
 def ended_together(launcher: Any) -> Iterator[None]:
-    """Let none of the processes that Lightning has started outlive an error in this one, nor this one theirs.
+    """End the processes that Lightning has started on an error in this one, and this one on an error in theirs.
 
     Args:
         launcher: Lightning's launcher, with the processes in `procs`; None, or without these, where it starts none.
 
     Raises:
-        IfamError: Another process has ended with an error. What is raised here says nothing else: an exchange with a
-            process that is gone.
+        IfamError: Another process has ended with an error, so that communication in this one failed.
     """
 
     def started() -> Sequence[subprocess.Popen[bytes]]:
@@ -87,7 +86,7 @@ def ended_together(launcher: Any) -> Iterator[None]:
         for process in started():
             process.kill()
 
-    # They may still be at work with this one after the training.
+    # They may still run after the training, together with this one.
     atexit.register(end)
     try:
         yield
@@ -95,7 +94,7 @@ def ended_together(launcher: Any) -> Iterator[None]:
         failed = _failed(started())
         end()
         if failed:
-            raise IfamError("Another process of this training has ended with an error, which stands above.") from error
+            raise IfamError("Another process of this training ended with an error, which is shown above.") from error
         raise
     except BaseException:
         end()
@@ -103,9 +102,9 @@ def ended_together(launcher: Any) -> Iterator[None]:
 
 
 def _failed(processes: Sequence[subprocess.Popen[bytes]]) -> bool:
-    """Whether one of the processes has ended with an error; one that is about to is waited for."""
-    until = time.monotonic() + 2 * _FIRST_SPEAKS
-    while processes and time.monotonic() < until:
+    """Whether one of the processes has ended with an error; waits a few seconds for it."""
+    deadline = time.monotonic() + 2 * _FIRST_REPORTS
+    while processes and time.monotonic() < deadline:
         if any(process.poll() for process in processes):
             return True
         time.sleep(0.1)

@@ -1,4 +1,4 @@
-"""User-facing errors: one sentence on what is wrong, what was expected and how to fix it."""
+"""User-facing errors: what is wrong, what was expected, how to fix it."""
 
 from collections.abc import Iterable
 
@@ -8,7 +8,7 @@ class IfamError(ValueError):
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """What goes behind an unknown name in a message: " (did you mean 'epochs'?)", or nothing."""
+    """A suffix for messages on an unknown name: " (did you mean 'epochs'?)", or nothing."""
     import difflib
 
     near = difflib.get_close_matches(name, list(known), n=1)

@@ -1,4 +1,4 @@
-"""From files to answers: any images in, one row each out, with a picture of what the answer rests on."""
+"""Predict classes of image files, with a picture of the parts and the mask behind each prediction."""
 
 import csv
 import logging
@@ -39,17 +39,16 @@ from ifam.types import Output
 logger = logging.getLogger(__name__)
 
 _TOP = 5
-# Photographs are drawn at this many pixels at most: enough to look at, and what the paper's models see.
+# Largest side of displayed images in pixels, the input size of the paper's models.
 _DISPLAY = 518
 _QUIET_UP_TO = 20
-# Longer strips are cut to this shape before they are resized: they lose nothing of the centre, but would
-# fill the memory.
+# Longer strips are cropped to this aspect ratio before they are resized, to bound the memory.
 _MAX_ASPECT = 8
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model says about one file.
+    """The prediction for one file.
 
     Attributes:
         path: The file.
@@ -57,9 +56,10 @@ class Prediction:
         class_name: Its name.
         probability: Its probability.
         top: Names and probabilities of the most probable classes, at most five, best first.
-        visible_fraction: Share of the patches in the mask: those that the predictor saw, if the model `hides`.
-        empty: True where there are none: the answer is the predictor's prior then, if the model `hides`.
-        overlay: The picture of input, parts and what the predictor saw, where one was asked for.
+        visible_fraction: Share of the patches in the mask: those that the predictor saw, if the model masks its
+            input.
+        empty: Whether there are none: the prediction is then the predictor's prior, if the model masks its input.
+        overlay: The picture of input, parts and visible patches, if pictures were written.
     """
 
     path: Path
@@ -74,7 +74,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class _Item:
-    """A file that was read: what the model sees of it, and the same crop in a resolution to look at."""
+    """A file that was read: the model's input, and the same crop in a resolution for display."""
 
     path: Path
     name: str
@@ -96,14 +96,14 @@ def predict(
     """Classify image files.
 
     Args:
-        model: A model with parts; it runs in evaluation mode and keeps its own mode.
-        paths: Files, or folders that are searched with all that is in them.
+        model: A model with parts; it runs in evaluation mode, and its mode is restored.
+        paths: Files, or folders that are searched recursively.
         batch_size: Images that are classified at once.
-        out: Folder for a picture of each image and for `predictions.csv` and `predictions.json`; made where
-            it is missing. Rows are in `predictions.csv` as soon as their batch is done.
-        skip_bad: Leave out files that are no images, and say so, instead of stopping.
+        out: Folder for a picture of each image and for `predictions.csv` and `predictions.json`; created if needed.
+            Rows are written to `predictions.csv` after each batch.
+        skip_bad: Leave out files that are not images, with a warning, instead of stopping.
         interventions: Changes to the selection of every image, see `ifam.models.interventions`.
-        overwrite: Replace files in `out`, whatever they are; without that, only those of the same run.
+        overwrite: Replace files in `out`, of any origin; otherwise, only those of the same run.
         white: The value that is white in images of more than 8 bits, as in training (see
             `ifam.data.images.load_image`).
 
@@ -111,13 +111,13 @@ def predict(
         One row for each image, in the order of the paths; the files of a folder are sorted by name.
 
     Raises:
-        IfamError: A path is missing, a file is no image, there is no image at all, the model has no parts to draw or
-            to intervene on, or `out` cannot be written, holds the images or files of something else.
+        IfamError: A path is missing, a file is not an image, there are no images, the model has no parts or does not
+            support interventions, or `out` cannot be written or contains the images or files of another run.
     """
     if not model.selects_parts:
         raise IfamError(
-            f"The method {model.method} has no parts to draw beside its answers; predict with a model of another, such "
-            f"as ifam, selector, late_mask or soft_mask (`ifam evaluate` judges every method)."
+            f"The method {model.method} has no parts to draw; predict with a model of another method, such as ifam, "
+            f"selector, late_mask or soft_mask (`ifam evaluate` supports every method)."
         )
     model.check_interventions(interventions)
     if batch_size < 1:
@@ -145,14 +145,13 @@ def predict(
         _report(skipped)
     if not rows:
         raise IfamError(
-            f"None of the {len(files)} files is an image that can be read, {next(iter(files))} for one; "
-            f"check the paths."
+            f"None of the {len(files)} files is a readable image, such as {next(iter(files))}; check the paths."
         )
     return rows
 
 
 def print_predictions(rows: Sequence[Prediction], *, hides: bool = True) -> None:
-    """Print one line an image; the mask of a model that does not hide is no statement about what was seen."""
+    """Print one line per image; `hides` tells whether the model masks its input."""
     table = Table("image", "class", "probability", "visible" if hides else "in the mask, which hides nothing")
     for row in rows:
         visible = "nothing" if row.empty else f"{row.visible_fraction:.0%}"
@@ -161,42 +160,42 @@ def print_predictions(rows: Sequence[Prediction], *, hides: bool = True) -> None
 
 
 def preprocess(image: Image.Image, model: Classifier) -> Float[Tensor, "3 S1 S2"]:
-    """What the model is given of an image: the shorter side resized, the centre cut out, normalized.
+    """The model's input from an image: the shorter side resized, the center cropped, normalized.
 
     Args:
         image: An image of any size and mode.
-        model: The model, which knows its image size and normalization.
+        model: The model, for its image size and normalization.
 
     Returns:
         Normalized pixels.
     """
     mean, std = model.normalization
-    pixels = _centre(v2.functional.to_image(image.convert("RGB")), model.image_size)
+    pixels = _crop_center(v2.functional.to_image(image.convert("RGB")), model.image_size)
     pixels = v2.functional.to_dtype(pixels, torch.float32, scale=True)
     return torch.as_tensor(v2.functional.normalize(pixels, list(mean), list(std)))
 
 
 def display_crop(image: Image.Image, model: Classifier) -> Image.Image:
-    """The crop that the model is given, in the resolution of the original up to 518 pixels.
+    """The crop that the model sees, in the resolution of the original up to 518 pixels.
 
     Args:
         image: An image of any size and mode.
-        model: The model, which knows its image size.
+        model: The model, for its image size.
 
     Returns:
-        An RGB image, at least as large as the model's input, with whole pixels for each patch of the predictor's.
+        An RGB image, at least as large as the model's input, with a whole number of pixels per patch of the predictor.
     """
     rows, columns = model.mask_grid
     height, width = model.image_size
     scale = max(1.0, min(_DISPLAY / min(height, width), image.height / height, image.width / width))
-    # Rounded down to patches, so that each is drawn equally large.
+    # Rounded down to patches, so that all are drawn equally large.
     size = rows * int(scale * height / rows), columns * int(scale * width / columns)
-    cropped: Image.Image = _centre(image.convert("RGB"), size)
+    cropped: Image.Image = _crop_center(image.convert("RGB"), size)
     return cropped
 
 
-def _centre(image: Any, size: tuple[int, int]) -> Any:
-    """The largest centred part of a picture that has this shape, in this size, as in evaluation."""
+def _crop_center(image: Any, size: tuple[int, int]) -> Any:
+    """The largest centered crop with this aspect ratio, resized to this size, as in evaluation."""
     height, width = v2.functional.get_size(image)
     longest = _MAX_ASPECT * min(height, width)
     if max(height, width) > longest:
@@ -205,42 +204,42 @@ def _centre(image: Any, size: tuple[int, int]) -> Any:
 
 
 def _find(paths: Iterable[str | Path], out: Path | None) -> dict[Path, str]:
-    """The image files, each with a name of its own for its picture."""
+    """The image files, each with a unique name for its picture."""
     files: dict[Path, str] = {}
-    places: set[str] = set()
+    seen: set[str] = set()
     for given in map(local_path, paths):
         if not given.exists():
-            raise IfamError(f"{given} does not exist; give image files or folders that hold some.")
+            raise IfamError(f"{given} does not exist; give image files or folders of images.")
         if not (given.is_dir() or given.is_file()):
-            raise IfamError(f"{given} is not a regular file; give image files or folders that hold some.")
+            raise IfamError(f"{given} is not a regular file; give image files or folders of images.")
         for file in _images_in(given, out) if given.is_dir() else [given]:
-            if os.path.abspath(file) in places:
+            if os.path.abspath(file) in seen:
                 continue
-            places.add(os.path.abspath(file))
+            seen.add(os.path.abspath(file))
             inside = file.name if file == given else str(file.relative_to(given))
             files.setdefault(file, Path(inside).with_suffix("").as_posix().replace("/", "_"))
     if not files:
-        raise IfamError("No path was given; give image files or folders that hold some.")
+        raise IfamError("No path was given; give image files or folders of images.")
     taken: set[str] = set()
     for file, name in files.items():
-        # Long paths are cut at the front: file systems allow 255 bytes.
+        # Long names are truncated at the front: file systems allow 255 bytes.
         files[file] = _unused(name[-60:], taken)
     return files
 
 
 def _images_in(folder: Path, out: Path | None) -> list[Path]:
-    """Image files anywhere below a folder, without our own pictures in `out`; what is left out is logged."""
-    ours = set() if out is None or out.resolve() == folder.resolve() else {out.resolve()}
-    listing = list_images(folder, outside=ours)
+    """Image files anywhere below a folder, without our pictures in `out`; files that are left out are logged."""
+    outside = set() if out is None or out.resolve() == folder.resolve() else {out.resolve()}
+    listing = list_images(folder, outside=outside)
     listing.require_images(folder)
     listing.warn(folder)
     return listing.paths
 
 
 def _unused(name: str, taken: set[str]) -> str:
-    """The name, with a number where another file has it already (`a.png` and `a.jpg`)."""
+    """The name, with a number if another file has it already (`a.png` and `a.jpg`)."""
     number, unique = 1, name
-    # Some file systems are blind to case.
+    # Some file systems are case-insensitive.
     while unique.lower() in taken:
         number += 1
         unique = f"{name}-{number}"
@@ -289,7 +288,7 @@ def _classify(
 
 def _draw(row: Prediction, item: _Item, output: Output, i: int, folder: Path, hides: bool) -> Prediction:
     """The row with its picture, which is written to the folder."""
-    assert output.mask is not None, "only models that select parts come here"
+    assert output.mask is not None, "only models that select parts are drawn"
     if not hides:
         seen = f"{row.visible_fraction:.0%} of the patches in the mask, which hides nothing"
     elif row.empty:
@@ -310,17 +309,17 @@ def _draw(row: Prediction, item: _Item, output: Output, i: int, folder: Path, hi
 
 
 class _Table:
-    """`predictions.csv`, a line an image as soon as it is classified, and `predictions.json`.
+    """Writes `predictions.csv` after each batch, and `predictions.json`.
 
     Args:
-        folder: Where they go.
+        folder: Their folder.
         files: The images, and the names of their pictures.
-        model: What classifies them.
+        model: The model.
         interventions: Changes to the selection of every image.
-        overwrite: Whether files of something else may be replaced.
+        overwrite: Whether files of another run may be replaced.
 
     Raises:
-        IfamError: They may not, and there are some; or the folder is that of the images.
+        IfamError: There are files of another run, or the folder is that of the images.
     """
 
     def __init__(
@@ -345,9 +344,9 @@ class _Table:
         check_folder(folder, "predictions.json", others, self.conditions["run"], overwrite)
 
     def add(self, rows: Sequence[Prediction]) -> None:
-        """Write the rows of a batch at once: what comes after it may be stopped."""
+        """Write the rows of a batch, before the next one may be interrupted."""
         if not self.rows:
-            # Names the run before there is anything of it to replace.
+            # Identifies the run before its other files are written.
             self._write_json([], complete=False)
         first = not self.rows
         self.rows += [_as_dict(row) for row in rows]
@@ -359,7 +358,7 @@ class _Table:
                 writer.writerow({**row, "top": "; ".join(f"{name} {p:.4f}" for name, p in row["top"])})
 
     def close(self, skipped: Sequence[tuple[Path, str]], complete: bool) -> None:
-        """Write `predictions.json`, after a failure too: what was classified before it is not lost."""
+        """Write `predictions.json`, also after a failure, to keep earlier predictions."""
         if self.rows:
             self._write_json(skipped, complete)
 

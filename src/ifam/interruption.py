@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as an exception, so that a run ends with one sentence and nothing half-written. No torch here."""
+"""SIGINT and SIGTERM as an exception, so that a run ends with one message and no partial files. Imports no torch."""
 
 import os
 import signal
@@ -12,13 +12,13 @@ from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-# Seconds in which further signals are taken for the same request: `timeout` and batch systems send one to a process
-# and another to its group.
+# Seconds in which further signals count as the same request: `timeout` and batch systems signal a process and its
+# group.
 _REPEATED = 2.0
 
 
 class Interrupted(BaseException):
-    """The process was asked to end.
+    """The process received SIGINT or SIGTERM.
 
     Args:
         number: Number of the signal.
@@ -30,7 +30,7 @@ class Interrupted(BaseException):
 
     @property
     def exit_status(self) -> int:
-        """Status of a process that the signal has ended, as shells have it: 130 or 143."""
+        """Exit status of a process that was ended by the signal, as in shells: 130 or 143."""
         return 128 + self.number
 
     def __str__(self) -> str:
@@ -39,7 +39,7 @@ class Interrupted(BaseException):
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """SIGINT and SIGTERM raise `Interrupted` in here; in other threads than the main one, nothing changes."""
+    """Raise `Interrupted` on SIGINT and SIGTERM within the block; no effect outside the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -53,45 +53,45 @@ def interruptible() -> Iterator[None]:
         now = time.monotonic()
         repeated = bool(requests) and now - requests[0][1] < _REPEATED
         requests.append((number, now))
-        # Other threads, such as those of loaders and loggers, would show that what they work with is gone.
+        # Other threads, such as those of loaders and loggers, would show errors because of the interruption.
         _silence_threads()
         if not repeated:
             raise Interrupted(number)
 
-    before = {number: signal.signal(number, interrupt) for number in SIGNALS}
+    previous = {number: signal.signal(number, interrupt) for number in SIGNALS}
     try:
         yield
     except Exception as error:
         if not requests:
             raise
-        # Ending early has failed somewhere, but that is not why the run ends.
+        # An error in the cleanup; the cause of the end is the signal.
         raise Interrupted(requests[0][0]) from error
     finally:
         sys.excepthook, threading.excepthook = hooks
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
 
 
 def _show_nothing(*_: object) -> None:
-    """Leave out what an error of a thread would print."""
+    """Print nothing on an error in a thread."""
 
 
 def _silence_threads() -> None:
-    """Show no more errors of other threads: multiprocessing's use `sys.excepthook`, all others that of `threading`."""
+    """Silence errors in other threads: those of multiprocessing use `sys.excepthook`, others that of `threading`."""
     sys.excepthook = threading.excepthook = _show_nothing
 
 
 def _in_child(number: int) -> None:
-    """What a signal does in a fork of the process, such as one that loads images: its parent ends it after Ctrl-C."""
+    """Handle a signal in a fork of the process, such as a loader of images: its parent ends it after Ctrl-C."""
     if number != signal.SIGINT:
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
 
 
 def ignore_signals() -> None:
-    """Ignore SIGINT and SIGTERM from now on: the process ends anyway, and has said so.
+    """Ignore SIGINT and SIGTERM from now on, when the process ends anyway.
 
-    So does the end of processes that load images, of which PyTorch would raise an error.
+    This includes the end of loader processes, for which PyTorch would raise an error.
     """
     _silence_threads()
     if threading.current_thread() is threading.main_thread():
@@ -102,7 +102,7 @@ def ignore_signals() -> None:
 
 
 def handlers() -> dict[int, Any]:
-    """What the signals do now, by number; nothing in other threads than the main one."""
+    """The current handlers by signal number; empty outside the main thread."""
     if threading.current_thread() is not threading.main_thread():
         return {}
     return {number: signal.getsignal(number) for number in SIGNALS}

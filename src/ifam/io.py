@@ -1,7 +1,7 @@
-"""Paths as users write them, and files that are complete or absent, and never replaced unasked.
+"""Paths of users, and files that are written atomically and not replaced without `--overwrite`.
 
-The rule of every verb: a file takes the place of one that the same run wrote (the same command under the same
-conditions); any other file stays, unless `--overwrite` asks for its replacement.
+The rule of every verb: a file replaces one that the same run wrote (the same command under the same conditions); any
+other file is only replaced with `--overwrite`.
 """
 
 import hashlib
@@ -17,15 +17,15 @@ from typing import Any
 from ifam.distributed import first_process
 from ifam.errors import IfamError
 
-# Enough to notice a full disk before the work whose result would not fit.
+# Enough to detect a full disk before the work whose result would not fit.
 _PROBE = bytes(1 << 16)
 
 
 def local_path(path: str | Path) -> Path:
-    """A path with what a shell would have expanded: `~`, `~user`, `$NAME` and `${NAME}`.
+    """A path with the expansions of a shell: `~`, `~user`, `$NAME` and `${NAME}`.
 
-    A shell expands `--root ~/x` but not `--root=~/x`, and nothing that stands in a YAML file. A path that exists as
-    it is written is left alone, but for `~`. Elsewhere than on Windows, a backslash is read as a slash.
+    A shell expands `--root ~/x` but not `--root=~/x`, and nothing in a YAML file. In a path that exists as written,
+    only `~` is expanded. Except on Windows, a backslash is read as a slash.
 
     Raises:
         IfamError: The path is empty, or begins with a variable, user or drive that does not exist here.
@@ -45,7 +45,7 @@ def local_path(path: str | Path) -> Path:
 
 
 def ensure_writable(target: Path, *, folder: bool = False) -> None:
-    """Try to write where a result will go, before the work whose result it is; nothing is left behind.
+    """Check that a result can be written, before the work on it; no files are left behind.
 
     Args:
         target: The file, or the folder, that will be written; it need not exist.
@@ -85,7 +85,7 @@ def ensure_writable(target: Path, *, folder: bool = False) -> None:
 
 
 def ensure_space(folder: Path, size: int) -> None:
-    """Refuse to begin what would fill the disk.
+    """Refuse to start work that would fill the disk.
 
     Args:
         folder: A folder that exists.
@@ -104,13 +104,13 @@ def ensure_space(folder: Path, size: int) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A name beside a file to write to; what is there takes the file's place when the block ends without an error.
+    """A temporary path next to a file, which replaces the file when the block ends without an error.
 
     Args:
-        path: The file; folders above it are made. A link stays one, and a device is written to directly.
+        path: The file; its parents are created. A link is followed, and a device is written to directly.
 
     Raises:
-        IfamError: It cannot be written. What was there before is still there.
+        IfamError: It cannot be written. An existing file is left unchanged.
     """
     if _is_device(path):
         try:
@@ -119,7 +119,7 @@ def replacing(path: Path) -> Iterator[Path]:
             raise _unwritable(path, error) from error
         return
     target = Path(os.path.realpath(path))
-    # The ending tells Pillow the format.
+    # Pillow takes the format from the suffix.
     beside = target.with_name(f".{target.stem[:80]}.{os.getpid()}.tmp{target.suffix}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -133,9 +133,9 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file, complete or not at all.
+    """Write a text file atomically.
 
-    File names that are not UTF-8 are written with escapes, which JSON gives back as they were.
+    File names that are not UTF-8 are written with escapes, which JSON restores.
 
     Raises:
         IfamError: It cannot be written.
@@ -145,7 +145,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, content: Mapping[str, Any], **options: Any) -> None:
-    """Write a JSON file, complete or not at all; `options` go to `json.dumps`.
+    """Write a JSON file atomically; `options` go to `json.dumps`.
 
     Raises:
         IfamError: It cannot be written.
@@ -154,14 +154,14 @@ def write_json(path: Path, content: Mapping[str, Any], **options: Any) -> None:
 
 
 def printable(text: object) -> str:
-    """A text that can be printed: what is not UTF-8 in a file name, or would steer the terminal, is escaped."""
-    shown = str(text).encode("utf-8", "backslashreplace").decode()
-    # Spaces that do not break, and what joins the pieces of an emoji or the letters of some alphabets, are harmless.
-    return "".join(c if c.isprintable() or c in "\n\t\u00a0\u202f\u200c\u200d" else repr(c)[1:-1] for c in shown)
+    """A printable text: bytes of file names that are not UTF-8 and control characters are escaped."""
+    escaped = str(text).encode("utf-8", "backslashreplace").decode()
+    # Non-breaking spaces and the joiners of emoji and some scripts are harmless.
+    return "".join(c if c.isprintable() or c in "\n\t\u00a0\u202f\u200c\u200d" else repr(c)[1:-1] for c in escaped)
 
 
 def foreign_content(path: Path) -> str:
-    """What a file holds that stands in the place of another, and how to get that one; empty where nothing is seen."""
+    """What a file contains instead of the expected content, and how to fix it; empty if nothing is recognized."""
     try:
         with path.open("rb") as file:
             start = file.read(512).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
@@ -170,9 +170,9 @@ def foreign_content(path: Path) -> str:
     if not start:
         return "the file is empty; copy or download it again"
     if start.startswith(b"version https://git-lfs"):
-        return "it is a Git LFS pointer in the place of the file; run `git lfs pull` to download that"
+        return "it is a Git LFS pointer instead of the file; run `git lfs pull` to download it"
     if start.startswith((b"<!doctype html", b"<html")):
-        return "it is a web page in the place of the file; open it in a browser to see why, and download the file again"
+        return "it is a web page instead of the file; open it in a browser to see why, and download the file again"
     return ""
 
 
@@ -180,33 +180,32 @@ def foreign_content(path: Path) -> str:
 
 
 def run_digest(conditions: Mapping[str, Any]) -> str:
-    """Eight characters that name a run: equal where all of its conditions are."""
+    """A digest of eight characters that identifies a run by all of its conditions."""
     text = json.dumps(conditions, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def check_replaceable(path: Path, run: str, overwrite: bool) -> None:
-    """Refuse to replace a JSON file or page that another run wrote, or that is not a result at all.
+    """Refuse to replace a JSON file or page that another run wrote, or that is not a result.
 
     Args:
         path: The file, which need not exist.
-        run: What `run_digest` gave for the run that is about to begin; results name theirs under `conditions`, pages
-            in their head.
-        overwrite: Whether the replacement was asked for.
+        run: The `run_digest` of the new run; results have theirs under `conditions`, pages in their head.
+        overwrite: Whether to allow the replacement.
 
     Raises:
-        IfamError: It is there, and of something else.
+        IfamError: The file exists and was not written by this run.
     """
     if overwrite or not first_process() or not os.path.exists(path) or _is_device(path):
         return
-    known = _run_of(path)
-    if known != run:
-        what = "is not a result of `ifam`" if known is None else "is a result under other conditions"
+    previous = _run_of(path)
+    if previous != run:
+        what = "is not a result of `ifam`" if previous is None else "is a result under other conditions"
         raise IfamError(f"{path} exists and {what}; choose another --out, or replace it with --overwrite.")
 
 
 def _run_of(path: Path) -> str | None:
-    """The run that a result or a page names; None for any other file."""
+    """The digest of the run in a result or a page; None for any other file."""
     try:
         text = path.read_text(encoding="utf-8")
         if page := re.search(r'<meta name="ifam-run" content="(\w+)">', text[:2000]):
@@ -218,14 +217,14 @@ def _run_of(path: Path) -> str | None:
 
 
 def check_absent(paths: Iterable[Path], overwrite: bool) -> None:
-    """Refuse to replace anything.
+    """Refuse to replace existing files.
 
     Args:
-        paths: What is about to be written.
-        overwrite: Whether the replacement was asked for.
+        paths: The files to write.
+        overwrite: Whether to allow the replacement.
 
     Raises:
-        IfamError: One of them is there.
+        IfamError: One of them exists.
     """
     for path in paths if first_process() and not overwrite else ():
         if os.path.lexists(path) and not _is_device(path):
@@ -233,17 +232,17 @@ def check_absent(paths: Iterable[Path], overwrite: bool) -> None:
 
 
 def check_folder(folder: Path, result: str, others: Iterable[str], run: str, overwrite: bool) -> None:
-    """Refuse to write a result and the files that belong to it over those of another run, or of something else.
+    """Refuse to replace a result and the files that belong to it, unless this run wrote them.
 
     Args:
-        folder: Where they go.
-        result: Name of the JSON file that names its run.
-        others: Names of what is written with it.
-        run: What `run_digest` gave.
-        overwrite: Whether the replacement was asked for.
+        folder: Their folder.
+        result: Name of the JSON file with the digest of its run.
+        others: Names of the other files.
+        run: The `run_digest` of the new run.
+        overwrite: Whether to allow the replacement.
 
     Raises:
-        IfamError: The folder holds one of them, and not of this run.
+        IfamError: The folder contains one of them, from another run.
     """
     if (folder / result).exists():
         check_replaceable(folder / result, run, overwrite)
@@ -252,7 +251,7 @@ def check_folder(folder: Path, result: str, others: Iterable[str], run: str, ove
 
 
 def _is_device(path: Path) -> bool:
-    """Whether this is something like /dev/null, which is written to and never replaced."""
+    """Whether this is a device such as /dev/null, which is written to and never replaced."""
     return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
 
 

@@ -1,4 +1,4 @@
-"""What the package logs and warns of, shown on standard error by the command line. No torch here."""
+"""Show log messages and warnings of the package on standard error. Imports no torch."""
 
 import logging
 import os
@@ -14,7 +14,7 @@ logger = logging.getLogger("ifam")
 
 
 class _StandardError(logging.StreamHandler[TextIO]):
-    """Writes to what `sys.stderr` is at that moment: progress bars put something else in its place."""
+    """Writes to the current `sys.stderr`, which progress bars replace."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a message."""
@@ -23,35 +23,35 @@ class _StandardError(logging.StreamHandler[TextIO]):
 
 
 class _Sentence(logging.Formatter):
-    """The message, and what it is if it is more than information."""
+    """The message, after its level if that is above INFO."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The message of a record."""
-        before = f"{record.levelname.capitalize()}: " if record.levelno > logging.INFO else ""
-        return before + super().format(record)
+        prefix = f"{record.levelname.capitalize()}: " if record.levelno > logging.INFO else ""
+        return prefix + super().format(record)
 
 
-def _log_warning(message: Warning | str, *about: Any, **more: Any) -> None:
-    """Log a warning without the file and line that Python would name: users of the command line see no code."""
+def _log_warning(message: Warning | str, *args: Any, **kwargs: Any) -> None:
+    """Log a warning without the file and line of the code."""
     logger.warning("%s", message)
 
 
 @contextmanager
 def shown() -> Iterator[None]:
-    """Show what is logged and warned of; of several processes, the first shows it and prints."""
+    """Show log messages and warnings; of several processes, only the first one prints."""
     handler = _StandardError()
     handler.setFormatter(_Sentence())
-    before = logger.level
+    level = logger.level
     logger.setLevel(logging.INFO if first_process() else logging.ERROR)
     logger.addHandler(handler)
     stdout = sys.stdout
     try:
-        with open(os.devnull, "w", encoding="utf-8") as nowhere, warnings.catch_warnings():
+        with open(os.devnull, "w", encoding="utf-8") as devnull, warnings.catch_warnings():
             warnings.showwarning = _log_warning
             if not first_process():
-                sys.stdout = nowhere
+                sys.stdout = devnull
             yield
     finally:
         sys.stdout = stdout
         logger.removeHandler(handler)
-        logger.setLevel(before)
+        logger.setLevel(level)

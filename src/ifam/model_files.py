@@ -1,4 +1,4 @@
-"""Files of models, our own and others': settings and weights, never code."""
+"""Read and write settings and weights of models; code in files is never run."""
 
 import hashlib
 import json
@@ -41,7 +41,7 @@ def download(name: str, files: Sequence[str], revision: str | None = None) -> Pa
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(files)))
     except (OSError, EntryNotFoundError, HFValidationError) as error:
         raise IfamError(
-            f"There is no folder {name!r} here, and the hub gave no model of this id "
+            f"There is no folder {name!r} here, and no model of this id could be downloaded from the hub "
             f"({first_line(error)}); check the name and the network."
         ) from error
 
@@ -57,27 +57,26 @@ def read_json(path: Path) -> dict[str, Any] | None:
             f"{path} cannot be read as JSON ({foreign_content(path) or error}); restore it, or write it again."
         ) from error
     if not isinstance(settings, dict):
-        raise IfamError(f"{path} holds a {type(settings).__name__}, but an object of settings is expected.")
+        raise IfamError(f"{path} contains a {type(settings).__name__}, but an object of settings is expected.")
     return settings
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """The tensors in a safetensors file, which can hold nothing else."""
+    """The tensors in a safetensors file."""
     if not path.is_file():
-        raise IfamError(f"{path.parent} has no {path.name}; give a folder that holds the weights.")
+        raise IfamError(f"{path.parent} has no {path.name}; give a folder with the weights.")
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
         raise IfamError(
-            f"{path} is no safetensors file, or a damaged one ({foreign_content(path) or first_line(error)}); fetch it "
-            f"again."
+            f"{path} is not a valid safetensors file ({foreign_content(path) or first_line(error)}); re-download it."
         ) from error
 
 
 def read_pickle(path: Path) -> Any:
-    """What `torch.save` wrote, if it is made of tensors and plain Python values; no code in it is run."""
+    """The content of a file of `torch.save` with tensors and plain Python values; no code in it is run."""
     if foreign := foreign_content(path):
-        raise _no_checkpoint(path, foreign)
+        raise _invalid_checkpoint(path, foreign)
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(_numpy_scalars()):
             # torch warns of files that it did not write; those are refused below anyway.
@@ -86,30 +85,29 @@ def read_pickle(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         code = re.search(r"GLOBAL (\S+)", str(error))
         if code is None:
-            # Not torch's own text, which recommends to run the file's code.
+            # torch's own message recommends to run the file's code.
             raise IfamError(
-                f"{path} is no checkpoint that torch.save wrote: it is damaged, or a pickle that may carry code, and "
-                f"is not run; a file that torch.save or safetensors wrote is expected."
+                f"{path} is not a valid checkpoint of torch.save: it is damaged, or a pickle that may contain code, "
+                f"which is not run; a file that torch.save or safetensors wrote is expected."
             ) from error
         raise IfamError(
-            f"{path} carries code ({code[1]}), which is not run; only tensors and plain values are read. "
-            f"Where you trust the file, load its `model_state` with torch yourself and save it with "
+            f"{path} contains code ({code[1]}), which is not run; only tensors and plain values are read. "
+            f"If you trust the file, load its `model_state` with torch yourself and save it with "
             f"safetensors."
         ) from error
-    # A file of any other kind makes the reader stumble in any way.
+    # A file of any other kind can raise anything.
     except Exception as error:
-        raise _no_checkpoint(path, first_line(error)) from error
+        raise _invalid_checkpoint(path, first_line(error)) from error
 
 
-def _no_checkpoint(path: Path, reason: str) -> IfamError:
+def _invalid_checkpoint(path: Path, reason: str) -> IfamError:
     return IfamError(
-        f"{path} is no checkpoint, or a damaged one ({reason}); a file that torch.save or "
-        f"safetensors wrote is expected."
+        f"{path} is not a valid checkpoint ({reason}); a file that torch.save or safetensors wrote is expected."
     )
 
 
 def _numpy_scalars() -> list[Any]:
-    """What a number of numpy is pickled as; trainers keep them beside the weights, and they are no code."""
+    """Globals in pickles of numpy scalars, which trainers save with the weights; they are safe."""
     scalar = np.float64(0).__reduce__()[0]
     # numpy 1 and 2 have two names for the same function.
     names = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
@@ -117,7 +115,7 @@ def _numpy_scalars() -> list[Any]:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error that says something."""
+    """The first nonblank line of the message of an error."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
@@ -125,7 +123,7 @@ def weights_digest(tensors: Mapping[str, Tensor]) -> str:
     """A hash of weights with their names, shapes and types: equal for a model and for the file that it was saved to.
 
     Args:
-        tensors: A model's state dict, or what `read_safetensors` gave.
+        tensors: A model's state dict, or the result of `read_safetensors`.
     """
     digest = hashlib.sha256()
     for name, weight in sorted(tensors.items()):
@@ -135,10 +133,11 @@ def weights_digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def write_model(folder: str | Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
-    """Write weights and configuration to a folder, each under a temporary name first.
+    """Write weights and configuration to a folder atomically.
 
     Raises:
-        IfamError: The folder cannot be written, or the configuration is nothing for JSON; no new folder is left then.
+        IfamError: The folder cannot be written, or the configuration cannot be written as JSON; no new folder is left
+            then.
     """
     folder = local_path(folder)
     try:
@@ -157,8 +156,7 @@ def write_model(folder: str | Path, tensors: Mapping[str, Tensor], config: Mappi
             weights,
             metadata={"format": "pt"},
         )
-        # At no moment does the folder hold the weights of one model and the settings of another: without settings it
-        # is no model.
+        # The folder never has the weights of one model and the settings of another: the old settings are removed first.
         (folder / CONFIG).unlink(missing_ok=True)
         weights.replace(folder / WEIGHTS)
         settings.replace(folder / CONFIG)
@@ -167,7 +165,7 @@ def write_model(folder: str | Path, tensors: Mapping[str, Tensor], config: Mappi
             with suppress(OSError):
                 path.unlink(missing_ok=True)
         for path in fresh:
-            # A folder that someone else has filled meanwhile stays.
+            # A folder that has other files meanwhile is kept.
             with suppress(OSError):
                 path.rmdir()
         if isinstance(error, (OSError, SafetensorError)):

@@ -1,4 +1,4 @@
-"""Progress with rate and time left: a bar in a terminal, a line a minute in a log."""
+"""Progress with rate and time left: a bar in a terminal, a line per minute in a log."""
 
 import logging
 import time
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 class RateColumn(ProgressColumn):
-    """Steps a second."""
+    """Steps per second."""
 
     def render(self, task: Task) -> Text:
         """The rate, once one is known."""
@@ -35,17 +35,17 @@ class RateColumn(ProgressColumn):
 
 
 class ProgressBar(RichProgress):
-    """A bar with count, rate, time gone and time left; where the output is not a terminal, lines in the log.
+    """A bar with count, rate, elapsed and remaining time; where the output is not a terminal, lines in the log.
 
     Args:
         disable: Show and log nothing.
-        console: Where the bar is drawn.
+        console: Console of the bar.
     """
 
     def __init__(self, *, disable: bool = False, console: Console | None = None) -> None:
         console = console or PlainConsole()
         self.pulse = None if disable or console.is_terminal else Pulse(self._described)
-        # When each task began, and how much of it was done then; the last one is what is under way.
+        # Start time of each task, and its progress then; the last one is the current task.
         self.begun: dict[TaskID, tuple[float, float]] = {}
         super().__init__(
             TextColumn("{task.description}", markup=False),
@@ -61,13 +61,13 @@ class ProgressBar(RichProgress):
         )
 
     def start(self) -> None:
-        """Draw the bar, or begin to log."""
+        """Start the bar, or the log."""
         super().start()
         if self.pulse is not None:
             self.pulse.start()
 
     def stop(self) -> None:
-        """Draw or log no more."""
+        """Stop the bar, or the log."""
         super().stop()
         if self.pulse is not None:
             self.pulse.stop()
@@ -87,12 +87,12 @@ class ProgressBar(RichProgress):
         return task_id
 
     def remove_task(self, task_id: TaskID) -> None:
-        """Go back to the task before this one."""
+        """Remove a task; the previous one becomes current."""
         self.begun.pop(task_id)
         super().remove_task(task_id)
 
     def _described(self) -> str:
-        """How far the task is that began last."""
+        """Progress of the current task as text."""
         task_id, (begun, before) = next(reversed(self.begun.items()), (None, (0.0, 0.0)))
         for task in self.tasks:
             if task.id == task_id:
@@ -101,10 +101,10 @@ class ProgressBar(RichProgress):
 
 
 class Progress(L.Callback):
-    """One bar for all epochs, and for each a line in the log with the validation figures.
+    """One bar for all epochs, and a log line with the validation metrics of each.
 
     Args:
-        label: What is under way.
+        label: Label of the bar.
     """
 
     def __init__(self, label: str) -> None:
@@ -120,23 +120,23 @@ class Progress(L.Callback):
         self.bar.start()
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
-        """One step more."""
+        """Advance by one step."""
         if self.bar is not None:
             self.bar.advance(self.task)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Show how far validation is, too."""
+        """Add a bar for validation."""
         if self.bar is not None:
             label, total = f"validation of epoch {trainer.current_epoch + 1}", sum(trainer.num_val_batches)
             self.validation = self.bar.add_task(label, total=total)
 
     def on_validation_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
-        """One batch of validation images more."""
+        """Advance validation by one batch."""
         if self.bar is not None:
             self.bar.advance(self.validation)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Log what validation found."""
+        """Log the validation metrics."""
         if self.bar is not None:
             self.bar.remove_task(self.validation)
             metrics = trainer.callback_metrics

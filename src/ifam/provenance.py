@@ -1,4 +1,4 @@
-"""Where a result comes from: version, source and time, and the digest of the weights that it is about."""
+"""Provenance of a result: version, revision, time, and the digest of the weights that it was measured on."""
 
 import logging
 import subprocess
@@ -12,8 +12,8 @@ from ifam.version import __version__
 _log = logging.getLogger("ifam")
 
 
-def judged_weights(result: Path) -> str | None:
-    """The digest of the weights that a result names; None where there is no such file, or it names none."""
+def weights_of_result(result: Path) -> str | None:
+    """The digest of the weights of a result; None where the file or the digest is missing."""
     try:
         conditions = (read_json(result) or {}).get("conditions", {})
     except IfamError:
@@ -22,15 +22,15 @@ def judged_weights(result: Path) -> str | None:
 
 
 def model_folder(result: Path) -> Path | None:
-    """The folder of the model that a result lies in: beside it, or around `evaluations/NAME/`."""
-    beside = result.absolute().parent
-    around = [beside, beside.parent.parent] if beside.parent.name == "evaluations" else [beside]
-    return next((folder for folder in around if (folder / WEIGHTS).is_file()), None)
+    """The folder of the model that a result belongs to: its folder, or that of `evaluations/NAME/`."""
+    parent = result.absolute().parent
+    candidates = [parent, parent.parent.parent] if parent.parent.name == "evaluations" else [parent]
+    return next((folder for folder in candidates if (folder / WEIGHTS).is_file()), None)
 
 
 def is_stale(result: Path) -> bool:
-    """Whether a result lies in the folder of a model whose weights are not those that it judged."""
-    weights, folder = judged_weights(result), model_folder(result)
+    """Whether a result is in the folder of a model with other weights than those it was measured on."""
+    weights, folder = weights_of_result(result), model_folder(result)
     if weights is None or folder is None:
         return False
     try:
@@ -40,10 +40,10 @@ def is_stale(result: Path) -> bool:
 
 
 def warn_if_other_weights(result: Path, weights: str) -> None:
-    """Say so where a result that lies beside a model is about other weights than the model has now."""
-    known = judged_weights(result)
-    if known not in (None, weights):
-        _log.warning("%s is about other weights than those that are beside it now; do not read it as theirs.", result)
+    """Warn if a result next to a model was measured on other weights than the model has now."""
+    measured = weights_of_result(result)
+    if measured not in (None, weights):
+        _log.warning("%s was measured on other weights than those next to it now.", result)
 
 
 def provenance() -> dict[str, str | None]:
@@ -58,7 +58,7 @@ def provenance() -> dict[str, str | None]:
 def _revision(folder: Path) -> str | None:
     """The revision of the checkout that a source folder is in."""
     if "site-packages" in folder.parts:
-        # Installed, it may lie in an environment inside of somebody else's checkout.
+        # An installed package may be in an environment inside another checkout.
         return None
     command = ["git", "-C", str(folder), "rev-parse", "--short", "HEAD"]
     try:

@@ -1,4 +1,4 @@
-"""Lines in the log that say how far long work is: the first one early, then one a minute. No torch here."""
+"""Log the progress of long work: first after ten seconds, then once per minute. Imports no torch."""
 
 import logging
 import math
@@ -13,13 +13,13 @@ T = TypeVar("T")
 
 
 class Pulse:
-    """Logs how far some work is from start to stop, from a thread: on time, however long a single step takes.
+    """Logs progress from start to stop in a thread, on time however long a single step takes.
 
     Args:
-        describe: Says how far the work is; nothing is logged where it says nothing.
+        describe: Returns the progress as text; nothing is logged where it is empty.
     """
 
-    # Seconds before the first line, and from one to the next.
+    # Seconds before the first line, and between lines.
     first: ClassVar[float] = 10.0
     interval: ClassVar[float] = 60.0
 
@@ -29,11 +29,11 @@ class Pulse:
         self._thread = threading.Thread(target=self._run, name="ifam-pulse", daemon=True)
 
     def start(self) -> None:
-        """Begin to log."""
+        """Start logging."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Log no more."""
+        """Stop logging."""
         self._ended.set()
 
     def _run(self) -> None:
@@ -45,17 +45,17 @@ class Pulse:
 
 
 def reported(items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
-    """The items one after another; how far they are is logged if that takes long.
+    """Iterate over items and log the progress if this takes long.
 
     Args:
-        items: What is worked on.
-        label: What is done with them.
-        total: How many there are; their length where it is None and they have one.
+        items: The items.
+        label: Description of the work.
+        total: Number of items; their length where it is None and they have one.
     """
     total = len(items) if total is None and isinstance(items, Sized) else total
     begun = time.monotonic()
     due = begun + Pulse.first
-    # Not from a thread, which would go on where nobody takes the other items.
+    # Without a thread, which would not end if the iteration is abandoned.
     for count, item in enumerate(items, 1):
         yield item
         now = time.monotonic()
@@ -65,14 +65,14 @@ def reported(items: Iterable[T], label: str, total: int | None = None) -> Iterat
 
 
 def described(label: str, done: int | float, total: int | float | None, seconds: float, before: int | float = 0) -> str:
-    """How far some work is: "training: 120 of 400, 2.1/s, 2 min left".
+    """Progress as text: "training: 120 of 400, 2.1/s, 2 min left".
 
     Args:
-        label: What is done.
-        done: Steps that are done.
-        total: Steps in all, where that is known.
-        seconds: How long it has taken.
-        before: Steps that had been done before that.
+        label: Description of the work.
+        done: Finished steps.
+        total: Number of steps, if known.
+        seconds: Elapsed time.
+        before: Steps that were finished before this time.
     """
     count = f"{label}: {done:.0f}" + ("" if total is None else f" of {total:.0f}")
     if done <= before or seconds <= 0:
@@ -83,7 +83,7 @@ def described(label: str, done: int | float, total: int | float | None, seconds:
 
 
 def _per_time(rate: float) -> str:
-    """A rate in steps a second, or a minute where it is slow."""
+    """A rate in steps per second, or per minute where it is slow."""
     return f"{rate:.1f}/s" if rate >= 1 else f"{rate * 60:.1f}/min"
 
 

@@ -1,4 +1,4 @@
-"""The range of each number that a user can set, stated once and checked before work begins. No torch here."""
+"""Ranges of numeric settings, and their check. Imports no torch."""
 
 import math
 from collections.abc import Mapping
@@ -15,11 +15,11 @@ class Range:
     """Finite numbers from `low` to `high`; NaN and infinity are in no range.
 
     Attributes:
-        expected: The range in words, as it stands in a message.
+        expected: The range in words, for messages.
         low: Least value.
         high: Greatest value.
-        open_low: Whether `low` itself is out.
-        open_high: Whether `high` itself is out.
+        open_low: Whether `low` itself is excluded.
+        open_high: Whether `high` itself is excluded.
     """
 
     expected: str
@@ -52,7 +52,7 @@ def check_ranges(values: Mapping[str, Any], ranges: Mapping[str, Range], prefix:
     Args:
         values: Settings by name; of a list, every element counts.
         ranges: Range of each setting.
-        prefix: Goes before the name in the message, as in "train.epochs".
+        prefix: Prefix of the name in the message, as in "train.epochs".
 
     Raises:
         IfamError: A number is out of its range.

@@ -1,6 +1,6 @@
 """Saved models: a folder, or a repository of the Hugging Face hub, with `config.json` and `model.safetensors`.
 
-This knows the files alone; a model's class reads and writes its own, and `ifam.checkpoints.hub` finds the class.
+This module handles the files only; models are saved and loaded by their classes, which `ifam.checkpoints.hub` selects.
 """
 
 import math
@@ -17,11 +17,11 @@ from ifam.io import local_path
 from ifam.model_files import CONFIG, WEIGHTS, download, read_json, read_safetensors, write_model
 from ifam.version import __version__
 
-# Single files that hold weights; none of them is the id of a model.
+# Suffixes of files with weights, which are not ids of models.
 _SUFFIXES = {".pt", ".pth", ".ckpt", ".bin", ".safetensors"}
-# Methods that models were saved under, and what they are called now.
+# Former names of methods in saved models, and their present names.
 RENAMED_METHODS = {"attention_crops": "trained_crops"}
-# What is remembered of the training, if anything, and its types.
+# Types of what is saved of the training.
 _EXTRA: dict[str, tuple[type, ...]] = {"benchmark": (str,), "root": (str, type(None)), "data": (dict,)}
 
 
@@ -30,14 +30,14 @@ def write(
 ) -> None:
     """Write `model.safetensors` and `config.json` to a folder.
 
-    Each file is complete or absent: it is written under another name first. A failure leaves no new folder.
+    Each file is written atomically. A failure leaves no new folder.
 
     Args:
-        folder: Where to; made if need be.
+        folder: The folder; created if needed.
         tensors: The model's state dict.
         config: Its settings.
         method: Its name in `ifam.models.registry.METHODS`.
-        extra: Anything for JSON that should travel with the model (`read_config` gives it back).
+        extra: JSON-serializable content to save with the model (`read_config` returns it).
 
     Raises:
         IfamError: The folder cannot be written, or `extra` or the configuration cannot be written as JSON.
@@ -52,7 +52,7 @@ def find(source: str | Path, revision: str | None = None) -> Path:
     if path.exists():
         return path
     owner = path.parts[0] if len(path.parts) == 2 else ""
-    # `runs/ifam` and whatever lies in a folder of this name here is meant to be local: no wait for the network.
+    # `runs/ifam`, or a path in an existing folder, is meant to be local: do not wait for the network.
     local = owner == "runs" or Path(owner).is_dir()
     if isinstance(source, Path) or local or not re.fullmatch(r"[\w.-]+/[\w.-]+", source) or path.suffix in _SUFFIXES:
         raise IfamError(
@@ -76,7 +76,7 @@ def locate(source: str | Path, revision: str | None = None) -> Path:
 
 
 def read_method(source: str | Path, *, revision: str | None = None) -> str:
-    """The present name of the method of a saved model, whether this version knows it or not.
+    """The present name of the method of a saved model, even if it is unknown to this version.
 
     Args:
         source: A folder, or the id of a model on the hub.
@@ -88,7 +88,7 @@ def read_method(source: str | Path, *, revision: str | None = None) -> str:
     path, settings = _settings(source, revision)
     name = settings.get("method")
     if name is None:
-        # Folders from before there were methods: a plain ViT had no selector.
+        # Models saved before there were methods: only plain ViTs have no selector.
         tensors = read_safetensors(path.parent / WEIGHTS)
         return "ifam" if any(tensor.startswith("selector.") for tensor in tensors) else "plain_vit"
     if not isinstance(name, str):
@@ -97,7 +97,7 @@ def read_method(source: str | Path, *, revision: str | None = None) -> str:
 
 
 def read_config(source: str | Path, *, revision: str | None = None) -> tuple[ModelConfig, dict[str, Any]]:
-    """The configuration of a saved model, and what was saved beside it as `extra`.
+    """The configuration of a saved model, and the `extra` content saved with it.
 
     Args:
         source: A folder, or the id of a model on the hub.
@@ -120,20 +120,20 @@ def read_config(source: str | Path, *, revision: str | None = None) -> tuple[Mod
             f"written by ifam {version} and this is {__version__}; install that version, or remove "
             f"the fields."
         )
-    # JSON has lists where the configuration has tuples.
+    # JSON has lists instead of tuples.
     listed = [key for key in ("class_names", "mean", "std", "image_size") if isinstance(settings.get(key), list)]
     settings |= {key: tuple(settings[key]) for key in listed}
-    plain = asdict(ModelConfig())
-    wrong = [name for name, value in settings.items() if not (_like(value, plain[name]) and _is_sound(name, value))]
+    defaults = asdict(ModelConfig())
+    wrong = [name for name, value in settings.items() if not (_like(value, defaults[name]) and _is_valid(name, value))]
     if wrong:
         raise IfamError(
-            f"{path} describes no model: {wrong[0]} is {settings[wrong[0]]!r}, but a value like "
-            f"{plain[wrong[0]]!r} is expected; save the model again."
+            f"{path} does not describe a model: {wrong[0]} is {settings[wrong[0]]!r}, but a value like "
+            f"{defaults[wrong[0]]!r} is expected; save the model again."
         )
     if not isinstance(extra, dict):
         raise IfamError(f"{path} has {extra!r} under `extra`, but an object is expected; save the model again.")
-    if odd := [key for key, kinds in _EXTRA.items() if key in extra and not isinstance(extra[key], kinds)]:
-        raise IfamError(f"{path} has an impossible {odd[0]}, {extra[odd[0]]!r}, under `extra`; save the model again.")
+    if invalid := [key for key, kinds in _EXTRA.items() if key in extra and not isinstance(extra[key], kinds)]:
+        raise IfamError(f"{path} has the invalid {invalid[0]} {extra[invalid[0]]!r} under `extra`; save it again.")
     return ModelConfig(**settings), extra
 
 
@@ -152,13 +152,13 @@ def _settings(source: str | Path, revision: str | None) -> tuple[Path, dict[str,
 
 
 def _like(value: Any, default: Any) -> bool:
-    """Whether a value has the type of a default; a default of None says nothing."""
+    """Whether a value has the type of a default; a default of None accepts any type."""
     kinds = (int, float) if isinstance(default, float) else type(default)
     return default is None or (isinstance(value, kinds) and isinstance(value, bool) == isinstance(default, bool))
 
 
-def _is_sound(name: str, value: Any) -> bool:
-    """Whether a value that the default tells too little about, or that is a number, can be used."""
+def _is_valid(name: str, value: Any) -> bool:
+    """Whether a value is valid, as far as the type of its default does not tell."""
     if name == "class_names":
         return all(isinstance(one, str) for one in value)
     if name in ("mean", "std") and value is not None:

@@ -1,4 +1,4 @@
-"""What flows between the stages: `images -> Selection -> Mask -> Output`.
+"""Data types between the stages: `images -> Selection -> Mask -> Output`.
 
 Letters used in every shape of this package: `B` images, `K` foreground parts, `K1 = K + 1` parts with the
 background, which is always the last, `C` classes, `D` width of the tokens, `H W` the grid of patches,
@@ -21,8 +21,8 @@ class Batch:
     Attributes:
         images: Normalized images.
         labels: Class of each image.
-        groups: Group of each image (class x background, say); what the worst group is taken over.
-        masks: True where the object is, in pixels, for data sets that know it.
+        groups: Group of each image, such as class x background, for the accuracy of the worst group.
+        masks: True on the pixels of the object, for data sets with masks.
     """
 
     images: Float[Tensor, "B 3 S1 S2"]
@@ -32,16 +32,16 @@ class Batch:
 
     @property
     def groups_or_classes(self) -> Int[Tensor, " B"]:
-        """Group of each image; its class where the data know no groups."""
+        """Group of each image; its class where the data have no groups."""
         return self.labels if self.groups is None else self.groups
 
     def to(self, device: torch.device | str) -> "Batch":
-        """The same batch on another device, copied beside the computation where its memory is pinned."""
-        # Only towards a GPU: in the other direction nobody would wait for the copy.
+        """The same batch on another device, copied asynchronously if its memory is pinned."""
+        # Only to a GPU: in the other direction, the copy might be read before it is complete.
         return self._each(lambda tensor: tensor.to(device, non_blocking=torch.device(device).type == "cuda"))
 
     def pin_memory(self) -> "Batch":
-        """The same batch in memory that a GPU can fetch by itself; what PyTorch's loader calls."""
+        """The same batch in pinned memory; called by PyTorch's loader."""
         return self._each(lambda tensor: tensor.pin_memory())
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
@@ -52,14 +52,14 @@ class Batch:
 
 @dataclass(frozen=True)
 class Selection:
-    """What the selector found: which patch belongs to which part.
+    """The output of the selector: the assignment of patches to parts.
 
     Attributes:
         assignment_logits: `-||x_p - a_k||^2` up to a constant of each patch, without noise.
-        part_maps: Probability of each part at each patch; sums to 1 over parts. Carries Gumbel noise
+        part_maps: Probability of each part at each patch; sums to 1 over parts. With Gumbel noise
             in training.
         similarity: Dot product of each patch token with each prototype.
-        part_features: One vector a part, after the joint LayerNorm.
+        part_features: One vector per part, after the joint LayerNorm.
         part_scores: Class scores of each foreground part.
         selector_logits: The selector's own classification, the mean of `part_scores` over parts.
     """
@@ -74,17 +74,17 @@ class Selection:
     @property
     def winners(self) -> Int[Tensor, "B H W"]:
         """Index of the most probable part of each patch, `K` for background."""
-        # A tie between a part and the background is visible: argmax takes the first, background is last.
+        # A tie between a part and the background is visible: argmax returns the first, and the background is last.
         return self.assignment_logits.argmax(dim=1)
 
 
 @dataclass(frozen=True)
 class Mask:
-    """Which patches the predictor sees.
+    """The patches that the predictor sees.
 
     Attributes:
-        visible: True where a patch is shown to the predictor. What the predictor is given lies on the grid of its own
-            patches, which need not be the selector's (`ifam.models.masking.resize_gated_mask`).
+        visible: True for visible patches. The input of the predictor is on the grid of its own patches, which may
+            differ from the selector's (`ifam.models.masking.resize_gated_mask`).
         gate: The same as 0.0 and 1.0, with the gradient of the foreground's probability (straight-through).
     """
 
@@ -94,16 +94,17 @@ class Mask:
 
 @dataclass(frozen=True)
 class Output:
-    """Everything a model says about a batch; of what it does not have, None.
+    """The output of a model for a batch; fields that a model does not have are None.
 
     Attributes:
-        predictor_logits: Class logits of the predictor, which are the answer; None where the selector answers itself.
-        selector_logits: Class logits of the first stage, which has seen the whole image.
-        mask: True where the predictor saw a patch; the answer of a model that masks its input depends on nothing else.
-            It lies on the grid of the predictor's patches (H2 W2), all maps of the selection on that of the selector's:
-            the same where both have one size. None where there is no mask.
+        predictor_logits: Class logits of the predictor, which are the final ones; None where the selector classifies
+            alone.
+        selector_logits: Class logits of the first stage, which sees the whole image.
+        mask: True where the predictor saw a patch; the logits of a model that masks its input depend on these patches
+            only. It is on the grid of the predictor's patches (H2 W2), the maps of the selection on that of the
+            selector's patches. None where there is no mask.
         gate: The mask as numbers, with the gradient that reaches the selector.
-        selection: What the selector found, after all interventions.
+        selection: The output of the selector, after all interventions.
     """
 
     predictor_logits: Float[Tensor, "B C"] | None = None
@@ -114,7 +115,7 @@ class Output:
 
     @property
     def logits(self) -> Float[Tensor, "B C"]:
-        """The answer: the predictor's class logits, or the selector's where there is no predictor."""
+        """The final class logits: the predictor's, or the selector's where there is no predictor."""
         logits = self.selector_logits if self.predictor_logits is None else self.predictor_logits
         if logits is None:
             raise IfamError("This output has no class logits; give `predictor_logits` or `selector_logits`.")
@@ -132,7 +133,7 @@ class Output:
 
     @property
     def part_features(self) -> Float[Tensor, "B K1 D"]:
-        """One vector a part, background last."""
+        """One vector per part, background last."""
         return self._parts.part_features
 
     @property
@@ -142,7 +143,7 @@ class Output:
 
     @property
     def empty(self) -> Bool[Tensor, " B"]:
-        """True for images of which nothing is visible: their answer is the predictor's prior."""
+        """True for images without visible patches: their prediction is the predictor's prior."""
         return ~self._patches.any(dim=1)
 
     @property

@@ -1,4 +1,4 @@
-"""YAML in which text stays text: a column called `0` or `no`, a class called `1e3`, there and back."""
+"""YAML in which text stays text, such as a column `0` or `no` or a class `1e3`, when read and written."""
 
 import re
 import types
@@ -39,7 +39,7 @@ def _collect(name: str, kind: Any, names: dict[str, bool]) -> None:
 
 
 def loader(read: Callable[[str], Any], known: Mapping[str, Any]) -> Callable[[str], Any]:
-    """A reader of YAML that keeps keys, and settings that are text, as they are written.
+    """A reader of YAML that keeps keys, and settings that are text, as written.
 
     Args:
         read: The parser's own reader.
@@ -49,12 +49,12 @@ def loader(read: Callable[[str], Any], known: Mapping[str, Any]) -> Callable[[st
 
     def load(text: str) -> Any:
         if ":" not in text or text.strip().endswith(":"):
-            # A value, not settings. A path in another encoding than the locale's is none that YAML knows.
+            # A value, not settings. YAML does not support paths in another encoding than the locale's.
             return text if _has_surrogates(text) else read(text)
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         if not isinstance(node, yaml.MappingNode):
             return read(text)
-        # No settings of the data set, as files have it that were written before these were typed.
+        # `data: null`, in files from before these settings were typed, means no settings.
         node.value = [(key, value) for key, value in node.value if key.value != "data" or value.tag != _NULL]
         _make_text_below(node, names)
         return read(yaml.serialize(node, allow_unicode=True))
@@ -81,7 +81,7 @@ def _make_text_below(node: yaml.Node, names: Mapping[str, bool]) -> None:
 
 
 def _make_text(node: yaml.Node, nullable: bool) -> None:
-    # What has quotes is text already, "<<" merges, and a value that is missing is reported as such.
+    # Quoted values are text already, "<<" merges, and missing values are reported elsewhere.
     if not isinstance(node, yaml.ScalarNode) or node.style is not None or node.value in ("", "<<"):
         return
     if not (nullable and node.tag == _NULL):
@@ -89,11 +89,11 @@ def _make_text(node: yaml.Node, nullable: bool) -> None:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes everything that some reader of YAML might take for a number."""
+    """Quotes everything that some YAML reader might parse as a number."""
 
 
 def _represent(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    # PyYAML quotes what it reads as something else itself, but `1e3` is a number to others.
+    # PyYAML quotes what itself would parse differently, but `1e3` is a number for other readers.
     doubtful = re.search(r"^[-+.\d]|[\x00-\x1f\x7f-\x9f\u2028\u2029]", text)
     return dumper.represent_scalar(_STR, text, style='"' if doubtful else None)
 

@@ -392,14 +392,14 @@ def test_code_is_refused_and_not_run(state, tmp_path, how):
         (tmp_path / "evil.pt").write_bytes(pickle.dumps(content["extra"], protocol=2))
     else:
         torch.save(content, tmp_path / "evil.pt", _use_new_zipfile_serialization=how == "torch")
-    with pytest.raises(IfamError, match=r"carr(ies|y) code.* is not run"):
+    with pytest.raises(IfamError, match=r"contains? code.* is not run"):
         load_official(tmp_path / "evil.pt", num_heads=3)
     assert not (tmp_path / "sprung").exists()
 
 
 def test_a_pickled_module_is_code(model, tmp_path):
     torch.save(model, tmp_path / "module.pt")
-    with pytest.raises(IfamError, match=r"carr(ies|y) code.* is not run"):
+    with pytest.raises(IfamError, match=r"contains? code.* is not run"):
         load_official(tmp_path / "module.pt")
 
 
@@ -428,14 +428,14 @@ def test_truncated_files(state, tmp_path, share, suffix):
     path = tmp_path / f"file.{suffix}"
     torch.save(state, path) if suffix == "pt" else save_file(state, path)
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
-    with pytest.raises(IfamError, match="damaged"):
+    with pytest.raises(IfamError, match="is not a valid"):
         load_official(path, num_heads=3)
 
 
 def test_archives_and_tensors_and_other_models(tmp_path):
     with zipfile.ZipFile(tmp_path / "archive.pt", "w") as archive:
         archive.writestr("readme.txt", "hello")
-    with pytest.raises(IfamError, match="is no checkpoint, or a damaged one"):
+    with pytest.raises(IfamError, match="is not a valid checkpoint"):
         load_official(tmp_path / "archive.pt")
     torch.save(torch.zeros(3), tmp_path / "tensor.pt")
     with pytest.raises(IfamError, match="holds a Tensor, but a snapshot"):

@@ -314,7 +314,7 @@ def test_a_result_about_other_weights_than_those_beside_it_says_so(model, save, 
     assert not caplog.records
     save(model, 2, {"benchmark": "pondbirds", "data": DATA, "root": None}, num_parts=2)
     run("evaluate", "--model", model, *FEW)
-    assert "results.json is about other weights" in caplog.text
+    assert "results.json was measured on other weights" in caplog.text
     run("report", model, "--out", tmp_path / "after.html")
     pages = [(tmp_path / name).read_text() for name in ("before.html", "after.html")]
     assert "of other weights than the model beside it has now" not in pages[0]
