@@ -54,7 +54,7 @@ ORDER = {
         *("selector", "interventions", "masking", "predictor", "base", "ifam", "soft_mask", "crops"),
         *("baselines", "registry"),
     ],
-    "checkpoints": ["authors", "hub"],
+    "checkpoints": ["safe_pickle", "authors", "hub"],
     "evaluation": [
         *(
             "metrics",

@@ -132,11 +132,12 @@ def test_odd_names_from_training_to_report(tmp_path, capsys):
     main(["train", *words, "--out", str(out)])
     printed = capsys.readouterr().out
     assert "[red]group 0" in printed
-    config, extra = hub.read_config(out)
+    read = hub.read(out)
+    config, extra = read.config, read.extra
     assert config.class_names == tuple(classes)
     assert extra["data"] == {"csv": "list.csv", "label_column": "0", "group_column": "no"}
     main(["train", "--config", str(out / "train.yaml"), "--out", str(tmp_path / "again")])
-    assert hub.read_config(tmp_path / "again")[0] == config
+    assert hub.read(tmp_path / "again").config == config
     main(["evaluate", "--model", str(out), "--mask_from", "1e3", "--num_resamples", "0"])
     main(["predict", str(tmp_path / "0.png"), "--model", str(out), "--out", str(tmp_path / "predictions")])
     printed = capsys.readouterr().out

@@ -6,7 +6,7 @@ This module handles the files only; models are saved and loaded by their classes
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ def write(
         tensors: The model's state dict.
         config: Its settings.
         method: Its name in `ifam.models.registry.METHODS`.
-        extra: JSON-serializable content to save with the model (`read_config` returns it).
+        extra: JSON-serializable content to save with the model (`read` returns it).
 
     Raises:
         IfamError: The folder cannot be written, or `extra` or the configuration cannot be written as JSON.
@@ -75,42 +75,35 @@ def locate(source: str | Path, revision: str | None = None) -> Path:
     return path
 
 
-def read_method(source: str | Path, *, revision: str | None = None) -> str:
-    """The present name of the method of a saved model, even if it is unknown to this version.
+@dataclass(frozen=True)
+class SavedModel:
+    """What `config.json` says of a saved model.
+
+    Attributes:
+        folder: Where it is.
+        method: Present name of its method, whether this version knows it or not.
+        config: Its settings.
+        extra: What was saved beside them.
+    """
+
+    folder: Path
+    method: str
+    config: ModelConfig
+    extra: dict[str, Any]
+
+
+def read(source: str | Path, *, revision: str | None = None) -> SavedModel:
+    """Read the `config.json` of a saved model; the weights are left for later.
 
     Args:
         source: A folder, or the id of a model on the hub.
         revision: Branch, tag or commit on the hub.
 
     Raises:
-        IfamError: There is no `config.json`, it was not written by ifam, or the method is not a name.
+        IfamError: There is no `config.json`, it was not written by ifam or by another version, or a value is invalid.
     """
     path, settings = _settings(source, revision)
-    name = settings.get("method")
-    if name is None:
-        # Models saved before there were methods: only plain ViTs have no selector.
-        tensors = read_safetensors(path.parent / WEIGHTS)
-        return "ifam" if any(tensor.startswith("selector.") for tensor in tensors) else "plain_vit"
-    if not isinstance(name, str):
-        raise IfamError(f"{path} names the method {name!r}, but a text is expected; save the model again.")
-    return RENAMED_METHODS.get(name, name)
-
-
-def read_config(source: str | Path, *, revision: str | None = None) -> tuple[ModelConfig, dict[str, Any]]:
-    """The configuration of a saved model, and the `extra` content saved with it.
-
-    Args:
-        source: A folder, or the id of a model on the hub.
-        revision: Branch, tag or commit on the hub.
-
-    Returns:
-        Configuration and extra.
-
-    Raises:
-        IfamError: There is no `config.json`, or it was not written by ifam, or by another version.
-    """
-    path, settings = _settings(source, revision)
-    settings.pop("method", None)
+    method = _method(path, settings.pop("method", None))
     version, extra = settings.pop("ifam_version"), settings.pop("extra", {})
     known = {field.name for field in fields(ModelConfig)}
     unknown = sorted(set(settings) - known)
@@ -134,7 +127,18 @@ def read_config(source: str | Path, *, revision: str | None = None) -> tuple[Mod
         raise IfamError(f"{path} has {extra!r} under `extra`, but an object is expected; save the model again.")
     if invalid := [key for key, kinds in _EXTRA.items() if key in extra and not isinstance(extra[key], kinds)]:
         raise IfamError(f"{path} has the invalid {invalid[0]} {extra[invalid[0]]!r} under `extra`; save it again.")
-    return ModelConfig(**settings), extra
+    return SavedModel(path.parent, method, ModelConfig(**settings), extra)
+
+
+def _method(path: Path, name: Any) -> str:
+    """The present name of the method that a `config.json` states."""
+    if name is None:
+        # Folders from before there were methods: a plain ViT had no selector.
+        tensors = read_safetensors(path.parent / WEIGHTS)
+        return "ifam" if any(tensor.startswith("selector.") for tensor in tensors) else "plain_vit"
+    if not isinstance(name, str):
+        raise IfamError(f"{path} names the method {name!r}, but a text is expected; save the model again.")
+    return RENAMED_METHODS.get(name, name)
 
 
 def _settings(source: str | Path, revision: str | None) -> tuple[Path, dict[str, Any]]:

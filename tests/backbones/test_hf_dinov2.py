@@ -208,7 +208,7 @@ def test_a_plain_transformer_of_the_folder_too(folder, tmp_path):
     assert plain.image_size == (56, 56)
     plain.save_pretrained(tmp_path / "saved")
     images = torch.randn(2, 3, 56, 56)
-    assert torch.equal(hub.load_any(tmp_path / "saved")(images).logits, plain(images).logits)
+    assert torch.equal(hub.load(tmp_path / "saved")(images).logits, plain(images).logits)
 
 
 def test_the_authors_layout_is_written_from_such_a_model(folder):

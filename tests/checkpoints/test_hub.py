@@ -161,10 +161,11 @@ def test_what_a_folder_holds(saved, tiny_model):
 
 
 def test_extra_travels_with_the_model(saved, tiny_model, tmp_path):
-    config, extra = hub.read_config(saved)
+    read = hub.read(saved)
+    config, extra = read.config, read.extra
     assert (config, extra) == (tiny_model.config, {"thresholds": [0.5, 1.0, 2.0]})
     hub.convert(saved, tmp_path / "copy")
-    assert hub.read_config(tmp_path / "copy")[1] == extra
+    assert hub.read(tmp_path / "copy").extra == extra
 
 
 def test_saving_again_replaces_the_model(saved, make_model):
@@ -333,7 +334,7 @@ def test_push_and_load(stub, tiny_model, images):
     }
     loaded = IFAM.from_pretrained("someone/birds")
     assert torch.equal(loaded(images).logits, tiny_model(images).logits)
-    assert hub.read_config("someone/birds")[1] == {"note": "hello"}
+    assert hub.read("someone/birds").extra == {"note": "hello"}
 
 
 def test_a_push_that_is_refused(stub, tiny_model):

@@ -276,7 +276,7 @@ def test_a_file_is_replaced_by_the_same_run_or_when_asked(model, tmp_path, capsy
 
 def test_what_cannot_be_written_is_known_before_anything_is_measured(model, tmp_path, capsys, monkeypatch):
     (tmp_path / "file").write_text("mine")
-    monkeypatch.setattr("ifam.checkpoints.hub.load_any", lambda model: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("ifam.checkpoints.hub.load", lambda model: pytest.fail("the model was loaded"))
     for out in (tmp_path / "file" / "x.json", tmp_path):
         assert "choose another" in fails(capsys, "evaluate", "--model", model, "--out", out)
     (model / "evaluations").write_text("mine")
@@ -372,7 +372,7 @@ def test_a_damaged_image_is_one_sentence_whichever_process_meets_it(tmp_path, ca
 def test_an_error_keeps_its_own_words(capsys, monkeypatch):
     for text in ("There is no x.", "a: b: c.", "ends with IfamError: y."):
         monkeypatch.setattr(
-            "ifam.checkpoints.hub.read_config", lambda model, text=text: (_ for _ in ()).throw(IfamError(text))
+            "ifam.checkpoints.hub.read", lambda model, text=text: (_ for _ in ()).throw(IfamError(text))
         )
         assert fails(capsys, "evaluate") == f"ifam: {text}\n"
 

@@ -16,7 +16,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-from ifam.checkpoints.hub import load_any
+from ifam.checkpoints.hub import load
 from ifam.cli.main import main
 from ifam.cli.parser import VERBS, parse
 from ifam.config import LossConfig, ModelConfig, TrainConfig
@@ -294,7 +294,7 @@ def test_a_recipe_trains_frozen_crops(tmp_path):
     main(["train", *words, "--out", str(tmp_path)])
     trained = yaml.safe_load((tmp_path / "train.yaml").read_text())
     assert (trained["train"]["selector_tuning"], trained["train"]["predictor_tuning"]) == ("none", "none")
-    model = load_any(tmp_path)
+    model = load(tmp_path)
     small, large = model.selector.backbone.state_dict(), model.predictor.backbone.state_dict()
     assert small.keys() == large.keys()
     assert all(small[name].equal(large[name]) for name in small)

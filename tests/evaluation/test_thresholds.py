@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from ifam.checkpoints.hub import load, read_config
+from ifam.checkpoints.hub import load, read
 from ifam.data import Benchmark, Prepared
 from ifam.errors import IfamError
 from ifam.evaluation.thresholds import QUANTILES, Thresholds, compute_thresholds, store, stored
@@ -102,7 +102,7 @@ def test_they_travel_with_the_model(noise, tiny_model, tmp_path):
     assert found.quantiles == QUANTILES
     assert len(QUANTILES) == 99
     store(found, tmp_path)
-    _, extra = read_config(tmp_path)
+    extra = read(tmp_path).extra
     assert extra["benchmark"] == "noise"
     assert stored(extra, "x") == found
     again = load(tmp_path).state_dict()
@@ -110,7 +110,7 @@ def test_they_travel_with_the_model(noise, tiny_model, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"config.json", "model.safetensors"}
     # A copy keeps them.
     load(tmp_path).save_pretrained(tmp_path / "copy", extra)
-    assert stored(read_config(tmp_path / "copy")[1], "x") == found
+    assert stored(read(tmp_path / "copy").extra, "x") == found
 
 
 def test_what_is_missing_is_said(tmp_path):

@@ -90,7 +90,7 @@ def test_the_last_layer_is_fitted_to_the_model_that_was_trained_already(done):
 
 def test_data_are_drawn_by_the_seed_of_the_run(done):
     runs = lines(done)
-    assert hub.read_config(done / "models" / "plain_vit-1")[1]["data"] == {**DATA, "seed": 1}
+    assert hub.read(done / "models" / "plain_vit-1").extra["data"] == {**DATA, "seed": 1}
     assert runs["plain_vit", 0]["evaluation"] != runs["plain_vit", 1]["evaluation"]
     rows = read_rows(["ifam"], ModelConfig(), TrainConfig(), LossConfig())
     assert Comparison(rows, (3,), "pondbirds").options(3) == {"seed": 3}
@@ -148,7 +148,7 @@ def test_pictures_are_the_first_images_of_each_group_with_the_answers_of_every_m
         files = [picture[key] for picture in pictures for key in ("image", "parts", "seen") if picture[key]]
         assert all((done / file).is_file() for file in files)
         assert lines(done)[name, 1]["pictures"] == []
-    model = hub.load_any(done / "models" / "one-part-0")
+    model = hub.load(done / "models" / "one-part-0")
     prepared = Prepared(birds.split("test"), model.image_size, model.normalization)
     for picture in lines(done)["one part", 0]["pictures"]:
         with torch.inference_mode():
@@ -167,11 +167,11 @@ def test_models_are_kept_when_asked(done):
     assert sorted(path.name for path in (done / "models").iterdir()) == sorted(
         f"{name}-{seed}" for name in ("plain_vit", "plain_vit+dfr", "one-part") for seed in (0, 1)
     )
-    model = hub.load_any(done / "models" / "one-part-0")
+    model = hub.load(done / "models" / "one-part-0")
     birds = load_benchmark("pondbirds", options={**DATA, "seed": 0})
     found = to_json(evaluate(model, birds, num_resamples=0))
     assert found == lines(done)["one part", 0]["evaluation"]
-    assert "retraining" in hub.read_config(done / "models" / "plain_vit+dfr-0")[1]
+    assert "retraining" in hub.read(done / "models" / "plain_vit+dfr-0").extra
 
 
 def test_the_page_shows_it(done):

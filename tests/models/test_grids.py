@@ -256,7 +256,7 @@ def test_the_command_line_takes_height_and_width(tmp_path):
             str(out),
         ]
     )
-    assert hub.read_config(out)[0].image_size == (48, 64)
+    assert hub.read(out).config.image_size == (48, 64)
     Image.new("RGB", (90, 70)).save(picture)
     main(["predict", str(picture), "--model", str(out), "--out", str(tmp_path / "predictions")])
     main(["train", *given, "--model.image_size", "[64, 48]", "--out", str(out), "--overwrite", "true"])

@@ -242,7 +242,7 @@ def test_the_result_is_saved_as_a_model_of_the_same_method(birds, name, tmp_path
     model.save_pretrained(source, {"benchmark": "pondbirds", "data": DATA, "root": None, "seed": 7})
     words = ["retrain", "--model", str(source), "--out", str(out), "--draws", "2", "--num_resamples", "0"]
     main(words)
-    again = hub.load_any(out)
+    again = hub.load(out)
     assert type(again) is type(model)
     expected = make(name)
     done = retrain(expected, birds, draws=2)
@@ -250,7 +250,7 @@ def test_the_result_is_saved_as_a_model_of_the_same_method(birds, name, tmp_path
     assert torch.equal(logits(again, batch), logits(expected, batch))
     if name == "ifam":
         assert torch.equal(again(batch.images).mask, model(batch.images).mask)
-    extra = hub.read_config(out)[1]
+    extra = hub.read(out).extra
     assert extra["seed"] == 7
     assert extra["retraining"]["from"] == str(source)
     assert extra["retraining"]["strength"] == done.strength

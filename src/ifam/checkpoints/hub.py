@@ -12,14 +12,14 @@ from ifam import saved_models
 from ifam._typing import Tensor
 from ifam.backbones.architecture import count_heads
 from ifam.checkpoints.authors import RGB, Layout, from_official, to_official
+from ifam.checkpoints.safe_pickle import read_pickle
 from ifam.errors import IfamError
 from ifam.io import check_absent, ensure_writable, local_path
-from ifam.model_files import CONFIG, WEIGHTS, first_line, read_json, read_pickle, read_safetensors, write_model
+from ifam.model_files import CONFIG, WEIGHTS, first_line, read_json, read_safetensors, write_model
 from ifam.models.base import Classifier
 from ifam.models.ifam import IFAM
 from ifam.models.registry import METHODS
-from ifam.saved_models import find, locate
-from ifam.saved_models import read_config as read_config
+from ifam.saved_models import SavedModel, find
 from ifam.version import __version__
 
 
@@ -28,16 +28,30 @@ def save(model: Classifier, folder: str | Path, extra: dict[str, Any] | None = N
     model.save_pretrained(folder, extra)
 
 
-def load(source: str | Path, *, revision: str | None = None) -> IFAM:
-    """Read an `IFAM` from a folder or from the hub; see `Classifier.from_pretrained`."""
-    return IFAM.from_pretrained(source, revision=revision)
-
-
-def load_any(source: str | Path, *, revision: str | None = None) -> Classifier:
-    """Read a model of any method that `save` or `push` wrote.
+def read(source: str | Path, *, revision: str | None = None) -> SavedModel:
+    """Read what `config.json` says of a saved model: its method, its settings, and what was saved beside them.
 
     Args:
         source: A folder, or the id `owner/name` of a model on the Hugging Face hub.
+        revision: Branch, tag or commit on the hub.
+
+    Raises:
+        IfamError: There is no `config.json`, the method is unknown to this version, or a value is invalid.
+    """
+    saved = saved_models.read(source, revision=revision)
+    if saved.method not in METHODS:
+        raise IfamError(
+            f"{saved.folder / CONFIG} names the method {saved.method!r}, but ifam {__version__} has "
+            f"{', '.join(METHODS)}; install the version that wrote it."
+        )
+    return saved
+
+
+def load(source: str | Path | SavedModel, *, revision: str | None = None) -> Classifier:
+    """Read a model of any method that `save` or `push` wrote.
+
+    Args:
+        source: A folder, the id `owner/name` of a model on the Hugging Face hub, or what `read` gave.
         revision: Branch, tag or commit on the hub.
 
     Returns:
@@ -47,28 +61,8 @@ def load_any(source: str | Path, *, revision: str | None = None) -> Classifier:
         IfamError: A file is missing or damaged, the method is unknown, the configuration has unknown fields or invalid
             values, or the weights do not fit it.
     """
-    folder = locate(source, revision)
-    return METHODS[read_method(folder)].build.from_pretrained(folder)
-
-
-def read_method(source: str | Path, *, revision: str | None = None) -> str:
-    """The method of a saved model, a name in `ifam.models.registry.METHODS`.
-
-    Args:
-        source: A folder, or the id of a model on the hub.
-        revision: Branch, tag or commit on the hub.
-
-    Raises:
-        IfamError: There is no `config.json`, or the method is unknown to this version.
-    """
-    folder = locate(source, revision)
-    name = saved_models.read_method(folder)
-    if name not in METHODS:
-        raise IfamError(
-            f"{folder / CONFIG} names the method {name!r}, but ifam {__version__} has {', '.join(METHODS)}; install "
-            f"the version that wrote it."
-        )
-    return name
+    saved = source if isinstance(source, SavedModel) else read(source, revision=revision)
+    return METHODS[saved.method].build.from_saved(saved)
 
 
 def push(
@@ -174,8 +168,8 @@ def convert(
     path = find(source)
     extra: dict[str, Any] = {}
     if path.is_dir() and "ifam_version" in (read_json(path / CONFIG) or {}):
-        model = load(path)
-        extra = read_config(path)[1]
+        saved = read(path)
+        model, extra = IFAM.from_saved(saved), saved.extra
     else:
         model = load_official(path, num_heads)
     if to == "ifam":

@@ -47,13 +47,15 @@ def audit(
     from ifam.data.eval_dataset import eval_options, load_eval_dataset, remembered_root
     from ifam.data.fingerprints import fingerprint
     from ifam.model_files import weights_digest
+    from ifam.models.ifam import IFAM
     from ifam.report.audit_tables import print_audit
     from ifam.report.results import write_audit
 
     ensure_writable(out, folder=True)
-    _, trained = hub.read_config(model)
+    saved = hub.read(model)
+    trained = saved.extra
     eval_options(trained, benchmark, data)
-    net = hub.load(model)
+    net = IFAM.from_saved(saved)
     net.to(resolve_device(device))
     name, images, options = load_eval_dataset(trained, benchmark, root, data, net.config.class_names, split)
     split, source = split or images.default_eval_split, remembered_root(trained, benchmark, root)

@@ -48,7 +48,8 @@ def challenge(
 
     out = out or folder_beside(model) / "challenge"
     ensure_writable(out, folder=True)
-    net, (config, extra) = hub.load_any(model), hub.read_config(model)
+    saved = hub.read(model)
+    net, config, extra = hub.load(saved), saved.config, saved.extra
     images = load_benchmark("imagenet9", root, {"variant": BACKGROUNDS, **(data or {})})
     check_classes(images, config)
     if limit is not None and limit < 1:

@@ -76,10 +76,11 @@ def evaluate(
 
     beside = folder_beside(model)
     ensure_writable(beside / "evaluations" if out is None else out, folder=out is None)
-    config, extra = hub.read_config(model)
+    saved = hub.read(model)
+    config, extra = saved.config, saved.extra
     chosen = _with_masks(extra, benchmark, mask_from, data)
     eval_options(extra, benchmark, chosen)
-    net = hub.load_any(model)
+    net = hub.load(saved)
     name, images, options = load_eval_dataset(extra, benchmark, root, chosen, config.class_names, split)
     check_classes(images, config)
     together = split is None and bool(images.treatments)

@@ -38,9 +38,10 @@ def predict(
         changes.append(DropParts(drop_parts))
     if keep_parts is not None:
         changes.append(KeepParts(keep_parts))
-    net = hub.load_any(model)
+    saved = hub.read(model)
+    net = hub.load(saved)
     # Deep images are read as in training.
-    white = int(hub.read_config(model)[1].get("data", {}).get("white", 0))
+    white = int(saved.extra.get("data", {}).get("white", 0))
     kept: dict[str, Any] = {"out": out, "overwrite": overwrite, "white": white}
     rows = predict(net, images, batch_size=batch_size, skip_bad=skip_bad, interventions=changes, **kept)
     print_predictions(rows, hides=net.masks_input)

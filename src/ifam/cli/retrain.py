@@ -52,9 +52,10 @@ def retrain(
     check_free(out, overwrite)
     check_absent([out / "results.json"], overwrite)
     ensure_writable(out, folder=True)
-    config, extra = hub.read_config(model)
+    saved = hub.read(model)
+    config, extra = saved.config, saved.extra
     eval_options(extra, benchmark, data)
-    net = hub.load_any(model)
+    net = hub.load(saved)
     name, images, options = load_eval_dataset(extra, benchmark, root, data, config.class_names, split)
     check_classes(images, config)
     split = split or default_split(images, "val")

@@ -39,9 +39,10 @@ def thresholds(
     from ifam.data.fingerprints import fingerprint
     from ifam.evaluation.thresholds import QUANTILES, compute_thresholds, selector_digest, store
 
-    config, extra = hub.read_config(model)
+    saved = hub.read(model)
+    config, extra = saved.config, saved.extra
     eval_options(extra, benchmark, data)
-    net = hub.load_any(model)
+    net = hub.load(saved)
     if not Path(model).expanduser().is_dir():
         raise IfamError(f"{model} is on the hub, where nothing can be kept; copy it to a folder and name that.")
     ensure_writable(local_path(model), folder=True)

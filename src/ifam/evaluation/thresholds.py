@@ -156,7 +156,7 @@ def stored(extra: Mapping[str, Any], model: str, net: Classifier | None = None) 
     """The thresholds that travel with a model.
 
     Args:
-        extra: What `hub.read_config` gave beside the configuration.
+        extra: What `hub.read` gave beside the configuration.
         model: Folder or hub id of the model, for the message.
         net: The model itself, to check that the thresholds are of its weights.
 

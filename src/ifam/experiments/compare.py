@@ -381,7 +381,7 @@ def _trained(
             run, folder = runs.done.get((other.name, seed)), models / _folder(other, seed)
             if other.training == row.training and not other.retrained and run is not None and folder.is_dir():
                 facts = {key: getattr(run, key) for key in ("parameters", "best_epoch", "history")}
-                return hub.load_any(folder), {**facts, "seconds": run.figures["seconds"]}
+                return hub.load(folder), {**facts, "seconds": run.figures["seconds"]}
     seed_everything(seed)
     model = build(row.method, _model(row, images))
     result = fit(model, images, replace(row.train, seed=seed), row.loss, label=f"{row.name}, seed {seed}")

@@ -153,7 +153,7 @@ class Classifier(nn.Module):
 
         Args:
             folder: Where to; made if need be.
-            extra: JSON-serializable content to save with the model (`hub.read_config` returns it).
+            extra: JSON-serializable content to save with the model (`hub.read` returns it).
 
         Raises:
             IfamError: The folder cannot be written, or `extra` or the configuration cannot be written as JSON.
@@ -175,12 +175,16 @@ class Classifier(nn.Module):
             IfamError: It is of another class, a file is missing or damaged, the configuration has unknown fields or
                 invalid values, or the weights do not fit it.
         """
-        folder = saved_models.locate(source, revision)
-        method, (config, _) = saved_models.read_method(folder), saved_models.read_config(folder)
+        return cls.from_saved(saved_models.read(source, revision=revision))
+
+    @classmethod
+    def from_saved(cls: type[_Model], saved: saved_models.SavedModel) -> _Model:
+        """Read the weights of a model whose `config.json` was read already; see `from_pretrained`."""
+        folder, method, config = saved.folder, saved.method, saved.config
         if method not in (cls.method, *cls.variants):
             raise IfamError(
                 f"{folder} holds a model of the method {method!r}, but one of {cls.method!r} is expected; give one "
-                f"of these (`ifam.checkpoints.hub.load_any` reads every method)."
+                f"of these (`ifam.checkpoints.hub.load` reads every method)."
             )
         try:
             # Built on the meta device: no memory is allocated before the weights are loaded.
