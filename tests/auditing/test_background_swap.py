@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from ifam.auditing.background_swap import change, coverage, donors, montage, swap_backgrounds
-from ifam.auditing.inputs import AuditInputs, observe
+from ifam.auditing.background_swap import change, donors, montage, swap_backgrounds
+from ifam.auditing.inputs import AuditInputs, compute_outputs
 from ifam.models.ifam import IFAM
+from ifam.models.masking import patch_mean
 from ifam.types import Mask
 
 
@@ -28,14 +29,14 @@ class Oracle(IFAM):
     def selector(self, images):
         size = images.shape[2] // 4
         level = nn.functional.max_pool2d(images[:, :1], size)[:, 0]
-        found = level > 0.5
+        visible = level > 0.5
         if self.grow:
-            found = found | found.roll(1, dims=2)
+            visible = visible | visible.roll(1, dims=2)
         if self.leak == "mask":
             blue = images[:, 2].amax(dim=(1, 2)) > 0.15
-            found = found.clone()
-            found[:, 3, 3] |= blue
-        logits = torch.stack([found.float(), 0.5 * torch.ones_like(level)], dim=1)
+            visible = visible.clone()
+            visible[:, 3, 3] |= blue
+        logits = torch.stack([visible.float(), 0.5 * torch.ones_like(level)], dim=1)
         return SimpleNamespace(assignment_logits=logits)
 
     def mask(self, selection):
@@ -52,16 +53,16 @@ class Oracle(IFAM):
         return torch.stack([blue, 1 - blue], dim=1)
 
     def forward(self, images):
-        found = self.selector(images)
-        mask = self.mask(found)
+        selected = self.selector(images)
+        mask = self.mask(selected)
         maps = torch.stack([mask.gate, 1 - mask.gate], dim=1)
-        selection = SimpleNamespace(assignment_logits=found.assignment_logits, part_maps=maps)
+        selection = SimpleNamespace(assignment_logits=selected.assignment_logits, part_maps=maps)
         logits = self.predictor(images, mask.visible)
         return SimpleNamespace(logits=logits, mask=mask.visible, gate=mask.gate, selection=selection, part_maps=maps)
 
 
 @pytest.fixture
-def cases():
+def inputs():
     """Eight images of 16 x 16 pixels: a bright object of 2 x 2 patches on dark red (group 0) or dark blue (group 1)."""
     images, truth = torch.zeros(8, 3, 16, 16), torch.zeros(8, 16, 16, dtype=torch.bool)
     for i in range(8):
@@ -75,54 +76,54 @@ def cases():
     )
 
 
-def swap(model, cases, **kwargs):
-    observed = observe(model, cases.images)
-    return swap_backgrounds(model, cases, observed, **kwargs)
+def swap(model, inputs, **kwargs):
+    outputs = compute_outputs(model, inputs.images)
+    return swap_backgrounds(model, inputs, outputs, **kwargs)
 
 
-def test_an_oracle_mask_lets_nothing_in(cases):
+def test_an_oracle_mask_lets_nothing_in(inputs):
     """Every figure is exactly 0, and the two masks are the same."""
-    found = swap(Oracle(), cases, batch_size=3)
-    assert found.passed
-    assert found.source == "ground truth"
-    assert (found.mixed, found.stray, found.visible, found.mask_iou) == (0, 0, 0.25, 1)
-    for one in (found.hidden, found.without_mixed, found.fixed, found.through_mask, found.recomputed):
-        assert one == change(torch.eye(2), torch.eye(2))
-    assert found.influence == (0.0,) * 8
-    assert not any(found.changed)
+    backgrounds = swap(Oracle(), inputs, batch_size=3)
+    assert backgrounds.passed
+    assert backgrounds.source == "ground truth"
+    assert (backgrounds.mixed, backgrounds.stray, backgrounds.visible, backgrounds.mask_iou) == (0, 0, 0.25, 1)
+    for name in ("hidden", "without_mixed", "fixed", "through_mask", "recomputed"):
+        assert getattr(backgrounds, name) == change(torch.eye(2), torch.eye(2))
+    assert backgrounds.influence == (0.0,) * 8
+    assert not any(backgrounds.changed)
 
 
-def test_a_predictor_that_sees_hidden_background_fails(cases):
+def test_a_predictor_that_sees_hidden_background_fails(inputs):
     """Swapping hidden patches alone is enough to tell."""
-    found = swap(Oracle("pixels"), cases)
-    assert not found.passed
-    assert found.hidden.answers == found.fixed.answers == 1
-    assert found.through_mask.answers == 0
-    assert found.recomputed.answers == 1
+    backgrounds = swap(Oracle("pixels"), inputs)
+    assert not backgrounds.passed
+    assert backgrounds.hidden.answers == backgrounds.fixed.answers == 1
+    assert backgrounds.through_mask.answers == 0
+    assert backgrounds.recomputed.answers == 1
 
 
-def test_background_that_enters_through_the_mask_is_told_apart(cases):
+def test_background_that_enters_through_the_mask_is_told_apart(inputs):
     """Nothing changes while the mask is held, everything once it is made anew."""
-    found = swap(Oracle("mask"), cases)
-    assert found.passed
-    assert found.fixed.answers == 0
-    assert found.through_mask.answers == found.recomputed.answers == 1
+    backgrounds = swap(Oracle("mask"), inputs)
+    assert backgrounds.passed
+    assert backgrounds.fixed.answers == 0
+    assert backgrounds.through_mask.answers == backgrounds.recomputed.answers == 1
     # 4 patches in common, 5 in one of the masks.
-    assert found.mask_iou == pytest.approx(0.8)
-    assert all(found.changed)
-    assert min(found.influence) > 0.9
+    assert backgrounds.mask_iou == pytest.approx(0.8)
+    assert all(backgrounds.changed)
+    assert min(backgrounds.influence) > 0.9
 
 
-def test_stray_and_mixed_patches_are_counted(cases):
+def test_stray_and_mixed_patches_are_counted(inputs):
     """Visible patches of background only let background in while the mask is held; mixed ones are told apart."""
-    grown = swap(Oracle(grow=True), cases)
+    grown = swap(Oracle(grow=True), inputs)
     assert grown.passed
     assert grown.stray == pytest.approx(1 / 3)
     assert grown.mixed == 0
     assert grown.without_mixed.any_bit == grown.fixed.any_bit == 1
-    cases.truth[:, :, 10:] = False
-    cases.images[:, :, :, 10:] = cases.images[:, :, :1, :1]
-    cut = swap(Oracle(), cases)
+    inputs.truth[:, :, 10:] = False
+    inputs.images[:, :, :, 10:] = inputs.images[:, :, :1, :1]
+    cut = swap(Oracle(), inputs)
     assert cut.passed
     assert cut.mixed == pytest.approx(0.5)
     assert cut.stray == 0
@@ -130,29 +131,29 @@ def test_stray_and_mixed_patches_are_counted(cases):
     assert cut.fixed.any_bit == 1
 
 
-def test_accuracy_by_group_has_the_worst_first(cases):
+def test_accuracy_by_group_has_the_worst_first(inputs):
     """On red the answer is 1 (wrong), on blue 0 (right), and swapping turns that round."""
-    found = swap(Oracle("pixels"), cases)
-    rows = {row.name: (row.count, row.before, row.fixed, row.recomputed) for row in found.groups}
+    backgrounds = swap(Oracle("pixels"), inputs)
+    rows = {row.name: (row.count, row.before, row.fixed, row.recomputed) for row in backgrounds.groups}
     assert rows == {"red": (4, 0.0, 1.0, 1.0), "blue": (4, 1.0, 0.0, 0.0)}
-    assert [row.name for row in found.groups] == ["blue", "red"]
-    unlabelled = swap(Oracle(), AuditInputs(cases.images, truth=cases.truth))
+    assert [row.name for row in backgrounds.groups] == ["blue", "red"]
+    unlabelled = swap(Oracle(), AuditInputs(inputs.images, truth=inputs.truth))
     assert unlabelled.groups == ()
 
 
-def test_without_truth_the_own_mask_cuts_out(cases):
-    found = swap(Oracle(), AuditInputs(cases.images))
-    assert found.source == "own mask"
-    assert (found.mixed, found.stray) == (0, 0)
-    assert found.fixed.any_bit == 0
+def test_without_truth_the_own_mask_cuts_out(inputs):
+    backgrounds = swap(Oracle(), AuditInputs(inputs.images))
+    assert backgrounds.source == "own mask"
+    assert (backgrounds.mixed, backgrounds.stray) == (0, 0)
+    assert backgrounds.fixed.any_bit == 0
 
 
-def test_backgrounds_of_the_benchmark_are_preferred(cases):
-    swapped = cases.images.flip(1)
-    found = swap(Oracle("pixels"), AuditInputs(**{**vars(cases), "swapped": swapped}))
-    assert found.source == "benchmark"
+def test_backgrounds_of_the_benchmark_are_preferred(inputs):
+    swapped = inputs.images.flip(1)
+    backgrounds = swap(Oracle("pixels"), AuditInputs(**{**vars(inputs), "swapped": swapped}))
+    assert backgrounds.source == "benchmark"
     # The object's own pixels are held, whatever the benchmark painted there.
-    assert swap(Oracle(), AuditInputs(**{**vars(cases), "swapped": swapped})).fixed.any_bit == 0
+    assert swap(Oracle(), AuditInputs(**{**vars(inputs), "swapped": swapped})).fixed.any_bit == 0
 
 
 def test_a_montage_takes_background_only():
@@ -161,14 +162,14 @@ def test_a_montage_takes_background_only():
     objects = torch.zeros(4, 2, 2, dtype=torch.bool)
     objects[0, 0, 0] = objects[1, 0, 1] = objects[2, 0, 1] = objects[1, 1, 1] = True
     images[1, :, 0, 1] = 99.0
-    found = montage(images, objects, torch.tensor([[1, 2], [3, 0], [0, 1], [1, 0]]))
-    assert found[0, 0].tolist() == [[1.0, 2.0], [2.0, 3.0]]
-    assert found[3, 0].tolist() == [[2.0, 1.0], [2.0, 1.0]]
-    assert found[1, 0].tolist() == [[4.0, 99.0], [4.0, 2.0]]
+    composites = montage(images, objects, torch.tensor([[1, 2], [3, 0], [0, 1], [1, 0]]))
+    assert composites[0, 0].tolist() == [[1.0, 2.0], [2.0, 3.0]]
+    assert composites[3, 0].tolist() == [[2.0, 1.0], [2.0, 1.0]]
+    assert composites[1, 0].tolist() == [[4.0, 99.0], [4.0, 2.0]]
 
 
-def test_backgrounds_come_from_other_groups_first(cases):
-    chosen = donors(cases)
+def test_backgrounds_come_from_other_groups_first(inputs):
+    chosen = donors(inputs)
     assert chosen.shape == (8, 7)
     for i in range(8):
         assert i not in chosen[i]
@@ -178,4 +179,4 @@ def test_backgrounds_come_from_other_groups_first(cases):
 def test_coverage_is_the_share_of_each_patch():
     pixels = torch.zeros(1, 4, 4, dtype=torch.bool)
     pixels[0, 0, :3] = True
-    assert coverage(pixels, (2, 2)).tolist() == [[[0.5, 0.25], [0.0, 0.0]]]
+    assert patch_mean(pixels, (2, 2)).tolist() == [[[0.5, 0.25], [0.0, 0.0]]]

@@ -37,33 +37,33 @@ def test_an_attack_changes_every_hidden_value_and_no_visible_one(images, mask, f
 
 @pytest.mark.slow
 def test_a_faithful_predictor_passes_in_every_setting(make_model, images, mask):
-    found = certify(make_model().predictor, images, mask, mask.float(), settings=predictor_settings(), batch_size=3)
-    assert found.passed
-    assert len(found.settings) == 8
-    assert not found.skipped
-    assert {figures.attack for figures in found.attacks} == {*FILLINGS, "adversarial", "gradient"}
-    assert all(figures.failing == figures.logit_change == figures.probability_change == 0 for figures in found.attacks)
+    result = certify(make_model().predictor, images, mask, mask.float(), settings=predictor_settings(), batch_size=3)
+    assert result.passed
+    assert len(result.settings) == 8
+    assert not result.skipped
+    assert {figures.attack for figures in result.attacks} == {*FILLINGS, "adversarial", "gradient"}
+    assert all(figures.failing == figures.logit_change == figures.probability_change == 0 for figures in result.attacks)
     # Image 2 shows everything, image 1 nothing; 13, 16, 0 and 8 of 16 patches of 16 x 16 pixels are hidden.
-    assert (found.images, found.certified, found.hides_nothing, found.hides_everything) == (4, 3, 1, 1)
-    assert found.hidden_pixels == (13 + 16 + 8) * 16 * 16
-    assert {figures.tried for figures in found.attacks} == {3 * 8}
+    assert (result.images, result.certified, result.hides_nothing, result.hides_everything) == (4, 3, 1, 1)
+    assert result.hidden_pixels == (13 + 16 + 8) * 16 * 16
+    assert {figures.tried for figures in result.attacks} == {3 * 8}
 
 
 @pytest.mark.slow
 def test_a_predictor_that_looks_at_one_hidden_pixel_is_named(peeking, images, mask):
     """With the image, the attack and the one setting in which it looks."""
     mask[0, 0, 0] = True
-    found = certify(peeking, images, mask, mask.float(), settings=predictor_settings())
-    assert not found.passed
+    result = certify(peeking, images, mask, mask.float(), settings=predictor_settings())
+    assert not result.passed
     # Images 0, 2 and 3 show that pixel: only image 1 is fooled.
-    assert found.failing_images == (1,)
-    assert found.failing == pytest.approx(1 / 3)
-    assert {v.image for v in found.violations} == {1}
-    assert {v.setting for v in found.violations} == {"padded, training"}
-    assert {v.attack for v in found.violations} == {*FILLINGS, "adversarial", "gradient"}
-    assert "image 1" in str(found.violations[0])
-    assert "padded, training" in str(found.violations[0])
-    by_name = {figures.attack: figures for figures in found.attacks}
+    assert result.failing_images == (1,)
+    assert result.failing == pytest.approx(1 / 3)
+    assert {v.image for v in result.violations} == {1}
+    assert {v.setting for v in result.violations} == {"padded, training"}
+    assert {v.attack for v in result.violations} == {*FILLINGS, "adversarial", "gradient"}
+    assert "image 1" in str(result.violations[0])
+    assert "padded, training" in str(result.violations[0])
+    by_name = {figures.attack: figures for figures in result.attacks}
     for name in by_name:
         assert by_name[name].failing == pytest.approx(1 / 24), name
     assert by_name["NaN"].not_finite == pytest.approx(1 / 24)
@@ -73,9 +73,9 @@ def test_a_predictor_that_looks_at_one_hidden_pixel_is_named(peeking, images, ma
 def test_the_smallest_difference_fails(peeking, images, mask):
     """A change in the last bit is a change."""
     peeking.size = 1e-7
-    found = certify(peeking, images, mask, settings=[Setting("padded", True)])
-    assert not found.passed
-    noise = next(f for f in found.attacks if f.attack == "noise")
+    result = certify(peeking, images, mask, settings=[Setting("padded", True)])
+    assert not result.passed
+    noise = next(f for f in result.attacks if f.attack == "noise")
     assert noise.failing > 0
     assert 0 < noise.logit_change < 1e-5
 
@@ -94,12 +94,12 @@ def test_what_is_random_in_training_is_held_equal(make_model, images, mask):
     """Stochastic depth draws the same for every call; packed execution cannot have it, and is reported."""
     predictor = make_model(backbone_kwargs={"drop_path_rate": 0.4}).predictor
     state = torch.get_rng_state()
-    found = certify(predictor, images, mask, mask.float(), settings=predictor_settings())
-    assert found.passed
+    result = certify(predictor, images, mask, mask.float(), settings=predictor_settings())
+    assert result.passed
     assert torch.equal(state, torch.get_rng_state())
-    assert len(found.skipped) == 1
-    assert found.skipped[0].startswith("packed, training: execution='packed'")
-    assert len(found.settings) == 7
+    assert len(result.skipped) == 1
+    assert result.skipped[0].startswith("packed, training: execution='packed'")
+    assert len(result.settings) == 7
 
 
 def test_any_function_can_be_certified(images, mask):
@@ -116,8 +116,8 @@ def test_any_function_can_be_certified(images, mask):
 
 def test_logits_that_are_never_finite_are_no_answer(images, mask):
     """NaN equals nothing: an answer that is NaN with and without the attack has not kept anything."""
-    found = certify(lambda x, m: torch.full((len(x), 2), torch.nan), images, mask)
-    assert not found.passed
+    result = certify(lambda x, m: torch.full((len(x), 2), torch.nan), images, mask)
+    assert not result.passed
     infinite = certify(lambda x, m: torch.full((len(x), 2), torch.inf), images, mask)
     assert not infinite.passed
 
@@ -164,10 +164,10 @@ def test_the_ascent_climbs(images, mask):
 
 def test_where_nothing_is_hidden_nothing_is_certified(images, mask):
     """A model that shows everything has proved nothing."""
-    found = certify(visible_sum, images, torch.ones_like(mask))
-    assert (found.certified, found.hides_nothing, found.hidden_pixels) == (0, 4, 0)
-    assert not found.passed
-    assert not found.violations
+    result = certify(visible_sum, images, torch.ones_like(mask))
+    assert (result.certified, result.hides_nothing, result.hidden_pixels) == (0, 4, 0)
+    assert not result.passed
+    assert not result.violations
     nothing = certify(visible_sum, images, torch.zeros_like(mask))
     assert nothing.passed
     assert nothing.hides_everything == 4

@@ -5,17 +5,17 @@ import torch
 from torch import nn
 
 from ifam.auditing import posthoc
-from ifam.auditing.inputs import AuditInputs, observe
+from ifam.auditing.inputs import AuditInputs, compute_outputs
 from ifam.auditing.posthoc import (
     UnmaskedClassifier,
     attention_rollout,
     compare_explanations,
-    cut,
     energy,
     explainers,
     grad_cam,
     integrated_gradients,
     pointing,
+    top_k_mask,
 )
 
 extra = pytest.mark.skipif(not posthoc.has_libraries(), reason="the extra `explain` is not installed")
@@ -37,11 +37,11 @@ class OnePatch(UnmaskedClassifier):
 
 def test_a_map_is_cut_to_as_many_patches_as_the_mask_shows(mask):
     maps = torch.arange(16.0).view(1, 4, 4).repeat(4, 1, 1)
-    kept = cut(maps, mask)
+    kept = top_k_mask(maps, mask)
     assert kept.flatten(1).sum(dim=1).tolist() == [3, 0, 16, 8]
     assert kept[0].flatten().nonzero().flatten().tolist() == [13, 14, 15]
     # Equal heat is cut as well.
-    assert cut(torch.ones(4, 4, 4), mask).flatten(1).sum(dim=1).tolist() == [3, 0, 16, 8]
+    assert top_k_mask(torch.ones(4, 4, 4), mask).flatten(1).sum(dim=1).tolist() == [3, 0, 16, 8]
 
 
 def test_pointing_and_energy():
@@ -118,46 +118,46 @@ def test_grad_cam_is_its_formula(make_model, layout):
     heat = (values * slopes.mean(dim=1, keepdim=True)).sum(dim=2).relu().view(2, 1, 4, 4)
     pixels = nn.functional.interpolate(heat, model.image_size, mode="bilinear")
     wanted = nn.functional.adaptive_avg_pool2d(pixels - pixels.amin(dim=(2, 3), keepdim=True), 4)[:, 0]
-    found = grad_cam(whole, images, torch.tensor(answers))
+    computed = grad_cam(whole, images, torch.tensor(answers))
     # The scale of a map is free.
-    scaled = [maps / maps.sum(dim=(1, 2), keepdim=True) for maps in (found, wanted)]
+    scaled = [maps / maps.sum(dim=(1, 2), keepdim=True) for maps in (computed, wanted)]
     torch.testing.assert_close(*scaled)
 
 
 def test_ifams_row_keeps_its_answers_by_construction(tiny_model, images):
     truth = torch.zeros(4, 64, 64, dtype=torch.bool)
     truth[:, :32] = True
-    cases = AuditInputs(images, torch.tensor([0, 1, 2, 3]), truth=truth)
-    observed = observe(tiny_model, images)
-    found = compare_explanations(tiny_model, tiny_model.predictor, cases, observed, plain_name="here")
-    assert [row.name for row in found.rows] == ["mask", *explainers()]
-    own = found.rows[0]
+    inputs = AuditInputs(images, torch.tensor([0, 1, 2, 3]), truth=truth)
+    outputs = compute_outputs(tiny_model, images)
+    comparison = compare_explanations(tiny_model, tiny_model.predictor, inputs, outputs, plain_name="here")
+    assert [row.name for row in comparison.rows] == ["mask", *explainers()]
+    own = comparison.rows[0]
     assert (own.agreement_removed, own.model) == (1.0, "iFAM")
     assert own.drop_removed == pytest.approx(0, abs=1e-6)
     assert own.energy_kept == pytest.approx(
-        (observed.mask[:, :2].flatten(1).sum(1) / observed.mask.flatten(1).sum(1)).mean().item()
+        (outputs.mask[:, :2].flatten(1).sum(1) / outputs.mask.flatten(1).sum(1)).mean().item()
     )
-    assert own.accuracy == (observed.answers == cases.labels).float().mean()
-    for row in found.rows:
-        assert row.kept == pytest.approx(observed.mask.float().mean().item())
+    assert own.accuracy == (outputs.answers == inputs.labels).float().mean()
+    for row in comparison.rows:
+        assert row.kept == pytest.approx(outputs.mask.float().mean().item())
         assert row.seconds > 0
         assert 0 <= row.pointing <= 1
     # Heat without regard to the object is on it half of the time, for half of the image is object.
-    assert next(row for row in found.rows if row.name == "random patches").energy == pytest.approx(0.5, abs=0.1)
-    assert found.plain == "here"
+    assert next(row for row in comparison.rows if row.name == "random patches").energy == pytest.approx(0.5, abs=0.1)
+    assert comparison.plain == "here"
 
 
 def test_agreement_is_counted(tiny_model, images):
     """Where a mask shows everything, nothing is hidden and every answer stays; where it shows nothing, few do."""
-    cases, observed = AuditInputs(images), observe(tiny_model, images)
-    everything = type(observed)(**{**vars(observed), "mask": torch.ones_like(observed.mask)})
-    found = compare_explanations(tiny_model, tiny_model.predictor, cases, everything)
-    for row in found.rows[1:]:
+    inputs, outputs = AuditInputs(images), compute_outputs(tiny_model, images)
+    everything = type(outputs)(**{**vars(outputs), "mask": torch.ones_like(outputs.mask)})
+    comparison = compare_explanations(tiny_model, tiny_model.predictor, inputs, everything)
+    for row in comparison.rows[1:]:
         assert row.agreement_removed == row.agreement_grey == 1
         assert row.drop_removed == pytest.approx(0, abs=1e-5)
         assert row.pointing is row.energy is row.accuracy is None
-    nothing = type(observed)(**{**vars(observed), "mask": torch.zeros_like(observed.mask)})
-    hidden = compare_explanations(tiny_model, tiny_model.predictor, cases, nothing)
+    nothing = type(outputs)(**{**vars(outputs), "mask": torch.zeros_like(outputs.mask)})
+    hidden = compare_explanations(tiny_model, tiny_model.predictor, inputs, nothing)
     prior = tiny_model.predictor(images, torch.zeros(4, 4, 4, dtype=torch.bool)).argmax(dim=1)
     whole = tiny_model.predictor(images, torch.ones(4, 4, 4, dtype=torch.bool)).argmax(dim=1)
     assert {row.agreement_removed for row in hidden.rows[1:]} == {(prior == whole).float().mean().item()}
@@ -169,9 +169,10 @@ def test_without_the_extra_it_says_how_to_get_it(tiny_model, images, monkeypatch
 
     posthoc.has_libraries.cache_clear()
     monkeypatch.setattr(posthoc, "import_module", missing)
-    found = compare_explanations(tiny_model, tiny_model.predictor, AuditInputs(images), observe(tiny_model, images))
-    assert [row.name for row in found.rows] == ["mask", "random patches", "attention rollout"]
-    assert found.notes == (posthoc.MISSING,)
+    outputs = compute_outputs(tiny_model, images)
+    comparison = compare_explanations(tiny_model, tiny_model.predictor, AuditInputs(images), outputs)
+    assert [row.name for row in comparison.rows] == ["mask", "random patches", "attention rollout"]
+    assert comparison.notes == (posthoc.MISSING,)
     assert "pip install 'ifam[explain]'" in posthoc.MISSING
     assert "\n" not in posthoc.MISSING
     posthoc.has_libraries.cache_clear()

@@ -43,41 +43,41 @@ def batch(images):
 
 def test_a_faithful_model_passes(tiny_model, batch):
     tiny_model.train()
-    found = audit(tiny_model, batch, explain=2)
-    assert found.passed
-    assert found.verdict.startswith("PASSED: ")
+    result = audit(tiny_model, batch, explain=2)
+    assert result.passed
+    assert result.verdict.startswith("PASSED: ")
     # A bit that another background alone changes is a failure too, though no answer changes.
-    hidden = replace(found.backgrounds.hidden, any_bit=0.25)
-    failed = replace(found, backgrounds=replace(found.backgrounds, hidden=hidden))
+    hidden = replace(result.backgrounds.hidden, any_bit=0.25)
+    failed = replace(result, backgrounds=replace(result.backgrounds, hidden=hidden))
     assert hidden.answers == 0
     assert not failed.passed
     assert failed.verdict == "FAILED: another background in hidden patches alone changes bits of an answer."
     assert tiny_model.training
-    assert len(found.certificate.settings) == 9
-    assert found.certificate.settings[-1] == "whole model, evaluation"
-    assert [one.name for one in found.baselines] == ["plain ViT", "late mask", "soft mask"]
+    assert len(result.certificate.settings) == 9
+    assert result.certificate.settings[-1] == "whole model, evaluation"
+    assert [one.name for one in result.baselines] == ["plain ViT", "late mask", "soft mask"]
     # Every baseline fails, on every image that hides something.
-    assert [one.failing for one in found.baselines] == [1, 1, 1]
-    assert found.conditions["plain ViT"] == OWN_WEIGHTS
-    assert found.backgrounds.hidden.any_bit == 0
-    assert found.backgrounds.source == "ground truth"
-    for i, row in enumerate(found.images):
+    assert [one.failing for one in result.baselines] == [1, 1, 1]
+    assert result.conditions["plain ViT"] == OWN_WEIGHTS
+    assert result.backgrounds.hidden.any_bit == 0
+    assert result.backgrounds.source == "ground truth"
+    for i, row in enumerate(result.images):
         assert (row.index, row.label, row.group) == (i, f"class {i}", f"group {i}")
         assert row.right == (row.answer == row.label)
         assert ("another background changes the answer" in row.flags) == (row.answer != row.answer_after)
-        assert row.influence == found.backgrounds.influence[i]
-        assert row.leave_one_out == found.parts.leave_one_out[i]
-    _fits_into_json(found)
-    assert _figures(audit(tiny_model, batch, explain=2)) == _figures(found)
+        assert row.influence == result.backgrounds.influence[i]
+        assert row.leave_one_out == result.parts.leave_one_out[i]
+    _fits_into_json(result)
+    assert _figures(audit(tiny_model, batch, explain=2)) == _figures(result)
 
 
-def _fits_into_json(found):
+def _fits_into_json(result):
     """Everything but the pictures, with no number that JSON does not know."""
-    text = json.dumps(found.to_dict(), allow_nan=False)
+    text = json.dumps(result.to_dict(), allow_nan=False)
     again = json.loads(text)
     assert again["kind"] == "audit"
-    assert set(again) == {"kind", "passed", "verdict", *vars(found)} - {"pictures"}
-    assert from_json(AuditResult, again).to_dict() == found.to_dict()
+    assert set(again) == {"kind", "passed", "verdict", *vars(result)} - {"pictures"}
+    assert from_json(AuditResult, again).to_dict() == result.to_dict()
     changes = [v["change"] for v in again["baselines"][0]["violations"]]
     assert None in changes
     assert all(change is None or change > 0 for change in changes)
@@ -85,9 +85,9 @@ def _fits_into_json(found):
     assert len(text) < 60_000
 
 
-def _figures(found):
+def _figures(result):
     """All that must be the same when an audit is repeated."""
-    plain = found.to_dict()
+    plain = result.to_dict()
     for row in plain["posthoc"]["rows"]:
         row.pop("seconds")
     plain["conditions"].pop("time")
@@ -100,15 +100,15 @@ def test_a_predictor_that_looks_at_one_hidden_pixel_fails_and_is_named(tiny_mode
     place = int(mask.float().mean(dim=0).flatten().argmin())
     tiny_model.predictor = PeekingPredictor(tiny_model.predictor, divmod(place, 4))
     shown = mask.flatten(1)[:, place]
-    found = audit(tiny_model, batch, explain=1)
-    assert not found.passed
-    assert 0 < len(found.certificate.failing_images) < 4
-    assert found.certificate.failing_images == tuple((~shown).nonzero().flatten().tolist())
-    image = found.certificate.failing_images[0]
-    assert found.verdict.startswith(f"FAILED: in image {image}, ")
-    assert "evaluation" in found.verdict
-    assert any("hidden pixels change the answer" in flag for flag in found.images[image].flags)
-    assert found.to_dict()["passed"] is False
+    result = audit(tiny_model, batch, explain=1)
+    assert not result.passed
+    assert 0 < len(result.certificate.failing_images) < 4
+    assert result.certificate.failing_images == tuple((~shown).nonzero().flatten().tolist())
+    image = result.certificate.failing_images[0]
+    assert result.verdict.startswith(f"FAILED: in image {image}, ")
+    assert "evaluation" in result.verdict
+    assert any("hidden pixels change the answer" in flag for flag in result.images[image].flags)
+    assert result.to_dict()["passed"] is False
 
 
 def test_a_model_that_goes_round_its_predictor_fails(make_model, batch):
@@ -116,30 +116,30 @@ def test_a_model_that_goes_round_its_predictor_fails(make_model, batch):
     honest = make_model()
     model = Cheating(honest.config, pretrained=False).eval()
     model.load_state_dict(honest.state_dict())
-    found = audit(model, batch, explain=1)
-    assert not found.passed
-    assert {v.setting for v in found.certificate.violations} == {"whole model, evaluation"}
-    assert "gradient" not in {v.attack for v in found.certificate.violations}
+    result = audit(model, batch, explain=1)
+    assert not result.passed
+    assert {v.setting for v in result.certificate.violations} == {"whole model, evaluation"}
+    assert "gradient" not in {v.attack for v in result.certificate.violations}
 
 
 def test_masks_that_hide_nothing_certify_nothing(tiny_model, batch):
     with torch.no_grad():
         tiny_model.selector.prototypes[-1] = 1e3
-    found = audit(tiny_model, batch, explain=1)
-    assert found.verdict.startswith("NOT CERTIFIED")
-    assert not found.passed
-    assert all("everything is visible" in row.flags for row in found.images)
+    result = audit(tiny_model, batch, explain=1)
+    assert result.verdict.startswith("NOT CERTIFIED")
+    assert not result.passed
+    assert all("everything is visible" in row.flags for row in result.images)
 
 
 def test_images_alone_are_enough(tiny_model, images):
     """What needs labels or truth is left open, and the rest is there."""
-    found = audit(tiny_model, images, limit=3, explain=1)
-    assert found.passed
-    assert len(found.images) == 3
-    assert found.backgrounds.source == "own mask"
-    assert found.leakage.readings == ()
-    assert found.mask_iou is None
-    assert {(row.label, row.group, row.right) for row in found.images} == {(None, None, None)}
+    result = audit(tiny_model, images, limit=3, explain=1)
+    assert result.passed
+    assert len(result.images) == 3
+    assert result.backgrounds.source == "own mask"
+    assert result.leakage.readings == ()
+    assert result.mask_iou is None
+    assert {(row.label, row.group, row.right) for row in result.images} == {(None, None, None)}
 
 
 @pytest.mark.parametrize("wrong", [{"limit": 1}, {"explain": 0}, {"batch_size": 0}])
@@ -193,14 +193,14 @@ def run(saved, out, *words):
 
 def test_the_verb_writes_json_pictures_and_page(saved, tmp_path, capsys):
     run(saved, tmp_path, "--plain", str(saved / "plain"))
-    found = json.loads((tmp_path / "audit.json").read_text())
-    assert found["passed"]
-    assert len(found["images"]) == 6
+    content = json.loads((tmp_path / "audit.json").read_text())
+    assert content["passed"]
+    assert len(content["images"]) == 6
     # Evenly spread over the split.
-    assert [row["index"] for row in found["images"]] == list(range(0, 24, 4))
-    assert found["backgrounds"]["source"] == "benchmark"
-    assert found["conditions"]["plain ViT"] == str(saved / "plain")
-    for row in found["images"]:
+    assert [row["index"] for row in content["images"]] == list(range(0, 24, 4))
+    assert content["backgrounds"]["source"] == "benchmark"
+    assert content["conditions"]["plain ViT"] == str(saved / "plain")
+    for row in content["images"]:
         assert all((tmp_path / name).stat().st_size > 0 for name in row["pictures"].values())
     page = (tmp_path / "audit.html").read_text()
     assert page.count("data:image/webp;base64,") == 18

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from ifam.auditing.inputs import AuditInputs, observe
+from ifam.auditing.inputs import AuditInputs, compute_outputs
 from ifam.auditing.sufficiency import dilate, erode, measure_parts, ranks
 from ifam.models.ifam import IFAM
 from ifam.types import Mask, Output, Selection
@@ -40,18 +40,18 @@ class Counting(IFAM):
         return torch.stack([first, torch.full_like(first, 2.0)], dim=1)
 
     def forward(self, images):
-        found = self.selector(images)
-        visible = self.mask(found).visible
+        selection = self.selector(images)
+        visible = self.mask(selection).visible
         logits = self.predictor(images, visible)
-        scores = found.part_scores.expand(-1, -1, 2)
-        found = replace(found, part_scores=scores, selector_logits=logits)
-        return Output(logits, logits, visible, visible.float(), found)
+        scores = selection.part_scores.expand(-1, -1, 2)
+        selection = replace(selection, part_scores=scores, selector_logits=logits)
+        return Output(logits, logits, visible, visible.float(), selection)
 
 
 def measure(worth, labels=None):
     model = Counting(worth)
-    cases = AuditInputs(torch.zeros(2, 3, 8, 8), labels)
-    return measure_parts(model, cases, observe(model, cases.images), batch_size=1)
+    inputs = AuditInputs(torch.zeros(2, 3, 8, 8), labels)
+    return measure_parts(model, inputs, compute_outputs(model, inputs.images), batch_size=1)
 
 
 def sure(*logits):
@@ -61,42 +61,42 @@ def sure(*logits):
 
 def test_every_figure_is_what_the_patches_are_worth():
     """Part 1 is worth 4, part 0 is worth 1, part 2 speaks against the answer with 0.8."""
-    found = measure((0.25, 1.0, -0.2), torch.tensor([0, 1]))
-    assert [list(row) for row in found.leave_one_out] == [
+    parts = measure((0.25, 1.0, -0.2), torch.tensor([0, 1]))
+    assert [list(row) for row in parts.leave_one_out] == [
         pytest.approx([-1.0, -4.0, 0.8]),
         pytest.approx([-1.0, -4.0, 0.0]),
     ]
     # Kept: nothing, part 1, parts 1 and 0, all (without part 2 in the second image).
     steps = [sure(0.0, 0.0), sure(4.0, 4.0), sure(5.0, 5.0), sure(4.2, 5.0)]
-    assert [s.probability for s in found.insertion] == pytest.approx(steps)
-    assert [s.agreement for s in found.insertion] == [0, 1, 1, 1]
-    assert [s.accuracy for s in found.insertion] == [0.5, 0.5, 0.5, 0.5]
-    assert [s.visible for s in found.insertion] == [0, 0.25, 0.5, 0.625]
-    assert found.insertion_area == pytest.approx(sum(steps) / 4)
+    assert [s.probability for s in parts.insertion] == pytest.approx(steps)
+    assert [s.agreement for s in parts.insertion] == [0, 1, 1, 1]
+    assert [s.accuracy for s in parts.insertion] == [0.5, 0.5, 0.5, 0.5]
+    assert [s.visible for s in parts.insertion] == [0, 0.25, 0.5, 0.625]
+    assert parts.insertion_area == pytest.approx(sum(steps) / 4)
     gone = [sure(4.2, 5.0), sure(0.2, 1.0), sure(-0.8, 0.0), sure(0.0, 0.0)]
-    assert [s.probability for s in found.deletion] == pytest.approx(gone)
-    assert [s.agreement for s in found.deletion] == [1, 0, 0, 0]
-    assert found.deletion_area == pytest.approx(sum(gone) / 4)
+    assert [s.probability for s in parts.deletion] == pytest.approx(gone)
+    assert [s.agreement for s in parts.deletion] == [1, 0, 0, 0]
+    assert parts.deletion_area == pytest.approx(sum(gone) / 4)
 
 
 def test_necessity_counts_only_images_that_show_the_part():
-    found = measure((0.25, 1.0, -0.2))
-    assert [(p.part, p.images, p.patches) for p in found.parts] == [(0, 2, 4.0), (1, 2, 4.0), (2, 1, 4.0)]
-    assert [p.changed_answers for p in found.parts] == [0.0, 1.0, 0.0]
-    assert [p.logit_change for p in found.parts] == pytest.approx([-1.0, -4.0, 0.8])
-    assert all(s.accuracy is None for s in found.insertion)
+    parts = measure((0.25, 1.0, -0.2))
+    assert [(p.part, p.images, p.patches) for p in parts.parts] == [(0, 2, 4.0), (1, 2, 4.0), (2, 1, 4.0)]
+    assert [p.changed_answers for p in parts.parts] == [0.0, 1.0, 0.0]
+    assert [p.logit_change for p in parts.parts] == pytest.approx([-1.0, -4.0, 0.8])
+    assert all(s.accuracy is None for s in parts.insertion)
 
 
 def test_a_part_that_nobody_shows_has_no_figures(tiny_model, images):
     """And the figures of the real model fit together."""
-    observed = observe(tiny_model, images)
-    found = measure_parts(tiny_model, AuditInputs(images), observed)
-    assert found.insertion[-1].agreement == found.deletion[0].agreement == 1
-    assert found.insertion[-1].visible == pytest.approx(observed.mask.float().mean().item())
-    assert found.insertion[0] == found.deletion[-1]
+    outputs = compute_outputs(tiny_model, images)
+    parts = measure_parts(tiny_model, AuditInputs(images), outputs)
+    assert parts.insertion[-1].agreement == parts.deletion[0].agreement == 1
+    assert parts.insertion[-1].visible == pytest.approx(outputs.mask.float().mean().item())
+    assert parts.insertion[0] == parts.deletion[-1]
     with torch.no_grad():
         tiny_model.selector.prototypes[0] = 1e3 * torch.ones(48)
-    gone = measure_parts(tiny_model, AuditInputs(images), observe(tiny_model, images))
+    gone = measure_parts(tiny_model, AuditInputs(images), compute_outputs(tiny_model, images))
     assert (gone.parts[0].images, gone.parts[0].changed_answers, gone.parts[0].logit_change) == (0, None, None)
     assert all(row[0] == 0 for row in gone.leave_one_out)
 
@@ -104,25 +104,25 @@ def test_a_part_that_nobody_shows_has_no_figures(tiny_model, images):
 def test_leaving_a_part_out_is_what_the_intervention_does(tiny_model, images):
     from ifam.models.interventions import DropParts
 
-    observed = observe(tiny_model, images)
-    found = measure_parts(tiny_model, AuditInputs(images), observed)
+    outputs = compute_outputs(tiny_model, images)
+    parts = measure_parts(tiny_model, AuditInputs(images), outputs)
     with torch.no_grad():
         for k in range(3):
             dropped = tiny_model(images, [DropParts([k])]).logits
-            change = (dropped - observed.logits).gather(1, observed.answers[:, None])[:, 0]
-            shown = (observed.winners == k).flatten(1).any(dim=1)
+            change = (dropped - outputs.logits).gather(1, outputs.answers[:, None])[:, 0]
+            shown = (outputs.winners == k).flatten(1).any(dim=1)
             expected = torch.where(shown, change, 0.0)
-            torch.testing.assert_close(torch.tensor([row[k] for row in found.leave_one_out]), expected)
+            torch.testing.assert_close(torch.tensor([row[k] for row in parts.leave_one_out]), expected)
 
 
 def test_one_patch_less_or_more():
     """Columns 0 to 2 lose their outermost column; column 3 has no patch to add but is worth nothing."""
-    found = measure((0.25, 1.0, -0.2))
-    assert (found.eroded.visible, found.dilated.visible) == ((8 + 4) / 32, (16 + 12) / 32)
+    parts = measure((0.25, 1.0, -0.2))
+    assert (parts.eroded.visible, parts.dilated.visible) == ((8 + 4) / 32, (16 + 12) / 32)
     # The second image keeps column 0 alone: 1 is less than 2.
-    assert found.eroded.agreement == 0.5
-    assert found.unstable == (False, True)
-    assert found.dilated.agreement == 1
+    assert parts.eroded.agreement == 0.5
+    assert parts.unstable == (False, True)
+    assert parts.dilated.agreement == 1
 
 
 def test_erosion_and_dilation():

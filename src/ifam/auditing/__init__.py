@@ -1,1 +1,1 @@
-"""What a model claims, checked: certificates, swapped backgrounds, leakage through the mask."""
+"""The audit of a model: certificates, background swaps, mask leakage, sufficiency, post-hoc attribution."""

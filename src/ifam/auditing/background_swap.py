@@ -1,8 +1,8 @@
-"""Where background can still enter: swap it, and see what changes with the mask held and with the mask made anew.
+"""Influence of the background: swap it, and measure what changes with the mask fixed and with the mask recomputed.
 
-Hidden patches carry nothing, so with the mask held only visible patches that hold background pixels can let any in:
-*mixed* ones, at the outline of the object, and *stray* ones, that hold no object at all. With the mask made anew, the
-background speaks through the selector. The two ways are told apart by exchanging pixels and masks crosswise:
+Hidden patches carry no information, so with a fixed mask background can only enter through visible patches: *mixed*
+ones, which hold object and background, and *stray* ones, which hold background only. With a recomputed mask, the
+background also acts through the selector. Combining old and new pixels with old and new masks separates the two:
 
     through pixels:    answer(swapped pixels, old mask)   against   answer(old pixels, old mask)
     through the mask:  answer(old pixels, new mask)       against   answer(old pixels, old mask)
@@ -13,29 +13,29 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch.nn import functional as F
 
 from ifam._typing import Bool, Float, Int, Tensor
-from ifam.auditing.inputs import Advance, AuditInputs, ModelOutputs, chunks, no_progress, observe
+from ifam.auditing.inputs import Advance, AuditInputs, ModelOutputs, chunks, compute_outputs, no_progress
 from ifam.evaluation.attacks import hidden_pixel_mask
 from ifam.evaluation.metrics import AccuracyByGroup
 from ifam.models.base import device_of
 from ifam.models.ifam import IFAM
+from ifam.models.masking import patch_mean
 
 Source = Literal["benchmark", "ground truth", "own mask"]
-# Images from which a montage takes background, until every pixel has some.
+# Images that a montage takes background from, until every pixel is filled.
 _DONORS = 8
 
 
 @dataclass(frozen=True)
 class Change:
-    """What a swap of the background did to the answers.
+    """Effect of a background swap on the answers.
 
     Attributes:
-        answers: Share of images whose answer is another one.
-        probability: Mean change of the probability of the first answer, as a size.
+        answers: Share of images whose answer changed.
+        probability: Mean absolute change of the probability of the original answer.
         largest_logit: Largest change of a logit.
-        any_bit: Share of images of which any logit changed by any bit.
+        any_bit: Share of images with a change in any bit of a logit.
     """
 
     answers: float
@@ -46,14 +46,14 @@ class Change:
 
 @dataclass(frozen=True)
 class GroupChange:
-    """Accuracy of one group before and after.
+    """Accuracy of one group before and after the swap.
 
     Attributes:
-        name: The group, as it was before the swap.
+        name: The group before the swap.
         count: Its images.
-        before: Accuracy on the images as they are.
-        fixed: Accuracy on swapped backgrounds, the mask held.
-        recomputed: Accuracy on swapped backgrounds, the mask made anew.
+        before: Accuracy on the original images.
+        fixed: Accuracy on swapped backgrounds with the mask fixed.
+        recomputed: Accuracy on swapped backgrounds with the mask recomputed.
     """
 
     name: str
@@ -68,22 +68,22 @@ class Backgrounds:
     """The influence of the background.
 
     Attributes:
-        source: Where other backgrounds and the outline of the object come from: painted by the benchmark, cut out by
-            the ground truth, or by the model's own mask.
+        source: Where backgrounds and the outline of the object come from: rendered by the benchmark, or cut out with
+            the ground truth or the model's mask.
         images: Images that were swapped.
         visible: Share of all patches that are visible.
         mixed: Share of the visible patches that hold object and background.
         stray: Share of the visible patches that hold background only.
-        hidden: Change when background is swapped in hidden patches only, the mask held: exactly 0 for a faithful model.
-        without_mixed: Change when it is swapped everywhere but in mixed patches, the mask held.
-        fixed: Change when it is swapped everywhere, the mask held: the influence through pixels.
+        hidden: Change when background is swapped in hidden patches only, mask fixed: exactly 0 for a faithful model.
+        without_mixed: Change when it is swapped everywhere except in mixed patches, mask fixed.
+        fixed: Change when it is swapped everywhere, mask fixed: the influence through pixels.
         through_mask: Change when only the mask is that of the swapped image: the influence through the mask.
-        recomputed: Change when it is swapped everywhere and the mask is made anew: both.
+        recomputed: Change when it is swapped everywhere and the mask is recomputed: both.
         mask_iou: Mean intersection over union of the two masks.
-        groups: Accuracy of each group, worst after the swap first; empty where no label is known.
-        influence: Change of the probability of the first answer, image by image, the mask made anew.
-        changed: Images whose answer is another one, the mask made anew.
-        answers_after: The answers then.
+        groups: Accuracy of each group, worst after the swap first; empty if labels are unknown.
+        influence: Absolute change of the probability of the original answer for each image, mask recomputed.
+        changed: Whether the answer of each image changed, mask recomputed.
+        answers_after: The answers after the swap, mask recomputed.
     """
 
     source: Source
@@ -104,100 +104,94 @@ class Backgrounds:
 
     @property
     def passed(self) -> bool:
-        """Whether backgrounds of hidden patches changed no bit of any answer."""
+        """Whether swapping the background of hidden patches left every bit of every answer unchanged."""
         return self.hidden.any_bit == 0
 
 
 def swap_backgrounds(
     model: IFAM,
-    cases: AuditInputs,
-    observed: ModelOutputs,
+    inputs: AuditInputs,
+    outputs: ModelOutputs,
     *,
     batch_size: int = 32,
     seed: int = 0,
     advance: Advance = no_progress,
 ) -> Backgrounds:
-    """Put every object before another background.
+    """Put every object on another background.
 
     Args:
         model: The model, in evaluation mode.
-        cases: The images.
-        observed: What it said about them.
+        inputs: The images.
+        outputs: What the model returned for them.
         batch_size: Images at a time.
-        seed: Chooses whose background each image gets.
+        seed: Seed of the choice of backgrounds.
         advance: Progress callback, called with the number of finished images.
     """
-    own = ~hidden_pixel_mask(observed.mask, cases.images)[:, 0]
-    outline = own if cases.truth is None else cases.truth
-    source: Source = "own mask" if cases.truth is None else "ground truth"
-    swapped = montage(cases.images, outline, donors(cases, seed))
-    if cases.swapped is not None and cases.truth is not None:
-        swapped, source = cases.swapped, "benchmark"
-    # A benchmark's own picture may blend the outline, a montage is exact: hold the object's pixels in both.
-    swapped = torch.where(outline[:, None], cases.images, swapped)
-    after = observe(model, swapped, batch_size, advance)
+    outline = ~hidden_pixel_mask(outputs.mask, inputs.images)[:, 0] if inputs.truth is None else inputs.truth
+    source: Source = "own mask" if inputs.truth is None else "ground truth"
+    swapped = montage(inputs.images, outline, donors(inputs, seed))
+    if inputs.swapped is not None and inputs.truth is not None:
+        swapped, source = inputs.swapped, "benchmark"
+    # An image of the benchmark may blend the outline, so keep the object's pixels unchanged there too.
+    swapped = torch.where(outline[:, None], inputs.images, swapped)
+    after = compute_outputs(model, swapped, batch_size, advance)
 
-    grid = (observed.mask.shape[1], observed.mask.shape[2])
-    covered = coverage(outline, grid)
-    mixed = observed.mask & (covered > 0) & (covered < 1)
-    stray = observed.mask & (covered == 0)
-    hidden_only = torch.where(hidden_pixel_mask(observed.mask, swapped), swapped, cases.images)
-    all_but_mixed = torch.where(hidden_pixel_mask(~mixed, swapped), cases.images, swapped)
-    answer = _Answer(model, batch_size)
-    mask, gate = observed.mask, observed.gate
-    logits = answer(cases.images, mask, gate)
-    fixed = answer(swapped, mask, gate)
+    grid = (outputs.mask.shape[1], outputs.mask.shape[2])
+    covered = patch_mean(outline, grid)
+    mixed = outputs.mask & (covered > 0) & (covered < 1)
+    stray = outputs.mask & (covered == 0)
+    hidden_only = torch.where(hidden_pixel_mask(outputs.mask, swapped), swapped, inputs.images)
+    all_but_mixed = torch.where(hidden_pixel_mask(~mixed, swapped), inputs.images, swapped)
+    predict = _PredictorLogits(model, batch_size)
+    mask, gate = outputs.mask, outputs.gate
+    logits = predict(inputs.images, mask, gate)
+    fixed = predict(swapped, mask, gate)
     intersection, union = (
-        values.flatten(1).sum(dim=1) for values in (observed.mask & after.mask, observed.mask | after.mask)
+        values.flatten(1).sum(dim=1) for values in (outputs.mask & after.mask, outputs.mask | after.mask)
     )
     visible = int(mask.sum())
     return Backgrounds(
         source=source,
-        images=len(cases),
+        images=len(inputs),
         visible=float(mask.float().mean()),
         mixed=int(mixed.sum()) / max(1, visible),
         stray=int(stray.sum()) / max(1, visible),
-        hidden=change(logits, answer(hidden_only, mask, gate)),
-        without_mixed=change(logits, answer(all_but_mixed, mask, gate)),
+        hidden=change(logits, predict(hidden_only, mask, gate)),
+        without_mixed=change(logits, predict(all_but_mixed, mask, gate)),
         fixed=change(logits, fixed),
-        through_mask=change(logits, answer(cases.images, after.mask, after.gate)),
+        through_mask=change(logits, predict(inputs.images, after.mask, after.gate)),
         recomputed=change(logits, after.logits),
         mask_iou=float(torch.where(union > 0, intersection / union.clamp_min(1), 1.0).mean()),
-        groups=_by_group(cases, logits, fixed, after.logits),
-        influence=tuple(_moved(logits, after.logits).tolist()),
+        groups=_by_group(inputs, logits, fixed, after.logits),
+        influence=tuple(_probability_change(logits, after.logits).tolist()),
         changed=tuple((logits.argmax(dim=1) != after.answers).tolist()),
         answers_after=tuple(after.answers.tolist()),
     )
 
 
 def change(before: Float[Tensor, "N C"], after: Float[Tensor, "N C"]) -> Change:
-    """How answers differ."""
+    """Compare logits before and after a swap."""
     bits = [not torch.equal(a, b) for a, b in zip(before, after, strict=True)]
     return Change(
         answers=float((before.argmax(dim=1) != after.argmax(dim=1)).float().mean()),
-        probability=float(_moved(before, after).mean()),
+        probability=float(_probability_change(before, after).mean()),
         largest_logit=float((before - after).abs().max()),
         any_bit=sum(bits) / len(bits),
     )
 
 
-def _moved(before: Float[Tensor, "N C"], after: Float[Tensor, "N C"]) -> Float[Tensor, " N"]:
-    """Change of the probability of the first answer, as a size."""
+def _probability_change(before: Float[Tensor, "N C"], after: Float[Tensor, "N C"]) -> Float[Tensor, " N"]:
+    """Absolute change of the probability of the original answer."""
     answers = before.argmax(dim=1, keepdim=True)
     return (before.softmax(dim=1) - after.softmax(dim=1)).gather(1, answers)[:, 0].abs()
 
 
-def coverage(pixels: Bool[Tensor, "N S1 S2"], grid: tuple[int, int]) -> Float[Tensor, "N H W"]:
-    """Share of each patch that is covered."""
-    return F.adaptive_avg_pool2d(pixels.float()[:, None], grid)[:, 0]
-
-
-def donors(cases: AuditInputs, seed: int = 0) -> Int[Tensor, "N M"]:
-    """Whose background each image gets, in order of preference: images of other classes (or groups) first."""
-    count = len(cases)
+def donors(inputs: AuditInputs, seed: int = 0) -> Int[Tensor, "N M"]:
+    """Indices of the images that each image takes its background from, those of other groups (or classes) first."""
+    count = len(inputs)
     generator = torch.Generator().manual_seed(seed)
     order = torch.rand(count, count, generator=generator)
-    kind = cases.groups if cases.groups is not None else cases.labels
+    kind = inputs.groups if inputs.groups is not None else inputs.labels
     if kind is not None:
         order = order + (kind[:, None] == kind[None])
     order.fill_diagonal_(9.0)
@@ -207,31 +201,31 @@ def donors(cases: AuditInputs, seed: int = 0) -> Int[Tensor, "N M"]:
 def montage(
     images: Float[Tensor, "N 3 S1 S2"], objects: Bool[Tensor, "N S1 S2"], choices: Int[Tensor, "N M"]
 ) -> Float[Tensor, "N 3 S1 S2"]:
-    """Each object before the background of another image.
+    """Each object on the background of another image.
 
-    Where the other image shows its own object, the next one's background is taken, and so on; where all of them show
-    their objects, the mean colour of the first one's background.
+    Pixels where the donor shows its object are filled from the next donor; where all donors show their objects, with
+    the mean background color of the first.
 
     Args:
         images: The images.
         objects: True on the pixels of their objects.
-        choices: Indices of the images that give each image its background, the first before the second.
+        choices: Indices of the donors of each image, in order of preference.
     """
     background = (~objects)[:, None]
     means = (images * background).sum(dim=(2, 3)) / background.sum(dim=(2, 3)).clamp_min(1)
-    background_of_each = means[choices[:, 0]][:, :, None, None].expand_as(images)
+    filled = means[choices[:, 0]][:, :, None, None].expand_as(images)
     for rank in reversed(range(choices.shape[1])):
-        giver = choices[:, rank]
-        background_of_each = torch.where(background[giver], images[giver], background_of_each)
-    return torch.where(objects[:, None], images, background_of_each)
+        donor = choices[:, rank]
+        filled = torch.where(background[donor], images[donor], filled)
+    return torch.where(objects[:, None], images, filled)
 
 
-class _Answer:
+class _PredictorLogits:
     """The predictor's logits for given pixels and masks, on the CPU.
 
     Args:
         model: The model.
-        batch_size: Images at a time; the same for all calls, so that equal inputs give equal bits.
+        batch_size: Images at a time; the same for all calls, so equal inputs give equal bits.
     """
 
     def __init__(self, model: IFAM, batch_size: int) -> None:
@@ -246,15 +240,17 @@ class _Answer:
         return torch.cat(logits)
 
 
-def _by_group(cases: AuditInputs, before: Tensor, fixed: Tensor, recomputed: Tensor) -> tuple[GroupChange, ...]:
-    """Accuracy of each group of the images as they were, the worst after the swap first."""
-    if cases.labels is None:
+def _by_group(inputs: AuditInputs, before: Tensor, fixed: Tensor, recomputed: Tensor) -> tuple[GroupChange, ...]:
+    """Accuracy of each original group, the worst after the swap first."""
+    if inputs.labels is None:
         return ()
-    groups, names = (cases.labels, cases.class_names) if cases.groups is None else (cases.groups, cases.group_names)
+    groups, names = (
+        (inputs.labels, inputs.class_names) if inputs.groups is None else (inputs.groups, inputs.group_names)
+    )
     tables = []
     for logits in (before, fixed, recomputed):
         accuracy = AccuracyByGroup(len(names))
-        accuracy.update(logits, cases.labels, groups)
+        accuracy.update(logits, inputs.labels, groups)
         tables.append(accuracy.by_name(names))
     rows = [
         GroupChange(name, group.count, *(table[name].accuracy for table in tables)) for name, group in tables[0].items()

@@ -1,4 +1,4 @@
-"""The certificate of a model, and beside it those of a plain ViT, a late mask and a soft mask with the same masks."""
+"""Certificates of a model and of three baselines under the same masks: plain ViT, late mask and soft mask."""
 
 from typing import Any
 
@@ -18,46 +18,46 @@ from ifam.models.soft_mask import SoftPredictor
 def certificates(
     model: IFAM,
     plain: Predictor,
-    cases: AuditInputs,
-    observed: ModelOutputs,
+    inputs: AuditInputs,
+    outputs: ModelOutputs,
     batch_size: int,
     seed: int,
     advance: Advance = no_progress,
 ) -> list[Certificate]:
-    """Certificates of the model, in every setting and as a whole, and of three baselines under the same masks.
+    """Certify the model, in every setting and end to end, and three baselines under the same masks.
 
     Args:
         model: The model, in evaluation mode.
-        plain: The plain ViT whose weights the baselines have.
-        cases: The images.
-        observed: What the model selected in them.
+        plain: The plain ViT whose weights the baselines use.
+        inputs: The images.
+        outputs: What the model returned for them.
         batch_size: Images at a time.
         seed: Seed of the noise.
-        advance: Told five times of every image that is done.
+        advance: Progress callback, called five times for each image.
 
     Returns:
         iFAM, plain ViT, late mask, soft mask.
     """
     device = device_of(model)
     shared: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "device": device, "advance": advance}
-    images, mask, gate = cases.images, observed.mask, observed.gate
-    own = [
+    images, mask, gate = inputs.images, outputs.mask, outputs.gate
+    by_setting = [
         certify(model.predictor, images, mask, gate, settings=predictor_settings(), **shared),
-        # The whole model sees the attacked pixels in its selector too; only the mask is held.
+        # End to end, the selector sees the attacked pixels too; only the mask is fixed.
         certify(
             lambda pixels, visible, selected: model(pixels, [UseMask(selected > 0)]).logits,
             images,
             mask,
-            observed.selected.float(),
+            outputs.selected.float(),
             settings=[Setting(label="whole model", no_gradient=False)],
             **shared,
         ),
     ]
     plain = plain.to(device).eval()
     late, soft = share_weights(plain, LatePredictor), share_weights(plain, SoftPredictor)
-    weights = resize_values(observed.part_maps[:, :-1].amax(dim=1), observed.grid)
+    weights = resize_values(outputs.part_maps[:, :-1].amax(dim=1), outputs.grid)
     return [
-        merge("iFAM", own),
+        merge("iFAM", by_setting),
         certify(lambda x, visible: plain(x, torch.ones_like(visible)), images, mask, name="plain ViT", **shared),
         certify(late, images, mask, name="late mask", **shared),
         certify(soft, images, mask, weights, name="soft mask", **shared),
@@ -65,7 +65,7 @@ def certificates(
 
 
 def share_weights(predictor: Predictor, kind: type[Predictor] = Predictor) -> Predictor:
-    """A predictor of a kind, the plain one by default, with the same modules, not a copy of them."""
+    """A predictor of another class that shares the modules of the given one."""
     shared = kind(predictor.backbone, predictor.head.out_features)
     shared.norm, shared.head = predictor.norm, predictor.head
     return shared.eval()

@@ -1,7 +1,7 @@
-"""The certificate: with the mask held, no hidden pixel may change one bit of the answer.
+"""The certificate: with a fixed mask, hidden pixels must not change a single bit of the answer.
 
-Every attack replaces every hidden pixel and leaves every visible one. A batch is compared with the same batch, so
-that nothing but the hidden pixels differs, and with `torch.equal`, so that no tolerance hides anything.
+Every attack replaces all hidden pixels and no visible one. A batch is compared with the same batch, so only hidden
+pixels differ, and with `torch.equal`, so no tolerance hides a difference.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,10 +18,10 @@ from ifam.config import Execution
 from ifam.errors import IfamError
 from ifam.evaluation.attacks import ATTACKS, FILLINGS, ascend, differing, hidden_pixel_mask, replaced
 
-# From images and mask (and the gate, where one is given) to class logits.
+# Maps images and mask (and the gate, if one is given) to class logits.
 Answer = Callable[..., Tensor]
 EXECUTIONS: tuple[Execution, ...] = ("auto", "padded", "packed", "dense")
-# A model that fails fails everywhere; so many examples of it are enough.
+# A model that fails usually fails everywhere: keep at most this many violations.
 _EXAMPLES = 50
 
 
@@ -30,11 +30,11 @@ class Setting:
     """One way to run a predictor.
 
     Attributes:
-        execution: How visible patches are computed; None for callables that know no executions.
+        execution: How visible patches are computed; None for callables without this option.
         training: Whether it runs in training mode.
-        label: What it is called where there is no execution.
-        no_gradient: Whether hidden pixels must receive no gradient. Where the mask is made on the way they may: its
-            straight-through gradient tells how the mask would change, while the mask is held.
+        label: Name used if there is no execution.
+        no_gradient: Whether hidden pixels must receive no gradient. They may if the selector runs too: the
+            straight-through gradient flows to it even though the mask is fixed.
     """
 
     execution: Execution | None = None
@@ -48,13 +48,13 @@ class Setting:
 
 @dataclass(frozen=True)
 class Violation:
-    """One image whose answer hidden pixels have changed.
+    """An image whose answer was changed by hidden pixels.
 
     Attributes:
-        image: Which one, counted from 0.
-        attack: What its hidden pixels were replaced by; "gradient" where a hidden pixel received gradient.
-        setting: Execution and mode in which that happened.
-        change: Largest change of a logit, infinite where one is no longer finite; for "gradient" its largest value.
+        image: Its index.
+        attack: What its hidden pixels were replaced by; "gradient" if a hidden pixel received gradient.
+        setting: Execution and mode.
+        change: Largest change of a logit, infinite if one is no longer finite; for "gradient" its largest value.
     """
 
     image: int
@@ -68,16 +68,16 @@ class Violation:
 
 @dataclass(frozen=True)
 class AttackFigures:
-    """What one attack achieved, over all settings.
+    """Effect of one attack, over all settings.
 
     Attributes:
-        attack: Its name; "gradient" counts images of which a hidden pixel received gradient.
-        tried: Images that it was tried on, once for each setting.
-        failing: Share of these whose logits changed by any bit.
-        changed_answers: Share whose answer is another one, or none because a logit is no longer finite.
-        not_finite: Share with a logit that is no longer finite.
+        attack: Its name; "gradient" counts images with gradient at a hidden pixel.
+        tried: Number of images attacked, once for each setting.
+        failing: Share of these with a change in any bit of the logits.
+        changed_answers: Share whose answer changed, or is undefined because a logit is not finite.
+        not_finite: Share with a logit that is not finite.
         logit_change: Largest finite change of a logit.
-        probability_change: Largest change of a class's probability.
+        probability_change: Largest change of a class probability.
     """
 
     attack: str
@@ -91,20 +91,20 @@ class AttackFigures:
 
 @dataclass(frozen=True)
 class Certificate:
-    """What the attacks on one model found.
+    """Result of the attacks on one model.
 
     Attributes:
         name: The model.
-        images: Images looked at.
-        certified: Images with at least one hidden pixel, on which the attacks prove something.
-        hides_nothing: Images whose mask shows every patch: nothing can be certified there.
-        hides_everything: Images whose mask shows no patch: their answer is the model's prior.
-        hidden_pixels: Hidden pixels that every attack replaced, over all certified images.
+        images: Number of images.
+        certified: Images with at least one hidden pixel.
+        hides_nothing: Images whose mask shows every patch; there is nothing to attack.
+        hides_everything: Images whose mask shows no patch; their answer is the model's prior.
+        hidden_pixels: Hidden pixels replaced by every attack, over all certified images.
         settings: Executions and modes that were run.
-        skipped: Settings that the model refuses, with its reason.
+        skipped: Settings that the model does not support, with the reason.
         attacks: Figures of each attack.
         failing_images: Images on which any attack succeeded.
-        violations: At most 50 of the failures.
+        violations: The failures, at most 50.
     """
 
     name: str
@@ -121,7 +121,7 @@ class Certificate:
 
     @property
     def passed(self) -> bool:
-        """Whether something was certified and every bit held."""
+        """Whether at least one image was certified and no bit changed."""
         return self.certified > 0 and not self.failing_images
 
     @property
@@ -147,21 +147,21 @@ def certify(
     """Attack the hidden pixels of every image.
 
     Args:
-        answer: From (images, mask) to logits, or from (images, mask, gate) where a gate is given. A predictor's
-            `execution` and mode are set as `settings` say, and set back afterwards.
+        answer: Maps (images, mask) to logits, or (images, mask, gate) if a gate is given. The `execution` and mode of a
+            predictor are set according to `settings` and restored afterwards.
         images: Normalized images, finite.
-        mask: True for visible patches; it is held.
-        gate: The mask as numbers, for answers that want it.
-        name: What the model is called.
+        mask: True for visible patches; fixed.
+        gate: The mask as numbers, if `answer` takes it.
+        name: Name of the model.
         settings: Ways to run it.
         batch_size: Images at a time.
         steps: Steps of the gradient ascent.
-        seed: Seed of the noise, and of what is random in training mode.
+        seed: Seed of the noise and of training mode.
         device: Where to compute.
         advance: Progress callback, called with the number of finished images.
 
     Raises:
-        IfamError: An image is not finite, so that a change could not be told from none.
+        IfamError: An image is not finite, so a change could not be detected.
     """
     if not images.isfinite().all():
         raise IfamError("An image holds NaN or infinity, so attacks on it prove nothing; give finite images.")
@@ -174,14 +174,14 @@ def certify(
         hidden = hidden_pixel_mask(visible, batch)
         generator = torch.Generator().manual_seed(seed + rows.start)
         fillings = {filling: replaced(batch, hidden, filling, generator, others) for filling in FILLINGS}
-        # As many as every attack has changed, not as many as it meant to.
+        # Count the values that every attack has really changed.
         hidden_pixels += min(int((hidden & (changed != batch)).sum()) for changed in fillings.values()) // 3
         for setting in settings:
-            with _set(answer, setting):
+            with _configured(answer, setting):
                 run = _Run(answer, visible, extra, setting, seed)
                 try:
                     expected = run(batch)
-                except IfamError as error:  # an execution that this model cannot do, as the user would be told
+                except IfamError as error:  # this model does not support the execution
                     refused.append(f"{setting}: {error}")
                     continue
                 done.append(str(setting))
@@ -209,7 +209,7 @@ def certify(
 
 
 def merge(name: str, certificates: Sequence[Certificate]) -> Certificate:
-    """Certificates of the same images and masks, taken in several ways, as one."""
+    """Combine certificates of the same images and masks under different settings."""
     first = certificates[0]
     every = [figures for certificate in certificates for figures in certificate.attacks]
     return Certificate(
@@ -228,7 +228,7 @@ def merge(name: str, certificates: Sequence[Certificate]) -> Certificate:
 
 
 def _pooled(same: Sequence[AttackFigures]) -> AttackFigures:
-    """One attack in several certificates: shares over all tries, and the largest changes."""
+    """Combine the figures of one attack: shares over all images, and the largest changes."""
     tried = sum(figures.tried for figures in same)
 
     def share(value: str) -> float:
@@ -245,14 +245,14 @@ def predictor_settings() -> tuple[Setting, ...]:
 
 
 class _Run:
-    """One setting on one batch: nothing but the images can differ between calls.
+    """One setting on one batch: only the images differ between calls.
 
     Args:
         answer: The model.
         visible: Its mask.
-        extra: The gate, where the model takes one.
+        extra: The gate, if the model takes one.
         setting: How it runs.
-        seed: Seed of what is random in training mode, the same for every call.
+        seed: Seed of training mode, the same for every call.
     """
 
     def __init__(self, answer: Answer, visible: Tensor, extra: tuple[Tensor, ...], setting: Setting, seed: int) -> None:
@@ -263,7 +263,7 @@ class _Run:
         if not self.setting.training:
             with torch.set_grad_enabled(images.requires_grad):
                 return self.answer(images, self.visible, *self.extra)
-        # As in training: the gate wants gradient, so the paths that compute it run.
+        # As in training: the gate requires gradient, so the code paths that compute it run.
         extra = [gate.detach().requires_grad_() for gate in self.extra]
         with torch.random.fork_rng(), torch.enable_grad():
             torch.manual_seed(self.seed)
@@ -272,8 +272,8 @@ class _Run:
 
 
 @contextmanager
-def _set(answer: Any, setting: Setting) -> Iterator[None]:
-    """Put a module into a setting for a while."""
+def _configured(answer: Any, setting: Setting) -> Iterator[None]:
+    """Apply a setting to a module, and restore it afterwards."""
     if not isinstance(answer, torch.nn.Module):
         yield
         return
@@ -298,30 +298,30 @@ class _Tally:
     violations: list[Violation] = field(default_factory=list)
 
     def compare(
-        self, attack: str, found: Tensor, expected: Tensor, hidden: Tensor, first: int, setting: Setting
+        self, attack: str, logits: Tensor, expected: Tensor, hidden: Tensor, first: int, setting: Setting
     ) -> None:
         """Compare logits after an attack with those before it, bit by bit."""
         rows = hidden.flatten(1).any(dim=1)
         if not rows.any():
             return
-        finite = found.isfinite().all(dim=1)
-        # A logit that was not finite before, is no answer that anything could keep.
-        broken = ~torch.tensor([torch.equal(a, b) for a, b in zip(found, expected, strict=True)]).to(rows)
+        finite = logits.isfinite().all(dim=1)
+        # Logits that were not finite before the attack count as changed.
+        broken = ~torch.tensor([torch.equal(a, b) for a, b in zip(logits, expected, strict=True)]).to(rows)
         broken |= ~finite | ~expected.isfinite().all(dim=1)
-        change = (found - expected).abs().amax(dim=1)
-        moved = (found.softmax(dim=1) - expected.softmax(dim=1)).abs().amax(dim=1)
-        other = ~finite | (found.argmax(dim=1) != expected.argmax(dim=1))
-        self._note(attack, rows & broken, torch.where(finite, change, torch.inf), first, setting)
-        at, seen = int(rows.sum()), rows & finite
+        logit_change = (logits - expected).abs().amax(dim=1)
+        probability_change = (logits.softmax(dim=1) - expected.softmax(dim=1)).abs().amax(dim=1)
+        different = ~finite | (logits.argmax(dim=1) != expected.argmax(dim=1))
+        self._note(attack, rows & broken, torch.where(finite, logit_change, torch.inf), first, setting)
+        count, still_finite = int(rows.sum()), rows & finite
         self.counts.setdefault(attack, []).append(
             AttackFigures(
                 attack,
-                at,
-                float((rows & broken).sum()) / at,
-                float((rows & other).sum()) / at,
-                float((rows & ~finite).sum()) / at,
-                float(change[seen].max()) if seen.any() else 0.0,
-                float(moved[seen].max()) if seen.any() else 0.0,
+                count,
+                float((rows & broken).sum()) / count,
+                float((rows & different).sum()) / count,
+                float((rows & ~finite).sum()) / count,
+                float(logit_change[still_finite].max()) if still_finite.any() else 0.0,
+                float(probability_change[still_finite].max()) if still_finite.any() else 0.0,
             )
         )
 
@@ -332,20 +332,20 @@ class _Tally:
             return
         largest = slope.flatten(1).amax(dim=1)
         self._note("gradient", largest > 0, largest, first, setting)
-        at = int(rows.sum())
-        share = float((largest > 0).sum()) / at
-        self.counts.setdefault("gradient", []).append(AttackFigures("gradient", at, share, 0.0, 0.0, 0.0, 0.0))
+        count = int(rows.sum())
+        share = float((largest > 0).sum()) / count
+        self.counts.setdefault("gradient", []).append(AttackFigures("gradient", count, share, 0.0, 0.0, 0.0, 0.0))
 
     def figures(self) -> tuple[AttackFigures, ...]:
-        """One row an attack."""
+        """Figures of each attack."""
         return tuple(_pooled(self.counts[attack]) for attack in (*ATTACKS, "gradient") if attack in self.counts)
 
     def _note(self, attack: str, broken: Tensor, change: Tensor, first: int, setting: Setting) -> None:
-        for i in _true(broken):
+        for i in _indices(broken):
             self.failing.add(first + i)
             self.violations.append(Violation(first + i, attack, str(setting), float(change[i])))
 
 
-def _true(flags: Tensor) -> Iterable[int]:
-    """Indices of the true ones."""
+def _indices(flags: Tensor) -> Iterable[int]:
+    """Indices of the true values."""
     return (int(i) for i in flags.nonzero().flatten())

@@ -1,4 +1,4 @@
-"""What an audit looks at: images with what is known about them, and what the model selected in each."""
+"""Inputs of an audit: images with their annotations, and what the model returned for them."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +13,7 @@ from ifam.errors import IfamError
 from ifam.models.base import device_of
 from ifam.models.ifam import IFAM
 
-# Called with a number of images that are done.
+# Called with the number of finished images.
 Advance = Callable[[int], None]
 
 
@@ -23,15 +23,15 @@ def no_progress(count: int) -> None:
 
 @dataclass(frozen=True)
 class AuditInputs:
-    """Images as the model is given them, with what the data set knows.
+    """Images as the model receives them, with their annotations.
 
     Attributes:
         images: Normalized images.
-        labels: Classes; None where they are not known.
-        groups: Groups, class x background say; None where they are not known.
-        truth: Pixels of the object; None where they are not known.
-        swapped: The same objects on other backgrounds, where the data set has them.
-        indices: Place of each image in its split.
+        labels: Classes; None if unknown.
+        groups: Groups, for example class x background; None if unknown.
+        truth: Pixels of the object; None if unknown.
+        swapped: The same objects on other backgrounds, if the data set provides them.
+        indices: Index of each image in its split.
         class_names: Name of each class.
         group_names: Name of each group.
     """
@@ -51,16 +51,16 @@ class AuditInputs:
 
 @dataclass(frozen=True)
 class ModelOutputs:
-    """What the model said about each image, and what it selected.
+    """What the model returned for each image.
 
     Attributes:
-        logits: Its answer.
-        mask: Patches that the predictor saw, on its grid (H2 W2); all other maps are on the selector's.
-        gate: The same as numbers, as the model makes it; of a soft mask the weights.
+        logits: Class logits.
+        mask: Patches that the predictor saw, on its grid (H2 W2); all other maps are on the selector's grid.
+        gate: The mask as numbers; the weights of a soft mask.
         part_maps: Probability of each part at each patch, background last.
-        winners: Part that won each patch, K for background; a tie with the background is won.
-        margin: By how much the best part beats the background at each patch; the mask is where it is not negative.
-        seconds: Time for one image, from pixels to the answer and its mask.
+        winners: Most probable part of each patch, K for background; ties with the background go to the part.
+        margin: Logit of the best part minus that of the background at each patch; visible where it is not negative.
+        seconds: Time for one image, from pixels to logits and mask.
     """
 
     logits: Float[Tensor, "N C"]
@@ -78,12 +78,12 @@ class ModelOutputs:
 
     @property
     def selected(self) -> Bool[Tensor, "N H W"]:
-        """Patches of the selector that parts have won: the mask, before it is brought to the predictor's grid."""
+        """Patches assigned to a part: the mask on the selector's grid."""
         return self.winners < self.part_maps.shape[1] - 1
 
     @property
     def answers(self) -> Int[Tensor, " N"]:
-        """The class that the model names."""
+        """The predicted class."""
         return self.logits.argmax(dim=1)
 
     @property
@@ -99,18 +99,18 @@ def chunks(count: int, batch_size: int) -> Iterator[slice]:
 
 
 @torch.no_grad()
-def observe(
+def compute_outputs(
     model: IFAM, images: Float[Tensor, "N 3 S1 S2"], batch_size: int = 32, advance: Advance = no_progress
 ) -> ModelOutputs:
-    """Run the model in evaluation mode and keep what the audit asks about, on the CPU in float32."""
-    device, found = device_of(model), []
+    """Run the model in evaluation mode, and return what the audit needs, on the CPU in float32."""
+    device, batches = device_of(model), []
     clock = Stopwatch(device)
     for rows in chunks(len(images), batch_size):
         batch = images[rows].to(device)
         with clock:
             out = model(batch)
         logits = out.selection.assignment_logits
-        seen = ModelOutputs(
+        batch_outputs = ModelOutputs(
             logits=out.logits,
             mask=out.mask,
             gate=out.gate,
@@ -119,10 +119,10 @@ def observe(
             winners=logits.argmax(dim=1),
             margin=logits[:, :-1].amax(dim=1) - logits[:, -1],
         )
-        found.append(seen)
+        batches.append(batch_outputs)
         advance(len(batch))
     joined: dict[str, Any] = {
-        name: _cpu(torch.cat([getattr(one, name) for one in found])) for name in vars(found[0]) if name != "seconds"
+        name: _cpu(torch.cat([getattr(one, name) for one in batches])) for name in vars(batches[0]) if name != "seconds"
     }
     return ModelOutputs(**joined, seconds=clock.seconds / max(1, len(images)))
 
@@ -132,10 +132,10 @@ def _cpu(values: Tensor) -> Tensor:
 
 
 class Stopwatch:
-    """Seconds spent inside of its `with` blocks, the work of a GPU included.
+    """Seconds spent inside its `with` blocks, including work on a GPU.
 
     Args:
-        device: Where the work is done.
+        device: Device to synchronize with.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -156,10 +156,10 @@ class Stopwatch:
 
 
 def from_benchmark(benchmark: Benchmark, split: str, model: IFAM, limit: int) -> AuditInputs:
-    """At most `limit` images of a split, evenly spread over it.
+    """At most `limit` evenly spaced images of a split.
 
     Raises:
-        IfamError: There is no such split, or no image in it.
+        IfamError: The split does not exist or is empty.
     """
     examples = benchmark.split(split)
     if not len(examples):
@@ -167,9 +167,9 @@ def from_benchmark(benchmark: Benchmark, split: str, model: IFAM, limit: int) ->
     indices = evenly_spaced(len(examples), limit)
     rows = _prepared(examples, indices, model)
     masks = [row["mask"] for row in rows]
-    # Data that knows no groups gives the classes for them.
+    # Without groups, the classes take their place.
     grouped = benchmark.group_names != benchmark.class_names
-    # Drawn benchmarks can paint the same object on another background, which beats any montage.
+    # Synthetic benchmarks can render the same object on another background, which is better than a montage.
     swap = getattr(examples, "swapped", None)
     swapped = None if swap is None else _stack(_prepared(swap(), indices, model), "image")
     return AuditInputs(

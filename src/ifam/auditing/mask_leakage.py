@@ -1,7 +1,7 @@
-"""What the mask alone gives away: a logistic regression on its shape, and on nothing else.
+"""Mask leakage: how much the shape of the mask alone reveals.
 
-The predictor sees no hidden pixel, but it sees which patches are hidden. How much class and background that shape
-carries is measured by how well a linear model reads it, on images it was not fitted to.
+The predictor sees no hidden pixel, but it sees which patches are hidden. What this shape reveals about class and
+background is measured with a cross-validated linear probe.
 """
 
 from collections.abc import Sequence
@@ -21,23 +21,23 @@ from ifam.auditing.inputs import Advance, AuditInputs, ModelOutputs, no_progress
 
 _FOLDS = 5
 _RESAMPLES = 2000
-# Features are many and images few: a strong penalty is what such a reader would choose.
+# There are many features and few images, so the penalty is strong.
 _STRENGTH = 0.01
 
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """How well something can be read from something else.
+    """How well a linear probe predicts a target.
 
     Attributes:
-        target: What is read: "class" or "background".
-        source: What from: "mask" or "part maps".
+        target: What is predicted: "class" or "background".
+        source: Features: "mask" or "part maps".
         images: Images used; classes with fewer images than folds are left out.
-        accuracy: Share that is read rightly, on images that were not fitted to.
+        accuracy: Cross-validated accuracy.
         low: Lower end of its 95 % interval (bootstrap over images).
         high: Upper end.
-        chance: Share of the most frequent value: what is right without looking.
-        shuffled: Mean accuracy when the values are shuffled among the images.
+        chance: Share of the most frequent value.
+        shuffled: Mean accuracy with values shuffled among the images.
         shuffled_high: The largest of these accuracies.
     """
 
@@ -53,16 +53,16 @@ class ProbeResult:
 
     @property
     def above_chance(self) -> bool:
-        """Whether more can be read than chance and shuffling explain."""
+        """Whether the accuracy is higher than chance and shuffling explain."""
         return self.low > max(self.chance, self.shuffled_high)
 
 
 @dataclass(frozen=True)
 class Leakage:
-    """What masks and part maps give away.
+    """What masks and part maps reveal.
 
     Attributes:
-        readings: One row a target and source.
+        readings: A result for each target and source.
         notes: What could not be measured, and why.
     """
 
@@ -71,30 +71,30 @@ class Leakage:
 
 
 def measure_leakage(
-    cases: AuditInputs, observed: ModelOutputs, *, shuffles: int = 20, seed: int = 0, advance: Advance = no_progress
+    inputs: AuditInputs, outputs: ModelOutputs, *, shuffles: int = 20, seed: int = 0, advance: Advance = no_progress
 ) -> Leakage:
-    """Read class and background from masks and part maps.
+    """Predict class and background from masks and part maps.
 
     Args:
-        cases: The images.
-        observed: What the model selected in them.
-        shuffles: How often the values are shuffled for comparison.
+        inputs: The images.
+        outputs: What the model returned for them.
+        shuffles: Number of shuffles to compare with.
         seed: Seed of folds, resampling and shuffling.
         advance: Progress callback, called with the number of finished probes.
     """
-    targets = {"class": cases.labels, "background": background_of(cases)}
-    sources = {"mask": observed.mask.flatten(1).float(), "part maps": observed.part_maps.flatten(1)}
+    targets = {"class": inputs.labels, "background": background_of(inputs)}
+    sources = {"mask": outputs.mask.flatten(1).float(), "part maps": outputs.part_maps.flatten(1)}
     readings, notes = [], []
     for target, values in targets.items():
         for source, features in sources.items():
             if values is None:
-                found: ProbeResult | str = f"{target}: not known to the data, so nothing could be read"
+                result: ProbeResult | str = f"{target}: unknown for these images, so it was not probed"
             else:
-                found = probe(features, values, target, source, shuffles=shuffles, seed=seed)
-            if isinstance(found, ProbeResult):
-                readings.append(found)
+                result = probe(features, values, target, source, shuffles=shuffles, seed=seed)
+            if isinstance(result, ProbeResult):
+                readings.append(result)
             else:
-                notes.append(found)
+                notes.append(result)
             advance(1)
     return Leakage(tuple(readings), tuple(dict.fromkeys(notes)))
 
@@ -111,18 +111,18 @@ def probe(
     """Predict values from features by cross-validated logistic regression.
 
     Returns:
-        The accuracy with what it is compared with, or a sentence that says why there is none.
+        The result, or a sentence that says why there is none.
     """
     y = values.cpu().numpy()
     counts = np.bincount(y)
-    kept = counts[y] >= _FOLDS
+    frequent = counts[y] >= _FOLDS
     if (counts >= _FOLDS).sum() < 2:
-        return f"{target}: fewer than two values have {_FOLDS} images, so nothing could be read; audit more images"
-    x, y = features.float().cpu().numpy()[kept], y[kept]
+        return f"{target}: fewer than two values have {_FOLDS} images, so it was not probed; audit more images"
+    x, y = features.float().cpu().numpy()[frequent], y[frequent]
     right = _predict(x, y, seed) == y
     random = np.random.default_rng(seed)
     resampled = right[random.integers(len(right), size=(_RESAMPLES, len(right)))].mean(axis=1)
-    shuffled = [float((_predict(x, other, seed) == other).mean()) for other in _shuffled(y, shuffles, random)]
+    shuffled = [float((_predict(x, permuted, seed) == permuted).mean()) for permuted in _shuffled(y, shuffles, random)]
     low, high = np.quantile(resampled, [0.025, 0.975])
     return ProbeResult(
         target=target,
@@ -138,13 +138,13 @@ def probe(
 
 
 def _predict(x: NDArray[Any], y: NDArray[Any], seed: int) -> NDArray[Any]:
-    """The value of each image, by a regression that was not fitted to it."""
-    # A full rotation changes nothing for a model with a quadratic penalty, but leaves as many features as images.
-    reader = make_pipeline(StandardScaler(), PCA(), LogisticRegression(C=_STRENGTH, max_iter=1000))
+    """Cross-validated prediction of each image's value."""
+    # A rotation does not affect a quadratic penalty, and leaves at most as many features as images.
+    classifier = make_pipeline(StandardScaler(), PCA(), LogisticRegression(C=_STRENGTH, max_iter=1000))
     folds = StratifiedKFold(_FOLDS, shuffle=True, random_state=seed)
-    # Where all images of a fold have the same mask, shares of a variance of zero are computed, and not used.
+    # If all masks of a fold are equal, ratios of a zero variance are computed, but not used.
     with np.errstate(invalid="ignore"):
-        predicted: NDArray[Any] = cross_val_predict(reader, x, y, cv=folds)
+        predicted: NDArray[Any] = cross_val_predict(classifier, x, y, cv=folds)
     return predicted
 
 
@@ -152,10 +152,10 @@ def _shuffled(y: NDArray[Any], times: int, random: np.random.Generator) -> Seque
     return [random.permutation(y) for _ in range(max(1, times))]
 
 
-def background_of(cases: AuditInputs) -> Int[Tensor, " N"] | None:
-    """The background of each image, where groups are class x background (`label * backgrounds + background`)."""
-    if cases.groups is None or cases.labels is None or not cases.class_names:
+def background_of(inputs: AuditInputs) -> Int[Tensor, " N"] | None:
+    """The background of each image, if groups are class x background (`label * backgrounds + background`)."""
+    if inputs.groups is None or inputs.labels is None or not inputs.class_names:
         return None
-    count, rest = divmod(len(cases.group_names), len(cases.class_names))
-    crossed = not rest and count > 1 and bool((cases.groups // count == cases.labels).all())
-    return cases.groups % count if crossed else None
+    count, rest = divmod(len(inputs.group_names), len(inputs.class_names))
+    crossed = not rest and count > 1 and bool((inputs.groups // count == inputs.labels).all())
+    return inputs.groups % count if crossed else None

@@ -1,4 +1,4 @@
-"""The audit: is a model faithful, where can background still enter, and what is its mask worth? Five measurements."""
+"""The audit of a model: certificate, background swaps, mask leakage, sufficiency, and post-hoc attribution."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -11,7 +11,7 @@ from ifam._typing import Bool, Float, Tensor
 from ifam.auditing.background_swap import Backgrounds, swap_backgrounds
 from ifam.auditing.certificates import certificates, share_weights
 from ifam.auditing.certify import Certificate
-from ifam.auditing.inputs import AuditInputs, ModelOutputs, from_benchmark, observe
+from ifam.auditing.inputs import AuditInputs, ModelOutputs, compute_outputs, from_benchmark
 from ifam.auditing.mask_leakage import Leakage, measure_leakage
 from ifam.auditing.posthoc import PostHoc, compare_explanations, explainers
 from ifam.auditing.sufficiency import Parts, measure_parts
@@ -32,7 +32,7 @@ OWN_WEIGHTS = "the model's own predictor shown every patch (never trained on who
 
 @dataclass(frozen=True)
 class PictureFiles:
-    """Pictures of one image, as paths beside `audit.json`.
+    """Pictures of one image, as paths relative to `audit.json`.
 
     Attributes:
         input: The image.
@@ -50,19 +50,19 @@ class ImageRow:
     """One image of the audit.
 
     Attributes:
-        index: Its place in the split.
-        answer: Class that the model names.
+        index: Its index in the split.
+        answer: Name of the predicted class.
         confidence: Its probability.
-        label: Name of the right class; None where it is not known.
-        group: Name of its group; None where it is not known.
-        right: Whether the answer is right; None where that is not known.
+        label: Name of the true class; None if unknown.
+        group: Name of its group; None if unknown.
+        right: Whether the answer is right; None if unknown.
         visible: Share of the patches that the predictor saw.
-        influence: Change of the answer's probability when the background is swapped and the mask made anew.
-        answer_after: The answer then.
+        influence: Change of the answer's probability when the background is swapped and the mask recomputed.
+        answer_after: The answer after this swap.
         leave_one_out: Change of the logit of the answer without each part.
-        unstable: Whether one patch more or less all round the mask changes the answer.
-        flags: What a reader should look at, in words; images with flags come first in the report.
-        pictures: Files with its pictures; None where none were written.
+        unstable: Whether eroding or dilating the mask by one patch changes the answer.
+        flags: Remarkable findings, in words; images with flags come first in the report.
+        pictures: Files with its pictures; None if none were written.
         side: Width and height of these pictures.
     """
 
@@ -84,7 +84,7 @@ class ImageRow:
 
 @dataclass(frozen=True)
 class Pictures:
-    """What the pictures of an audit are drawn from.
+    """Data that the pictures of an audit are drawn from.
 
     Attributes:
         images: The images as colors between 0 and 1.
@@ -104,14 +104,14 @@ class AuditResult:
     Attributes:
         certificate: Whether any hidden pixel changes any bit of the answer.
         baselines: The same for a plain ViT, a late mask and a soft mask.
-        backgrounds: What other backgrounds change, through pixels and through the mask.
-        leakage: What the mask alone gives away.
-        parts: Whether what is shown is enough, and needed.
-        posthoc: The mask beside explanations of a plain ViT after the fact.
-        mask_iou: Intersection over union of mask and truth, as `ifam evaluate` has it; None where it is not known.
-        images: One row an image.
+        backgrounds: Influence of the background, through pixels and through the mask.
+        leakage: What the mask alone reveals.
+        parts: Sufficiency and necessity of the visible parts.
+        posthoc: The mask compared with post-hoc attribution of a plain ViT.
+        mask_iou: Intersection over union of mask and truth, as in `ifam evaluate`; None if the truth is unknown.
+        images: A row for each image.
         conditions: What was audited, and how.
-        pictures: The images and what the model selected in them; not written, and None where the audit was read from a
+        pictures: The images and what the model selected in them; not written, and None if the audit was read from a
             file.
     """
 
@@ -128,17 +128,17 @@ class AuditResult:
 
     @property
     def passed(self) -> bool:
-        """Whether hidden pixels changed no bit of any answer, and there were some."""
+        """Whether there were hidden pixels, and none changed a bit of any answer."""
         return self.certificate.passed and self.backgrounds.passed
 
     @property
     def verdict(self) -> str:
-        """The outcome in a sentence; of a failure it names image, attack and setting."""
+        """The outcome in a sentence; for a failure with image, attack and setting."""
         certificate = self.certificate
         if certificate.violations:
             first = certificate.violations[0]
             at = self.images[first.image].index
-            size = f"by {first.change:.2g}" if math.isfinite(first.change) else "to no number"
+            size = f"by {first.change:.2g}" if math.isfinite(first.change) else "to a non-finite value"
             gradient = first.attack == "gradient"
             what = "a hidden pixel receives gradient" if gradient else f"{first.attack!r} changes a logit {size}"
             return (
@@ -156,7 +156,7 @@ class AuditResult:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the pictures, ready for JSON; None stands for numbers that are not finite."""
+        """Everything except the pictures, ready for JSON; numbers that are not finite become None."""
         first, *others = ({**to_json(one), "passed": one.passed} for one in (self.certificate, *self.baselines))
         backgrounds = {**to_json(self.backgrounds), "passed": self.backgrounds.passed}
         verdict = {"kind": "audit", "passed": self.passed, "verdict": self.verdict}
@@ -175,132 +175,139 @@ def audit(
     seed: int = 0,
     conditions: Mapping[str, Any] | None = None,
 ) -> AuditResult:
-    """Audit a model; it is left in the mode it was in.
+    """Audit a model. Its mode is restored afterwards.
 
     Args:
         model: The model.
         images: Normalized images [B, 3, S, S], a batch of them with labels, a benchmark, or `AuditInputs`.
-        split: Of a benchmark; "test" where there is one and "val" otherwise.
-        plain: A plain ViT that was trained for the same task; the model's own predictor with every patch in view where
-            none is given.
-        limit: Images at most, evenly spread over a benchmark's split.
-        explain: Images at most for the explanations after the fact, which are slow.
+        split: Split of a benchmark; by default "test", or "val" if there is no test split.
+        plain: A plain ViT trained for the same task; by default the model's predictor with every patch visible.
+        limit: Largest number of images, evenly spaced in a benchmark's split.
+        explain: Largest number of images for post-hoc attribution, which is slow.
         batch_size: Images at a time.
         seed: Seed of everything random.
-        conditions: What to note beside the result.
+        conditions: Recorded with the result.
 
     Returns:
-        The figures of all five measurements.
+        The results of all five measurements.
 
     Raises:
-        IfamError: There are fewer than two images, or the plain ViT is of another kind than the model.
+        IfamError: There are fewer than two images, or the plain ViT does not fit the model.
     """
     for name, value in (("limit", limit), ("explain", explain), ("batch_size", batch_size)):
         least = 2 if name == "limit" else 1
         if value < least:
             raise IfamError(f"{name} is {value}, but at least {least} is needed.")
-    cases = _cases(model, images, split, limit)
-    other = share_weights(model.predictor if plain is None else plain.predictor)
+    inputs = _as_inputs(model, images, split, limit)
+    plain_predictor = share_weights(model.predictor if plain is None else plain.predictor)
     if plain is not None:
         _check_plain(plain, model)
-    noted = conditions or {}
-    plain_name = OWN_WEIGHTS if plain is None else str(noted.get("plain", "the one that was given"))
+    conditions = conditions or {}
+    plain_name = OWN_WEIGHTS if plain is None else str(conditions.get("plain", "the given one"))
     with evaluating(model):
-        some = slice(0, None, -(-len(cases) // explain))
-        totals = _totals(len(cases), len(range(len(cases))[some]), model.config.num_parts)
+        explained = slice(0, None, -(-len(inputs) // explain))
+        totals = _totals(len(inputs), len(range(len(inputs))[explained]), model.config.num_parts)
         with _stages(totals) as stage:
-            observed = observe(model, cases.images, batch_size, stage("looking"))
-            own, *baselines = certificates(model, other, cases, observed, batch_size, seed, stage("certificate"))
+            outputs = compute_outputs(model, inputs.images, batch_size, stage("inference"))
+            certificate, *baselines = certificates(
+                model, plain_predictor, inputs, outputs, batch_size, seed, stage("certificate")
+            )
             advance = stage("backgrounds")
-            backgrounds = swap_backgrounds(model, cases, observed, batch_size=batch_size, seed=seed, advance=advance)
-            leakage = measure_leakage(cases, observed, seed=seed, advance=stage("leakage"))
-            parts = measure_parts(model, cases, observed, batch_size=batch_size, advance=stage("parts"))
+            backgrounds = swap_backgrounds(model, inputs, outputs, batch_size=batch_size, seed=seed, advance=advance)
+            leakage = measure_leakage(inputs, outputs, seed=seed, advance=stage("leakage"))
+            parts = measure_parts(model, inputs, outputs, batch_size=batch_size, advance=stage("parts"))
             posthoc = compare_explanations(
                 model,
-                other,
-                _subset(cases, some),
-                _subset(observed, some),
+                plain_predictor,
+                _subset(inputs, explained),
+                _subset(outputs, explained),
                 plain_name=plain_name,
                 batch_size=min(batch_size, 16),
-                advance=stage("explanations"),
+                advance=stage("attribution"),
             )
-    settings = {"images": len(cases), "plain ViT": plain_name, "seed": seed, "batch size": batch_size}
+    settings = {"images": len(inputs), "plain ViT": plain_name, "seed": seed, "batch size": batch_size}
     return AuditResult(
-        certificate=own,
+        certificate=certificate,
         baselines=tuple(baselines),
         backgrounds=backgrounds,
         leakage=leakage,
         parts=parts,
         posthoc=posthoc,
-        mask_iou=_mask_iou(cases, observed),
-        images=_rows(cases, observed, own, backgrounds, parts),
-        conditions={**noted, **settings, **provenance()},
-        pictures=Pictures(denormalize(cases.images, model.normalization), observed.part_maps, observed.mask),
+        mask_iou=_mask_iou(inputs, outputs),
+        images=_rows(inputs, outputs, certificate, backgrounds, parts),
+        conditions={**conditions, **settings, **provenance()},
+        pictures=Pictures(denormalize(inputs.images, model.normalization), outputs.part_maps, outputs.mask),
     )
 
 
 def load_plain(source: str | Path) -> PlainViT:
-    """A plain ViT from the folder that `save_pretrained` wrote.
+    """Load a plain ViT from a folder written by `save_pretrained`.
 
     Raises:
-        IfamError: The folder holds no plain ViT.
+        IfamError: The folder does not contain a plain ViT.
     """
     return PlainViT.from_pretrained(source)
 
 
-def _cases(model: IFAM, images: Tensor | Batch | Benchmark | AuditInputs, split: str | None, limit: int) -> AuditInputs:
-    """Whatever was given, as cases."""
+def _as_inputs(
+    model: IFAM, images: Tensor | Batch | Benchmark | AuditInputs, split: str | None, limit: int
+) -> AuditInputs:
+    """Convert any of the accepted inputs."""
     classes = model.config.class_names or tuple(f"class {c}" for c in range(model.config.num_classes))
     if isinstance(images, Benchmark):
         if len(images.class_names) != model.config.num_classes:
             raise IfamError(
-                f"{images.name} has {len(images.class_names)} classes, but the model knows {model.config.num_classes}; "
-                f"give the data that it was trained for."
+                f"{images.name} has {len(images.class_names)} classes, but the model has {model.config.num_classes}; "
+                f"give the data that it was trained on."
             )
-        cases = from_benchmark(images, split or images.default_eval_split, model, limit)
+        inputs = from_benchmark(images, split or images.default_eval_split, model, limit)
     elif isinstance(images, Batch):
         batch = images.to("cpu")
-        cases = AuditInputs(batch.images[:limit], batch.labels[:limit], class_names=classes)
+        inputs = AuditInputs(batch.images[:limit], batch.labels[:limit], class_names=classes)
         if batch.groups is not None:
             group_names = tuple(f"group {g}" for g in range(int(batch.groups.max()) + 1))
-            cases = replace(cases, groups=batch.groups[:limit], group_names=group_names)
+            inputs = replace(inputs, groups=batch.groups[:limit], group_names=group_names)
         if batch.masks is not None:
-            cases = replace(cases, truth=batch.masks[:limit])
+            inputs = replace(inputs, truth=batch.masks[:limit])
     elif isinstance(images, AuditInputs):
-        cases = images
+        inputs = images
     else:
-        cases = AuditInputs(images[:limit].cpu(), class_names=classes)
-    if len(cases) < 2:
-        raise IfamError(f"An audit needs two or more images, but got {len(cases)}: one lends the other its background.")
-    return replace(cases, indices=cases.indices or tuple(range(len(cases))), class_names=cases.class_names or classes)
+        inputs = AuditInputs(images[:limit].cpu(), class_names=classes)
+    if len(inputs) < 2:
+        raise IfamError(
+            f"An audit needs two or more images, but got {len(inputs)}: each takes its background from another one."
+        )
+    return replace(
+        inputs, indices=inputs.indices or tuple(range(len(inputs))), class_names=inputs.class_names or classes
+    )
 
 
 def _check_plain(plain: PlainViT, model: IFAM) -> None:
-    """Refuse a plain ViT that cannot be given the same images and masks."""
-    ours = (model.image_size, model.predictor.backbone.grid, model.config.num_classes, model.normalization)
-    theirs = (plain.image_size, plain.predictor.backbone.grid, plain.config.num_classes, plain.normalization)
-    if ours != theirs:
+    """Raise an error unless the plain ViT takes the same images and masks as the model."""
+    expected = (model.image_size, model.predictor.backbone.grid, model.config.num_classes, model.normalization)
+    actual = (plain.image_size, plain.predictor.backbone.grid, plain.config.num_classes, plain.normalization)
+    if actual != expected:
         raise IfamError(
-            f"The plain ViT has (image size, patches, classes, normalization) {theirs}, but the model {ours}; give one "
-            f"of the same backbone and task."
+            f"The plain ViT has (image size, patches, classes, normalization) {actual}, but the model has "
+            f"{expected}; give one of the same backbone and task."
         )
 
 
 def _rows(
-    cases: AuditInputs,
-    observed: ModelOutputs,
+    inputs: AuditInputs,
+    outputs: ModelOutputs,
     certificate: Certificate,
     backgrounds: Backgrounds,
     parts: Parts,
 ) -> tuple[ImageRow, ...]:
-    """One row an image, with the flags that bring it to the top."""
-    classes, failing = cases.class_names, set(certificate.failing_images)
+    """A row for each image, with its flags."""
+    classes, failing = inputs.class_names, set(certificate.failing_images)
     attacks = {v.image: v.attack for v in reversed(certificate.violations)}
-    visible = observed.mask.flatten(1).float().mean(dim=1).tolist()
-    answers, confidence = observed.answers.tolist(), observed.confidence.tolist()
+    visible = outputs.mask.flatten(1).float().mean(dim=1).tolist()
+    answers, confidence = outputs.answers.tolist(), outputs.confidence.tolist()
     rows = []
-    for i in range(len(cases)):
-        label = None if cases.labels is None else int(cases.labels[i])
+    for i in range(len(inputs)):
+        label = None if inputs.labels is None else int(inputs.labels[i])
         flags = {
             f"hidden pixels change the answer ({attacks.get(i, 'an attack')})": i in failing,
             "another background changes the answer": backgrounds.changed[i],
@@ -309,11 +316,11 @@ def _rows(
         }
         rows.append(
             ImageRow(
-                index=cases.indices[i],
+                index=inputs.indices[i],
                 answer=classes[answers[i]],
                 confidence=confidence[i],
                 label=None if label is None else classes[label],
-                group=None if cases.groups is None else cases.group_names[int(cases.groups[i])],
+                group=None if inputs.groups is None else inputs.group_names[int(inputs.groups[i])],
                 right=None if label is None else answers[i] == label,
                 visible=visible[i],
                 influence=backgrounds.influence[i],
@@ -326,38 +333,38 @@ def _rows(
     return tuple(rows)
 
 
-def _mask_iou(cases: AuditInputs, observed: ModelOutputs) -> float | None:
-    if cases.truth is None:
+def _mask_iou(inputs: AuditInputs, outputs: ModelOutputs) -> float | None:
+    if inputs.truth is None:
         return None
     iou = MaskIoU()
-    iou.update(observed.mask, patch_mask(cases.truth, (observed.mask.shape[1], observed.mask.shape[2])))
+    iou.update(outputs.mask, patch_mask(inputs.truth, (outputs.mask.shape[1], outputs.mask.shape[2])))
     return float(iou.compute())
 
 
-def _subset(known: Any, rows: slice) -> Any:
-    """Some of the images, with everything that is known of them."""
+def _subset(inputs_or_outputs: Any, rows: slice) -> Any:
+    """Some of the images."""
     values = {
         name: value[rows] if isinstance(value, Tensor) or name == "indices" else value
-        for name, value in vars(known).items()
+        for name, value in vars(inputs_or_outputs).items()
     }
-    return replace(known, **values)
+    return replace(inputs_or_outputs, **values)
 
 
 def _totals(images: int, explained: int, num_parts: int) -> dict[str, int]:
-    """How often each stage will say that an image (or a reading) is done."""
+    """Number of steps of each stage."""
     return {
-        "looking": images,
+        "inference": images,
         "certificate": 5 * images,
         "backgrounds": images,
         "leakage": 4,
         "parts": (3 * num_parts + 2) * images,
-        "explanations": explained * (1 + len(explainers())),
+        "attribution": explained * (1 + len(explainers())),
     }
 
 
 @contextmanager
 def _stages(totals: Mapping[str, int]) -> Iterator[Any]:
-    """A bar for each stage, with rate and time left."""
+    """A progress bar for each stage."""
     with ProgressBar() as bar:
 
         def stage(name: str) -> Any:

@@ -1,6 +1,6 @@
-"""Is what the mask shows enough, and is it needed? Parts are taken away and put back, one patch is shaved off or added.
+"""Sufficiency and necessity of the visible parts: insertion and deletion curves, erosion and dilation of the mask.
 
-Nothing here looks at the selector again: every figure is the predictor's answer to another mask of the same image.
+The selector runs only once: every figure compares the predictor's answers to different masks of the same image.
 """
 
 from collections.abc import Callable
@@ -18,12 +18,12 @@ from ifam.models.masking import resize_mask
 
 @dataclass(frozen=True)
 class Step:
-    """The answers to one kind of mask.
+    """Figures of the answers to one kind of mask.
 
     Attributes:
-        agreement: Share of images that keep their answer.
-        probability: Mean probability of the first answer.
-        accuracy: Share of right answers; None where labels are not known.
+        agreement: Share of images whose answer does not change.
+        probability: Mean probability of the original answer.
+        accuracy: Accuracy; None if labels are unknown.
         visible: Mean share of visible patches.
     """
 
@@ -35,14 +35,14 @@ class Step:
 
 @dataclass(frozen=True)
 class Part:
-    """How much one part is needed, over the images that show it.
+    """Necessity of one part, over the images that show it.
 
     Attributes:
         part: Its index.
-        images: Images in which it has a patch.
-        patches: Mean number of its patches there.
-        changed_answers: Share of these images whose answer changes when it is dropped; None where no image shows it.
-        logit_change: Mean change of the logit of the first answer when it is dropped; negative where it is needed.
+        images: Number of images in which it has a patch.
+        patches: Mean number of its patches in these images.
+        changed_answers: Share of these images whose answer changes when it is dropped; None if no image shows it.
+        logit_change: Mean change of the logit of the original answer when it is dropped; negative if it is needed.
     """
 
     part: int
@@ -54,20 +54,20 @@ class Part:
 
 @dataclass(frozen=True)
 class Parts:
-    """Sufficiency and necessity of what is shown.
+    """Sufficiency and necessity of the visible parts.
 
-    The parts of each image are ranked by how much the logit of its answer loses without them.
+    The parts of each image are ranked by how much the logit of its answer drops without them.
 
     Attributes:
         insertion: Answers when only the n best parts are kept, n from 0 (nothing) to K (everything).
         deletion: Answers when the n best parts are dropped, n from 0 (nothing) to K (everything).
-        insertion_area: Mean probability over the steps of insertion; high where few parts are enough.
-        deletion_area: The same for deletion; low where the best parts are needed.
-        parts: How much each part is needed.
-        eroded: Answers when the mask loses its outermost patches.
-        dilated: Answers when it gains one patch all round.
-        leave_one_out: Change of the logit of its answer for each image and part; 0 for parts that it does not show.
-        unstable: Images whose answer changes by erosion or dilation.
+        insertion_area: Mean probability over the steps of insertion; high if few parts are enough.
+        deletion_area: The same for deletion; low if the best parts are needed.
+        parts: Necessity of each part.
+        eroded: Answers when the mask is eroded by one patch.
+        dilated: Answers when it is dilated by one patch.
+        leave_one_out: Change of the logit of the answer without each part, for each image; 0 for absent parts.
+        unstable: Whether erosion or dilation changes the answer of each image.
     """
 
     insertion: tuple[Step, ...]
@@ -82,132 +82,131 @@ class Parts:
 
 
 def measure_parts(
-    model: IFAM, cases: AuditInputs, observed: ModelOutputs, *, batch_size: int = 32, advance: Advance = no_progress
+    model: IFAM, inputs: AuditInputs, outputs: ModelOutputs, *, batch_size: int = 32, advance: Advance = no_progress
 ) -> Parts:
-    """Take parts away, put them back, shave the mask and let it grow.
+    """Insertion and deletion curves, leave-one-out, erosion and dilation.
 
     Args:
         model: The model, in evaluation mode.
-        cases: The images.
-        observed: What it selected in them.
+        inputs: The images.
+        outputs: What the model returned for them.
         batch_size: Images at a time.
         advance: Progress callback, called with the number of finished images and masks.
     """
-    num_parts = observed.part_maps.shape[1] - 1
-    asked = _MaskedPredictions(model, cases, observed, batch_size, advance)
-    full = asked(observed.mask)
-    own = full.gather(1, asked.answers)
-    present = torch.stack([(observed.winners == k).flatten(1).any(dim=1) for k in range(num_parts)], dim=1)
-    without = [asked(_shown(observed, observed.winners != k)) for k in range(num_parts)]
-    lost = torch.cat([logits.gather(1, asked.answers) - own for logits in without], dim=1)
-    lost = torch.where(present, lost, 0.0)
-    rank = ranks(lost, present)
-    kept = [_ranked(observed, rank, lambda r, n=n: r < n) for n in range(num_parts + 1)]  # type: ignore[misc]
-    dropped = [_ranked(observed, rank, lambda r, n=n: r >= n) for n in range(num_parts + 1)]  # type: ignore[misc]
-    insertion = [asked.step(mask) for mask in kept]
-    deletion = [asked.step(mask) for mask in dropped]
-    outlines = [erode(observed.mask), dilate(observed.mask)]
-    stable = torch.stack([asked(mask).argmax(dim=1) == asked.answers[:, 0] for mask in outlines])
+    num_parts = outputs.part_maps.shape[1] - 1
+    predictions = _MaskedPredictions(model, inputs, outputs, batch_size, advance)
+    original = predictions(outputs.mask).gather(1, predictions.answers)
+    present = torch.stack([(outputs.winners == k).flatten(1).any(dim=1) for k in range(num_parts)], dim=1)
+    without = [predictions(_visible(outputs, outputs.winners != k)) for k in range(num_parts)]
+    change = torch.cat([logits.gather(1, predictions.answers) - original for logits in without], dim=1)
+    change = torch.where(present, change, 0.0)
+    rank = ranks(change, present)
+    inserted = [_ranked(outputs, rank, lambda r, n=n: r < n) for n in range(num_parts + 1)]  # type: ignore[misc]
+    deleted = [_ranked(outputs, rank, lambda r, n=n: r >= n) for n in range(num_parts + 1)]  # type: ignore[misc]
+    insertion = [predictions.step(mask) for mask in inserted]
+    deletion = [predictions.step(mask) for mask in deleted]
+    outlines = [erode(outputs.mask), dilate(outputs.mask)]
+    stable = torch.stack([predictions(mask).argmax(dim=1) == predictions.answers[:, 0] for mask in outlines])
     return Parts(
         insertion=tuple(insertion),
         deletion=tuple(deletion),
         insertion_area=sum(step.probability for step in insertion) / len(insertion),
         deletion_area=sum(step.probability for step in deletion) / len(deletion),
-        parts=tuple(_part(k, present[:, k], lost[:, k], without[k], asked, observed) for k in range(num_parts)),
-        eroded=asked.step(outlines[0]),
-        dilated=asked.step(outlines[1]),
-        leave_one_out=tuple(tuple(row) for row in lost.tolist()),
+        parts=tuple(_part(k, present[:, k], change[:, k], without[k], predictions, outputs) for k in range(num_parts)),
+        eroded=predictions.step(outlines[0]),
+        dilated=predictions.step(outlines[1]),
+        leave_one_out=tuple(tuple(row) for row in change.tolist()),
         unstable=tuple((~stable.all(dim=0)).tolist()),
     )
 
 
-def ranks(lost: Float[Tensor, "N K"], present: Bool[Tensor, "N K"]) -> Int[Tensor, "N K"]:
-    """Place of each part in its image: 0 for the one whose loss costs most; parts that are not shown come last."""
-    order = lost.masked_fill(~present, torch.inf).argsort(dim=1, stable=True)
+def ranks(change: Float[Tensor, "N K"], present: Bool[Tensor, "N K"]) -> Int[Tensor, "N K"]:
+    """Rank of each part in its image: 0 for the one whose removal costs most; absent parts come last."""
+    order = change.masked_fill(~present, torch.inf).argsort(dim=1, stable=True)
     return order.argsort(dim=1)
 
 
 def erode(mask: Bool[Tensor, "N H W"]) -> Bool[Tensor, "N H W"]:
-    """The mask without the patches that touch a hidden one, corners included; the edge of the image hides nothing."""
+    """The mask without patches that touch a hidden one, diagonals included; beyond the image nothing is hidden."""
     return ~dilate(~mask)
 
 
 def dilate(mask: Bool[Tensor, "N H W"]) -> Bool[Tensor, "N H W"]:
-    """The mask with every patch that touches a visible one, corners included."""
+    """The mask with every patch that touches a visible one, including diagonally."""
     return F.max_pool2d(mask[:, None].float(), 3, stride=1, padding=1)[:, 0] > 0
 
 
-def _shown(observed: ModelOutputs, kept: Bool[Tensor, "N H W"]) -> Bool[Tensor, "N H2 W2"]:
-    """What the predictor sees where only the kept patches of the selector's stay in its mask."""
-    return resize_mask(observed.selected & kept, observed.grid)
+def _visible(outputs: ModelOutputs, keep: Bool[Tensor, "N H W"]) -> Bool[Tensor, "N H2 W2"]:
+    """The predictor's mask if only some of the selected patches are kept."""
+    return resize_mask(outputs.selected & keep, outputs.grid)
 
 
-def _ranked(observed: ModelOutputs, rank: Tensor, chosen: Callable[[Tensor], Tensor]) -> Bool[Tensor, "N H2 W2"]:
-    """The mask of the parts whose rank is chosen."""
-    # The background has a rank that the mask rules out anyway.
+def _ranked(outputs: ModelOutputs, rank: Tensor, keep: Callable[[Tensor], Tensor]) -> Bool[Tensor, "N H2 W2"]:
+    """The mask of the parts whose rank satisfies `keep`."""
+    # The rank of the background does not matter: it is never selected.
     padded = torch.cat([rank, torch.zeros_like(rank[:, :1])], dim=1)
-    of_patch = padded.gather(1, observed.winners.flatten(1)).view_as(observed.winners)
-    return _shown(observed, chosen(of_patch))
+    of_patch = padded.gather(1, outputs.winners.flatten(1)).view_as(outputs.winners)
+    return _visible(outputs, keep(of_patch))
 
 
 def _part(
-    k: int, present: Tensor, lost: Tensor, without: Tensor, asked: "_MaskedPredictions", observed: ModelOutputs
+    k: int, present: Tensor, change: Tensor, without: Tensor, predictions: "_MaskedPredictions", outputs: ModelOutputs
 ) -> Part:
-    """How much part k is needed."""
+    """Necessity of part k."""
     count = int(present.sum())
     if not count:
         return Part(k, 0, 0.0, None, None)
-    changed = without.argmax(dim=1) != asked.answers[:, 0]
-    patches = (observed.winners == k).flatten(1).sum(dim=1)
+    changed = without.argmax(dim=1) != predictions.answers[:, 0]
+    patches = (outputs.winners == k).flatten(1).sum(dim=1)
     return Part(
         k,
         count,
         float(patches[present].float().mean()),
         float(changed[present].float().mean()),
-        float(lost[present].mean()),
+        float(change[present].mean()),
     )
 
 
 class _MaskedPredictions:
-    """The predictor's answers to other masks of the same images; each mask is computed once.
+    """Logits of the predictor for different masks of the same images; each mask is computed once.
 
     Args:
         model: The model.
-        cases: The images.
-        observed: What it selected in them.
+        inputs: The images.
+        outputs: What the model returned for them.
         batch_size: Images at a time.
         advance: Progress callback, called with the number of finished images.
     """
 
     def __init__(
-        self, model: IFAM, cases: AuditInputs, observed: ModelOutputs, batch_size: int, advance: Advance
+        self, model: IFAM, inputs: AuditInputs, outputs: ModelOutputs, batch_size: int, advance: Advance
     ) -> None:
-        self.model, self.cases, self.batch_size, self.advance = model, cases, batch_size, advance
-        self.known: dict[bytes, Tensor] = {}
-        self.mask, self.gate = observed.mask, observed.gate
-        self.answers = self(observed.mask).argmax(dim=1, keepdim=True)
+        self.model, self.inputs, self.batch_size, self.advance = model, inputs, batch_size, advance
+        self.cache: dict[bytes, Tensor] = {}
+        self.mask, self.gate = outputs.mask, outputs.gate
+        self.answers = self(outputs.mask).argmax(dim=1, keepdim=True)
 
     @torch.no_grad()
     def __call__(self, mask: Bool[Tensor, "N H W"]) -> Float[Tensor, "N C"]:
         key = mask.numpy().tobytes()
-        if key not in self.known:
-            device, found = device_of(self.model), []
+        if key not in self.cache:
+            device, batches = device_of(self.model), []
             for rows in chunks(len(mask), self.batch_size):
-                # Only a soft predictor reads the gate: it keeps its weights but for the patches that changed.
+                # Only a soft predictor reads the gate: keep its weights except where the mask changed.
                 gate = torch.where(mask[rows] == self.mask[rows], self.gate[rows], mask[rows].float())
-                inputs = (self.cases.images[rows], mask[rows], gate)
-                found.append(self.model.predictor(*(values.to(device) for values in inputs)).float().cpu())
+                arguments = (self.inputs.images[rows], mask[rows], gate)
+                batches.append(self.model.predictor(*(values.to(device) for values in arguments)).float().cpu())
                 self.advance(rows.stop - rows.start)
-            self.known[key] = torch.cat(found)
-        return self.known[key]
+            self.cache[key] = torch.cat(batches)
+        return self.cache[key]
 
     def step(self, mask: Bool[Tensor, "N H W"]) -> Step:
         """Figures of one kind of mask."""
-        logits, labels = self(mask), self.cases.labels
-        given = logits.argmax(dim=1)
+        logits, labels = self(mask), self.inputs.labels
+        answers = logits.argmax(dim=1)
         return Step(
-            agreement=float((given == self.answers[:, 0]).float().mean()),
+            agreement=float((answers == self.answers[:, 0]).float().mean()),
             probability=float(logits.softmax(dim=1).gather(1, self.answers).mean()),
-            accuracy=None if labels is None else float((given == labels).float().mean()),
+            accuracy=None if labels is None else float((answers == labels).float().mean()),
             visible=float(mask.float().mean()),
         )

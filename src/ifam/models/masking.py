@@ -109,5 +109,18 @@ def patch_mask(mask: torch.Tensor, grid: tuple[int, int], threshold: float = 0.5
     Returns:
         Mask of patches [B, H, W].
     """
-    share = F.adaptive_avg_pool2d(mask.float()[:, None], grid)[:, 0]
-    return share >= threshold
+    return patch_mean(mask, grid) >= threshold
+
+
+def patch_mean(pixels: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    """The mean of the pixels of each patch.
+
+    Args:
+        pixels: Values [B, S1, S2]; booleans count as 0 and 1.
+        grid: Rows and columns of patches.
+
+    Returns:
+        Means [B, H, W].
+    """
+    mean: torch.Tensor = F.adaptive_avg_pool2d(pixels.float()[:, None], grid)[:, 0]
+    return mean
