@@ -64,30 +64,30 @@ def test_figures_are_those_counted_one_by_one(tiny_model, answers):
     # Right for all but images 0, 1, 2 and 9, whatever the model says.
     labels = [(s + 1) % 5 if i in (0, 1, 2, 9) else s for i, s in enumerate(said)]
     benchmark = make_benchmark(labels, groups, masks)
-    found = evaluate(tiny_model, benchmark)
-    assert found.count == 10
-    assert found.predictor.average == pytest.approx(0.6)
-    assert shares(found.predictor.groups) == {
+    evaluation = evaluate(tiny_model, benchmark)
+    assert evaluation.count == 10
+    assert evaluation.predictor.average == pytest.approx(0.6)
+    assert shares(evaluation.predictor.groups) == {
         "w": (pytest.approx(1 / 3), 3),
         "x": (pytest.approx(1 / 3), 3),
         "z": (1.0, 4),
     }
-    assert found.predictor.worst_group == pytest.approx(1 / 3)
+    assert evaluation.predictor.worst_group == pytest.approx(1 / 3)
     counts = Counter(labels)
     for label, name in enumerate("abcde"):
         if counts[label]:
             right = sum(s == t for s, t in zip(said, labels, strict=True) if t == label)
-            assert shares(found.predictor.classes)[name] == (pytest.approx(right / counts[label]), counts[label])
+            assert shares(evaluation.predictor.classes)[name] == (pytest.approx(right / counts[label]), counts[label])
         else:
-            assert name not in found.predictor.classes
-    assert found.selector.average == pytest.approx(
+            assert name not in evaluation.predictor.classes
+    assert evaluation.selector.average == pytest.approx(
         accuracy_score(labels, [int(out.selector_logits.argmax()) for out in outs])
     )
     shown = torch.cat([out.mask for out in outs])
     truth = patch_mask(masks, (4, 4))
-    assert found.mask_iou == pytest.approx(jaccard_score(truth.flatten(), shown.flatten()))
-    assert found.visible_fraction == pytest.approx(float(shown.float().mean()))
-    assert found.empty == sum(bool(out.empty) for out in outs)
+    assert evaluation.mask_iou == pytest.approx(jaccard_score(truth.flatten(), shown.flatten()))
+    assert evaluation.visible_fraction == pytest.approx(float(shown.float().mean()))
+    assert evaluation.empty == sum(bool(out.empty) for out in outs)
 
 
 def test_the_batch_size_changes_nothing(tiny_model):
@@ -106,15 +106,15 @@ def test_the_batch_size_changes_nothing(tiny_model):
 def test_the_model_is_judged_without_noise_and_keeps_its_mode(tiny_model, training):
     benchmark = make_benchmark([0, 1, 2, 3], [0, 1, 3, 3])
     expected = evaluate(tiny_model.eval(), benchmark)
-    found = evaluate(tiny_model.train(training), benchmark)
+    evaluation = evaluate(tiny_model.train(training), benchmark)
     assert tiny_model.training is training
-    assert found == expected
+    assert evaluation == expected
 
 
 def test_without_true_masks_there_is_no_iou(tiny_model):
-    found = evaluate(tiny_model, make_benchmark([0, 1], [0, 1]))
-    assert found.mask_iou is None
-    assert found.selector is not None
+    evaluation = evaluate(tiny_model, make_benchmark([0, 1], [0, 1]))
+    assert evaluation.mask_iou is None
+    assert evaluation.selector is not None
 
 
 def test_a_baseline_has_neither_selector_nor_mask():
@@ -123,9 +123,11 @@ def test_a_baseline_has_neither_selector_nor_mask():
 
     kwargs = {"depth": 1, "embed_dim": 48, "num_heads": 3}
     config = ModelConfig("vit_tiny_patch16_224", image_size=SIZE, num_classes=5, backbone_kwargs=kwargs)
-    found = evaluate(PlainViT(config, pretrained=False), make_benchmark([0, 1, 2], [0, 1, 1], torch.ones(3, 64, 64)))
-    assert found.predictor.groups.keys() == {"w", "x"}
-    assert (found.selector, found.mask_iou, found.visible_fraction, found.empty) == (None,) * 4
+    evaluation = evaluate(
+        PlainViT(config, pretrained=False), make_benchmark([0, 1, 2], [0, 1, 1], torch.ones(3, 64, 64))
+    )
+    assert evaluation.predictor.groups.keys() == {"w", "x"}
+    assert (evaluation.selector, evaluation.mask_iou, evaluation.visible_fraction, evaluation.empty) == (None,) * 4
 
 
 def test_images_of_which_nothing_is_visible_are_counted(tiny_model):
@@ -133,8 +135,8 @@ def test_images_of_which_nothing_is_visible_are_counted(tiny_model):
         # The background is the nearest prototype of every patch.
         tiny_model.selector.prototypes.copy_(torch.full_like(tiny_model.selector.prototypes, 1e3))
         tiny_model.selector.prototypes[-1].zero_()
-    found = evaluate(tiny_model, make_benchmark([0, 1, 2], [0, 1, 1], torch.ones(3, SIZE, SIZE).bool()))
-    assert (found.empty, found.visible_fraction, found.mask_iou) == (3, 0.0, 0.0)
+    evaluation = evaluate(tiny_model, make_benchmark([0, 1, 2], [0, 1, 1], torch.ones(3, SIZE, SIZE).bool()))
+    assert (evaluation.empty, evaluation.visible_fraction, evaluation.mask_iou) == (3, 0.0, 0.0)
     # Where there is no object either, the two masks agree.
     nothing = evaluate(tiny_model, make_benchmark([0, 1, 2], [0, 1, 1], torch.zeros(3, SIZE, SIZE).bool()))
     assert nothing.mask_iou == 1.0
@@ -146,20 +148,20 @@ def test_an_unknown_split_is_an_error(tiny_model):
 
 
 def test_the_table_names_every_group_and_class(tiny_model, capsys, tmp_path):
-    found = evaluate(tiny_model, make_benchmark([0, 1, 2, 3], [0, 1, 3, 3], torch.ones(4, SIZE, SIZE).bool()))
+    evaluation = evaluate(tiny_model, make_benchmark([0, 1, 2, 3], [0, 1, 3, 3], torch.ones(4, SIZE, SIZE).bool()))
     capsys.readouterr()
-    print_evaluation(found, "a title")
+    print_evaluation(evaluation, "a title")
     shown = capsys.readouterr().out
     assert all(
         word in shown for word in ("a title", "worst group", "selector alone", "mask IoU", "visible", "predictor")
     )
     lines = [line.split() for line in shown.splitlines()]
-    for name, row in {**found.predictor.groups, **found.predictor.classes}.items():
+    for name, row in {**evaluation.predictor.groups, **evaluation.predictor.classes}.items():
         assert any(name in line and str(row.count) in line and f"{row.accuracy:.1%}" in line for line in lines)
     assert "nobody" not in shown
-    write_results(found, tmp_path / "deep" / "results.json", {"split": "test"})
+    write_results(evaluation, tmp_path / "deep" / "results.json", {"split": "test"})
     written = json.loads((tmp_path / "deep" / "results.json").read_text())
-    assert from_json(Evaluation, written) == found
+    assert from_json(Evaluation, written) == evaluation
     assert written["predictor"]["groups"]["w"].keys() == {"accuracy", "count", "low", "high"}
     assert written["conditions"]["split"] == "test"
     assert written["conditions"]["ifam_version"]
@@ -170,9 +172,9 @@ def test_the_table_names_every_group_and_class(tiny_model, capsys, tmp_path):
 
 def test_hidden_pixels_have_exactly_no_influence(tiny_model):
     examples = load_benchmark("pondbirds", options={"num_train": 2, "num_val": 2, "num_test": 8}).split("test")
-    found = hidden_influence(tiny_model, examples)
-    assert found == 0.0
-    assert isinstance(found, float)
+    influence = hidden_influence(tiny_model, examples)
+    assert influence == 0.0
+    assert isinstance(influence, float)
 
 
 def leak(model, how):

@@ -51,20 +51,20 @@ def test_the_gap_is_drawn_by_object():
     names = [f"object {i}" for i in range(20)]
     order = np.random.default_rng(0).permutation(18)  # two objects are in the first only
     data = make(Numbered(list(range(20)), names), Numbered([20 + int(i) for i in order], [names[i] for i in order]))
-    found = evaluate_treatments(told(RIGHT), data, num_resamples=200, seed=2)
+    results = evaluate_treatments(told(RIGHT), data, num_resamples=200, seed=2)
     first, second = RIGHT[:20].double(), RIGHT[20:38].double()
-    assert found.gap.predictor == pytest.approx(float(first.mean() - second.mean()))
+    assert results.gap.predictor == pytest.approx(float(first.mean() - second.mean()))
     drawn = [
         float((weights @ first) / 20 - (weights[:18] @ second) / weights[:18].sum())
         for weights in torch.cat(list(resamples(20, 200, 2)))
     ]
-    assert found.gap.intervals["predictor"] == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])))
-    assert found.gap.pairing == "paired by object: 18 of 20 objects are in both"
-    assert found.gap.selector is None
-    assert found.missing == ("plain", "none")
-    assert list(found.treatments) == ["same", "rand"]
-    for name in found.treatments:
-        assert found.treatments[name] == evaluate(told(RIGHT), data, name, num_resamples=200, seed=2)
+    assert results.gap.intervals["predictor"] == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])))
+    assert results.gap.pairing == "paired by object: 18 of 20 objects are in both"
+    assert results.gap.selector is None
+    assert results.missing == ("plain", "none")
+    assert list(results.treatments) == ["same", "rand"]
+    for name in results.treatments:
+        assert results.treatments[name] == evaluate(told(RIGHT), data, name, num_resamples=200, seed=2)
 
 
 def test_what_is_hard_about_an_object_does_not_widen_the_gap():
@@ -101,23 +101,23 @@ def test_imagenet_9_on_the_command_line(tmp_path, capsys, make_model, monkeypatc
     main([*words, "--num-resamples", "20"])
     shown = " ".join(capsys.readouterr().out.split())
     (path,) = (tmp_path / "model").glob("evaluations/imagenet9-treatments-*/results.json")
-    found = json.loads(path.read_text())
-    assert list(found["treatments"]) == ["original", "mixed_same", "mixed_rand"]
-    assert found["missing"] == ["mixed_next", "only_fg", "no_fg", "only_bg_b", "only_bg_t"]
+    content = json.loads(path.read_text())
+    assert list(content["treatments"]) == ["original", "mixed_same", "mixed_rand"]
+    assert content["missing"] == ["mixed_next", "only_fg", "no_fg", "only_bg_b", "only_bg_t"]
     model, data = load(tmp_path / "model"), load_benchmark("imagenet9", root)
-    wanted = {name: evaluate(model, data, name, num_resamples=0) for name in found["treatments"]}
+    wanted = {name: evaluate(model, data, name, num_resamples=0) for name in content["treatments"]}
     for name, one in wanted.items():
         for who in ("predictor", "selector"):
-            assert found["treatments"][name][who]["average"] == getattr(one, who).average
+            assert content["treatments"][name][who]["average"] == getattr(one, who).average
     for who in ("predictor", "selector"):
         same, rand = (getattr(wanted[name], who).average for name in ("mixed_same", "mixed_rand"))
-        assert found["gap"][who] == pytest.approx(same - rand)
-        low, high = found["gap"]["intervals"][who]
+        assert content["gap"][who] == pytest.approx(same - rand)
+        low, high = content["gap"]["intervals"][who]
         assert low <= same - rand <= high
-    assert found["gap"]["pairing"] == "paired by object: 18 of 18 objects are in both"
+    assert content["gap"]["pairing"] == "paired by object: 18 of 18 objects are in both"
     assert "gap: mixed_same - mixed_rand" in shown
     assert "not there: mixed_next, only_fg" in shown
-    assert found["conditions"]["split"] == "treatments"
+    assert content["conditions"]["split"] == "treatments"
     page = write_report([tmp_path / "model"], tmp_path / "report.html").read_text()
     assert "mixed_same minus mixed_rand" in page
     assert page.count("imagenet9, mixed_rand: accuracy by group") == 1

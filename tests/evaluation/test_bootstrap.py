@@ -15,13 +15,13 @@ def rows(*weights):
 
 
 def test_each_resample_draws_as_many_images_as_there_are():
-    found = torch.cat(list(bootstrap.resamples(20, 500)))
-    assert found.shape == (500, 20)
-    assert (found.sum(dim=1) == 20).all()
-    assert (found == found.round()).all()
+    weights = torch.cat(list(bootstrap.resamples(20, 500)))
+    assert weights.shape == (500, 20)
+    assert (weights.sum(dim=1) == 20).all()
+    assert (weights == weights.round()).all()
     # Drawn evenly and with replacement: a share of about 1/e of the images is not drawn.
-    assert found.mean(dim=0).sub(1).abs().max() < 5 / math.sqrt(500)
-    assert (found == 0).double().mean() == pytest.approx((1 - 1 / 20) ** 20, abs=0.02)
+    assert weights.mean(dim=0).sub(1).abs().max() < 5 / math.sqrt(500)
+    assert (weights == 0).double().mean() == pytest.approx((1 - 1 / 20) ** 20, abs=0.02)
 
 
 def test_the_seed_decides():
@@ -54,10 +54,10 @@ def test_the_interval_of_a_share_is_about_the_normal_one():
 
 
 def test_totals_by_hand():
-    found = bootstrap.totals(
+    sums = bootstrap.totals(
         torch.tensor([True, False, True, True]), torch.tensor([0, 0, 2, 2]), 3, rows([1, 1, 1, 1], [2, 0, 0, 5])
     )
-    assert found.tolist() == [[1, 0, 2], [2, 0, 5]]
+    assert sums.tolist() == [[1, 0, 2], [2, 0, 5]]
 
 
 @pytest.mark.parametrize("levels", [3, 1000])
@@ -66,9 +66,9 @@ def test_auroc_is_scikit_learns(levels):
     scores = torch.randint(levels, (60,)).double()
     positive = torch.rand(60) < 0.3
     weights = torch.cat([torch.ones(1, 60).double(), torch.randint(4, (5, 60)).double()])
-    found = bootstrap.auroc(scores, positive, weights)
+    areas = bootstrap.auroc(scores, positive, weights)
     expected = [roc_auc_score(positive, scores, sample_weight=row) for row in weights]
-    assert found.tolist() == pytest.approx(expected, abs=1e-12)
+    assert areas.tolist() == pytest.approx(expected, abs=1e-12)
 
 
 def test_auroc_by_hand():

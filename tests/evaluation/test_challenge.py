@@ -45,9 +45,9 @@ class Told(Classifier):
         if self.batches == self.stop:
             raise KeyboardInterrupt
         self.batches += 1
-        things, scenes = ((255 * images[:, 0, at, at]).round().long() for at in (SIZE // 2, 0))
-        self.seen += list(zip(things.tolist(), scenes.tolist(), strict=True))
-        answers = self.table[things, scenes].long()
+        objects, backgrounds = ((255 * images[:, 0, at, at]).round().long() for at in (SIZE // 2, 0))
+        self.seen += list(zip(objects.tolist(), backgrounds.tolist(), strict=True))
+        answers = self.table[objects, backgrounds].long()
         return Output(nn.functional.one_hot(torch.where(answers < 0, CLASSES, answers), CLASSES + 1).float())
 
 
@@ -57,11 +57,11 @@ def answers():
     labels = torch.tensor(LABELS)[:, None]
     wrong = torch.rand(OBJECTS, SCENES) < torch.linspace(-0.3, 0.6, OBJECTS)[torch.randperm(OBJECTS)][:, None]
     wrong[5] = True
-    found = torch.where(wrong, (labels + 1 + (torch.rand(OBJECTS, SCENES) < 0.4)) % (CLASSES + 1), labels)
-    found = torch.where(found == CLASSES, -1, found)
-    robust = (found == labels).all(dim=1)
+    table = torch.where(wrong, (labels + 1 + (torch.rand(OBJECTS, SCENES) < 0.4)) % (CLASSES + 1), labels)
+    table = torch.where(table == CLASSES, -1, table)
+    robust = (table == labels).all(dim=1)
     assert 3 <= robust.sum() <= OBJECTS - 5
-    return found
+    return table
 
 
 @pytest.fixture
@@ -96,28 +96,28 @@ def run(model, files, folder, settings=None, **more):
 @pytest.mark.parametrize("seed", [0, 1])
 def test_robust_is_whom_no_background_fools(answers, files, tmp_path, batch_size, seed):
     model = Told(answers)
-    found = run(model, files, tmp_path, batch_size=batch_size, seed=seed)
+    challenge = run(model, files, tmp_path, batch_size=batch_size, seed=seed)
     right = answers == torch.tensor(LABELS)[:, None]
     robust = right.all(dim=1).nonzero()[:, 0].tolist()
-    assert found.robust == [name_of(files[0].paths[i]) for i in robust]
-    assert found.accuracy == len(robust) / OBJECTS
-    assert len(found.fooled) + len(robust) == found.count == OBJECTS
-    things, scenes = ({name_of(path): i for i, path in enumerate(kind.paths)} for kind in files)
-    for one in found.fooled:
-        answer = int(answers[things[one.object], scenes[one.background]])
-        assert answer != LABELS[things[one.object]]
+    assert challenge.robust == [name_of(files[0].paths[i]) for i in robust]
+    assert challenge.accuracy == len(robust) / OBJECTS
+    assert len(challenge.fooled) + len(robust) == challenge.count == OBJECTS
+    objects, backgrounds = ({name_of(path): i for i, path in enumerate(kind.paths)} for kind in files)
+    for one in challenge.fooled:
+        answer = int(answers[objects[one.object], backgrounds[one.background]])
+        assert answer != LABELS[objects[one.object]]
         assert one.answer == (NONE if answer < 0 else "abc"[answer])
-        assert one.background_class == "abc"[scenes[one.background] % CLASSES]
-    # Nothing is looked at twice, and robust objects have met every background.
-    assert len(set(model.seen)) == len(model.seen) == found.pairs <= found.all_pairs == OBJECTS * SCENES
-    assert all((thing, scene) in set(model.seen) for thing in robust for scene in range(SCENES))
+        assert one.background_class == "abc"[backgrounds[one.background] % CLASSES]
+    # No pair is evaluated twice, and robust objects were evaluated on every background.
+    assert len(set(model.seen)) == len(model.seen) == challenge.pairs <= challenge.all_pairs == OBJECTS * SCENES
+    assert all((i, j) in set(model.seen) for i in robust for j in range(SCENES))
     if batch_size == 1:
-        assert found.pairs < OBJECTS * SCENES * 0.8
+        assert challenge.pairs < OBJECTS * SCENES * 0.8
     for label, name in enumerate("abc"):
         mine = [i for i in range(OBJECTS) if LABELS[i] == label]
-        assert found.classes[name].count == len(mine)
-        assert found.classes[name].robust == len(set(mine) & set(robust))
-    assert sum(found.backgrounds.values()) == sum(found.answers.values()) == len(found.fooled)
+        assert challenge.classes[name].count == len(mine)
+        assert challenge.classes[name].robust == len(set(mine) & set(robust))
+    assert sum(challenge.backgrounds.values()) == sum(challenge.answers.values()) == len(challenge.fooled)
 
 
 def test_backgrounds_that_fooled_come_first(files, tmp_path):
@@ -126,9 +126,9 @@ def test_backgrounds_that_fooled_come_first(files, tmp_path):
     answers = labels.expand(-1, SCENES).clone()
     answers[:, 6] = (labels[:, 0] + 1) % CLASSES
     model = Told(answers)
-    found = run(model, files, tmp_path, batch_size=1)
-    assert found.robust == []
-    assert found.pairs <= CLASSES * SCENES + OBJECTS - CLASSES
+    challenge = run(model, files, tmp_path, batch_size=1)
+    assert challenge.robust == []
+    assert challenge.pairs <= CLASSES * SCENES + OBJECTS - CLASSES
     # Batches are full nearly to the end: while one object is left, it meets several backgrounds at once.
     alone = Told(labels.expand(-1, SCENES))
     run(alone, files, tmp_path / "alone", batch_size=5)
@@ -139,11 +139,11 @@ def test_the_interval_is_wilsons(files, tmp_path):
     labels = torch.tensor(LABELS)[:, None]
     answers = labels.expand(-1, SCENES).clone()
     answers[:4, 2] = -1
-    found = run(Told(answers), files, tmp_path)
+    challenge = run(Told(answers), files, tmp_path)
     n, p, z = OBJECTS, 10 / OBJECTS, 1.959963985
     middle, half = p + z * z / (2 * n), z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
-    assert found.interval == pytest.approx(((middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)))
-    assert found.answers == {NONE: 4}
+    assert challenge.interval == pytest.approx(((middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)))
+    assert challenge.answers == {NONE: 4}
 
 
 @pytest.mark.parametrize("stop", [0, 1, 5, 11])
@@ -154,8 +154,8 @@ def test_a_run_goes_on_where_it_was_stopped(answers, files, tmp_path, stop):
     with pytest.raises(KeyboardInterrupt):
         run(first, files, tmp_path)
     assert first.batches == stop < whole.batches
-    found = run(second, files, tmp_path)
-    assert asdict(found) == asdict(expected)
+    challenge = run(second, files, tmp_path)
+    assert asdict(challenge) == asdict(expected)
     assert first.seen + second.seen == whole.seen
     texts = [(folder / "challenge.jsonl").read_text() for folder in (tmp_path, tmp_path / "whole")]
     assert texts[0] == texts[1]
@@ -256,14 +256,14 @@ def test_the_model_sees_the_composite_like_any_image(answers, files, tmp_path):
     assert run(model, files, tmp_path, batch_size=1000).accuracy == 1
     pairs = PairScheduler(LABELS, SCENES, 1000).batch()
     assert len(pairs) == len(model.given.images) == OBJECTS * SCENES
-    for row, (thing, scene) in list(enumerate(pairs))[::17]:
-        example = files[0][thing]
-        image = np.where(example["mask"][..., None], np.asarray(example["image"]), files[1][scene]["image"])
+    for row, (index, background) in list(enumerate(pairs))[::17]:
+        example = files[0][index]
+        image = np.where(example["mask"][..., None], np.asarray(example["image"]), files[1][background]["image"])
         one = {"image": Image.fromarray(image), "label": 0, "mask": example["mask"]}
         prepared = Prepared([one], (20, 12), model.normalization)[0]
         assert torch.equal(model.given.images[row], prepared["image"])
         assert torch.equal(model.given.masks[row], prepared["mask"].bool())
-        assert int(model.given.labels[row]) == LABELS[thing]
+        assert int(model.given.labels[row]) == LABELS[index]
 
 
 # --- on ImageNet-9 ---------------------------------------------------------------------------------------
@@ -271,15 +271,15 @@ def test_the_model_sees_the_composite_like_any_image(answers, files, tmp_path):
 
 def test_objects_are_cut_out_by_mask_or_by_what_is_not_black(tmp_path):
     data = load_benchmark("imagenet9", tmp_path, miniatures.imagenet9_challenge(tmp_path))
-    found = cut_outs(data)
-    assert len(found) == 27  # two of each class with a mask, one without
+    objects = cut_outs(data)
+    assert len(objects) == 27  # two of each class with a mask, one without
     truth = torch.zeros(miniatures.HEIGHT, miniatures.WIDTH, dtype=torch.bool)
     truth[miniatures.OBJECT] = True
-    treatments = [path.parts[-4] for path in found.paths]
+    treatments = [path.parts[-4] for path in objects.paths]
     assert [treatments.count(name) for name in ("original", "only_fg")] == [18, 9]
-    assert torch.equal(found[0]["mask"], truth)
+    assert torch.equal(objects[0]["mask"], truth)
     for index in (2, 26):  # compression blurs the edge of so small an object
-        mask = found[index]["mask"]
+        mask = objects[index]["mask"]
         assert mask[truth].all()
         assert mask[~truth].float().mean() < 0.2
     with pytest.raises(IfamError, match="imagenet9 has no objects to paste"):
@@ -299,29 +299,29 @@ def test_the_challenge_on_the_command_line(tmp_path, capsys, make_model, classes
     words = ["challenge", "--model", str(folder), "--root", str(tmp_path / "data"), "--batch-size", "7"]
     main(words)
     shown = capsys.readouterr().out
-    found = json.loads((folder / "challenge" / "challenge.json").read_text())
+    content = json.loads((folder / "challenge" / "challenge.json").read_text())
     data = load_benchmark("imagenet9", tmp_path / "data", {"variant": "only_bg_t"})
-    things, scenes, model = cut_outs(data), data.split("only_bg_t"), load(folder)
+    objects, backgrounds, model = cut_outs(data), data.split("only_bg_t"), load(folder)
     robust = []
-    for index, path in enumerate(things.paths):
-        example = things[index]
+    for index, path in enumerate(objects.paths):
+        example = objects[index]
         composites = [
             {
-                "image": Image.fromarray(np.where(example["mask"][..., None], example["image"], scene["image"])),
+                "image": Image.fromarray(np.where(example["mask"][..., None], example["image"], background["image"])),
                 "label": 0,
             }
-            for scene in (scenes[i] for i in range(len(scenes)))
+            for background in (backgrounds[i] for i in range(len(backgrounds)))
         ]
         prepared = Prepared(composites, model.image_size, model.normalization)
         with torch.no_grad():
             out = model(torch.stack([prepared[i]["image"] for i in range(len(prepared))]))
         if bool((data.answers(out.logits) == example["label"]).all()):
             robust.append(name_of(path))
-    assert found["robust"] == robust
+    assert content["robust"] == robust
     assert 0 < len(robust) < 27
-    assert (found["kind"], found["count"], found["all_pairs"]) == ("challenge", 27, 27 * 27)
-    assert found["conditions"]["objects"] == "18 objects by fg_mask, 9 by what is not black in only_fg"
-    assert f"{found['pairs']:,} of 729" in shown
+    assert (content["kind"], content["count"], content["all_pairs"]) == ("challenge", 27, 27 * 27)
+    assert content["conditions"]["objects"] == "18 objects by fg_mask, 9 by what is not black in only_fg"
+    assert f"{content['pairs']:,} of 729" in shown
     assert "robust" in shown
     with Image.open(folder / "challenge" / "fooled.webp") as picture:
         assert picture.width > 3 * miniatures.WIDTH
@@ -332,9 +332,9 @@ def test_the_challenge_on_the_command_line(tmp_path, capsys, make_model, classes
     capsys.readouterr()
     with pytest.raises(SystemExit):
         main([*words[:-1], "8"])
-    said = capsys.readouterr().err
-    assert "batch_size 7, but now it is 8" in said
-    assert said.count("\n") == 1
+    error = capsys.readouterr().err
+    assert "batch_size 7, but now it is 8" in error
+    assert error.count("\n") == 1
 
 
 @pytest.mark.slow

@@ -54,32 +54,32 @@ def benchmark(labels, groups=None, classes=8, train=None, masks=None, size=4, ki
 
 def test_each_figure_is_scikit_learns():
     logits, labels = torch.randn(60, 8), torch.arange(60) % 8 // 2 + torch.arange(60) % 5
-    found = evaluate(Told(logits), benchmark(labels.tolist()), num_resamples=0).predictor
+    accuracy = evaluate(Told(logits), benchmark(labels.tolist()), num_resamples=0).predictor
     answers = logits.argmax(dim=1)
     assert sorted(set(labels.tolist())) == list(range(8))
-    assert found.macro == pytest.approx(balanced_accuracy_score(labels, answers))
-    assert found.macro != pytest.approx(found.average)
-    assert found.top5 == pytest.approx(top_k_accuracy_score(labels, logits, k=5, labels=range(8)))
-    assert 0 < found.top5 < 1
-    assert found.auroc is None
-    assert found.intervals == {}
-    assert found.classes["class 0"].low is None
+    assert accuracy.macro == pytest.approx(balanced_accuracy_score(labels, answers))
+    assert accuracy.macro != pytest.approx(accuracy.average)
+    assert accuracy.top5 == pytest.approx(top_k_accuracy_score(labels, logits, k=5, labels=range(8)))
+    assert 0 < accuracy.top5 < 1
+    assert accuracy.auroc is None
+    assert accuracy.intervals == {}
+    assert accuracy.classes["class 0"].low is None
 
 
 @pytest.mark.parametrize(("classes", "known"), [(5, False), (6, True)])
 def test_the_best_five_need_six_classes(classes, known):
-    found = evaluate(Told(torch.randn(4, classes)), benchmark([0, 1, 2, 3], classes=classes), num_resamples=9)
-    assert (found.predictor.top5 is not None) == known
-    assert ("top5" in found.predictor.intervals) == known
+    evaluation = evaluate(Told(torch.randn(4, classes)), benchmark([0, 1, 2, 3], classes=classes), num_resamples=9)
+    assert (evaluation.predictor.top5 is not None) == known
+    assert ("top5" in evaluation.predictor.intervals) == known
 
 
 def test_two_classes_have_an_auroc():
     # Far apart: probabilities would all be rounded to 0 or 1, and tie.
     logits, labels = 1e4 * torch.randn(50, 2), torch.randint(2, (50,))
-    found = evaluate(Told(logits), benchmark(labels.tolist(), classes=2)).predictor
-    assert found.auroc == pytest.approx(roc_auc_score(labels, (logits[:, 1] - logits[:, 0]).double()))
-    low, high = found.intervals["auroc"]
-    assert 0 <= low < found.auroc < high <= 1
+    accuracy = evaluate(Told(logits), benchmark(labels.tolist(), classes=2)).predictor
+    assert accuracy.auroc == pytest.approx(roc_auc_score(labels, (logits[:, 1] - logits[:, 0]).double()))
+    low, high = accuracy.intervals["auroc"]
+    assert 0 <= low < accuracy.auroc < high <= 1
     alone = evaluate(Told(logits), benchmark([1] * 50, classes=2)).predictor
     assert alone.auroc is None
     assert "auroc" not in alone.intervals
@@ -90,29 +90,29 @@ def test_groups_are_weighted_by_their_sizes_in_training():
     logits, groups = torch.eye(2)[[0, 0, 0, 1, 1, 1]], [0, 0, 1, 1, 3, 3]
     train = SimpleNamespace(groups=torch.tensor([0] * 60 + [1] * 30 + [2] * 500 + [3] * 10))
     data = benchmark([0] * 6, groups, classes=2, train=train)
-    found = evaluate(Told(logits), data)
+    evaluation = evaluate(Told(logits), data)
     # The 500 images of a group that the split lacks do not count.
-    assert found.predictor.weighted_average == pytest.approx((60 * 1 + 30 * 0.5 + 10 * 0) / 100)
-    assert "'train'" in found.weighted_by
-    assert found.predictor.average == 0.5
+    assert evaluation.predictor.weighted_average == pytest.approx((60 * 1 + 30 * 0.5 + 10 * 0) / 100)
+    assert "'train'" in evaluation.weighted_by
+    assert evaluation.predictor.average == 0.5
     for other in (None, SimpleNamespace(), SimpleNamespace(groups=[0, 1, 1])):
         # Not known, or without one of the groups.
-        found = evaluate(Told(logits), replace(data, splits={"test": data.splits["test"], "train": other}))
-        assert found.predictor.weighted_average == pytest.approx(0.5)
-        assert "'test'" in found.weighted_by
+        evaluation = evaluate(Told(logits), replace(data, splits={"test": data.splits["test"], "train": other}))
+        assert evaluation.predictor.weighted_average == pytest.approx(0.5)
+        assert "'test'" in evaluation.weighted_by
 
 
 def test_the_weights_are_those_of_waterbirds(tmp_path, capsys):
     data = load_benchmark("waterbirds", tmp_path, MINIATURES["waterbirds"](tmp_path))
     model = Shown(1)
     model.register_forward_hook(lambda module, images, out: Output(torch.eye(2)[[0] * 3 + [1] * (len(out.logits) - 3)]))
-    found = evaluate(model, data, num_resamples=0)
+    evaluation = evaluate(model, data, num_resamples=0)
     counts = np.bincount(data.splits["train"].groups, minlength=4)
-    rights = [found.predictor.groups[name].accuracy for name in data.group_names]
-    assert found.weighted_by == "group sizes in the split 'train'"
-    assert found.predictor.weighted_average == pytest.approx(np.average(rights, weights=counts))
-    assert found.predictor.weighted_average != pytest.approx(found.predictor.average)
-    print_evaluation(found, "waterbirds")
+    rights = [evaluation.predictor.groups[name].accuracy for name in data.group_names]
+    assert evaluation.weighted_by == "group sizes in the split 'train'"
+    assert evaluation.predictor.weighted_average == pytest.approx(np.average(rights, weights=counts))
+    assert evaluation.predictor.weighted_average != pytest.approx(evaluation.predictor.average)
+    print_evaluation(evaluation, "waterbirds")
     assert "by group sizes in the split 'train'" in " ".join(capsys.readouterr().out.split())
 
 
@@ -133,8 +133,8 @@ def test_long_tables_show_the_lowest_classes(capsys):
     labels = torch.arange(50)
     logits = torch.eye(50)
     logits[40] = logits[7]
-    found = evaluate(Told(logits), benchmark(labels.tolist(), classes=50), num_resamples=0)
-    print_evaluation(found, "many")
+    evaluation = evaluate(Told(logits), benchmark(labels.tolist(), classes=50), num_resamples=0)
+    print_evaluation(evaluation, "many")
     shown = capsys.readouterr().out
     assert "class 40" in shown
     assert "class 49" not in shown
@@ -149,12 +149,12 @@ def test_on_imagenet_a_only_its_classes_compete(tmp_path):
     first = data.splits["test"].labels[0]
     with torch.no_grad():
         model.logits[first] = 0.5
-    found = evaluate(model, data, num_resamples=0).predictor
+    accuracy = evaluate(model, data, num_resamples=0).predictor
     # Two images of each of three classes.
-    assert found.average == pytest.approx(1 / 3)
-    assert found.classes[data.class_names[first]].accuracy == 1
+    assert accuracy.average == pytest.approx(1 / 3)
+    assert accuracy.classes[data.class_names[first]].accuracy == 1
     # Tied for four further places are 199 classes, but none of those outside.
-    assert 1 / 3 <= found.top5 <= 1
+    assert 1 / 3 <= accuracy.top5 <= 1
     with torch.no_grad():
         model.logits.fill_(0)
         model.logits[[c for c in range(1000) if c not in data.logit_classes]] = 9.0
@@ -164,10 +164,10 @@ def test_on_imagenet_a_only_its_classes_compete(tmp_path):
 
 def test_on_imagenet_9_finer_answers_are_translated(tmp_path):
     data = load_benchmark("imagenet9", tmp_path, MINIATURES["imagenet9"](tmp_path))
-    found = evaluate(Shown(13, 1000), data, num_resamples=0).predictor  # stands for class 3
-    assert found.average == pytest.approx(1 / 9)
-    assert found.classes["reptile"].accuracy == 1
-    assert found.top5 is None
+    accuracy = evaluate(Shown(13, 1000), data, num_resamples=0).predictor  # stands for class 3
+    assert accuracy.average == pytest.approx(1 / 9)
+    assert accuracy.classes["reptile"].accuracy == 1
+    assert accuracy.top5 is None
     assert evaluate(Shown(19, 1000), data, num_resamples=0).predictor.average == 0  # stands for none
     assert evaluate(Shown(3, 9), data, num_resamples=0).predictor.top5 is not None
     with pytest.raises(IfamError, match="9 or 1000 classes"):
@@ -183,7 +183,7 @@ def test_intervals_are_those_of_a_loop():
     labels, groups = torch.randint(3, (40,)), torch.randint(4, (40,))
     rows = {"label": labels, "group": groups, "predictor.right": right}
     data = benchmark([], [], classes=3)
-    found = summarize(rows, data, "test", 200, seed=5).predictor
+    accuracy = summarize(rows, data, "test", 200, seed=5).predictor
     drawn = {name: [] for name in ("average", "worst_group", "macro", "w")}
     for weights in torch.cat(list(resamples(40, 200, 5))):
         images = torch.arange(40).repeat_interleave(weights.long())
@@ -195,8 +195,8 @@ def test_intervals_are_those_of_a_loop():
         drawn["macro"].append(np.nanmean(by_class))
         drawn["w"].append(by_group[0])
     for name in ("average", "worst_group", "macro"):
-        assert found.intervals[name] == pytest.approx(tuple(np.nanquantile(drawn[name], [0.025, 0.975]))), name
-    assert (found.groups["w"].low, found.groups["w"].high) == pytest.approx(
+        assert accuracy.intervals[name] == pytest.approx(tuple(np.nanquantile(drawn[name], [0.025, 0.975]))), name
+    assert (accuracy.groups["w"].low, accuracy.groups["w"].high) == pytest.approx(
         tuple(np.nanquantile(drawn["w"], [0.025, 0.975]))
     )
 
@@ -207,37 +207,37 @@ def test_a_group_of_one_image_may_be_missing_from_a_resample():
         "group": torch.tensor([0] * 8 + [1]),
         "predictor.right": torch.tensor([True] * 8 + [False]),
     }
-    found = summarize(rows, benchmark([], [], classes=2), "test", 300).predictor
+    accuracy = summarize(rows, benchmark([], [], classes=2), "test", 300).predictor
     # Where its only image is not drawn, the others are the worst group.
-    assert found.worst_group == 0
-    assert found.intervals["worst_group"] == (0, 1)
-    assert (found.groups["x"].low, found.groups["x"].high) == (0, 0)
+    assert accuracy.worst_group == 0
+    assert accuracy.intervals["worst_group"] == (0, 1)
+    assert (accuracy.groups["x"].low, accuracy.groups["x"].high) == (0, 0)
 
 
 def test_the_seed_and_the_number_of_resamples_are_on_record(tiny_model):
     data = benchmark([0, 1, 2, 3] * 3, classes=5, size=SIZE)
-    found = [evaluate(tiny_model, data, num_resamples=50, seed=seed) for seed in (1, 1, 2)]
-    assert found[0] == found[1]
-    assert found[0].extra["intervals"] == "bootstrap, 50 resamples, 95%, seed 1"
-    assert found[0].predictor.average == found[2].predictor.average
-    assert set(found[0].intervals) == {"visible_fraction"}
-    json.dumps(asdict(found[0]), allow_nan=False)
+    evaluations = [evaluate(tiny_model, data, num_resamples=50, seed=seed) for seed in (1, 1, 2)]
+    assert evaluations[0] == evaluations[1]
+    assert evaluations[0].extra["intervals"] == "bootstrap, 50 resamples, 95%, seed 1"
+    assert evaluations[0].predictor.average == evaluations[2].predictor.average
+    assert set(evaluations[0].intervals) == {"visible_fraction"}
+    json.dumps(asdict(evaluations[0]), allow_nan=False)
 
 
 # --- interventions ---------------------------------------------------------------------------------------
 
 
 def masks(count):
-    found = torch.zeros(count, SIZE, SIZE, dtype=torch.bool)
+    pixels = torch.zeros(count, SIZE, SIZE, dtype=torch.bool)
     for i in range(count):
-        found[i, : 16 * (1 + i % 3), 16:48] = True
-    return found
+        pixels[i, : 16 * (1 + i % 3), 16:48] = True
+    return pixels
 
 
 def test_each_variant_is_what_the_model_says(tiny_model):
     data = benchmark([0, 1, 2, 3, 4] * 2, classes=5, masks=masks(10), size=SIZE, kind=Noisy)
     variants = {"all": [], "without 0": [DropParts([0])], "only 1": [KeepParts([1])]}
-    found = evaluate_variants(tiny_model, data, "test", variants, num_resamples=0, batch_size=3)
+    evaluations = evaluate_variants(tiny_model, data, "test", variants, num_resamples=0, batch_size=3)
     images = torch.stack([data.splits["test"][i]["image"] for i in range(10)])
     normal = torch.tensor(tiny_model.normalization)
     images = (images - normal[0][:, None, None]) / normal[1][:, None, None]
@@ -246,10 +246,10 @@ def test_each_variant_is_what_the_model_says(tiny_model):
         with torch.no_grad():
             out = tiny_model(images, interventions)
         expected = (out.logits.argmax(dim=1) == torch.arange(5).repeat(2)).double().mean()
-        assert found[name].predictor.average == pytest.approx(float(expected))
-        assert found[name].visible_fraction == pytest.approx(float(out.mask.float().mean()))
-        assert found[name] == evaluate(tiny_model, data, interventions=interventions, num_resamples=0)
-        shares.append(found[name].visible_fraction)
+        assert evaluations[name].predictor.average == pytest.approx(float(expected))
+        assert evaluations[name].visible_fraction == pytest.approx(float(out.mask.float().mean()))
+        assert evaluations[name] == evaluate(tiny_model, data, interventions=interventions, num_resamples=0)
+        shares.append(evaluations[name].visible_fraction)
     assert len(set(shares)) == 3
 
 
@@ -285,7 +285,7 @@ def test_a_baseline_has_no_parts():
 def test_images_without_a_mask_leave_their_neighbours_judged(tiny_model, batch_size):
     truth = [None, *masks(3), None, None]
     data = benchmark([0] * 6, classes=5, masks=truth, size=SIZE)
-    found = evaluate(tiny_model, data, batch_size=batch_size, num_resamples=0)
+    evaluation = evaluate(tiny_model, data, batch_size=batch_size, num_resamples=0)
     intersection = union = 0
     for i in range(1, 4):
         image = torch.full((3, SIZE, SIZE), float(i))
@@ -294,7 +294,7 @@ def test_images_without_a_mask_leave_their_neighbours_judged(tiny_model, batch_s
             shown = tiny_model(((image - normal[0][:, None, None]) / normal[1][:, None, None])[None]).mask
         target = patch_mask(truth[i][None], (4, 4))
         intersection, union = intersection + int((shown & target).sum()), union + int((shown | target).sum())
-    assert found.mask_iou == pytest.approx(intersection / union)
+    assert evaluation.mask_iou == pytest.approx(intersection / union)
 
 
 def test_a_model_keeps_its_mode_when_an_image_is_bad(tiny_model):
@@ -315,8 +315,8 @@ class Longer(Numbered):
 
 
 def _process(rank, folder, model, data):
-    found = evaluate(model, data, batch_size=2, num_resamples=40)
-    (folder / f"{rank}.json").write_text(json.dumps(asdict(found)))
+    evaluation = evaluate(model, data, batch_size=2, num_resamples=40)
+    (folder / f"{rank}.json").write_text(json.dumps(asdict(evaluation)))
 
 
 @pytest.mark.slow
@@ -348,6 +348,6 @@ def test_no_batch_is_no_batch(tiny_model):
 
 
 def test_nothing_is_not_a_number_in_the_results(tiny_model):
-    found = evaluate(tiny_model, benchmark([1, 1], classes=5, size=SIZE), num_resamples=10)
-    assert math.isfinite(found.predictor.macro)
-    json.dumps(asdict(found), allow_nan=False)
+    evaluation = evaluate(tiny_model, benchmark([1, 1], classes=5, size=SIZE), num_resamples=10)
+    assert math.isfinite(evaluation.predictor.macro)
+    json.dumps(asdict(evaluation), allow_nan=False)

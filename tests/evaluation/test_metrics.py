@@ -89,10 +89,10 @@ def test_counts_are_whole_numbers():
 
 
 def test_mask_iou_by_hand():
-    found = torch.tensor([[[1, 1], [0, 0]], [[0, 0], [0, 1]]]).bool()
+    mask = torch.tensor([[[1, 1], [0, 0]], [[0, 0], [0, 1]]]).bool()
     truth = torch.tensor([[[1, 0], [1, 0]], [[0, 0], [0, 0]]]).bool()
     iou = MaskIoU()
-    iou.update(found, truth)
+    iou.update(mask, truth)
     assert iou.compute() == pytest.approx(1 / 4)  # one patch in common, four in either, over both images
 
 
@@ -106,11 +106,11 @@ def test_two_empty_masks_agree():
 
 @pytest.mark.parametrize("batch_size", [1, 4, 20])
 def test_mask_iou_is_scikit_learns_over_all_patches(batch_size):
-    found, truth = torch.rand(20, 5, 6) > 0.5, torch.rand(20, 5, 6) > 0.7
+    mask, truth = torch.rand(20, 5, 6) > 0.5, torch.rand(20, 5, 6) > 0.7
     iou = MaskIoU()
     for rows in torch.arange(20).split(batch_size):
-        iou.update(found[rows], truth[rows])
-    assert float(iou.compute()) == pytest.approx(jaccard_score(truth.flatten(), found.flatten()))
+        iou.update(mask[rows], truth[rows])
+    assert float(iou.compute()) == pytest.approx(jaccard_score(truth.flatten(), mask.flatten()))
 
 
 def _process(rank, folder):
@@ -125,9 +125,9 @@ def _process(rank, folder):
         lone.update(torch.tensor([[[True]]]), torch.tensor([[[True]]]))
     assert lone.known()
     assert not MaskIoU().known()
-    found = [metric.average(), metric.worst(), metric.by_name(NAMES)["a"].count, float(iou.compute())]
+    values = [metric.average(), metric.worst(), metric.by_name(NAMES)["a"].count, float(iou.compute())]
     # Asked once more: what is known of the other device must not be counted twice.
-    np.savetxt(folder / f"{rank}.txt", [*found, metric.average(), float(metric.count.sum())])
+    np.savetxt(folder / f"{rank}.txt", [*values, metric.average(), float(metric.count.sum())])
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="PyTorch without distributed")

@@ -50,11 +50,11 @@ def test_agreement_of_a_cluster_too_many():
 @pytest.mark.parametrize("count", [1, 2, 60])
 def test_agreement_is_scikit_learns(labels, clusters, count):
     truth = torch.randint(labels, (count,))
-    found = torch.where(torch.rand(count) < 0.6, truth % clusters, torch.randint(clusters, (count,)))
+    parts = torch.where(torch.rand(count) < 0.6, truth % clusters, torch.randint(clusters, (count,)))
     if labels == 60:  # every one on its own
-        truth, found = torch.arange(count), torch.arange(count).flip(0)
-    table = F.one_hot(truth).T @ F.one_hot(found)
-    assert pooled(table[None]) == pytest.approx(agreement(truth, found), abs=1e-12)
+        truth, parts = torch.arange(count), torch.arange(count).flip(0)
+    table = F.one_hot(truth).T @ F.one_hot(parts)
+    assert pooled(table[None]) == pytest.approx(agreement(truth, parts), abs=1e-12)
 
 
 def test_many_tables_at_once():
@@ -116,16 +116,16 @@ def test_foreground_iou_is_pooled_over_images():
     masks = torch.tensor([[[1, 0], [0, 0]], [[1, 1], [1, 1]]], dtype=torch.bool)
     rows = foreground_pixels(maps, masks)
     assert rows.tolist() == [[1, 2, 2, 3], [1, 4, 0, 3]]
-    found = part_figures({"parts.foreground": rows}, torch.ones(1, 2, dtype=torch.float64))
-    assert found["parts.foreground_iou"].item() == pytest.approx(2 / 6)  # not the mean of 1/2 and 1/4
-    assert found["parts.background_iou"].item() == pytest.approx(2 / 6)
+    figures = part_figures({"parts.foreground": rows}, torch.ones(1, 2, dtype=torch.float64))
+    assert figures["parts.foreground_iou"].item() == pytest.approx(2 / 6)  # not the mean of 1/2 and 1/4
+    assert figures["parts.background_iou"].item() == pytest.approx(2 / 6)
 
 
 def test_foreground_iou_of_nothing_is_not_a_number():
     rows = foreground_pixels(one_hot([[[1, 1]]], 2), torch.zeros(1, 1, 2, dtype=torch.bool))
-    found = part_figures({"parts.foreground": rows}, torch.ones(1, 1, dtype=torch.float64))
-    assert found["parts.foreground_iou"].isnan().all()
-    assert found["parts.background_iou"] == 1
+    figures = part_figures({"parts.foreground": rows}, torch.ones(1, 1, dtype=torch.float64))
+    assert figures["parts.foreground_iou"].isnan().all()
+    assert figures["parts.background_iou"] == 1
 
 
 def test_centroids_are_relative_to_the_box():

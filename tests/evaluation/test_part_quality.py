@@ -69,41 +69,41 @@ def looked(tiny_model):
 
     def look(examples):
         prepared = Prepared(examples, tiny_model.image_size, tiny_model.normalization)
-        found = [prepared[i] for i in range(len(prepared))]
+        prepared_examples = [prepared[i] for i in range(len(prepared))]
         with torch.no_grad():
-            return found, torch.cat([tiny_model(one["image"][None]).part_maps for one in found])
+            return prepared_examples, torch.cat([tiny_model(one["image"][None]).part_maps for one in prepared_examples])
 
     return look
 
 
-def keypoints(found, maps, keep):
+def keypoints(examples, maps, keep):
     """Maps and annotations of the images to keep."""
-    points = torch.stack([found[i]["keypoints"] for i in keep])
-    boxes = torch.stack([found[i]["box"] for i in keep])
+    points = torch.stack([examples[i]["keypoints"] for i in keep])
+    boxes = torch.stack([examples[i]["box"] for i in keep])
     return Keypoints(maps[keep], points[..., :2], points[..., 2] > 0, boxes, (SIZE, SIZE))
 
 
-def having(found, *names):
-    return [i for i, one in enumerate(found) if all(one[name] is not None for name in names)]
+def having(examples, *names):
+    return [i for i, one in enumerate(examples) if all(one[name] is not None for name in names)]
 
 
 def test_figures_are_those_of_a_plain_computation(tiny_model, looked):
     data = make(train=Annotated(16, seed=1))
     parts = evaluate(tiny_model, data, num_resamples=0, batch_size=4, keypoint_regression=True).parts
-    found, maps = looked(data.split("test"))
+    examples, maps = looked(data.split("test"))
     trained, trained_maps = looked(data.split("train"))
 
-    given = keypoints(found, maps, having(found, "keypoints", "box"))
-    pointed = having(found, "keypoints")
-    points = torch.stack([found[i]["keypoints"] for i in pointed])
+    given = keypoints(examples, maps, having(examples, "keypoints", "box"))
+    pointed = having(examples, "keypoints")
+    points = torch.stack([examples[i]["keypoints"] for i in pointed])
     wanted = keypoint_agreement(maps[pointed], points[..., :2], points[..., 2] > 0, (SIZE, SIZE))
     judged = parts.agreement[KEYPOINTS]
     assert (judged.nmi, judged.ari) == pytest.approx((wanted.nmi, wanted.ari))
     assert judged.count == int((points[..., 2] > 0).sum()) < points[..., 2].numel()
     assert judged.images == int((points[..., 2] > 0).any(dim=1).sum()) < 11
 
-    labelled = having(found, "part_labels")
-    labels = torch.stack([found[i]["part_labels"] for i in labelled])
+    labelled = having(examples, "part_labels")
+    labels = torch.stack([examples[i]["part_labels"] for i in labelled])
     wanted = region_agreement(maps[labelled], labels)
     judged = parts.agreement[REGIONS]
     assert (judged.nmi, judged.ari) == pytest.approx((wanted.nmi, wanted.ari))
@@ -113,8 +113,8 @@ def test_figures_are_those_of_a_plain_computation(tiny_model, looked):
     assert inside.count == int((labels > 0).sum())
     assert inside.nmi != pytest.approx(judged.nmi)
 
-    masked = having(found, "mask")
-    truth = torch.stack([found[i]["mask"] for i in masked]).bool()
+    masked = having(examples, "mask")
+    truth = torch.stack([examples[i]["mask"] for i in masked]).bool()
     assert (parts.foreground_iou, parts.background_iou) == pytest.approx(foreground_iou(maps[masked], truth))
     assert parts.foreground_images == len(masked) < 11
 
@@ -132,9 +132,9 @@ def test_inside_leaves_out_where_no_part_is(tiny_model):
     data = make(complete=True, part_names=("thing",))
     test = data.split("test")
     test.part_labels = (test.part_labels > 0).to(torch.int8)
-    found = evaluate(tiny_model, data, num_resamples=0).parts.agreement
-    assert found[INSIDE].nmi == 0
-    assert found[REGIONS].nmi > 0
+    agreement = evaluate(tiny_model, data, num_resamples=0).parts.agreement
+    assert agreement[INSIDE].nmi == 0
+    assert agreement[REGIONS].nmi > 0
 
 
 @pytest.mark.slow
@@ -150,14 +150,14 @@ def test_intervals_are_those_of_a_loop(tiny_model, looked):
     """Each resample written out: every image as often as it was drawn."""
     data = make(complete=True, train=Annotated(12, seed=1, complete=True))
     parts = evaluate(tiny_model, data, num_resamples=30, seed=4, keypoint_regression=True).parts
-    found, maps = looked(data.split("test"))
+    examples, maps = looked(data.split("test"))
     trained, trained_maps = looked(data.split("train"))
     fit = keypoints(trained, trained_maps, list(range(12)))
-    labels = torch.stack([one["part_labels"] for one in found])
+    labels = torch.stack([one["part_labels"] for one in examples])
     drawn = {"nmi": [], "keypoints": [], "iou": [], "error": []}
     for weights in torch.cat(list(resamples(11, 30, 4))):
         images = torch.arange(11).repeat_interleave(weights.long())
-        given = keypoints(found, maps, images.tolist())
+        given = keypoints(examples, maps, images.tolist())
         drawn["nmi"].append(region_agreement(maps[images], labels[images]).nmi)
         pointed = keypoint_agreement(given.part_maps, given.landmarks, given.visible, given.image_size)
         drawn["keypoints"].append(pointed.ari)
@@ -172,9 +172,9 @@ def test_intervals_are_those_of_a_loop(tiny_model, looked):
 
 def test_only_the_selectors_own_choice_is_judged(tiny_model):
     data = make()
-    found = evaluate_variants(tiny_model, data, "test", {"all": [], "less": [DropParts([0])]}, num_resamples=0)
-    assert found["all"].parts is not None
-    assert found["less"].parts is None
+    evaluations = evaluate_variants(tiny_model, data, "test", {"all": [], "less": [DropParts([0])]}, num_resamples=0)
+    assert evaluations["all"].parts is not None
+    assert evaluations["less"].parts is None
     complete = make(complete=True)
     assert evaluate(tiny_model, complete, true_masks=True, num_resamples=0).parts is None
 
@@ -209,8 +209,8 @@ def test_keypoints_cannot_be_predicted_without_keypoints_or_parts(tiny_model):
 
 
 def _process(rank, folder, model, data):
-    found = evaluate(model, data, batch_size=2, num_resamples=20, keypoint_regression=True)
-    (folder / f"{rank}.json").write_text(json.dumps(asdict(found.parts)))
+    evaluation = evaluate(model, data, batch_size=2, num_resamples=20, keypoint_regression=True)
+    (folder / f"{rank}.json").write_text(json.dumps(asdict(evaluation.parts)))
 
 
 @pytest.mark.slow
@@ -218,8 +218,8 @@ def _process(rank, folder, model, data):
 def test_two_processes_find_what_one_finds(tiny_model, tmp_path):
     data = make(7, train=Annotated(9, seed=1))
     in_two_processes(_process, tmp_path, tmp_path, tiny_model, data)
-    found = evaluate(tiny_model, data, num_resamples=20, keypoint_regression=True).parts
-    expected = json.loads(json.dumps(asdict(found)))
+    measured = evaluate(tiny_model, data, num_resamples=20, keypoint_regression=True).parts
+    expected = json.loads(json.dumps(asdict(measured)))
     # Centroids are not counts: batches of other sizes may round them differently.
     error, interval = expected.pop("keypoint_error"), expected["intervals"].pop("keypoint_error")
     for rank in range(2):

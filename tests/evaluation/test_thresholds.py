@@ -38,15 +38,15 @@ def images(noise, tiny_model):
 
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
 def test_they_are_quantiles_of_what_each_part_wins(noise, tiny_model, images, batch_size):
-    found = compute_thresholds(tiny_model, noise, "train", [0.05, 0.5], batch_size=batch_size)
+    computed = compute_thresholds(tiny_model, noise, "train", [0.05, 0.5], batch_size=batch_size)
     with torch.no_grad():
         out = tiny_model(images)
     winners = out.part_maps.argmax(dim=1)
     for quantile in (0.05, 0.5):
-        assert found.at(quantile) == pytest.approx(thresholds(out.similarity, winners, quantile, 3), rel=1e-5)
-    assert found.patches == tuple(int((winners == k).sum()) for k in range(3))
-    assert min(found.patches) > 0
-    assert (found.images, found.source["split"], found.source["note"]) == (7, "train", "no validation")
+        assert computed.at(quantile) == pytest.approx(thresholds(out.similarity, winners, quantile, 3), rel=1e-5)
+    assert computed.patches == tuple(int((winners == k).sum()) for k in range(3))
+    assert min(computed.patches) > 0
+    assert (computed.images, computed.source["split"], computed.source["note"]) == (7, "train", "no validation")
 
 
 def test_half_of_the_patches_are_below_the_median(noise, tiny_model, images):
@@ -59,10 +59,10 @@ def test_half_of_the_patches_are_below_the_median(noise, tiny_model, images):
 def test_a_part_that_wins_nothing_is_never_unsure(noise, tiny_model, images):
     with torch.no_grad():
         tiny_model.selector.prototypes[1] = 1e4
-    found = compute_thresholds(tiny_model, noise, quantiles=[0.3])
-    assert found.patches[1] == 0
-    assert found.values[0][1] is None
-    assert found.at(0.3)[1] == -math.inf
+    computed = compute_thresholds(tiny_model, noise, quantiles=[0.3])
+    assert computed.patches[1] == 0
+    assert computed.values[0][1] is None
+    assert computed.at(0.3)[1] == -math.inf
 
 
 def test_a_limit_spreads_over_the_split(noise, tiny_model):
@@ -84,8 +84,8 @@ def test_a_limit_spreads_over_the_split(noise, tiny_model):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"quantiles": [0.1, 1.5]}, "1.5 is none"),
-        ({"quantiles": []}, "none was given"),
+        ({"quantiles": [0.1, 1.5]}, "1.5 is not"),
+        ({"quantiles": []}, "at least one is needed"),
         ({"limit": 0}, "limit is 0"),
         ({"split": "val"}, "no split 'val'"),
     ],
@@ -98,19 +98,19 @@ def test_impossible_settings(noise, tiny_model, settings, said):
 def test_they_travel_with_the_model(noise, tiny_model, tmp_path):
     tiny_model.save_pretrained(tmp_path, {"benchmark": "noise"})
     weights = load(tmp_path).state_dict()
-    found = compute_thresholds(tiny_model, noise)
-    assert found.quantiles == QUANTILES
+    computed = compute_thresholds(tiny_model, noise)
+    assert computed.quantiles == QUANTILES
     assert len(QUANTILES) == 99
-    store(found, tmp_path)
+    store(computed, tmp_path)
     extra = read(tmp_path).extra
     assert extra["benchmark"] == "noise"
-    assert stored(extra, "x") == found
+    assert stored(extra, "x") == computed
     again = load(tmp_path).state_dict()
     assert all(torch.equal(again[name], value) for name, value in weights.items())
     assert {path.name for path in tmp_path.iterdir()} == {"config.json", "model.safetensors"}
     # A copy keeps them.
     load(tmp_path).save_pretrained(tmp_path / "copy", extra)
-    assert stored(read(tmp_path / "copy").extra, "x") == found
+    assert stored(read(tmp_path / "copy").extra, "x") == computed
 
 
 def test_what_is_missing_is_said(tmp_path):
@@ -118,7 +118,7 @@ def test_what_is_missing_is_said(tmp_path):
         stored({}, "mine")
     with pytest.raises(IfamError, match="compute them again"):
         stored({"thresholds": {"quantiles": 3}}, "mine")
-    with pytest.raises(IfamError, match=f"{tmp_path} is no folder of a model"):
+    with pytest.raises(IfamError, match=f"{tmp_path} is not the folder of a model"):
         store(Thresholds((), (), (), 0, {}), tmp_path)
     few = Thresholds((0.1, 0.2), ((1.0,), (2.0,)), (5,), 1, {})
     assert few.at(0.1 + 1e-12) == [1.0]
@@ -132,19 +132,19 @@ def test_what_is_missing_is_said(tmp_path):
 def test_the_file_is_whole_or_as_it_was(noise, tiny_model, tmp_path, monkeypatch):
     tiny_model.save_pretrained(tmp_path)
     before = (tmp_path / "config.json").read_text()
-    found = compute_thresholds(tiny_model, noise, quantiles=[0.5])
+    computed = compute_thresholds(tiny_model, noise, quantiles=[0.5])
 
     def full(self, target):
         raise OSError("no space left")
 
     monkeypatch.setattr("pathlib.Path.replace", full)
     with pytest.raises(IfamError, match="no space left"):
-        store(found, tmp_path)
+        store(computed, tmp_path)
     assert (tmp_path / "config.json").read_text() == before
     assert len(list(tmp_path.iterdir())) == 2
     assert json.loads(before)["extra"] == {}
 
 
 def test_models_without_parts_have_none(noise, tiny_model):
-    with pytest.raises(IfamError, match="The method plain_vit has no parts, and so no thresholds"):
+    with pytest.raises(IfamError, match="The method plain_vit has no parts, and therefore no thresholds"):
         compute_thresholds(PlainViT(tiny_model.config, pretrained=False), noise)

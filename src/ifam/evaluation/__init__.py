@@ -1,1 +1,1 @@
-"""How good the answers, the parts and the masks are: pure functions on what the model returned."""
+"""Metrics of predictions, parts and masks, computed from what a model returned."""

@@ -1,4 +1,4 @@
-"""Accuracy by class and by group, for the predictor and the selector, and the quality of the mask."""
+"""Accuracy by class and group for predictor and selector, and quality of the mask."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,18 +21,18 @@ from ifam.models.predictor import Predictor
 
 @dataclass(frozen=True)
 class Accuracy:
-    """How often one classifier is right.
+    """Accuracy of one classifier.
 
     Attributes:
-        average: Share of all images.
-        worst_group: Accuracy of the lowest of all groups with an image.
+        average: Accuracy over all images.
+        worst_group: Lowest accuracy of all groups with an image.
         groups: Accuracy, number of images and interval of each group, by name.
         classes: The same of each class.
         macro: Mean accuracy over the classes with an image.
         weighted_average: Mean accuracy over groups, weighted by their sizes (see `Evaluation.weighted_by`).
-        top5: Share of images whose class is among the five best; None where fewer than six classes compete.
+        top5: Share of images whose class is among the five highest logits; None for fewer than six classes.
         auroc: Area under the ROC curve; None unless there are two classes, each with an image.
-        intervals: Bootstrap interval of each of these figures, by name.
+        intervals: Bootstrap interval of each figure, by name.
     """
 
     average: float
@@ -51,18 +51,18 @@ class Evaluation:
     """The figures of an evaluation.
 
     Attributes:
-        predictor: The model's answer.
-        selector: The selector's own classification; None for a model without a selector, or of nothing else.
-        mask_iou: Intersection over union of mask and truth, pooled over all patches; None where the truth is unknown.
-            A patch counts as object where the object covers half of it.
-        visible_fraction: Mean share of patches that the predictor saw; None unless the model `hides` the others.
-        empty: Images of which nothing was visible; None unless the model `hides`.
-        count: Images evaluated.
-        extra: Conditions, for the record.
+        predictor: Accuracy of the model's answer.
+        selector: Accuracy of the selector's classification; None for models without a separate selector.
+        mask_iou: Intersection over union of mask and truth, pooled over all patches; None if the truth is unknown. A
+            patch counts as object if the object covers half of it.
+        visible_fraction: Mean share of patches that the predictor saw; None unless the model masks its input.
+        empty: Number of images without a visible patch; None unless the model masks its input.
+        count: Number of images.
+        extra: How the intervals were computed.
         weighted_by: What the weights of `Accuracy.weighted_average` are.
         intervals: Bootstrap interval of `mask_iou` and `visible_fraction`, by name.
-        parts: How well the parts agree with what is annotated; None where nothing is, for models without parts, and
-            under interventions, since the selector is judged by its own choice.
+        parts: Agreement of the parts with annotations; None without annotations, for models without parts, and under
+            interventions, which change the selection.
     """
 
     predictor: Accuracy
@@ -93,10 +93,10 @@ def evaluate(
 ) -> Evaluation:
     """Classify every image of a split.
 
-    Where `torch.distributed` is initialized, the processes share the images, and each of them returns the whole.
+    If `torch.distributed` is initialized, the processes share the images, and each returns the full result.
 
     Args:
-        model: An `IFAM` or a baseline. Left in the mode it was in.
+        model: An `IFAM` or a baseline. Its mode is restored afterwards.
         benchmark: The data set.
         split: Which of its splits.
         interventions: Changes to the selection of every image, see `ifam.models.interventions`.
@@ -105,14 +105,14 @@ def evaluate(
         workers: Processes that load images.
         num_resamples: Resamples of the bootstrap intervals; 0 for none.
         seed: Seed of the resamples.
-        keypoint_regression: Predict keypoints from parts, fitted to the split "train", all of which is looked at.
-        label: What the progress bar says.
+        keypoint_regression: Predict keypoints from parts, with a regression fitted to the split "train".
+        label: Text of the progress bar.
 
     Returns:
         Accuracies and the quality of the mask.
 
     Raises:
-        IfamError: There is no such split, an intervention does not suit the model, or a true mask is missing.
+        IfamError: The split does not exist, the model does not support an intervention, or a true mask is missing.
     """
     settings: dict[str, Any] = {"true_masks": true_masks, "batch_size": batch_size, "workers": workers}
     settings |= {"num_resamples": num_resamples, "seed": seed, "label": label}
@@ -131,15 +131,15 @@ def evaluate_variants(
     keypoint_regression: bool = False,
     **settings: Any,
 ) -> dict[str, Evaluation]:
-    """The same with each of several lists of interventions, for one pass of the selector.
+    """Evaluate several lists of interventions with a single pass of the selector.
 
     Args:
-        model: An `IFAM`; a baseline knows no interventions.
+        model: An `IFAM`; baselines support no interventions.
         benchmark: The data set.
         split: Which of its splits.
         variants: Lists of interventions by name.
         num_resamples: Resamples of the bootstrap intervals; 0 for none.
-        seed: Seed of the resamples; all variants are judged on the same ones.
+        seed: Seed of the resamples, which all variants share.
         keypoint_regression: Predict keypoints from parts, for the variant without interventions.
         settings: Further arguments, as for `evaluate`.
     """
@@ -162,7 +162,7 @@ def summarize_rows(
     seed: int = 0,
     fit: str | None = None,
 ) -> Evaluation:
-    """All figures, from the rows that `collect` made with a model, and what those of its parts depend on."""
+    """All figures, from the rows that `collect` returned for a model, with the conditions of part quality."""
     evaluation = summarize(rows, benchmark, split, num_resamples, seed)
     if evaluation.parts is None:
         return evaluation
@@ -173,138 +173,142 @@ def summarize_rows(
 def _add_keypoint_regression(
     model: Classifier, benchmark: Benchmark, fit: str, rows_of_each: Sequence[Rows], settings: Mapping[str, Any]
 ) -> list[Rows]:
-    """The rows of each variant, with keypoints predicted from parts where the selector is judged."""
+    """Add errors of keypoints predicted from parts to the rows of variants with part annotations."""
     if not any("parts.keypoints" in rows for rows in rows_of_each):
         raise IfamError(
             f"Keypoint regression needs keypoints and a model with parts, without interventions; {benchmark.name} or "
             f"{type(model).__name__} has none, or there are interventions: leave it out."
         )
     speed = {name: settings[name] for name in ("batch_size", "workers") if name in settings}
-    (known,) = collect(model, benchmark, fit, [()], label=f"looking at parts in {fit!r}", **speed)
-    return [with_regression(rows, known) if "parts.keypoints" in rows else rows for rows in rows_of_each]
+    (fit_rows,) = collect(model, benchmark, fit, [()], label=f"parts of {fit!r}", **speed)
+    return [with_regression(rows, fit_rows) if "parts.keypoints" in rows else rows for rows in rows_of_each]
 
 
 def summarize(rows: Rows, benchmark: Benchmark, split: str, num_resamples: int = 1000, seed: int = 0) -> Evaluation:
-    """All figures of an evaluation, from a row for each image."""
+    """All figures of an evaluation, from one row per image."""
     count = len(rows["label"])
     sizes, weighted_by = group_sizes(rows, benchmark, split)
-    has_mask, hides = "known" in rows, "visible" in rows
-    who = ("predictor", "selector") if "selector.right" in rows else ("predictor",)
+    has_mask, masks_input = "known" in rows, "visible" in rows
+    classifiers = ("predictor", "selector") if "selector.right" in rows else ("predictor",)
 
     def figures(weights: Tensor) -> dict[str, Tensor]:
-        answers = {f"{w}.{name}": v for w in who for name, v in _accuracy(rows, w, benchmark, sizes, weights).items()}
-        return answers | (_mask(rows, weights) if has_mask else {}) | part_figures(rows, weights)
+        accuracies = {
+            f"{classifier}.{name}": value
+            for classifier in classifiers
+            for name, value in _accuracy(rows, classifier, benchmark, sizes, weights).items()
+        }
+        return accuracies | (_mask(rows, weights) if has_mask else {}) | part_figures(rows, weights)
 
     ones = figures(torch.ones(1, count, dtype=torch.double))
     values = {name: value[0] for name, value in ones.items()}
-    drawn = [figures(weights) for weights in resamples(count, num_resamples, seed)]
-    spread = stacked(drawn) if drawn else {}
-    judged = {w: _as_accuracy(values, spread, w, rows, benchmark) for w in who}
+    chunks = [figures(weights) for weights in resamples(count, num_resamples, seed)]
+    resampled = stacked(chunks) if chunks else {}
+    accuracies = {name: _as_accuracy(values, resampled, name, rows, benchmark) for name in classifiers}
     masks_known = has_mask and bool(rows["known"].any())
     return Evaluation(
-        predictor=judged["predictor"],
-        selector=judged.get("selector"),
+        predictor=accuracies["predictor"],
+        selector=accuracies.get("selector"),
         mask_iou=float(values["mask_iou"]) if masks_known else None,
-        visible_fraction=float(values["visible_fraction"]) if hides else None,
-        empty=int(rows["empty"].sum()) if hides else None,
+        visible_fraction=float(values["visible_fraction"]) if masks_input else None,
+        empty=int(rows["empty"].sum()) if masks_input else None,
         count=count,
-        extra={"intervals": f"bootstrap, {num_resamples} resamples, {LEVEL:.0%}, seed {seed}"} if drawn else {},
+        extra={"intervals": f"bootstrap, {num_resamples} resamples, {LEVEL:.0%}, seed {seed}"} if chunks else {},
         weighted_by=weighted_by,
-        intervals=_intervals(spread, "", ("mask_iou", "visible_fraction")[not masks_known :] if has_mask else ()),
-        parts=part_quality(rows, values, spread),
+        intervals=_intervals(resampled, "", ("mask_iou", "visible_fraction")[not masks_known :] if has_mask else ()),
+        parts=part_quality(rows, values, resampled),
     )
 
 
 def group_sizes(rows: Rows, benchmark: Benchmark, split: str) -> tuple[Float[Tensor, " G"], str]:
-    """Weights of the groups: their sizes in training, or in the split itself where those do not cover its groups.
+    """Weights of the groups: their sizes in training, or in the split itself if training does not cover its groups.
 
     Returns:
-        The sizes, and what they are.
+        The sizes, and a description of them.
     """
     number = len(benchmark.group_names)
-    here = rows["group"].bincount(minlength=number)
-    # Reading all training images for their groups alone would take too long; data sets that know them say so.
+    split_sizes = rows["group"].bincount(minlength=number)
+    # Loading all training images to count groups would take too long; use the groups that the data set lists.
     listed = getattr(benchmark.splits.get("train"), "groups", None)
     if listed is not None:
         sizes = torch.as_tensor(listed, dtype=torch.long).bincount(minlength=number)
-        if len(sizes) == number and bool((sizes[here > 0] > 0).all()):
+        if len(sizes) == number and bool((sizes[split_sizes > 0] > 0).all()):
             return sizes.double(), "group sizes in the split 'train'"
-    return here.double(), f"group sizes in the split {split!r}"
+    return split_sizes.double(), f"group sizes in the split {split!r}"
 
 
 def _accuracy(
-    rows: Rows, who: str, benchmark: Benchmark, sizes: Float[Tensor, " G"], weights: Float[Tensor, "R N"]
+    rows: Rows, classifier: str, benchmark: Benchmark, sizes: Float[Tensor, " G"], weights: Float[Tensor, "R N"]
 ) -> dict[str, Tensor]:
-    """Figures of one classifier for each row of weights; NaN where there is no image."""
-    right = rows[f"{who}.right"]
-    everything = torch.ones_like(right)
+    """Figures of one classifier for each row of weights; NaN for groups and classes without an image."""
+    right = rows[f"{classifier}.right"]
+    ones = torch.ones_like(right)
     shares = {}
     for name, column, number in (
         ("groups", rows["group"], len(benchmark.group_names)),
         ("classes", rows["label"], len(benchmark.class_names)),
     ):
-        counts = totals(everything, column, number, weights)
+        counts = totals(ones, column, number, weights)
         shares[name] = totals(right, column, number, weights) / counts
     groups = shares["groups"]
-    there = ~groups.isnan()
+    present = ~groups.isnan()
     figures = {
         "average": mean(right, weights),
         "worst_group": groups.nan_to_num(nan=torch.inf).amin(dim=1),
         "macro": shares["classes"].nanmean(dim=1),
-        "weighted_average": (groups.nan_to_num() * sizes).sum(dim=1) / (there * sizes).sum(dim=1),
+        "weighted_average": (groups.nan_to_num() * sizes).sum(dim=1) / (present * sizes).sum(dim=1),
         **shares,
     }
-    if f"{who}.top5" in rows:
-        figures["top5"] = mean(rows[f"{who}.top5"], weights)
-    if f"{who}.score" in rows:
-        figures["auroc"] = auroc(rows[f"{who}.score"], rows["label"] == 1, weights)
+    if f"{classifier}.top5" in rows:
+        figures["top5"] = mean(rows[f"{classifier}.top5"], weights)
+    if f"{classifier}.score" in rows:
+        figures["auroc"] = auroc(rows[f"{classifier}.score"], rows["label"] == 1, weights)
     return figures
 
 
 def _mask(rows: Rows, weights: Float[Tensor, "R N"]) -> dict[str, Tensor]:
     """Quality of the mask for each row of weights."""
     intersection, union = (weights @ rows[name].double() for name in ("intersection", "union"))
-    # Two masks that are empty everywhere agree.
+    # Two empty masks agree.
     iou = torch.where(union > 0, intersection / union.clamp_min(1), 1.0)
     return {"mask_iou": iou} | ({"visible_fraction": mean(rows["visible"], weights)} if "visible" in rows else {})
 
 
 def _as_accuracy(
-    values: Mapping[str, Tensor], spread: Mapping[str, Tensor], who: str, rows: Rows, benchmark: Benchmark
+    values: Mapping[str, Tensor], resampled: Mapping[str, Tensor], classifier: str, rows: Rows, benchmark: Benchmark
 ) -> Accuracy:
-    """Figures and their resamples as named numbers."""
+    """Convert figures and their resamples to an `Accuracy`."""
 
     def table(kind: str, column: Tensor, names: Sequence[str]) -> dict[str, GroupAccuracy]:
         counts = column.bincount(minlength=len(names)).tolist()
-        drawn = spread.get(f"{who}.{kind}")
+        resampled_shares = resampled.get(f"{classifier}.{kind}")
         groups = {}
         for i in (i for i, count in enumerate(counts) if count):
-            ends = None if drawn is None else interval(drawn[:, i].numpy())
-            groups[names[i]] = GroupAccuracy(float(values[f"{who}.{kind}"][i]), counts[i], *(ends or ()))
+            ends = None if resampled_shares is None else interval(resampled_shares[:, i].numpy())
+            groups[names[i]] = GroupAccuracy(float(values[f"{classifier}.{kind}"][i]), counts[i], *(ends or ()))
         return groups
 
     def optional(name: str) -> float | None:
-        value = values.get(f"{who}.{name}")
+        value = values.get(f"{classifier}.{name}")
         return None if value is None or bool(value.isnan()) else float(value)
 
     return Accuracy(
-        average=float(values[f"{who}.average"]),
-        worst_group=float(values[f"{who}.worst_group"]),
+        average=float(values[f"{classifier}.average"]),
+        worst_group=float(values[f"{classifier}.worst_group"]),
         groups=table("groups", rows["group"], benchmark.group_names),
         classes=table("classes", rows["label"], benchmark.class_names),
-        macro=float(values[f"{who}.macro"]),
-        weighted_average=float(values[f"{who}.weighted_average"]),
+        macro=float(values[f"{classifier}.macro"]),
+        weighted_average=float(values[f"{classifier}.weighted_average"]),
         top5=optional("top5"),
         auroc=optional("auroc"),
         intervals=_intervals(
-            spread, f"{who}.", ("average", "worst_group", "macro", "weighted_average", "top5", "auroc")
+            resampled, f"{classifier}.", ("average", "worst_group", "macro", "weighted_average", "top5", "auroc")
         ),
     )
 
 
-def _intervals(spread: Mapping[str, Tensor], before: str, names: Sequence[str]) -> dict[str, Interval]:
+def _intervals(resampled: Mapping[str, Tensor], prefix: str, names: Sequence[str]) -> dict[str, Interval]:
     """Intervals of the figures that exist."""
-    intervals = {name: interval(spread[before + name].numpy()) for name in names if before + name in spread}
+    intervals = {name: interval(resampled[prefix + name].numpy()) for name in names if prefix + name in resampled}
     return {name: ends for name, ends in intervals.items() if ends is not None}
 
 
@@ -312,12 +316,12 @@ def _intervals(spread: Mapping[str, Tensor], before: str, names: Sequence[str]) 
 def hidden_influence(model: Classifier, examples: ImageDataset, count: int = 64, seed: int = 0) -> float:
     """Largest change of any logit when every hidden pixel is replaced by noise, another image, 1e30, infinity and NaN.
 
-    The mask is held fixed. By construction this is exactly 0.
+    The mask is fixed. By construction, the result is exactly 0.
 
     Args:
         model: A model that masks its input.
-        examples: Images, of which the first are taken.
-        count: How many.
+        examples: Images, of which the first are used.
+        count: Number of images.
         seed: Seed of the noise.
     """
     prepared = Prepared(examples, model.image_size, model.normalization)
@@ -330,8 +334,8 @@ def hidden_influence(model: Classifier, examples: ImageDataset, count: int = 64,
         noise = torch.randn(batch.images.shape, generator=torch.Generator().manual_seed(seed)).to(batch.images)
         fills = (torch.full_like(noise, value) for value in (1e30, torch.inf, torch.nan))
         largest = 0.0
-        for other in (noise, batch.images.roll(1, 0), *fills):
-            changed = predictor(torch.where(hidden, other, batch.images), mask)
+        for filling in (noise, batch.images.roll(1, 0), *fills):
+            changed = predictor(torch.where(hidden, filling, batch.images), mask)
             difference = (changed - logits).abs().nan_to_num(nan=torch.inf).max()
             largest = max(largest, float(difference))
     return largest

@@ -1,8 +1,8 @@
-"""The same objects treated in several ways, and what the background is worth: ImageNet-9 (arXiv 2006.09994).
+"""Background gap: the same objects on different backgrounds, as in ImageNet-9 (arXiv 2006.09994).
 
-A benchmark names its treatments (`Benchmark.treatments`), each a split, and the two whose difference is the gap due to
-the background (`Benchmark.gap`). Where images tell which object they show (`objects` of a split), the gap's interval
-draws objects, so that what is hard about an object is hard in both treatments; otherwise each draws its own images.
+A benchmark lists its treatments (`Benchmark.treatments`), each a split, and the two whose difference is the background
+gap (`Benchmark.gap`). If a split provides `objects`, the object that each image shows, the interval of the gap
+resamples objects, so both treatments contain the same ones; otherwise each is resampled independently.
 """
 
 from collections.abc import Hashable, Sequence
@@ -22,14 +22,14 @@ from ifam.models.interventions import Intervention
 
 @dataclass(frozen=True)
 class Gap:
-    """How much better one treatment goes than another.
+    """Difference of accuracy between two treatments.
 
     Attributes:
-        treatments: Their names.
+        treatments: Names of the two treatments.
         predictor: Difference of the predictor's accuracies.
-        selector: The same of the selector; None for models without one.
+        selector: Difference of the selector's accuracies; None for models without one.
         intervals: Bootstrap interval of each, by name.
-        pairing: How images were drawn for the intervals.
+        pairing: How images were resampled.
     """
 
     treatments: tuple[str, str]
@@ -41,12 +41,12 @@ class Gap:
 
 @dataclass(frozen=True)
 class VariantResults:
-    """The evaluation of each treatment.
+    """Evaluations of all treatments.
 
     Attributes:
-        treatments: By name.
-        missing: Treatments that are not there.
-        gap: None where one of its two treatments is missing, or the benchmark has none.
+        treatments: Evaluations by name.
+        missing: Treatments without images.
+        gap: None if one of its two treatments is missing, or the benchmark defines none.
     """
 
     treatments: dict[str, Evaluation]
@@ -63,7 +63,7 @@ def evaluate_treatments(
     seed: int = 0,
     **settings: Any,
 ) -> VariantResults:
-    """Judge every treatment that is there.
+    """Evaluate every treatment that has images.
 
     Args:
         model: An `IFAM` or a baseline.
@@ -73,46 +73,46 @@ def evaluate_treatments(
         seed: Seed of the resamples.
         settings: Further arguments, as for `ifam.evaluation.collect.collect`.
     """
-    here = [name for name in benchmark.treatments if name in benchmark.splits]
+    present = [name for name in benchmark.treatments if name in benchmark.splits]
     rows, evaluations = {}, {}
-    for name in here:
+    for name in present:
         (rows[name],) = collect(model, benchmark, name, [interventions], label=name, **settings)
         evaluations[name] = summarize_rows(model, rows[name], benchmark, name, num_resamples, seed)
     gap = None
     if benchmark.gap is not None and all(name in rows for name in benchmark.gap):
         gap = _gap(benchmark, benchmark.gap, [rows[name] for name in benchmark.gap], num_resamples, seed)
-    return VariantResults(evaluations, tuple(name for name in benchmark.treatments if name not in here), gap)
+    return VariantResults(evaluations, tuple(name for name in benchmark.treatments if name not in present), gap)
 
 
 def _gap(benchmark: Benchmark, names: tuple[str, str], rows: Sequence[Rows], number: int, seed: int) -> Gap:
-    """The difference, and its interval over objects drawn anew."""
+    """The difference, with its interval over resampled objects."""
     objects, total, pairing = _same_objects([benchmark.split(name) for name in names])
-    who = [w for w in ("predictor", "selector") if f"{w}.right" in rows[0]]
+    classifiers = [name for name in ("predictor", "selector") if f"{name}.right" in rows[0]]
 
-    def difference(w: str, weights: Tensor) -> Tensor:
+    def difference(classifier: str, weights: Tensor) -> Tensor:
         first, second = (
-            mean(table[f"{w}.right"], weights[:, index]) for table, index in zip(rows, objects, strict=True)
+            mean(table[f"{classifier}.right"], weights[:, index]) for table, index in zip(rows, objects, strict=True)
         )
         return first - second
 
     ones = torch.ones(1, total, dtype=torch.double)
-    values = {w: float(difference(w, ones)) for w in who}
-    drawn: dict[str, list[Tensor]] = {w: [] for w in who}
+    values = {name: float(difference(name, ones)) for name in classifiers}
+    resampled: dict[str, list[Tensor]] = {name: [] for name in classifiers}
     for weights in resamples(total, number, seed):
-        for w in who:
-            drawn[w].append(difference(w, weights))
-    ends = {w: interval(torch.cat(values)) for w, values in drawn.items() if values}
+        for name in classifiers:
+            resampled[name].append(difference(name, weights))
+    ends = {name: interval(torch.cat(values)) for name, values in resampled.items() if values}
     return Gap(
         treatments=names,
         predictor=values["predictor"],
         selector=values.get("selector"),
-        intervals={w: value for w, value in ends.items() if value is not None},
+        intervals={name: value for name, value in ends.items() if value is not None},
         pairing=pairing,
     )
 
 
 def _same_objects(splits: Sequence[ImageDataset]) -> tuple[list[Int[Tensor, " N"]], int, str]:
-    """For each split the number of each image's object, how many objects there are, and how they were told."""
+    """Indices of the objects in the images of each split, the number of objects, and how images were paired."""
     named: list[list[Hashable]] = [
         [(number, index) if name is None else name for index, name in enumerate(_objects(split))]
         for number, split in enumerate(splits)

@@ -1,7 +1,7 @@
-"""Bootstrap intervals: the same figures over images drawn anew, with replacement.
+"""Bootstrap intervals.
 
-A resample is a row of weights: how often each image was drawn. Every figure here takes such rows, so that the figure
-itself is the row of ones and its interval comes from the same lines.
+A resample is a row of weights: how often each image was drawn. Figures are functions of such rows; a row of ones gives
+the figure itself.
 """
 
 from collections.abc import Iterator
@@ -12,21 +12,21 @@ import torch
 
 from ifam._typing import Bool, Float, Int, Tensor
 
-# Low and high end.
+# Lower and upper end.
 Interval = tuple[float, float]
 
 LEVEL = 0.95
-# Weights held at once; a resample of ImageNet's validation images has 50,000.
+# Number of weights in memory at once; a resample of ImageNet's validation images has 50,000.
 _CHUNK = 4_000_000
 
 
 def resamples(images: int, number: int, seed: int = 0) -> Iterator[Float[Tensor, "R N"]]:
-    """How often each image is drawn, in some resamples at a time.
+    """Weights of bootstrap resamples, in chunks.
 
     Args:
-        images: Images N; as many are drawn.
-        number: Resamples in all.
-        seed: Seed of the draws, the same on every device.
+        images: Number of images N; each resample draws as many.
+        number: Number of resamples.
+        seed: Seed of the draws, which are the same on every device.
     """
     generator = torch.Generator().manual_seed(seed)
     step = max(1, _CHUNK // images)
@@ -38,12 +38,12 @@ def resamples(images: int, number: int, seed: int = 0) -> Iterator[Float[Tensor,
 
 
 def interval(values: Float[Tensor, " R"] | np.ndarray) -> Interval | None:
-    """The middle 95 % of a figure's resamples; NaN, where it did not exist, is left out."""
-    found = np.asarray(values, dtype=np.float64)
-    found = found[~np.isnan(found)]
-    if not len(found):
+    """The central 95 % of a figure's resamples, ignoring NaN; None if there are no others."""
+    resampled = np.asarray(values, dtype=np.float64)
+    resampled = resampled[~np.isnan(resampled)]
+    if not len(resampled):
         return None
-    low, high = np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
 
@@ -53,13 +53,13 @@ def totals(
     """Weighted sum of the values [N] of each group.
 
     Args:
-        values: What is summed.
+        values: Values to sum.
         index: Group of each image.
         size: Number of groups.
         weights: How often each image counts.
     """
-    found = weights.new_zeros(size, len(weights))
-    return found.index_add_(0, index, weights.T * values[:, None]).T
+    sums = weights.new_zeros(size, len(weights))
+    return sums.index_add_(0, index, weights.T * values[:, None]).T
 
 
 def mean(values: Tensor, weights: Float[Tensor, "R N"]) -> Float[Tensor, " R"]:
@@ -70,7 +70,7 @@ def mean(values: Tensor, weights: Float[Tensor, "R N"]) -> Float[Tensor, " R"]:
 def auroc(
     scores: Float[Tensor, " N"], positive: Bool[Tensor, " N"], weights: Float[Tensor, "R N"]
 ) -> Float[Tensor, " R"]:
-    """Area under the ROC curve: how often a positive scores above a negative, a tie counting half.
+    """Area under the ROC curve: how often a positive scores above a negative; ties count half.
 
     Args:
         scores: Higher for positives.
@@ -78,7 +78,7 @@ def auroc(
         weights: How often each image counts.
 
     Returns:
-        The area for each row of weights, NaN where one of the classes has no image.
+        The area for each row of weights; NaN if one of the classes has no image.
     """
     levels, level = torch.unique(scores, return_inverse=True)
     above = totals(positive, level, len(levels), weights)
@@ -87,6 +87,6 @@ def auroc(
     return beaten / (above.sum(dim=1) * below.sum(dim=1))
 
 
-def stacked(parts: list[dict[str, Any]]) -> dict[str, Tensor]:
-    """Figures of several chunks of resamples, one after another."""
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+def stacked(chunks: list[dict[str, Any]]) -> dict[str, Tensor]:
+    """Concatenate the figures of several chunks of resamples."""
+    return {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}

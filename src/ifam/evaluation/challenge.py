@@ -1,9 +1,9 @@
 """The backgrounds challenge (Xiao et al., arXiv 2006.09994): each object pasted on every background.
 
-An object counts as robust only if no background fools the model. As in the public script, a pixel of the composite is
-the object's where its mask says so and the background's elsewhere, at the resolution of the data set; the model then
-sees the whole composite, resized, cropped and normalized like any image. With 4,050 objects and as many backgrounds
-that is up to 16 million images, so a run keeps a log, a line a batch, and goes on where it was stopped.
+An object is robust if no background fools the model. As in the public script, object and background are composited with
+the object's mask at the resolution of the data set; the model sees the composite resized, cropped and normalized like
+any image. With 4,050 objects and as many backgrounds there are up to 16 million composites, so a run writes a log with
+a line per batch, and continues from it after an interruption.
 """
 
 import hashlib
@@ -35,13 +35,12 @@ NONE = "none of the classes"
 
 @dataclass(frozen=True)
 class FooledObject:
-    """An object about which a background fooled the model.
+    """An object with a background that fooled the model.
 
     Attributes:
         object: Name of the object.
         object_class: Its class.
-        background: Name of the first background found to fool the model; which one that is depends on the order, that
-            there is one does not.
+        background: Name of the first background that fooled the model, which depends on the order of evaluation.
         background_class: Its class.
         answer: The model's answer.
     """
@@ -55,11 +54,11 @@ class FooledObject:
 
 @dataclass(frozen=True)
 class ClassRobustness:
-    """How many objects of a class are robust.
+    """Robustness of one class.
 
     Attributes:
-        robust: Robust objects.
-        count: Objects.
+        robust: Number of robust objects.
+        count: Number of objects.
         accuracy: Share of robust objects.
         low: Lower end of its Wilson interval.
         high: Upper end.
@@ -74,19 +73,19 @@ class ClassRobustness:
 
 @dataclass(frozen=True)
 class Challenge:
-    """The outcome of a challenge.
+    """The result of a challenge.
 
     Attributes:
         accuracy: Share of robust objects.
         interval: Its Wilson interval.
-        count: Objects.
-        robust: Names of the robust ones.
+        count: Number of objects.
+        robust: Names of the robust objects.
         fooled: All other objects.
-        classes: The same by class.
-        backgrounds: For each class of backgrounds, how many objects one of them fooled first.
-        answers: How many objects were fooled into each class; "none of the classes" for answers that are none.
-        pairs: Composites that the model saw.
-        all_pairs: Composites there are.
+        classes: Robustness of each class.
+        backgrounds: Number of objects fooled first by a background of each class.
+        answers: Number of objects fooled into each class, or into "none of the classes".
+        pairs: Number of composites evaluated.
+        all_pairs: Number of possible composites.
     """
 
     accuracy: float
@@ -112,25 +111,25 @@ def run_challenge(
     batch_size: int = 64,
     seed: int = 0,
 ) -> Challenge:
-    """Look for a background that fools the model, for each object.
+    """Search for a background that fools the model, for each object.
 
     Args:
-        model: An `IFAM` or a baseline. Left in the mode it was in.
-        benchmark: It says which class an answer stands for.
-        objects: Images with the mask of their object.
+        model: An `IFAM` or a baseline. Its mode is restored afterwards.
+        benchmark: Maps logits to classes.
+        objects: Images with masks of their objects.
         backgrounds: Images of the same size.
-        path: File of the log; where it is there, the run goes on from its end.
-        settings: Whatever else the run depends on; what is in the log must be the same.
+        path: File of the log; if it exists, the run continues from its end.
+        settings: Other settings that the run depends on; those in the log must be equal.
         batch_size: Composites at a time.
         seed: Seed of the order of backgrounds.
 
     Raises:
-        IfamError: The log is that of another run, is damaged or cannot be written, an image is damaged, or object
-            and background have not the same size.
+        IfamError: The log belongs to another run, is damaged or cannot be written, an image is damaged, or object
+            and background differ in size.
     """
     if batch_size < 1:
         raise IfamError(f"batch_size is {batch_size}, but at least 1 is needed.")
-    pairings = PairScheduler(objects.labels, len(backgrounds), batch_size, seed)
+    scheduler = PairScheduler(objects.labels, len(backgrounds), batch_size, seed)
     header = {
         "weights": weights_digest(model.state_dict()),
         "config": _hash(json.dumps(asdict(model.config), sort_keys=True, default=str)),
@@ -141,88 +140,88 @@ def run_challenge(
         "backgrounds": len(backgrounds),
         "files": _hash("\n".join(map(name_of, [*objects.paths, *backgrounds.paths]))),
     }
-    log = _continued(RunLog(path), header, pairings)
+    log = _resume(RunLog(path), header, scheduler)
     with evaluating(model), ProgressBar() as bar:
-        task = bar.add_task("challenge", total=len(objects) * len(backgrounds), completed=pairings.decided)
-        for fooled, robust in _outcomes(model, benchmark, objects, backgrounds, pairings):
+        task = bar.add_task("challenge", total=len(objects) * len(backgrounds), completed=scheduler.decided)
+        for fooled, robust in _outcomes(model, benchmark, objects, backgrounds, scheduler):
             log.add({"fooled": fooled, "robust": robust})
-            counts = f"{len(pairings.robust)} robust, {len(pairings.fooled)} fooled"
-            bar.update(task, completed=pairings.decided, description=counts)
-    return _summary(benchmark, objects, backgrounds, pairings)
+            counts = f"{len(scheduler.robust)} robust, {len(scheduler.fooled)} fooled"
+            bar.update(task, completed=scheduler.decided, description=counts)
+    return _summary(benchmark, objects, backgrounds, scheduler)
 
 
 @torch.inference_mode()
 def _outcomes(
-    model: Classifier, benchmark: Benchmark, objects: ImageFiles, backgrounds: ImageFiles, pairings: PairScheduler
+    model: Classifier, benchmark: Benchmark, objects: ImageFiles, backgrounds: ImageFiles, scheduler: PairScheduler
 ) -> Iterator[tuple[list[Fooled], list[int]]]:
-    """Batch by batch, who was fooled and who has met every background."""
-    things, scenes = _ObjectCache(objects), _BackgroundCache(backgrounds)
+    """For each batch, the fooled objects, and the robust ones: those evaluated on every background."""
+    object_cache, background_cache = _ObjectCache(objects), _BackgroundCache(backgrounds)
     device = device_of(model)
     prepare = Prepared([], model.image_size, model.normalization).transform
-    while pairs := pairings.batch():
-        pasted, masks = _paste(pairs, things, scenes)
+    while pairs := scheduler.batch():
+        pasted, masks = _paste(pairs, object_cache, background_cache)
         prepared = prepare({"image": tv_tensors.Image(pasted.to(device)), "mask": tv_tensors.Mask(masks.to(device))})
-        labels = torch.tensor([objects.records[thing].label for thing, _ in pairs], device=device)
-        shown = Batch(prepared["image"].as_subclass(Tensor), labels, masks=prepared["mask"].as_subclass(Tensor))
-        answers = benchmark.answers(model.predict_batch(shown).logits.float())
+        labels = torch.tensor([objects.records[index].label for index, _ in pairs], device=device)
+        batch = Batch(prepared["image"].as_subclass(Tensor), labels, masks=prepared["mask"].as_subclass(Tensor))
+        answers = benchmark.answers(model.predict_batch(batch).logits.float())
         wrong = [
-            (thing, background, answer)
-            for (thing, background), answer, label in zip(pairs, answers.tolist(), labels.tolist(), strict=True)
+            (index, background, answer)
+            for (index, background), answer, label in zip(pairs, answers.tolist(), labels.tolist(), strict=True)
             if answer != label
         ]
-        first, through = pairings.settle(pairs, wrong)
-        things.forget([thing for thing, *_ in first] + through)
-        yield first, through
+        fooled, robust = scheduler.record(pairs, wrong)
+        object_cache.forget([index for index, *_ in fooled] + robust)
+        yield fooled, robust
 
 
 # ------------------------------------------------------------------------------------------------- pasting
 
 
 class _ObjectCache:
-    """Objects and their masks, kept while they are in the run."""
+    """Objects and their masks, in memory while undecided."""
 
     def __init__(self, files: ImageFiles) -> None:
         self.files = files
-        self.kept: dict[int, tuple[UInt8[Tensor, "3 H W"], Bool[Tensor, "H W"]]] = {}
+        self.cache: dict[int, tuple[UInt8[Tensor, "3 H W"], Bool[Tensor, "H W"]]] = {}
 
     def __getitem__(self, index: int) -> tuple[UInt8[Tensor, "3 H W"], Bool[Tensor, "H W"]]:
-        if index not in self.kept:
+        if index not in self.cache:
             example = self.files[index]
-            self.kept[index] = as_bytes(example["image"]), example["mask"]
-        return self.kept[index]
+            self.cache[index] = as_bytes(example["image"]), example["mask"]
+        return self.cache[index]
 
     def forget(self, indices: Sequence[int]) -> None:
         for index in indices:
-            self.kept.pop(index, None)
+            self.cache.pop(index, None)
 
 
 class _BackgroundCache:
-    """Backgrounds, each read once: all of ImageNet-9's take 610 MB."""
+    """Backgrounds, each read once; all of ImageNet-9 take 610 MB."""
 
     def __init__(self, files: ImageFiles) -> None:
         self.files = files
-        self.kept: dict[int, UInt8[Tensor, "3 H W"]] = {}
+        self.cache: dict[int, UInt8[Tensor, "3 H W"]] = {}
 
     def __getitem__(self, index: int) -> UInt8[Tensor, "3 H W"]:
-        if index not in self.kept:
-            self.kept[index] = as_bytes(self.files[index]["image"])
-        return self.kept[index]
+        if index not in self.cache:
+            self.cache[index] = as_bytes(self.files[index]["image"])
+        return self.cache[index]
 
 
 def _paste(
-    pairs: Sequence[Pair], things: _ObjectCache, scenes: _BackgroundCache
+    pairs: Sequence[Pair], objects: _ObjectCache, backgrounds: _BackgroundCache
 ) -> tuple[UInt8[Tensor, "B 3 H W"], Bool[Tensor, "B H W"]]:
     """The composites and the masks of their objects."""
     pasted, masks = [], []
-    for thing, scene in pairs:
-        (image, mask), background = things[thing], scenes[scene]
-        for path, other in ((things.files.paths[thing], image), (scenes.files.paths[scene], background)):
-            first = things[pairs[0][0]][0]
-            if other.shape != first.shape:
-                sizes = [f"{shape[2]} x {shape[1]}" for shape in (other.shape, first.shape)]
+    for i, j in pairs:
+        (image, mask), background = objects[i], backgrounds[j]
+        for path, pixels in ((objects.files.paths[i], image), (backgrounds.files.paths[j], background)):
+            first = objects[pairs[0][0]][0]
+            if pixels.shape != first.shape:
+                sizes = [f"{shape[2]} x {shape[1]}" for shape in (pixels.shape, first.shape)]
                 raise IfamError(
-                    f"{path} is {sizes[0]} pixels, but {things.files.paths[pairs[0][0]]} {sizes[1]}; give images of "
-                    f"one size, as those of the archive are."
+                    f"{path} is {sizes[0]} pixels, but {objects.files.paths[pairs[0][0]]} {sizes[1]}; give images of "
+                    f"one size, as in the archive."
                 )
         pasted.append(torch.where(mask, image, background))
         masks.append(mask)
@@ -230,7 +229,7 @@ def _paste(
 
 
 def as_bytes(image: Any) -> UInt8[Tensor, "3 H W"]:
-    """An image of any kind as colours from 0 to 255."""
+    """Convert an image of any kind to RGB values from 0 to 255."""
     values: Tensor = v2.functional.to_dtype(v2.functional.to_image(image), torch.uint8, scale=True)
     return values.as_subclass(Tensor)
 
@@ -238,35 +237,35 @@ def as_bytes(image: Any) -> UInt8[Tensor, "3 H W"]:
 # ----------------------------------------------------------------------------------------------------- log
 
 
-def _continued(log: RunLog, header: Mapping[str, Any], pairings: PairScheduler) -> RunLog:
-    """The log, once the outcomes in it are those of the pairings, or with its header where it is new."""
+def _resume(log: RunLog, header: Mapping[str, Any], scheduler: PairScheduler) -> RunLog:
+    """Replay the outcomes of the log into the scheduler; write the header to a new log."""
     if not log.lines:
         log.add(header)
         return log
     for number, entry in log.entries():
-        damaged = IfamError(f"{log.path}, line {number} does not fit what is before it; remove the file to start over.")
+        damaged = IfamError(f"{log.path}, line {number} does not fit those before it; remove the file to start over.")
         if not isinstance(entry, dict):
             raise damaged
         if number == 1:
             _check(log.path, entry, header)
             continue
-        pairs = pairings.batch()
+        pairs = scheduler.batch()
         if not (entry.keys() == {"fooled", "robust"} and all(tuple(one[:2]) in pairs for one in entry["fooled"])):
             raise damaged
-        fooled = [(thing, background, answer) for thing, background, answer in entry["fooled"]]
-        if pairings.settle(pairs, fooled) != (fooled, entry["robust"]):
+        fooled = [(index, background, answer) for index, background, answer in entry["fooled"]]
+        if scheduler.record(pairs, fooled) != (fooled, entry["robust"]):
             raise damaged
     return log
 
 
 def _check(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Refuse to go on with a run under other conditions."""
+    """Raise an error if the log belongs to a run under other conditions."""
     now = json.loads(json.dumps(now))
     for name in [*now, *(name for name in before if name not in now)]:
         if before.get(name) != now.get(name):
             raise IfamError(
-                f"{path} is of a run with {name} {before.get(name)!r}, but now it is {now.get(name)!r}; choose another "
-                f"--out, or remove the file to start over."
+                f"{path} belongs to a run with {name} {before.get(name)!r}, but now it is {now.get(name)!r}; choose "
+                f"another --out, or remove the file to start over."
             )
 
 
@@ -277,40 +276,40 @@ def _hash(content: str) -> str:
 # -------------------------------------------------------------------------------------------------- result
 
 
-def _summary(benchmark: Benchmark, objects: ImageFiles, backgrounds: ImageFiles, pairings: PairScheduler) -> Challenge:
-    names, robust = benchmark.class_names, sorted(pairings.robust)
+def _summary(benchmark: Benchmark, objects: ImageFiles, backgrounds: ImageFiles, scheduler: PairScheduler) -> Challenge:
+    names, robust = benchmark.class_names, sorted(scheduler.robust)
     fooled = [
         FooledObject(
-            object=name_of(objects.paths[thing]),
-            object_class=names[objects.records[thing].label],
-            background=name_of(backgrounds.paths[scene]),
-            background_class=names[backgrounds.records[scene].label],
+            object=name_of(objects.paths[index]),
+            object_class=names[objects.records[index].label],
+            background=name_of(backgrounds.paths[background]),
+            background_class=names[backgrounds.records[background].label],
             answer=NONE if answer < 0 else names[answer],
         )
-        for thing, (scene, answer) in sorted(pairings.fooled.items())
+        for index, (background, answer) in sorted(scheduler.fooled.items())
     ]
     labels = objects.labels
     classes = {}
     for label, name in enumerate(names):
         if number := labels.count(label):
-            classes[name] = _share(sum(labels[thing] == label for thing in robust), number)
-    whole = _share(len(robust), len(objects))
+            classes[name] = _share(sum(labels[index] == label for index in robust), number)
+    overall = _share(len(robust), len(objects))
     return Challenge(
-        accuracy=whole.accuracy,
-        interval=(whole.low, whole.high),
+        accuracy=overall.accuracy,
+        interval=(overall.low, overall.high),
         count=len(objects),
-        robust=[name_of(objects.paths[thing]) for thing in robust],
+        robust=[name_of(objects.paths[index]) for index in robust],
         fooled=fooled,
         classes=classes,
         backgrounds=_counts([one.background_class for one in fooled], names),
         answers=_counts([one.answer for one in fooled], [*names, NONE]),
-        pairs=pairings.met,
+        pairs=scheduler.evaluated,
         all_pairs=len(objects) * len(backgrounds),
     )
 
 
 def _share(robust: int, count: int) -> ClassRobustness:
-    """A share of objects, with its Wilson interval."""
+    """The share of robust objects with its Wilson interval."""
     low, high = binomtest(robust, count).proportion_ci(LEVEL, method="wilson")
     return ClassRobustness(robust, count, robust / count, float(low), float(high))
 
@@ -320,5 +319,5 @@ def _counts(listed: Sequence[str], names: Sequence[str]) -> dict[str, int]:
 
 
 def name_of(path: Path) -> str:
-    """A file of a class folder."""
+    """Name of a file with the folder of its class."""
     return f"{path.parent.name}/{path.name}"

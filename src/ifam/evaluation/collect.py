@@ -1,7 +1,7 @@
-"""What a model said about each image of a split: a row an image, whatever the batch size and number of processes.
+"""Runs a model on a split and collects one row per image.
 
-Every process takes every n-th image, none of them twice, and all end up with all rows, in the order of the split.
-Figures are made of the rows afterwards, so they are the same however the work was shared.
+Process i of n takes the images i, i + n, i + 2 n, ...; all processes return all rows, in the order of the split.
+Figures are computed from the rows, so they do not depend on batch size or number of processes.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -39,53 +39,53 @@ def collect(
     workers: int = 0,
     label: str = "evaluating",
 ) -> list[Rows]:
-    """Show every image of a split to a model, once with each list of interventions.
+    """Run a model on every image of a split, once with each list of interventions.
 
     Args:
-        model: An `IFAM` or a baseline. Left in the mode it was in.
+        model: An `IFAM` or a baseline. Its mode is restored afterwards.
         benchmark: The data set.
         split: Which of its splits.
-        variants: Lists of interventions; the selector looks at each image once for all of them.
+        variants: Lists of interventions; the selector runs once for all of them.
         true_masks: Show the predictor the patches of the true mask instead of the selector's, before interventions.
         batch_size: Images at a time.
         workers: Processes that load images.
-        label: What the progress bar says.
+        label: Text of the progress bar.
 
     Returns:
         Rows for each of the variants.
 
     Raises:
-        IfamError: There is no such split, an intervention does not suit the model, or a true mask is missing.
+        IfamError: The split does not exist, the model does not support an intervention, or a true mask is missing.
     """
     if batch_size < 1:
         raise IfamError(f"batch_size is {batch_size}, but at least 1 is needed.")
     model.check_interventions(true_masks or any(variants))
     examples = Prepared(benchmark.split(split), model.image_size, model.normalization)
     rank, world = rank_and_world_size()
-    mine = range(rank, len(examples), world)
+    indices = range(rank, len(examples), world)
     annotated = (len(benchmark.keypoint_names), len(benchmark.part_names))
-    join = partial(_collate, annotated=annotated)
-    loader = DataLoader(Subset(examples, mine), batch_size=batch_size, num_workers=workers, collate_fn=join)
-    found: list[list[Rows]] = [[] for _ in variants]
+    collate_fn = partial(_collate, annotated=annotated)
+    loader = DataLoader(Subset(examples, indices), batch_size=batch_size, num_workers=workers, collate_fn=collate_fn)
+    batches: list[list[Rows]] = [[] for _ in variants]
     device = device_of(model)
     done = 0
     with evaluating(model), ProgressBar(disable=rank > 0) as bar:
-        task = bar.add_task(label, total=len(mine))
+        task = bar.add_task(label, total=len(indices))
         for batch, known, parts in loader:
-            indices = torch.tensor(mine[done : done + len(known)])
+            index = torch.tensor(indices[done : done + len(known)])
             batch, done = batch.to(device), done + len(known)
             if (true_masks or model.needs_masks) and not bool(known.all()):
                 raise IfamError(
-                    f"{benchmark.name} has no mask for image {int(indices[~known][0])} of its split {split!r}; "
-                    f"give one for each image, or let a selector choose."
+                    f"{benchmark.name} has no mask for image {int(index[~known][0])} of its split {split!r}; "
+                    f"provide one for each image, or use a selector's mask."
                 )
             outputs = _outputs(model, batch, variants, true_masks)
-            for rows, out, changes in zip(found, outputs, variants, strict=True):
-                rows.append({"index": indices, **_rows(benchmark, batch, known, out, model.masks_input)})
+            for rows, out, changes in zip(batches, outputs, variants, strict=True):
+                rows.append({"index": index, **_rows(benchmark, batch, known, out, model.masks_input)})
                 if out.selection is not None and not (true_masks or changes):
                     rows[-1] |= part_rows(out.part_maps, parts, annotated[1], batch.masks, known)
             bar.advance(task, len(known))
-    return [gather(rows, len(examples)) for rows in found]
+    return [gather(rows, len(examples)) for rows in batches]
 
 
 def _collate(
@@ -93,10 +93,10 @@ def _collate(
 ) -> tuple[Batch, Bool[Tensor, " B"], Annotations]:
     """A batch, which of its masks are known, and its annotations of parts.
 
-    Whether an image is judged must not depend on its neighbours.
+    Which figures an image counts for must not depend on the other images of its batch.
 
     Args:
-        examples: As `Prepared` gives them.
+        examples: Examples of `Prepared`.
         annotated: Numbers of keypoints and of named regions.
     """
     known = torch.tensor([example["mask"] is not None for example in examples])
@@ -108,7 +108,7 @@ def _collate(
 def _outputs(
     model: Classifier, batch: Batch, variants: Sequence[Sequence[Intervention]], true_masks: bool
 ) -> Iterator[Output]:
-    """The model's answer to each variant."""
+    """The model's output for each variant."""
     if not any(variants) and not true_masks:
         out = model.predict_batch(batch)
         yield from (out for _ in variants)
@@ -128,39 +128,39 @@ def _patches(batch: Batch, grid: tuple[int, int]) -> Bool[Tensor, "B H W"]:
     return patch_mask(batch.masks, grid)
 
 
-def _rows(benchmark: Benchmark, batch: Batch, known: Tensor, out: Output, hides: bool) -> Rows:
-    """Rows of a batch, on the CPU; what was visible only of models that hide the rest."""
+def _rows(benchmark: Benchmark, batch: Batch, known: Tensor, out: Output, masks_input: bool) -> Rows:
+    """Rows of a batch, on the CPU; visible fractions only for models that mask their input."""
     rows = {"label": batch.labels, "group": batch.groups_or_classes}
-    rows |= _judge(benchmark, batch, out.logits, "predictor")
+    rows |= _correctness(benchmark, batch, out.logits, "predictor")
     if out.mask is None:
         return {name: value.cpu() for name, value in rows.items()}
     truth = _patches(batch, (out.mask.shape[1], out.mask.shape[2]))
     known = known.to(truth.device)
     if out.predictor_logits is not None and out.selector_logits is not None:
-        rows |= _judge(benchmark, batch, out.selector_logits, "selector")
-    if hides:
+        rows |= _correctness(benchmark, batch, out.selector_logits, "selector")
+    if masks_input:
         rows |= {"visible": out.visible_fraction, "empty": out.empty}
     rows |= {
         "known": known,
-        # Of images without a true mask, nothing counts.
+        # Images without a true mask do not count.
         "intersection": (out.mask & truth).flatten(1).sum(dim=1) * known,
         "union": (out.mask | truth).flatten(1).sum(dim=1) * known,
     }
     return {name: value.cpu() for name, value in rows.items()}
 
 
-def _judge(benchmark: Benchmark, batch: Batch, logits: Tensor, who: str) -> Rows:
-    """Whether one classifier is right."""
+def _correctness(benchmark: Benchmark, batch: Batch, logits: Tensor, classifier: str) -> Rows:
+    """Whether one classifier is right, by top 1 and top 5, and its score for the AUROC."""
     logits = logits.float()
-    rows = {f"{who}.right": benchmark.answers(logits) == batch.labels}
+    rows = {f"{classifier}.right": benchmark.answers(logits) == batch.labels}
     competing = len(benchmark.logit_classes or benchmark.class_names)
-    # Answers that are translated from finer classes have no five best.
+    # Answers mapped from finer classes have no top 5.
     if competing >= 6 and logits.shape[1] == len(benchmark.class_names):
         best = benchmark.restrict(logits).topk(5, dim=1).indices
-        rows[f"{who}.top5"] = (best == batch.labels[:, None]).any(dim=1)
+        rows[f"{classifier}.top5"] = (best == batch.labels[:, None]).any(dim=1)
     if logits.shape[1] == len(benchmark.class_names) == 2:
-        # As good as a probability for the order of images, and never rounded to 0 or 1.
-        rows[f"{who}.score"] = logits[:, 1].double() - logits[:, 0].double()
+        # Ranks images like the probability, but is never rounded to 0 or 1.
+        rows[f"{classifier}.score"] = logits[:, 1].double() - logits[:, 0].double()
     return rows
 
 
@@ -168,19 +168,19 @@ def _judge(benchmark: Benchmark, batch: Batch, logits: Tensor, who: str) -> Rows
 
 
 def gather(rows: Sequence[Rows], total: int) -> Rows:
-    """The rows of all processes, in order.
+    """The rows of all processes, in the order of the split.
 
     Args:
-        rows: Those of this process, batch by batch.
-        total: Images in all.
+        rows: Rows of this process, batch by batch.
+        total: Number of images.
     """
     # A process may have no image at all.
-    own = {name: torch.cat([batch[name] for batch in rows]) for name in (rows[0] if rows else ())}
-    shares: list[Any] = [own]
+    local = {name: torch.cat([batch[name] for batch in rows]) for name in (rows[0] if rows else ())}
+    shares: list[Any] = [local]
     _, world = rank_and_world_size()
     if world > 1:
         shares = [None] * world
-        distributed.all_gather_object(shares, own)
+        distributed.all_gather_object(shares, local)
     shares = [share for share in shares if share]
     joined = {name: torch.cat([share[name] for share in shares]) for name in shares[0]}
     order = joined["index"].argsort()

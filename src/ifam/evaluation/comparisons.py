@@ -1,4 +1,4 @@
-"""Several methods over several seeds: a run of each, and the table that they make."""
+"""Results of several methods over several seeds, and their summary."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -10,10 +10,10 @@ from ifam.evaluation.seeds import MeanCI, over_seeds, paired
 
 @dataclass(frozen=True)
 class Picture:
-    """What a model answers to one image. Files are named relative to the folder of the results.
+    """The answer of a model to one image. Files are relative to the folder of the results.
 
     Attributes:
-        index: Place of the image in its split.
+        index: Index of the image in its split.
         group: Name of its group.
         label: Name of its class.
         image: File of the image.
@@ -39,18 +39,18 @@ class Run:
 
     Attributes:
         row: Name of the method's row in the table.
-        seed: Seed of weights and training, and of the data where these are drawn.
+        seed: Seed of weights and training, and of data that depend on a seed.
         figures: Figures by name.
         groups: Accuracy of each group.
         parameters: Numbers of weights: "trained" and "total".
         best_epoch: Epoch whose weights were kept, from 1.
-        elapsed: Seconds for all of it.
-        settings: All that the run depends on but its seed.
-        evaluation: The whole evaluation.
+        elapsed: Duration in seconds.
+        settings: Everything that the run depends on except its seed.
+        evaluation: The full evaluation.
         history: For each epoch, the logged values by name.
         pictures: Answers to some images.
         provenance: Versions and commit.
-        retraining: How the last layer was fitted again; None where it was not.
+        retraining: How the last layer was retrained; None if it was not.
     """
 
     row: str
@@ -73,7 +73,7 @@ class GroupMean(MeanCI):
     """Accuracy of a group over several seeds.
 
     Attributes:
-        count: Its images, with the first seed.
+        count: Number of images, with the first seed.
     """
 
     count: int = 0
@@ -87,7 +87,8 @@ class RowSummary:
         name: Name of the row.
         figures: Mean and interval of each figure.
         groups: Mean and interval of the accuracy of each group.
-        differences: Mean and interval of the difference to the first row on the same seeds, by figure or "group: NAME".
+        differences: Mean and interval of the difference from the first row on the same seeds, with keys as in
+            `values`.
         values: Each figure and the accuracy of each group ("group: NAME") by seed.
         parameters: Numbers of weights: "trained" and "total".
         history: Logged values of each epoch, with the first seed.
@@ -106,14 +107,14 @@ class RowSummary:
 
 @dataclass(frozen=True)
 class MethodInfo:
-    """What a row of the table is.
+    """Description of a row of the table.
 
     Attributes:
         name: Name of the row.
         method: Name of its method.
         about: What the method does, in a sentence.
-        uses: What it uses beside images and classes: "groups", "masks".
-        differs: Settings that are not those of the first row.
+        uses: Supervision beyond class labels: "groups", "masks".
+        differs: Settings that differ from the first row.
     """
 
     name: str
@@ -125,15 +126,15 @@ class MethodInfo:
 
 @dataclass(frozen=True)
 class ComparisonResult:
-    """What `compare.json` holds.
+    """Content of `compare.json`.
 
     Attributes:
-        methods: What each row is.
+        methods: Description of each row.
         rows: The figures of each row.
         conditions: Settings common to all rows, seeds and versions.
         about: A sentence or two on the data.
-        num_parts: Most foreground parts of any row that has pictures.
-        kind: Tells it from other results.
+        num_parts: Largest number of foreground parts of any row with pictures.
+        kind: Distinguishes it from other results.
     """
 
     methods: list[MethodInfo]
@@ -148,30 +149,30 @@ _GROUP = "group: "
 
 
 def summarize(runs: Sequence[Run]) -> list[RowSummary]:
-    """A table of several methods over several seeds, rows in the order of the runs."""
+    """Summarize several methods over several seeds, in the order of the runs."""
     by_row: dict[str, list[Run]] = {}
     for run in runs:
         by_row.setdefault(run.row, []).append(run)
-    by_seed = {name: _by_seed(own) for name, own in by_row.items()}
+    by_seed = {name: _by_seed(row_runs) for name, row_runs in by_row.items()}
     first = next(iter(by_row), "")
     rows = []
-    for name, own in by_row.items():
+    for name, row_runs in by_row.items():
         means = {key: over_seeds(list(values.values())) for key, values in by_seed[name].items()}
-        other = by_seed[first] if name != first else {}
-        differences = {key: paired(values, other[key]) for key, values in by_seed[name].items() if key in other}
+        reference = by_seed[first] if name != first else {}
+        differences = {key: paired(values, reference[key]) for key, values in by_seed[name].items() if key in reference}
         rows.append(
             RowSummary(
                 name,
                 {key: mean for key, mean in means.items() if not key.startswith(_GROUP)},
                 {
                     group: GroupMean(**asdict(means[_GROUP + group]), count=accuracy.count)
-                    for group, accuracy in own[0].groups.items()
+                    for group, accuracy in row_runs[0].groups.items()
                 },
                 {key: difference for key, difference in differences.items() if difference},
                 by_seed[name],
-                own[0].parameters,
-                own[0].history,
-                own[0].pictures,
+                row_runs[0].parameters,
+                row_runs[0].history,
+                row_runs[0].pictures,
             )
         )
     return rows

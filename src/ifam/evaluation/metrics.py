@@ -1,4 +1,4 @@
-"""Accuracy over groups, exact over any number of devices and any batch size."""
+"""Metrics over groups and masks, exact for any number of devices and any batch size."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ class GroupAccuracy:
 
     Attributes:
         accuracy: Share of its images that are right.
-        count: Its images.
-        low: Lower end of the interval of the accuracy; None where no interval was computed.
+        count: Number of images.
+        low: Lower end of the interval of the accuracy; None if no interval was computed.
         high: Upper end.
     """
 
@@ -27,12 +27,12 @@ class GroupAccuracy:
 
 
 class AccuracyByGroup(Metric):
-    """Accuracy of each group, from which average and worst group follow.
+    """Accuracy of each group, on average, and of the worst group.
 
-    The worst group is the lowest of all groups that have an image.
+    The worst group is the one with the lowest accuracy of all groups that have an image.
 
     Args:
-        num_groups: Groups G; examples are counted under their index.
+        num_groups: Number of groups G.
     """
 
     full_state_update = False
@@ -94,7 +94,7 @@ class MaskIoU(Metric):
         self.union += (mask | truth).sum()
 
     def known(self) -> bool:
-        """Whether any device has counted a patch of a mask: `compute` must be called on all of them, or on none."""
+        """Whether any device has counted a patch; the same on all of them, since all must call `compute` or none."""
         with self.sync_context():
             return int(self.union) > 0
 

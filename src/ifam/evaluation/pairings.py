@@ -1,19 +1,19 @@
-"""Which object meets which background next, so that few meetings find out who is never fooled.
+"""Schedules pairs of objects and backgrounds to find robust objects with few evaluations.
 
-An object leaves at the first background that fools it; one that no background fools has met them all. Those that have
-fooled objects of its class come first, which changes how long it takes and not who is left. Batches are always full:
-while many objects are left each of them meets one background at a time, later several.
+An object is decided at the first background that fools the model, or once it was evaluated on all of them. Backgrounds
+that fooled objects of the same class come first, which affects the time and not the result. Batches are always full:
+while many objects are undecided, each is evaluated on one background at a time, later on several.
 
-All of this follows from the outcomes, so that a run can be repeated from a list of these.
+The schedule depends on the outcomes only, so a run can be replayed from a list of outcomes.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 
-# An object and a background, by number.
+# Indices of an object and a background.
 Pair = tuple[int, int]
-# A pair, and the wrong answer.
+# Indices of an object and a background, and the wrong answer.
 Fooled = tuple[int, int, int]
 
 
@@ -22,77 +22,77 @@ class PairScheduler:
 
     Args:
         labels: Class of each object.
-        num_backgrounds: How many backgrounds each object may meet.
+        num_backgrounds: Number of backgrounds.
         batch_size: Pairs at a time.
-        seed: Decides between backgrounds that have fooled equally many.
+        seed: Breaks ties between backgrounds that fooled equally many objects.
 
     Attributes:
-        fooled: Background and answer of each object that was fooled.
-        robust: Objects that met every background and were not.
-        met: Pairs so far.
+        fooled: Background and answer of each fooled object.
+        robust: Objects that were not fooled by any background.
+        evaluated: Number of pairs evaluated so far.
     """
 
     def __init__(self, labels: Sequence[int], num_backgrounds: int, batch_size: int, seed: int = 0) -> None:
         self.labels, self.num_backgrounds, self.batch_size = list(labels), num_backgrounds, batch_size
         self.fooled: dict[int, tuple[int, int]] = {}
         self.robust: list[int] = []
-        self.met = 0
-        # For each class, how many of its objects a background has fooled, and a fraction that tells ties apart.
-        chance = np.random.default_rng(seed)
-        self._fooling = chance.random((max(self.labels, default=0) + 1, num_backgrounds))
-        self._unmet: dict[int, np.ndarray] = {}
+        self.evaluated = 0
+        # For each class, how many of its objects each background fooled, plus a random fraction that breaks ties.
+        random = np.random.default_rng(seed)
+        self._fooling = random.random((max(self.labels, default=0) + 1, num_backgrounds))
+        self._pending: dict[int, np.ndarray] = {}
         self._started = 0
 
     @property
     def decided(self) -> int:
-        """Pairs whose outcome no longer matters, or is known, of all objects and backgrounds."""
-        left = sum(int(unmet.sum()) for unmet in self._unmet.values())
+        """Number of pairs whose outcome is known or no longer matters."""
+        left = sum(int(pending.sum()) for pending in self._pending.values())
         return self._started * self.num_backgrounds - left
 
     def batch(self) -> list[Pair]:
-        """The pairs to look at now; none once every object is decided."""
-        while len(self._unmet) < self.batch_size and self._started < len(self.labels):
-            self._unmet[self._started] = np.ones(self.num_backgrounds, dtype=bool)
+        """The next pairs to evaluate; empty once every object is decided."""
+        while len(self._pending) < self.batch_size and self._started < len(self.labels):
+            self._pending[self._started] = np.ones(self.num_backgrounds, dtype=bool)
             self._started += 1
-        share, rest = divmod(self.batch_size, max(len(self._unmet), 1))
+        share, rest = divmod(self.batch_size, max(len(self._pending), 1))
         return [
-            (thing, background)
-            for place, thing in enumerate(self._unmet)
-            for background in self._next(thing, share + (place < rest))
+            (index, background)
+            for place, index in enumerate(self._pending)
+            for background in self._next(index, share + (place < rest))
         ]
 
-    def _next(self, thing: int, number: int) -> list[int]:
-        """The backgrounds that it has not met, most fooling first."""
-        unmet = self._unmet[thing]
-        scores = np.where(unmet, self._fooling[self.labels[thing]], -1.0)
+    def _next(self, index: int, number: int) -> list[int]:
+        """The pending backgrounds of an object that fooled most others."""
+        pending = self._pending[index]
+        scores = np.where(pending, self._fooling[self.labels[index]], -1.0)
         if number == 1:
             return [int(scores.argmax())]
-        number = min(number, int(unmet.sum()))
+        number = min(number, int(pending.sum()))
         best = np.argpartition(-scores, number - 1)[:number]
         return [int(background) for background in best[np.argsort(-scores[best])]]
 
-    def settle(self, pairs: Sequence[Pair], wrong: Sequence[Fooled]) -> tuple[list[Fooled], list[int]]:
-        """Take note of the outcomes of a batch.
+    def record(self, pairs: Sequence[Pair], wrong: Sequence[Fooled]) -> tuple[list[Fooled], list[int]]:
+        """Record the outcomes of a batch.
 
         Args:
-            pairs: What `batch` gave.
+            pairs: The pairs that `batch` returned.
             wrong: The pairs with a wrong answer, in the same order.
 
         Returns:
-            The first wrong answer of each object that had one, and the objects that have met every background.
+            The first wrong answer for each fooled object, and the objects that turned out robust.
         """
-        for thing, background in pairs:
-            self._unmet[thing][background] = False
-        self.met += len(pairs)
+        for index, background in pairs:
+            self._pending[index][background] = False
+        self.evaluated += len(pairs)
         first: list[Fooled] = []
-        for thing, background, answer in wrong:
-            if thing not in self.fooled:
-                self.fooled[thing] = (background, answer)
-                self._fooling[self.labels[thing], background] += 1
-                del self._unmet[thing]
-                first.append((thing, background, answer))
-        through = [thing for thing, unmet in self._unmet.items() if not unmet.any()]
-        for thing in through:
-            del self._unmet[thing]
-        self.robust += through
-        return first, through
+        for index, background, answer in wrong:
+            if index not in self.fooled:
+                self.fooled[index] = (background, answer)
+                self._fooling[self.labels[index], background] += 1
+                del self._pending[index]
+                first.append((index, background, answer))
+        survivors = [index for index, pending in self._pending.items() if not pending.any()]
+        for index in survivors:
+            del self._pending[index]
+        self.robust += survivors
+        return first, survivors

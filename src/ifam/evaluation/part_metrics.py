@@ -1,12 +1,11 @@
-"""Do the discovered parts correspond to anatomy? The part metrics of arXiv 2407.04538 and arXiv 2506.08915.
+"""Agreement of parts with annotations: the part metrics of arXiv 2407.04538 and arXiv 2506.08915.
 
-No part has a name, so parts are compared with annotations as clusterings (NMI, ARI), or after a linear
-regression (keypoints). Every function is pure and takes a whole data set: `N` images, their part maps
-`[N, K+1, H, W]` with the background last, and annotations in pixels of the images as the model saw them.
-Results are fractions; the papers print them times 100.
+Parts have no names, so they are compared with annotations as clusterings (NMI, ARI) or after a linear regression
+(keypoints). Functions take `N` images, their part maps `[N, K+1, H, W]` with the background last, and annotations in
+pixels of the images as the model saw them. Results are fractions; the papers report them times 100.
 
-NMI and ARI are made of tables, how often each cluster meets each label. There is one for each image, so that images
-can be shared between processes and drawn anew for intervals: the table of a data set is the sum of theirs.
+NMI and ARI are computed from contingency tables of labels and clusters. There is one table per image, so images can be
+shared between processes and resampled for intervals: the table of a data set is their sum.
 """
 
 from dataclasses import dataclass
@@ -20,18 +19,18 @@ from torch.nn import functional as F
 from ifam._typing import Bool, Float, Int, Tensor
 from ifam.errors import IfamError
 
-# Values of enlarged maps held at once.
-_ENLARGED = 4_000_000
+# Number of values of upsampled maps in memory at once.
+_UPSAMPLED = 4_000_000
 
 
 @dataclass(frozen=True)
 class Keypoints:
-    """Part maps of a set of images, with what is annotated on these.
+    """Part maps of a set of images, with their keypoint annotations.
 
     Attributes:
         part_maps: Probabilities, background last.
-        landmarks: `(x, y)` of each landmark, in pixels. Any finite value where it is not visible.
-        visible: Whether a landmark can be seen.
+        landmarks: `(x, y)` of each landmark, in pixels. Any finite value if it is not visible.
+        visible: Whether a landmark is visible.
         boxes: `(x, y, width, height)` of the object, in pixels.
         image_size: `(height, width)` of every image.
     """
@@ -49,9 +48,9 @@ class Positions:
 
     Attributes:
         centroids: `(x, y)` of each foreground part.
-        active: Whether the part is there at all (see `active_parts`).
-        landmarks: `(x, y)` of each landmark. Any finite value where it is not visible.
-        visible: Whether a landmark can be seen.
+        active: Whether the part is present (see `active_parts`).
+        landmarks: `(x, y)` of each landmark. Any finite value if it is not visible.
+        visible: Whether a landmark is visible.
     """
 
     centroids: Float[Tensor, "N K 2"]
@@ -61,28 +60,28 @@ class Positions:
 
 
 def agreements(tables: Float[Tensor, "*R A C"]) -> tuple[Float[Tensor, "*R"], Float[Tensor, "*R"]]:
-    """NMI and ARI of any number of tables at once, which scikit-learn cannot; the definitions are the same.
+    """NMI and ARI of a batch of contingency tables, as defined in scikit-learn.
 
     Args:
-        tables: How many things with each label are in each cluster.
+        tables: Counts of each label in each cluster.
 
     Returns:
-        Normalized mutual information (arithmetic mean) and adjusted Rand index; 1 and 1 where labels and clusters
-        both are a single one, NaN where there is nothing.
+        Normalized mutual information (arithmetic mean) and adjusted Rand index; 1 and 1 if there is a single
+        label and a single cluster, NaN for empty tables.
     """
     total = tables.sum(dim=(-2, -1))
     rows, columns = tables.sum(dim=-1), tables.sum(dim=-2)
 
     def entropy(counts: Tensor) -> Tensor:
         shares = counts / total[..., None]
-        found: Tensor = -torch.special.xlogy(shares, shares).sum(dim=-1)
-        return found
+        value: Tensor = -torch.special.xlogy(shares, shares).sum(dim=-1)
+        return value
 
-    apart = entropy(rows) + entropy(columns)
-    information = (apart - entropy(tables.flatten(-2))).clamp_min(0)
-    nmi = torch.where(apart == 0, 1.0, 2 * information / apart)
+    marginal = entropy(rows) + entropy(columns)
+    information = (marginal - entropy(tables.flatten(-2))).clamp_min(0)
+    nmi = torch.where(marginal == 0, 1.0, 2 * information / marginal)
 
-    # Pairs of things, each counted twice: together in both, in the labels, in the clusters; of all.
+    # Ordered pairs that agree in both, in labels, and in clusters.
     both, first, second = (counts.square().sum(dim=-1) - total for counts in (tables.flatten(-2), rows, columns))
     expected = first * second / (total * (total - 1)).clamp_min(1)
     most = (first + second) / 2
@@ -96,19 +95,19 @@ def keypoint_tables(
     visible: Bool[Tensor, "N L"],
     image_size: tuple[int, int],
 ) -> Int[Tensor, "N L K1"]:
-    """Which part wins at each visible landmark of each image: counts of 0 and 1.
+    """The most probable part at each visible landmark of each image, one-hot.
 
     Args:
-        part_maps: Probabilities, background last; enlarged bilinearly to the image.
-        landmarks: `(x, y)` in pixels, rounded; outside the image, the nearest pixel of its border counts.
-        visible: Whether a landmark can be seen.
+        part_maps: Probabilities, background last; upsampled bilinearly to the image.
+        landmarks: `(x, y)` in pixels, rounded, and clamped to the image.
+        visible: Whether a landmark is visible.
         image_size: `(height, width)` of the images.
     """
     height, width = image_size
     maps = part_maps.float()  # in half precision a sampling position is off by pixels
     size = torch.tensor([width, height], dtype=maps.dtype, device=maps.device)
     pixels = landmarks.to(size).round().clamp_min(0).minimum(size - 1)
-    # Reading the enlarged map at the centre of a pixel is sampling the map there: no need to enlarge it.
+    # Sampling the map at the center of a pixel equals reading the upsampled map there.
     grid = (2 * pixels + 1) / size - 1
     values = F.grid_sample(maps, grid[:, None], padding_mode="border", align_corners=False)
     winners = values[:, :, 0].argmax(dim=1)
@@ -120,31 +119,31 @@ def keypoint_tables(
 def region_tables(
     part_maps: Float[Tensor, "N K1 H W"], labels: Int[Tensor, "N h w"], num_labels: int
 ) -> Int[Tensor, "N A K1"]:
-    """How many pixels of each region each part wins, in each image.
+    """Number of pixels of each region that each part wins, in each image.
 
     Args:
-        part_maps: Probabilities, background last; enlarged bilinearly to the labels.
-        labels: Region of each pixel, from 0; pixels below 0 do not count.
-        num_labels: How many regions there are.
+        part_maps: Probabilities, background last; upsampled bilinearly to the labels.
+        labels: Region of each pixel, from 0; negative values are ignored.
+        num_labels: Number of regions.
     """
-    winners = _enlarged_winners(part_maps, (labels.shape[1], labels.shape[2]), align_corners=False)
+    winners = _upsampled_winners(part_maps, (labels.shape[1], labels.shape[2]), align_corners=False)
     return _tables(labels.to(winners).flatten(1), winners.flatten(1), num_labels, part_maps.shape[1])
 
 
 def foreground_pixels(part_maps: Float[Tensor, "N K1 H W"], masks: Bool[Tensor, "N h w"]) -> Int[Tensor, "N 4"]:
-    """Pixels of each image in intersection and union of parts and object, and the same of the background.
+    """Pixels in intersection and union of parts and object of each image, and the same for the background.
 
-    A pixel is foreground if its most probable channel is not the background, the maps being enlarged
-    bilinearly, corner on corner (the convention of the published numbers), to the masks.
+    A pixel is foreground if its most probable channel is not the background. Maps are upsampled to the masks
+    bilinearly with aligned corners, as for the published numbers.
 
     Args:
         part_maps: Probabilities, background last.
         masks: True on the object.
     """
     background = part_maps.shape[1] - 1
-    found = _enlarged_winners(part_maps, (masks.shape[1], masks.shape[2]), align_corners=True) != background
-    masks = masks.to(found.device)
-    pairs = ((found & masks), (found | masks), ~(found | masks), ~(found & masks))
+    foreground = _upsampled_winners(part_maps, (masks.shape[1], masks.shape[2]), align_corners=True) != background
+    masks = masks.to(foreground.device)
+    pairs = ((foreground & masks), (foreground | masks), ~(foreground | masks), ~(foreground & masks))
     return torch.stack([pair.flatten(1).sum(dim=1) for pair in pairs], dim=1)
 
 
@@ -153,8 +152,8 @@ def part_centroids(
 ) -> Float[Tensor, "N K 2"]:
     """Probability-weighted mean position `(x, y)` of each foreground part, relative to the object's box.
 
-    (0, 0) is the box's upper left corner and (1, 1) its lower right. A cell of the map counts with its upper
-    left corner, the convention of the published numbers. A part without any probability is at the image's.
+    (0, 0) is the box's upper left corner and (1, 1) its lower right. The position of a patch is its upper left corner,
+    as for the published numbers. A part with zero probability is at the upper left corner of the image.
 
     Args:
         part_maps: Probabilities, background last.
@@ -192,9 +191,9 @@ def positions(keypoints: Keypoints) -> Positions:
 
 
 def keypoint_distances(fit: Positions, evaluation: Positions) -> Float[Tensor, "N L"]:
-    """How far is each landmark from where the parts say it is, in units of the box; NaN where it is not visible.
+    """Distance of each landmark from its prediction, in units of the box; NaN if it is not visible.
 
-    For each landmark, over the images where it is visible: part centroids and landmark are standardised on the `fit`
+    For each landmark, over the images where it is visible, part centroids and landmark are standardized on the `fit`
     set, centroids of inactive parts are set to 0, and a linear regression without intercept is fitted.
 
     Raises:
@@ -222,16 +221,21 @@ def keypoint_distances(fit: Positions, evaluation: Positions) -> Float[Tensor, "
 def _tables(
     labels: Int[Tensor, "N M"], clusters: Int[Tensor, "N M"], num_labels: int, num_clusters: int
 ) -> Int[Tensor, "N A C"]:
-    """How often each cluster meets each label, row by row; labels below 0 do not count."""
+    """Contingency tables of labels and clusters, one per row; negative labels are ignored."""
     cells = num_labels * num_clusters
     index = cells * torch.arange(len(labels), device=labels.device)[:, None] + labels * num_clusters + clusters
     counts = index[labels >= 0].bincount(minlength=len(labels) * cells)
     return counts.view(len(labels), num_labels, num_clusters)
 
 
-def _regression_inputs(found: Positions) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _regression_inputs(positions: Positions) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Centroids [N, 2K], activity [N, 2K], landmarks [N, L, 2] and visibility [N, L], as numpy."""
-    columns = (found.centroids.flatten(1), found.active.repeat_interleave(2, dim=1), found.landmarks, found.visible)
+    columns = (
+        positions.centroids.flatten(1),
+        positions.active.repeat_interleave(2, dim=1),
+        positions.landmarks,
+        positions.visible,
+    )
     centroids, active, landmarks, visible = (column.cpu().numpy() for column in columns)
     return centroids, active, landmarks, visible
 
@@ -243,12 +247,12 @@ def _relative_to(points: Float[Tensor, "N L 2"], boxes: Float[Tensor, "N 4"]) ->
     return (points - boxes[..., :2]) / boxes[..., 2:]
 
 
-def _enlarged_winners(
+def _upsampled_winners(
     part_maps: Float[Tensor, "N K1 H W"], size: tuple[int, int], align_corners: bool
 ) -> Int[Tensor, "N h w"]:
     """Most probable channel of each pixel, the first at a tie."""
-    # Some images at a time: a data set's enlarged maps would not fit in memory, its winners do.
-    step = max(1, _ENLARGED // (part_maps.shape[1] * size[0] * size[1]))
+    # In chunks, since the upsampled maps of a data set would not fit in memory.
+    step = max(1, _UPSAMPLED // (part_maps.shape[1] * size[0] * size[1]))
     winners = [
         F.interpolate(maps.float(), size, mode="bilinear", align_corners=align_corners).argmax(dim=1)
         for maps in part_maps.split(step)

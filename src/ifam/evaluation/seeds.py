@@ -1,7 +1,7 @@
-"""Figures over seeds: their mean with a t-interval, and differences between methods, seed by seed.
+"""Means over seeds with t-intervals, and paired differences between methods.
 
-The interval covers the chance of data, initial weights and order of images, as far as the seeds change them; that of
-the test images alone is what `ifam.evaluation.bootstrap` is for.
+The intervals cover variation of data, initial weights and order of images, as far as seeds affect them. Intervals over
+test images alone are in `ifam.evaluation.bootstrap`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,9 +18,9 @@ class MeanCI:
     """A figure over several seeds.
 
     Attributes:
-        n: Seeds that have the figure.
-        mean: Its mean.
-        low: Lower end of the 95 % t-interval of the mean; None with a single seed.
+        n: Number of seeds with this figure.
+        mean: Mean over these seeds.
+        low: Lower end of the 95 % t-interval of the mean; None for a single seed.
         high: Upper end.
     """
 
@@ -36,18 +36,18 @@ def over_seeds(values: Sequence[float]) -> MeanCI:
     Args:
         values: The figure of each seed, at least one.
     """
-    found, n = np.asarray(values, dtype=np.float64), len(values)
-    mean = float(found.mean())
+    figures, n = np.asarray(values, dtype=np.float64), len(values)
+    mean = float(figures.mean())
     if n == 1:
         return MeanCI(n, mean)
-    reach = float(stats.t.ppf((1 + LEVEL) / 2, n - 1) * stats.sem(found))
-    return MeanCI(n, mean, mean - reach, mean + reach)
+    half_width = float(stats.t.ppf((1 + LEVEL) / 2, n - 1) * stats.sem(figures))
+    return MeanCI(n, mean, mean - half_width, mean + half_width)
 
 
 def paired(values: Mapping[int, float], others: Mapping[int, float]) -> MeanCI | None:
-    """Mean and interval of the difference on the same seeds; None where no seed has both.
+    """Mean and interval of the difference on the same seeds; None if no seed has both.
 
-    What a seed does to both figures, say by drawing harder images, drops out of the difference.
+    Effects of a seed on both figures, such as harder images, cancel in the difference.
 
     Args:
         values: A figure by seed.

@@ -1,7 +1,7 @@
-"""Thresholds below which a patch is unsure of its part: quantiles on training images, kept with the model.
+"""Similarity thresholds for dropping unsure patches: quantiles on training images, stored with the model.
 
-They lie in `config.json`, as part of what `hub.save` calls `extra`: a copy of the folder, the hub and `ifam convert`
-carry them along.
+They are stored in `config.json` under `extra` (see `hub.save`), so a copy of the folder, the hub and `ifam convert`
+keep them.
 """
 
 import math
@@ -31,11 +31,11 @@ class Thresholds:
     """For each part, quantiles of its similarity to the patches that it wins.
 
     Attributes:
-        quantiles: Which ones.
-        values: For each quantile a threshold a part; None for parts that win no patch, which are never unsure.
-        patches: Patches that each part won.
-        images: Images that were looked at.
-        source: Which images they were.
+        quantiles: The quantiles.
+        values: A threshold for each quantile and part; None for parts that win no patch.
+        patches: Number of patches that each part won.
+        images: Number of images.
+        source: Description of the images and the selector.
     """
 
     quantiles: tuple[float, ...]
@@ -48,7 +48,7 @@ class Thresholds:
         """The thresholds of one quantile, for `DropUnsure`.
 
         Raises:
-            IfamError: It is not among them.
+            IfamError: There are no thresholds for this quantile.
         """
         for known, row in zip(self.quantiles, self.values, strict=True):
             if math.isclose(known, quantile, abs_tol=1e-9):
@@ -71,37 +71,37 @@ def compute_thresholds(
     batch_size: int = 64,
     limit: int | None = None,
 ) -> Thresholds:
-    """Look at images without augmentation, and take quantiles (linear interpolation) of each part's similarity.
+    """Compute quantiles (linear interpolation) of each part's similarity on images without augmentation.
 
     Args:
-        model: A model with parts. Left in the mode it was in.
+        model: A model with parts. Its mode is restored afterwards.
         benchmark: The data set.
-        split: Which of its splits; thresholds that are fitted to test images are worth nothing.
-        quantiles: Shares of the won patches that fall below the threshold.
+        split: Which of its splits; not one that the thresholds are evaluated on.
+        quantiles: Shares of the won patches below the threshold.
         batch_size: Images at a time.
-        limit: Images at most, evenly spread over the split; all of them where None.
+        limit: Largest number of images, evenly spaced in the split; all if None.
 
     Raises:
-        IfamError: There is no such split, a quantile is not between 0 and 1, or the model has no parts.
+        IfamError: The split does not exist, a quantile is not between 0 and 1, or the model has no parts.
     """
     if not model.selects_parts:
         raise IfamError(
-            f"The method {model.method} has no parts, and so no thresholds; give a model that selects parts."
+            f"The method {model.method} has no parts, and therefore no thresholds; give a model that selects parts."
         )
     wrong = [q for q in quantiles if not 0 <= q <= 1]
     if wrong or not quantiles:
-        shown = f"{wrong[0]:g} is none" if wrong else "none was given"
-        raise IfamError(f"Quantiles are between 0 and 1, and {shown}: 0.05 drops the least sure 5% of patches.")
+        problem = f"{wrong[0]:g} is not" if wrong else "at least one is needed"
+        raise IfamError(f"Quantiles are between 0 and 1, but {problem}: 0.05 drops the least sure 5% of patches.")
     examples = Prepared(benchmark.split(split), model.image_size, model.normalization)
     if limit is not None and limit < 1:
         raise IfamError(f"limit is {limit}, but at least 1 image is needed.")
-    chosen = range(len(examples)) if limit is None else evenly_spaced(len(examples), limit)
+    indices = range(len(examples)) if limit is None else evenly_spaced(len(examples), limit)
     won: list[list[np.ndarray]] = [[] for _ in range(model.config.num_parts)]
     device = device_of(model)
     with evaluating(model), ProgressBar() as bar:
-        task = bar.add_task("looking at won patches", total=len(chosen))
-        for start in range(0, len(chosen), batch_size):
-            batch = collate([examples[i] for i in chosen[start : start + batch_size]]).to(device)
+        task = bar.add_task("similarity of patches", total=len(indices))
+        for start in range(0, len(indices), batch_size):
+            batch = collate([examples[i] for i in indices[start : start + batch_size]]).to(device)
             selection = model.select(batch.images)
             for part, values in enumerate(won):
                 values.append(_numbers(selection.similarity[:, part][selection.winners == part]))
@@ -112,7 +112,7 @@ def compute_thresholds(
         quantiles=tuple(map(float, quantiles)),
         values=tuple(zip(*table, strict=True)),
         patches=tuple(map(len, joined)),
-        images=len(chosen),
+        images=len(indices),
         source={
             "benchmark": benchmark.name,
             "split": split,
@@ -123,7 +123,7 @@ def compute_thresholds(
 
 
 def selector_digest(model: Classifier) -> str | None:
-    """A hash of the weights that thresholds depend on; None for a model without parts."""
+    """A hash of the weights that thresholds depend on; None for models without parts."""
     weights = {name: value for name, value in model.state_dict().items() if name.startswith("selector.")}
     return weights_digest({k.removeprefix("selector."): v for k, v in weights.items()}) if model.selects_parts else None
 
@@ -132,47 +132,49 @@ def store(thresholds: Thresholds, folder: str | Path, source: Mapping[str, Any] 
     """Write thresholds into the configuration of a saved model.
 
     Args:
-        thresholds: What was computed with this model.
+        thresholds: Thresholds of this model.
         folder: Folder of the model.
-        source: What else to note of how they came about.
+        source: Added to the description of their source.
 
     Returns:
         The file written.
 
     Raises:
-        IfamError: This is no folder of a model, or it cannot be written.
+        IfamError: The folder does not contain a model or cannot be written.
     """
     path = local_path(folder) / CONFIG
     if not path.is_file():
-        raise IfamError(f"{folder} is no folder of a model; copy the model to one, and name that with --model.")
-    kept = to_json(replace(thresholds, source={**thresholds.source, **(source or {})}))
+        raise IfamError(
+            f"{folder} is not the folder of a model; copy the model to a folder, and give that with --model."
+        )
+    content = to_json(replace(thresholds, source={**thresholds.source, **(source or {})}))
     settings = read_json(path) or {}
-    settings["extra"] = {**settings.get("extra", {}), "thresholds": kept}
+    settings["extra"] = {**settings.get("extra", {}), "thresholds": content}
     write_json(path, settings)
     return path
 
 
 def stored(extra: Mapping[str, Any], model: str, net: Classifier | None = None) -> Thresholds:
-    """The thresholds that travel with a model.
+    """The thresholds stored with a model.
 
     Args:
-        extra: What `hub.read` gave beside the configuration.
+        extra: What `hub.read` gives as `extra`.
         model: Folder or hub id of the model, for the message.
-        net: The model itself, to check that the thresholds are of its weights.
+        net: The model, to check that the thresholds belong to its weights.
 
     Raises:
-        IfamError: There are none, or they are of other weights.
+        IfamError: There are none, or they belong to other weights.
     """
     if extra.get("thresholds") is None:
         raise IfamError(
-            f"{model} has no thresholds, which dropping unsure patches needs; compute them on its training images with "
+            f"{model} has no thresholds, which are needed to drop unsure patches; compute them on training images with "
             f"`ifam thresholds --model {model}`."
         )
     try:
         thresholds = from_json(Thresholds, extra["thresholds"])
     except ValueError as error:
         raise IfamError(
-            f"The thresholds in {CONFIG} of {model} are not as `ifam thresholds` writes them ({error}); compute them "
+            f"The thresholds in {CONFIG} of {model} are not in the format of `ifam thresholds` ({error}); compute them "
             f"again."
         ) from None
     if net is not None and thresholds.source.get("selector") not in (None, selector_digest(net)):
