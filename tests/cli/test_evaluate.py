@@ -317,8 +317,8 @@ def test_a_result_about_other_weights_than_those_beside_it_says_so(model, save, 
     assert "results.json was measured on other weights" in caplog.text
     run("report", model, "--out", tmp_path / "after.html")
     pages = [(tmp_path / name).read_text() for name in ("before.html", "after.html")]
-    assert "of other weights than the model beside it has now" not in pages[0]
-    assert "of other weights than the model beside it has now" in pages[1]
+    assert "weights of the model have changed since" not in pages[0]
+    assert "weights of the model have changed since" in pages[1]
 
 
 def test_images_that_are_no_longer_where_they_were_are_named(tmp_path, save, capsys):

@@ -116,7 +116,7 @@ def test_imagenet_9_on_the_command_line(tmp_path, capsys, make_model, monkeypatc
         assert low <= same - rand <= high
     assert content["gap"]["pairing"] == "paired by object: 18 of 18 objects are in both"
     assert "gap: mixed_same - mixed_rand" in shown
-    assert "not there: mixed_next, only_fg" in shown
+    assert "missing: mixed_next, only_fg" in shown
     assert content["conditions"]["split"] == "treatments"
     page = write_report([tmp_path / "model"], tmp_path / "report.html").read_text()
     assert "mixed_same minus mixed_rand" in page

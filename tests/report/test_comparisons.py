@@ -76,10 +76,10 @@ def test_cells_by_hand():
     assert (rows["plain"]["trained"], rows["plain"]["weights"]) == ("833\u00a0k", "22\u00a0M")
     assert [row["uses"] for row in rows.values()] == ["–", "groups", "groups and masks", "–"]
     assert rows["told"]["mean over classes %"] == "70.0 ± 0.0"
-    found = {row[0]: dict(zip(differences.columns, row, strict=True)) for row in differences.rows}
-    assert list(found) == ["told", "oracle", "ours"]
-    assert found["ours"]["worst group"] == "+30.0 ± 0.0"
-    assert found["told"]["mean over classes"] == "-10.0 ± 0.0"
+    cells = {row[0]: dict(zip(differences.columns, row, strict=True)) for row in differences.rows}
+    assert list(cells) == ["told", "oracle", "ours"]
+    assert cells["ours"]["worst group"] == "+30.0 ± 0.0"
+    assert cells["told"]["mean over classes"] == "-10.0 ± 0.0"
     assert selectors.rows == (("ours", "30.0 ± 0.0", "60.0 ± 0.0"),)
     assert groups.columns == ("", "fish on water (22)", "bird on land (21)", "bird on water (20)")
     assert groups.rows[0] == ("plain", "70.0 ± 0.0", "80.0 ± 0.0", "90.0 ± 0.0")
@@ -111,7 +111,7 @@ def test_one_row_has_no_differences():
 def test_notes_say_who_knows_what(monitor):
     told = " ".join(comparison_section(comparison(monitor=monitor)).notes)
     assert ("all use groups" in told) == (monitor == "worst_group")
-    assert "Rows without have a harder task" in told
+    assert "Rows without it have a harder task" in told
     assert "ours: <what ours is>; model.num_parts = 1." in told
     assert "Rows without" not in " ".join(comparison_section(comparison(names={"ours": []})).notes)
 
@@ -127,11 +127,11 @@ def test_the_screen_has_the_tables_of_the_page(capsys, monkeypatch):
     assert "<what ours is>" not in said
 
 
-def page(tmp_path, found):
+def page(tmp_path, content):
     (tmp_path / "pictures").mkdir()
     for name in ("input", "parts", "seen"):
         Image.new("RGB", (80, 80), "teal").save(tmp_path / "pictures" / f"{name}.webp")
-    (tmp_path / "compare.json").write_text(json.dumps(found if isinstance(found, dict) else to_json(found)))
+    (tmp_path / "compare.json").write_text(json.dumps(content if isinstance(content, dict) else to_json(content)))
     return write_report([tmp_path], tmp_path / "page.html")
 
 
@@ -190,10 +190,10 @@ def test_beside_other_results_it_has_a_heading_of_its_own(tmp_path):
 
 
 def test_a_file_that_is_not_whole_is_named(tmp_path):
-    found = to_json(comparison())
-    del found["rows"][0]["figures"]
+    content = to_json(comparison())
+    del content["rows"][0]["figures"]
     with pytest.raises(IfamError, match=r"compare\.json cannot be read as results"):
-        page(tmp_path, found)
+        page(tmp_path, content)
 
 
 @pytest.mark.skipif(PROGRAM is None, reason="no Chromium here")

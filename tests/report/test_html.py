@@ -28,13 +28,13 @@ def test_names_are_escaped():
 
 def test_text_has_enough_contrast():
     css = resources.files("ifam.report").joinpath("templates", "style.css").read_text()
-    colours = dict(re.findall(r"--(\w+): (#[0-9a-f]{6});", css))
+    colors = dict(re.findall(r"--(\w+): (#[0-9a-f]{6});", css))
     for name in ("ink", "quiet", "plain", "selector", "ifam", "right", "wrong"):
-        assert 1.05 / (luminance(colours[name]) + 0.05) >= 4.5, name
+        assert 1.05 / (luminance(colors[name]) + 0.05) >= 4.5, name
 
 
-def luminance(colour: str) -> float:
+def luminance(color: str) -> float:
     """Relative luminance (WCAG 2.2)."""
-    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

@@ -1,4 +1,4 @@
-"""The pictures: fixed colours, and nothing of the input where it was hidden."""
+"""The pictures: fixed colors, and nothing of the input where it was hidden."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from PIL import Image
 from skimage.color import deltaE_ciede2000, rgb2lab
 
 from ifam.errors import IfamError
-from ifam.report.overlays import HIDDEN_COLOURS, enlarge, part_colours, part_overlay, predictor_view, triptych
+from ifam.report.overlays import HIDDEN_COLORS, enlarge, part_colors, part_overlay, predictor_view, triptych
 
 # Linear RGB as seen without red, green or blue cones (Machado et al. 2009, severity 1).
 COLOUR_VISIONS = {
@@ -31,7 +31,7 @@ COLOUR_VISIONS = {
 
 
 def photo(width: int = 80, height: int = 80, seed: int = 0) -> Image.Image:
-    """Noise that holds neither grey of the checker."""
+    """Noise that holds neither gray of the checker."""
     pixels = np.random.default_rng(seed).integers(0, 200, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(pixels)
 
@@ -49,15 +49,15 @@ def visible(maps: torch.Tensor) -> torch.Tensor:
 
 
 def test_colours_do_not_depend_on_the_number_of_parts():
-    assert part_colours(4) == part_colours(30)[:4]
-    assert part_colours(2) == [(230, 159, 0), (86, 180, 233)]
-    assert len(set(part_colours(64))) == 64
+    assert part_colors(4) == part_colors(30)[:4]
+    assert part_colors(2) == [(230, 159, 0), (86, 180, 233)]
+    assert len(set(part_colors(64))) == 64
 
 
 @pytest.mark.parametrize("vision", COLOUR_VISIONS)
 def test_first_colours_stay_apart_for_every_colour_vision(vision):
-    colours = np.array(part_colours(8)) / 255
-    linear = np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
+    colors = np.array(part_colors(8)) / 255
+    linear = np.where(colors <= 0.04045, colors / 12.92, ((colors + 0.055) / 1.055) ** 2.4)
     seen = np.clip(linear @ np.array(COLOUR_VISIONS[vision]).T, 0, 1)
     lab = rgb2lab(np.where(seen <= 0.0031308, 12.92 * seen, 1.055 * seen ** (1 / 2.4) - 0.055))
     distance = deltaE_ciede2000(lab[:, None], lab[None])
@@ -73,7 +73,7 @@ def test_hidden_area_holds_nothing_of_the_image(size):
     mixed = Image.fromarray(np.where(over[..., None], np.asarray(image), np.asarray(other)))
     view = np.asarray(predictor_view(image, mask))
     assert (view == np.asarray(predictor_view(mixed, mask))).all()
-    assert {tuple(c) for c in view[~over].tolist()} <= set(HIDDEN_COLOURS)
+    assert {tuple(c) for c in view[~over].tolist()} <= set(HIDDEN_COLORS)
     assert (view[over] == np.asarray(image)[over]).all()
 
 
@@ -81,13 +81,13 @@ def test_hidden_area_holds_nothing_of_the_image(size):
 def test_view_of_a_full_and_an_empty_mask(value):
     image = photo()
     view = np.asarray(predictor_view(image, torch.full((10, 10), value)))
-    assert (view == np.asarray(image)).all() if value else {*map(tuple, view.reshape(-1, 3))} == set(HIDDEN_COLOURS)
+    assert (view == np.asarray(image)).all() if value else {*map(tuple, view.reshape(-1, 3))} == set(HIDDEN_COLORS)
 
 
 def test_parts_are_outlined_in_their_colours_at_patch_edges():
     image = enlarge(photo(), 320)
     overlay = np.asarray(part_overlay(image, maps_with_background()))
-    first, second = map(list, part_colours(2))
+    first, second = map(list, part_colors(2))
     # Patches are 32 px: part 0 starts at 64, part 1 at row 160.
     assert overlay[64, 100].tolist() == first
     assert overlay[159, 100].tolist() == first

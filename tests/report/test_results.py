@@ -130,8 +130,8 @@ def text_of(path):
 
 def test_json_names_pictures_that_exist_and_the_page_holds_them(tmp_path):
     json_file, html_file = write(tmp_path, 4, side=500)
-    found = json.loads(json_file.read_text())
-    for row in found["images"]:
+    content = json.loads(json_file.read_text())
+    for row in content["images"]:
         for name in row["pictures"].values():
             with Image.open(tmp_path / name) as picture:
                 assert list(picture.size) == row["side"] == [224, 224]
@@ -176,21 +176,21 @@ def test_changes_that_are_not_finite_are_told():
     audit = replace(audit, certificate=certificate)
     read = from_json(AuditResult, json.loads(json.dumps(to_json(audit), allow_nan=False)))
     for one in (audit, read):
-        assert "changes a logit to no number" in one.verdict
+        assert "changes a logit to a non-finite value" in one.verdict
         assert any("change not finite" in note for note in sections(one)[0].notes)
 
 
 def test_tables_say_what_was_found():
-    found = sections(an_audit(failing=(1,)))
-    assert len(found) == 5
-    assert "3. What does the mask alone give away?" in found[2].title
-    assert "the background from the mask" in found[2].lead
-    rows = {row[0]: row[1:] for row in found[0].tables[0].rows}
+    written = sections(an_audit(failing=(1,)))
+    assert len(written) == 5
+    assert "3. What does the mask alone reveal?" in written[2].title
+    assert "the background from the mask" in written[2].lead
+    rows = {row[0]: row[1:] for row in written[0].tables[0].rows}
     assert rows["iFAM"][0] == "1 of 4"
     assert rows["plain ViT"][:2] == ("4 of 4", "100.0\u00a0%")
-    assert any("Image 10: noise, packed, evaluation" in note for note in found[0].notes)
-    assert [row[1] for row in found[1].tables[0].rows] == [f"{10 * k}.0\u00a0%" for k in range(5)]
-    groups = [row[0] for row in found[1].tables[1].rows]
+    assert any("Image 10: noise, packed, evaluation" in note for note in written[0].notes)
+    assert [row[1] for row in written[1].tables[0].rows] == [f"{10 * k}.0\u00a0%" for k in range(5)]
+    groups = [row[0] for row in written[1].tables[1].rows]
     assert groups == list(GROUPS)
 
 
@@ -219,9 +219,9 @@ def test_results_of_several_kinds_share_a_page(tmp_path):
     for name, failing in (("one", ()), ("two", (1,))):
         write(tmp_path / name, failing=failing)
     (tmp_path / "run" / "logs").mkdir(parents=True)
-    found = evaluation()
-    found["conditions"]["method"] = "late_mask"
-    (tmp_path / "run" / "results.json").write_text(json.dumps(found))
+    content = evaluation()
+    content["conditions"]["method"] = "late_mask"
+    (tmp_path / "run" / "results.json").write_text(json.dumps(content))
     with (tmp_path / "run" / "logs" / "metrics.csv").open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerows([["epoch", "train/total", "val/accuracy"], [0, 2.0, ""], [0, 1.0, 0.5], [1, 0.5, 0.75]])
@@ -244,7 +244,7 @@ def test_results_of_several_kinds_share_a_page(tmp_path):
 def test_a_page_does_not_take_the_place_of_what_it_is_about(tmp_path):
     results = tmp_path / "results.json"
     results.write_text('{"accuracy": 1.0}', encoding="utf-8")
-    with pytest.raises(IfamError, match="is one of the results that the page is about"):
+    with pytest.raises(IfamError, match="is one of the results of the page"):
         write_report([tmp_path], tmp_path / "x" / ".." / "results.json", overwrite=True)
     assert results.read_text(encoding="utf-8") == '{"accuracy": 1.0}'
 
@@ -253,8 +253,8 @@ def test_a_page_does_not_take_the_place_of_what_it_is_about(tmp_path):
     ("content", "says"),
     [
         (None, "There is no file"),
-        ("{}", "is no result for a page"),
-        ('{"kind": "challenge"}', "is no result for a page"),
+        ("{}", "is not a valid result"),
+        ('{"kind": "challenge"}', "is not a valid result"),
         ("[", "cannot be read as JSON"),
         ("folder", "neither"),
     ],
@@ -272,7 +272,7 @@ def test_what_is_no_result_is_refused(tmp_path, content, says):
 def test_lost_pictures_and_bad_folders_are_said(tmp_path):
     json_file, _ = write(tmp_path)
     next(tmp_path.glob("audit_pictures/*seen*")).unlink()
-    with pytest.raises(IfamError, match="keep audit_pictures/ beside"):
+    with pytest.raises(IfamError, match="keep audit_pictures/ next to"):
         write_report([json_file], tmp_path / "again.html")
     (tmp_path / "file").write_text("")
     with pytest.raises(IfamError, match="choose another"):

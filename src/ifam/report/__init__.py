@@ -1,1 +1,1 @@
-"""Pictures and pages that show what a model did: `overlays` draws, `page` writes self-contained HTML."""
+"""Reports: `overlays` draws pictures, `console` prints tables, `results` writes self-contained pages."""

@@ -1,4 +1,4 @@
-"""An audit in words and tables: one source for screen and page."""
+"""Text and tables of an audit, for console and page."""
 
 import math
 
@@ -13,7 +13,7 @@ from ifam.report.tables import Section, Table, print_table, share, size
 
 
 def sections(audit: AuditResult) -> tuple[Section, ...]:
-    """The five measurements of an audit in words and tables."""
+    """Text and tables of the five measurements."""
     return (
         _certificate(audit),
         _backgrounds(audit.backgrounds),
@@ -24,7 +24,7 @@ def sections(audit: AuditResult) -> tuple[Section, ...]:
 
 
 def print_audit(audit: AuditResult) -> None:
-    """Print verdict and tables."""
+    """Print the tables and the verdict."""
     console = PlainConsole()
     for section in sections(audit):
         console.print(f"\n{section.title}", style="bold")
@@ -37,19 +37,19 @@ def print_audit(audit: AuditResult) -> None:
 
 
 def _certificate(audit: AuditResult) -> Section:
-    """Hidden pixels, of the model and of the baselines."""
+    """Certificates of the model and the baselines."""
     certificate = audit.certificate
     rows = [_attacked(one) for one in (certificate, *audit.baselines)]
     notes = [
         f"{certificate.hidden_pixels:,} hidden pixels of {certificate.certified} images were replaced, in each of: "
         f"{'; '.join(certificate.settings)}.",
         "Extreme values are 1e30, infinity, NaN and a mixture. The baselines have the weights of the plain ViT of "
-        "section 5 and the masks of iFAM: the figures tell what each kind of masking lets through.",
+        "section 5 and the masks of iFAM: the figures show what each kind of masking lets through.",
     ]
     if certificate.hides_nothing:
-        notes.append(f"{certificate.hides_nothing} images hide nothing: there is nothing to certify in them.")
+        notes.append(f"{certificate.hides_nothing} images have no hidden pixel, so there is nothing to certify.")
     if certificate.hides_everything:
-        notes.append(f"{certificate.hides_everything} images hide everything: their answer is the model's prior.")
+        notes.append(f"{certificate.hides_everything} images have no visible patch: their answer is the model's prior.")
     notes += [f"Not run: {reason}" for reason in certificate.skipped]
     for violation in certificate.violations[:10]:
         notes.append(
@@ -78,7 +78,7 @@ def _certificate(audit: AuditResult) -> Section:
 
 
 def _attacked(certificate: Certificate) -> tuple[str, ...]:
-    """How one model stood the attacks."""
+    """The row of one model."""
     by_name = {figures.attack: figures for figures in certificate.attacks}
     named = [by_name.get(name) for name in ("noise", "another image", "adversarial")]
     extreme = [
@@ -99,21 +99,21 @@ def _attacked(certificate: Certificate) -> tuple[str, ...]:
 
 
 _SOURCES = {
-    "benchmark": "Backgrounds were painted anew by the benchmark itself.",
-    "ground truth": "Backgrounds come from other images, cut out by the ground truth.",
-    "own mask": "Backgrounds come from other images, cut out by the model's own mask, for the truth is not known; "
-    "mixed patches cannot be told then.",
+    "benchmark": "Backgrounds were rendered by the benchmark.",
+    "ground truth": "Backgrounds come from other images, cut out with the ground truth.",
+    "own mask": "Backgrounds come from other images, cut out with the model's mask, since the truth is unknown; "
+    "mixed patches cannot be determined.",
 }
 
 
 def _backgrounds(backgrounds: Backgrounds) -> Section:
-    """Other backgrounds, with the mask held and made anew."""
+    """Background swaps with fixed and with recomputed mask."""
     changes = {
-        "in hidden patches only, mask held": backgrounds.hidden,
-        "everywhere but in mixed patches, mask held": backgrounds.without_mixed,
-        "everywhere, mask held (through pixels)": backgrounds.fixed,
+        "in hidden patches only, mask fixed": backgrounds.hidden,
+        "everywhere except in mixed patches, mask fixed": backgrounds.without_mixed,
+        "everywhere, mask fixed (through pixels)": backgrounds.fixed,
         "the mask's input only (through the mask)": backgrounds.through_mask,
-        "everywhere, mask made anew (both)": backgrounds.recomputed,
+        "everywhere, mask recomputed (both)": backgrounds.recomputed,
     }
     rows = [
         (name, share(change.answers), share(change.any_bit), f"{change.probability:.3f}", size(change.largest_logit))
@@ -131,7 +131,7 @@ def _backgrounds(backgrounds: Backgrounds) -> Section:
         worst = [
             (g.name, str(g.count), share(g.before), share(g.fixed), share(g.recomputed)) for g in backgrounds.groups
         ]
-        heads = ("group before the swap", "images", "as it is", "swapped, mask held", "swapped, mask anew")
+        heads = ("group before the swap", "images", "original", "swapped, mask fixed", "swapped, mask recomputed")
         tables.append(Table("Accuracy by group, worst after the swap first", heads, tuple(worst)))
     lead = (
         f"Through pixels, another background changes {share(backgrounds.fixed.answers)} of the answers; through the "
@@ -141,14 +141,14 @@ def _backgrounds(backgrounds: Backgrounds) -> Section:
     notes = (
         _SOURCES[backgrounds.source],
         f"Of the visible patches ({share(backgrounds.visible)} of all), {share(backgrounds.mixed)} are mixed (object "
-        f"and background) and {share(backgrounds.stray)} hold background only; with the mask held, background can "
-        f"enter there and nowhere else.",
+        f"and background) and {share(backgrounds.stray)} hold background only; with a fixed mask, background can "
+        f"enter only there.",
     )
     return Section("2. Where can background still enter?", lead, tuple(tables), notes)
 
 
 def _leakage(leakage: Leakage) -> Section:
-    """What masks and part maps give away."""
+    """What masks and part maps reveal."""
     rows = [
         (
             f"{r.target} from the {r.source}",
@@ -161,23 +161,25 @@ def _leakage(leakage: Leakage) -> Section:
         for r in leakage.readings
     ]
     strong = [number for number, r in enumerate(leakage.readings) if r.above_chance]
-    caught = [f"the {r.target} from the {r.source}" for r in leakage.readings if r.above_chance]
-    said = f"A linear reader finds more than chance in {', '.join(caught)}." if caught else ""
-    lead = said or (
-        "A linear reader finds nothing above chance." if leakage.readings else "There was nothing to read: see below."
-    )
+    leaks = [f"the {r.target} from the {r.source}" for r in leakage.readings if r.above_chance]
+    if leaks:
+        lead = f"A linear probe is above chance for {', '.join(leaks)}."
+    elif leakage.readings:
+        lead = "A linear probe finds nothing above chance."
+    else:
+        lead = "Nothing could be probed: see below."
     columns = ("", "accuracy", "95 % interval", "most frequent", "shuffled, at most", "above chance")
-    caption = "Cross-validated logistic regression on the shape alone"
+    caption = "Cross-validated logistic regression on the shape"
     tables = (Table(caption, columns, tuple(rows), tuple(strong)),) if rows else ()
-    return Section("3. What does the mask alone give away?", lead, tables, leakage.notes)
+    return Section("3. What does the mask alone reveal?", lead, tables, leakage.notes)
 
 
 def _parts(parts: Parts) -> Section:
-    """Parts taken away and put back."""
+    """Insertion, deletion and leave-one-out of parts; erosion and dilation."""
     insertion, deletion = parts.insertion, parts.deletion
     steps = [
-        (str(n), share(kept.visible), *_held(kept), share(kept.accuracy), *_held(gone))
-        for n, (kept, gone) in enumerate(zip(insertion, deletion, strict=True))
+        (str(n), share(inserted.visible), *_agreement(inserted), share(inserted.accuracy), *_agreement(deleted))
+        for n, (inserted, deleted) in enumerate(zip(insertion, deletion, strict=True))
     ]
     heads = (
         "n best parts",
@@ -200,7 +202,7 @@ def _parts(parts: Parts) -> Section:
     ]
     outline = [
         (name, share(s.visible), share(s.agreement), f"{s.probability:.3f}", share(s.accuracy))
-        for name, s in (("as it is", insertion[-1]), ("eroded", parts.eroded), ("dilated", parts.dilated))
+        for name, s in (("original", insertion[-1]), ("eroded", parts.eroded), ("dilated", parts.dilated))
     ]
     alone, without = insertion[min(1, len(insertion) - 1)], deletion[min(1, len(deletion) - 1)]
     lead = (
@@ -209,22 +211,22 @@ def _parts(parts: Parts) -> Section:
         f"are enough), under deletion {parts.deletion_area:.3f} (low: they are needed)."
     )
     tables = (
-        Table("Keeping or dropping the n best parts (ranked by the logit they are worth)", heads, tuple(steps)),
+        Table("Keeping or dropping the n best parts (ranked by their effect on the logit)", heads, tuple(steps)),
         Table(
             "Dropping each part, over the images that show it",
             ("", "images", "patches", "answers changed", "change of the logit"),
             tuple(each),
         ),
         Table(
-            "One patch less or more all round",
+            "Mask eroded or dilated by one patch",
             ("mask", "visible", "same answer", "probability", "accuracy"),
             tuple(outline),
         ),
     )
-    return Section("4. Is what it shows enough, and needed?", lead, tables)
+    return Section("4. Are the visible parts sufficient and necessary?", lead, tables)
 
 
-def _held(step: Step) -> tuple[str, str]:
+def _agreement(step: Step) -> tuple[str, str]:
     return share(step.agreement), f"{step.probability:.3f}"
 
 
@@ -233,7 +235,7 @@ def _signed(value: float | None) -> str:
 
 
 def _posthoc(posthoc: PostHoc) -> Section:
-    """The mask beside explanations after the fact."""
+    """The mask compared with post-hoc attribution."""
     rows = [
         (
             f"{r.model}: {r.name}",
@@ -252,27 +254,26 @@ def _posthoc(posthoc: PostHoc) -> Section:
         "",
         "rest removed: same answer",
         "drop",
-        "rest grey: same answer",
+        "rest gray: same answer",
         "drop",
         "pointing game",
         "heat on the object",
         "kept on the object",
         "per image",
     )
-    others = [r.agreement_removed for r in posthoc.rows[1:]]
-    own = posthoc.rows[0].agreement_removed
+    ifam, *others = (r.agreement_removed for r in posthoc.rows)
     lead = (
-        f"When all that they leave out is removed, {share(own)} of iFAM's answers stand; of the plain ViT's, "
-        f"{share(min(others))} to {share(max(others))}, by the explanation."
+        f"When all other patches are removed, iFAM keeps {share(ifam)} of its answers, the plain ViT "
+        f"{share(min(others))} to {share(max(others))}, depending on the explanation."
     )
     kept = share(posthoc.rows[0].kept)
     notes = (
-        f"Every map is cut to as many patches as iFAM's mask shows ({kept} on average). Plain ViT: {posthoc.plain}.",
+        f"Maps are reduced to as many patches as iFAM's mask shows ({kept} on average). Plain ViT: {posthoc.plain}.",
     )
     return Section(
-        "5. Beside explanations after the fact",
+        "5. Comparison with post-hoc attribution",
         lead,
-        (Table("Explanations cut to the same visible share", columns, tuple(rows), (0,)),),
+        (Table("Explanations reduced to the same visible share", columns, tuple(rows), (0,)),),
         (*notes, *posthoc.notes),
     )
 

@@ -1,4 +1,4 @@
-"""Some objects that a background fooled a model about, for people to look at."""
+"""A contact sheet of fooled objects."""
 
 from pathlib import Path
 
@@ -16,31 +16,34 @@ _MOST, _SIDE = 24, 160
 
 
 def write_fooled(challenge: Challenge, objects: ImageFiles, backgrounds: ImageFiles, path: Path) -> Path | None:
-    """Draw objects, the background that fooled the model about them, and both together.
+    """Draw fooled objects, the backgrounds that fooled the model, and their composites.
 
     Args:
-        challenge: The outcome; at most 24 fooled objects are shown, evenly spread.
-        objects: Its objects.
-        backgrounds: Its backgrounds.
-        path: The picture.
+        challenge: The result; at most 24 evenly spaced fooled objects are shown.
+        objects: Objects of the challenge.
+        backgrounds: Backgrounds of the challenge.
+        path: File of the picture.
 
     Returns:
-        The path, or None where no object was fooled.
+        The path, or None if no object was fooled.
 
     Raises:
         IfamError: The picture cannot be written.
     """
     if not challenge.fooled:
         return None
-    things, scenes = ({name_of(p): i for i, p in enumerate(files.paths)} for files in (objects, backgrounds))
+    object_index, background_index = (
+        {name_of(p): i for i, p in enumerate(files.paths)} for files in (objects, backgrounds)
+    )
     rows, captions = [], []
     for index in evenly_spaced(len(challenge.fooled), _MOST):
-        one = challenge.fooled[index]
-        example, scene = objects[things[one.object]], backgrounds[scenes[one.background]]
-        image, background = as_bytes(example["image"]), as_bytes(scene["image"])
+        fooled = challenge.fooled[index]
+        example = objects[object_index[fooled.object]]
+        image = as_bytes(example["image"])
+        background = as_bytes(backgrounds[background_index[fooled.background]]["image"])
         panels = (image, background, torch.where(example["mask"], image, background))
         rows.append([enlarge(_picture(panel), _SIDE) for panel in panels])
-        captions.append(f"{one.object_class} + background of {one.background_class}: {one.answer}")
+        captions.append(f"{fooled.object_class} + background of {fooled.background_class}: {fooled.answer}")
     with replacing(path) as beside:
         contact_sheet(rows, captions).save(beside)
     return path

@@ -1,4 +1,4 @@
-"""A comparison in tables, a chart and pictures: one source for screen and page."""
+"""Text, tables, chart and pictures of a comparison, for console and page."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +13,7 @@ from ifam.evaluation.seeds import MeanCI
 from ifam.report.html import draw
 from ifam.report.tables import Section, Table, print_table
 
-# Figure -> its head, what its values are multiplied by, and their digits; the unit stands in the head, once.
+# Figure -> its column header with unit, the scale of its values, and their digits.
 _FIGURES = {
     "worst_group": ("worst group %", 100, 1),
     "average": ("average %", 100, 1),
@@ -28,7 +28,7 @@ _WORST, _AVERAGE = "#0b5a78", "#a8481f"
 
 
 def print_comparison(result: ComparisonResult) -> None:
-    """Print the tables of a comparison; what the methods are is left to the page."""
+    """Print the tables of a comparison, without the descriptions of the methods."""
     console, section = PlainConsole(), comparison_section(result)
     console.print(f"\n{section.title}", style="bold")
     console.print(section.lead)
@@ -39,7 +39,7 @@ def print_comparison(result: ComparisonResult) -> None:
 
 
 def comparison_section(result: ComparisonResult) -> Section:
-    """A comparison in words, a chart and tables."""
+    """Text, chart and tables of a comparison."""
     rows, seeds = result.rows, result.conditions["seeds"]
     uses = {method.name: " and ".join(method.uses) for method in result.methods}
     tables = [_main(rows, uses, len(seeds))]
@@ -55,7 +55,7 @@ def comparison_section(result: ComparisonResult) -> Section:
 
 
 def title(result: ComparisonResult) -> str:
-    """What is compared, where and how often."""
+    """Number of methods, benchmark and number of seeds."""
     rows, seeds = len(result.rows), len(result.conditions["seeds"])
     return (
         f"{rows} {'methods' if rows > 1 else 'method'} on {result.conditions['benchmark']}, "
@@ -80,21 +80,21 @@ def _notes(result: ComparisonResult, uses: bool) -> tuple[str, ...]:
     notes = []
     if uses:
         notes.append(
-            "“Uses” is what a row has beside images and classes: the groups of training or validation images, or the "
-            "true mask of every image, in training and in the test. Rows without have a harder task."
+            "“Uses” is supervision beyond class labels: the groups of training or validation images, or the true mask "
+            "of every image, in training and at test time. Rows without it have a harder task."
         )
     if result.conditions["train"]["monitor"] == "worst_group":
         notes.append("Each row keeps the epoch with the best worst group of the validation images, so all use groups.")
     notes += [_influence(row) for row in result.rows if "hidden_influence" in row.values]
     notes.append(
-        "Seconds are those of training, and of fitting the last layer again where that was done. A t-interval may "
-        "reach beyond 0 or 100 %: it takes the seeds for draws from a normal distribution."
+        "Seconds are those of training and, if applicable, of retraining the last layer. A t-interval may extend "
+        "beyond 0 or 100 %, since it assumes normally distributed seeds."
     )
     return (*notes, *map(_about, result.methods))
 
 
 def _about(method: MethodInfo) -> str:
-    """What a row is, and in which settings it differs from the first."""
+    """Description of a row, with the settings that differ from the first."""
     differs = "".join(f"; {name} = {value}" for name, value in method.differs.items())
     return f"{method.name}: {method.about}{differs}."
 
@@ -115,7 +115,7 @@ def _main(rows: Sequence[RowSummary], uses: Mapping[str, str], seeds: int) -> Ta
 
 
 def _influence(row: RowSummary) -> str:
-    """The largest influence of hidden pixels in any run; NaN is not hidden by a larger number."""
+    """The largest influence of hidden pixels in any run; NaN counts as the largest."""
     largest = max(row.values["hidden_influence"].values(), key=lambda value: (math.isnan(value), value))
     change = (
         "changes no logit: the largest change is exactly 0"
@@ -123,8 +123,8 @@ def _influence(row: RowSummary) -> str:
         else f"FAILS: a logit changes by {largest:.2g}"
     )
     return (
-        f"Replacing all hidden pixels of 64 images by noise, another image, 1e30, infinity and NaN, the mask held "
-        f"fixed, {change} ({row.name})."
+        f"Replacing all hidden pixels of 64 images by noise, another image, 1e30, infinity and NaN, with a fixed "
+        f"mask, {change} ({row.name})."
     )
 
 
@@ -137,7 +137,7 @@ def _differences(rows: Sequence[RowSummary]) -> Table:
 
 
 def _selectors(rows: Sequence[RowSummary]) -> Table:
-    """How well the selectors classify by themselves, with the whole image in view."""
+    """Accuracy of the selectors' own classification, which sees the whole image."""
     cells = [
         (row.name, *(_cell(row.figures[key], figure) for key, figure in _SELECTOR.items()))
         for row in rows
@@ -148,7 +148,7 @@ def _selectors(rows: Sequence[RowSummary]) -> Table:
 
 
 def _present(rows: Sequence[RowSummary], kind: str, names: Iterable[str]) -> list[str]:
-    """The figures that a row has, without a mean over classes that is the average: classes may be of the same size."""
+    """The figures that any row has, without the mean over classes if it equals the average (balanced classes)."""
     same = all(math.isclose(row.figures["macro"].mean, row.figures["average"].mean) for row in rows)
     return [
         name for name in names if any(name in getattr(row, kind) for row in rows) and not (same and name == "macro")
@@ -156,7 +156,7 @@ def _present(rows: Sequence[RowSummary], kind: str, names: Iterable[str]) -> lis
 
 
 def _groups(rows: Sequence[RowSummary]) -> Table:
-    """Accuracy by group; the longer of rows and groups runs downwards."""
+    """Accuracy by group; the longer dimension runs downwards."""
     groups = _worst_first(rows[0])
     counts = {name: f"{name} ({rows[0].groups[name].count})" for name in groups}
     caption = f"Accuracy by group in %, with the number of its images; the worst group of {rows[0].name} first"
@@ -168,7 +168,7 @@ def _groups(rows: Sequence[RowSummary]) -> Table:
 
 
 def _cell(mean: MeanCI | None, key: str = "average", signed: bool = False) -> str:
-    """A mean and the reach of its interval."""
+    """A mean and the half-width of its interval."""
     if mean is None:
         return "–"
     _, scale, digits = _FIGURES[key]
@@ -177,7 +177,7 @@ def _cell(mean: MeanCI | None, key: str = "average", signed: bool = False) -> st
 
 
 def _short(number: int) -> str:
-    """A number of parameters."""
+    """A number of parameters, abbreviated."""
     for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if number >= size:
             return f"{number / size:.3g}\u00a0{unit}"
@@ -193,8 +193,8 @@ def chart(rows: Sequence[RowSummary], uses: Mapping[str, str]) -> Markup:
             axes.plot([100 * mean.mean for mean in ends.values()], [place] * 2, color="#d5d8db", lw=1.2, zorder=1)
             for (key, mean), color in zip(ends.items(), (_WORST, _AVERAGE), strict=True):
                 if mean.low is not None and mean.high is not None:
-                    reach = [100 * min(max(end, 0), 1) for end in (mean.low, mean.high)]
-                    axes.plot(reach, [place] * 2, color=color, lw=5, alpha=0.3, solid_capstyle="butt", zorder=2)
+                    span = [100 * min(max(end, 0), 1) for end in (mean.low, mean.high)]
+                    axes.plot(span, [place] * 2, color=color, lw=5, alpha=0.3, solid_capstyle="butt", zorder=2)
                 filled = color if key == "worst_group" else "white"
                 name = key.replace("_", " ") if place == 0 else None
                 axes.plot(100 * mean.mean, place, "o", ms=7, mfc=filled, mec=color, mew=1.6, zorder=3, label=name)
@@ -214,13 +214,13 @@ def chart(rows: Sequence[RowSummary], uses: Mapping[str, str]) -> Markup:
 
 @dataclass(frozen=True)
 class ComparedImage:
-    """One image with what every method saw and answered.
+    """An image with the pictures and answers of every method.
 
     Attributes:
         label: Name of its class.
         image: File of the image.
-        masked: For each method with a mask its name, the file of its parts, and the file of what its predictor saw.
-        answers: For each method its picture, by name.
+        masked: For each method with a mask, its name, the file of its parts, and the file of what its predictor saw.
+        answers: Answer of each method, by name.
     """
 
     label: str
@@ -237,9 +237,9 @@ def image_rows(result: ComparisonResult) -> dict[str, list[ComparedImage]]:
             by_index.setdefault(picture.index, {})[row.name] = picture
     groups: dict[str, list[ComparedImage]] = {name: [] for name in _worst_first(result.rows[0])}
     for answers in by_index.values():
-        one = next(iter(answers.values()))
+        first = next(iter(answers.values()))
         masked = [(name, p.parts, p.seen) for name, p in answers.items() if p.parts and p.seen]
-        groups.setdefault(one.group, []).append(ComparedImage(one.label, one.image, masked, answers))
+        groups.setdefault(first.group, []).append(ComparedImage(first.label, first.image, masked, answers))
     return {name: rows for name, rows in groups.items() if rows}
 
 
@@ -256,7 +256,7 @@ _CURVES = {
 
 
 def curves(result: ComparisonResult) -> dict[str, dict[str, list[tuple[int | float, float]]]]:
-    """For each method the named curves of its training with the first seed, as (epoch, value)."""
+    """Training curves of each method with the first seed, as (epoch, value), by name."""
     return {
         row.name: {
             name: [(epoch + 1, values[key]) for epoch, values in enumerate(row.history) if key in values]

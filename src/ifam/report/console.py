@@ -1,4 +1,4 @@
-"""Evaluations as tables on the screen and as JSON."""
+"""Evaluations as tables on the console and as JSON."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +17,7 @@ from ifam.io import write_json
 from ifam.provenance import provenance
 from ifam.serialization import to_json
 
-# Longer lists of classes are cut to the lowest; the file has them all.
+# Longer lists of classes are cut to those with the lowest accuracy; the file has all of them.
 _LONGEST, _LOWEST = 40, 10
 
 
@@ -64,14 +64,14 @@ def print_evaluation(evaluation: Evaluation, title: str) -> None:
 
 
 def _on_intervals(evaluation: Evaluation) -> list[str]:
-    """How the intervals were made, where there are any."""
+    """How the intervals were computed, if there are any."""
     return [f"intervals: {evaluation.extra['intervals']}"] if "intervals" in evaluation.extra else []
 
 
 def _print_parts(parts: PartQuality) -> None:
-    """Print how well parts agree with annotations."""
-    said = {"crop": "images: {}", "keypoints_fitted_to": "keypoint regression: fitted to {}"}
-    notes = [text.format(parts.conditions[key]) for key, text in said.items() if key in parts.conditions]
+    """Print the agreement of parts with annotations."""
+    texts = {"crop": "images: {}", "keypoints_fitted_to": "keypoint regression: fitted to {}"}
+    notes = [text.format(parts.conditions[key]) for key, text in texts.items() if key in parts.conditions]
     table = Table(title="Parts of the selector", title_justify="left", caption="\n".join(notes), caption_justify="left")
     table.add_column("")
     for name in ("images", "points", "figure"):
@@ -91,23 +91,23 @@ def _print_parts(parts: PartQuality) -> None:
 
 
 def print_treatments(results: VariantResults, title: str) -> None:
-    """Print the accuracy on each treatment, and the gap between the two that differ in the background alone."""
+    """Print the accuracy on each treatment, and the background gap."""
     first = next(iter(results.treatments.values()))
-    who = ["predictor"] + (["selector"] if first.selector is not None else [])
+    classifiers = ["predictor"] + (["selector"] if first.selector is not None else [])
     notes = _on_intervals(first)
     if results.missing:
-        notes.append(f"not there: {', '.join(results.missing)}")
-    notes.append("no gap: one of its treatments is not there" if results.gap is None else f"gap: {results.gap.pairing}")
+        notes.append(f"missing: {', '.join(results.missing)}")
+    notes.append("no gap: one of its treatments is missing" if results.gap is None else f"gap: {results.gap.pairing}")
     table = Table(title=title, title_justify="left", caption="\n".join(notes), caption_justify="left")
     table.add_column("")
-    for name in ("images", "predictor", "selector alone")[: 1 + len(who)]:
+    for name in ("images", "predictor", "selector alone")[: 1 + len(classifiers)]:
         table.add_column(name, justify="right")
     for name, one in results.treatments.items():
-        judged = [getattr(one, w) for w in who]
-        table.add_row(name, str(one.count), *(_cell(a.average, a.intervals.get("average")) for a in judged))
+        accuracies = [getattr(one, classifier) for classifier in classifiers]
+        table.add_row(name, str(one.count), *(_cell(a.average, a.intervals.get("average")) for a in accuracies))
     if (gap := results.gap) is not None:
         table.add_section()
-        cells = (_cell(getattr(gap, w), gap.intervals.get(w), "+.1%") for w in who)
+        cells = (_cell(getattr(gap, name), gap.intervals.get(name), "+.1%") for name in classifiers)
         table.add_row("gap: " + " - ".join(gap.treatments), "", *cells, style="bold")
     PlainConsole().print(table)
 
@@ -123,7 +123,7 @@ _FIGURES = {
 
 
 def _weighted(evaluation: Evaluation) -> bool:
-    """Whether the weighted average is another than the average."""
+    """Whether the weighted average differs from the average."""
     return "'train'" in evaluation.weighted_by
 
 
@@ -148,11 +148,9 @@ def _shown(rows: Mapping[str, GroupAccuracy]) -> list[str]:
 
 
 def print_challenge(challenge: Challenge, title: str) -> None:
-    """Print how many objects no background could fool the model about, and which backgrounds fooled it."""
+    """Print the number of robust objects, and which backgrounds fooled the model."""
     pairs, all_pairs = challenge.pairs, challenge.all_pairs
-    notes = (
-        f"intervals: Wilson, 95%; {pairs:,} of {all_pairs:,} composites had to be looked at ({pairs / all_pairs:.1%})"
-    )
+    notes = f"intervals: Wilson, 95%; {pairs:,} of {all_pairs:,} composites were evaluated ({pairs / all_pairs:.1%})"
     table = Table(title=title, title_justify="left", caption=notes, caption_justify="left")
     table.add_column("")
     for name in ("objects", "robust", "share", "fooled by its background", "fooled into it"):
@@ -163,21 +161,21 @@ def print_challenge(challenge: Challenge, title: str) -> None:
     table.add_section()
     for name in dict.fromkeys([*challenge.classes, *challenge.backgrounds, *challenge.answers]):
         row = challenge.classes.get(name)
-        own = ("", "", "") if row is None else (str(row.count), str(row.robust), _row_cell(row))
-        table.add_row(name, *own, str(challenge.backgrounds.get(name, "")), str(challenge.answers.get(name, "")))
+        cells = ("", "", "") if row is None else (str(row.count), str(row.robust), _row_cell(row))
+        table.add_row(name, *cells, str(challenge.backgrounds.get(name, "")), str(challenge.answers.get(name, "")))
     PlainConsole().print(table)
 
 
-def print_leave_one_out(whole: Evaluation, others: Mapping[str, Evaluation]) -> None:
-    """Print what is left of the predictor's accuracy without each part."""
+def print_leave_one_out(all_parts: Evaluation, without_part: Mapping[str, Evaluation]) -> None:
+    """Print the predictor's accuracy without each part."""
     table = Table("", "average", "change", "worst group", "visible", title="One part left out", title_justify="left")
-    for name, evaluation in {"all parts": whole, **others}.items():
+    for name, evaluation in {"all parts": all_parts, **without_part}.items():
         accuracy, visible = evaluation.predictor, evaluation.visible_fraction
-        change = accuracy.average - whole.predictor.average
+        change = accuracy.average - all_parts.predictor.average
         table.add_row(
             name,
             _cell(accuracy.average, accuracy.intervals.get("average")),
-            "" if evaluation is whole else f"{change:+.1%}",
+            "" if evaluation is all_parts else f"{change:+.1%}",
             _cell(accuracy.worst_group, accuracy.intervals.get("worst_group")),
             "" if visible is None else f"{visible:.1%}",
         )
@@ -185,27 +183,30 @@ def print_leave_one_out(whole: Evaluation, others: Mapping[str, Evaluation]) -> 
 
 
 def write_results(
-    evaluation: Evaluation, path: Path, conditions: Mapping[str, Any], others: Mapping[str, Evaluation] | None = None
+    evaluation: Evaluation,
+    path: Path,
+    conditions: Mapping[str, Any],
+    without_part: Mapping[str, Evaluation] | None = None,
 ) -> None:
-    """Write an evaluation with the conditions under which it was made.
+    """Write an evaluation with its conditions.
 
     Args:
         evaluation: The evaluation.
         path: The file.
-        conditions: What it depends on.
-        others: The same without one part each, by name.
+        conditions: Settings that it depends on.
+        without_part: Evaluations without one part each, by name.
     """
-    more = {"leave_one_out": to_json(others)} if others else {}
+    more = {"leave_one_out": to_json(without_part)} if without_part else {}
     _write({**to_json(evaluation), **more}, path, conditions)
 
 
 def write_treatments(results: VariantResults, path: Path, conditions: Mapping[str, Any]) -> None:
-    """Write the evaluations of all treatments with the conditions under which they were made."""
+    """Write the evaluations of all treatments with their conditions."""
     _write(to_json(results), path, conditions)
 
 
 def write_challenge(challenge: Challenge, path: Path, conditions: Mapping[str, Any]) -> None:
-    """Write the figures of a challenge with the conditions under which it was made."""
+    """Write the result of a challenge with its conditions."""
     _write({"kind": "challenge", **to_json(challenge)}, path, conditions)
 
 

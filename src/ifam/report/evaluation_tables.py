@@ -1,4 +1,4 @@
-"""An evaluation in tables: groups, parts, and what the background is worth."""
+"""Tables of an evaluation: groups, parts, and background gap."""
 
 from collections.abc import Mapping
 
@@ -11,7 +11,7 @@ from ifam.report.tables import Table, share
 
 
 def evaluation_tables(evaluation: Evaluation, gap: Gap | None, name: str) -> list[Table]:
-    """Accuracy by group; how well parts agree with annotations, and the gap due to the background, where known."""
+    """Accuracy by group, agreement of parts with annotations, and background gap, if known."""
     models = {"predictor": evaluation.predictor.groups}
     if evaluation.selector is not None:
         models["selector alone"] = evaluation.selector.groups
@@ -38,21 +38,23 @@ def _parts(parts: PartQuality, name: str) -> Table:
         images = f"{one.images} images, {one.count} points"
         for key, value in (("nmi", one.nmi), ("ari", one.ari)):
             rows.append((f"{key.upper()}, {kind}", _with_ends(value, one.intervals.get(key), 3), images))
-    for of, iou in (("foreground", parts.foreground_iou), ("background", parts.background_iou)):
+    for region, iou in (("foreground", parts.foreground_iou), ("background", parts.background_iou)):
         if iou is not None:
-            figure = _with_ends(iou, parts.intervals.get(f"{of}_iou"), 3)
-            rows.append((f"{of} IoU, pixels", figure, f"{parts.foreground_images} images"))
+            figure = _with_ends(iou, parts.intervals.get(f"{region}_iou"), 3)
+            rows.append((f"{region} IoU, pixels", figure, f"{parts.foreground_images} images"))
     if parts.keypoint_error is not None:
         figure = _with_ends(parts.keypoint_error, parts.intervals.get("keypoint_error"))
         rows.append(("keypoint error, of the box", figure, f"{parts.keypoint_count}"))
-    return Table(f"{name}: parts of the selector beside annotations", ("", "figure and interval", "of"), tuple(rows))
+    return Table(
+        f"{name}: agreement of the selector's parts with annotations", ("", "figure and interval", "of"), tuple(rows)
+    )
 
 
 def _gap(gap: Gap, name: str) -> Table:
     differences = {"predictor": gap.predictor, "selector": gap.selector}
     rows = tuple(
-        (who, _with_ends(value, gap.intervals.get(who)), gap.pairing)
-        for who, value in differences.items()
+        (classifier, _with_ends(value, gap.intervals.get(classifier)), gap.pairing)
+        for classifier, value in differences.items()
         if value is not None
     )
     caption = f"{name}: gap due to the background, {' minus '.join(gap.treatments)}"
@@ -60,6 +62,6 @@ def _gap(gap: Gap, name: str) -> Table:
 
 
 def _with_ends(value: float, ends: Interval | None, digits: int | None = None) -> str:
-    """A figure and its interval; a share where no digits are given."""
+    """A figure and its interval; formatted as a share if no digits are given."""
     first, *others = (share(v) if digits is None else f"{v:.{digits}f}" for v in (value, *(ends or ())))
     return f"{first} ({' to '.join(others)})" if others else first

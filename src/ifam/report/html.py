@@ -1,4 +1,4 @@
-"""Self-contained pages: one HTML file that needs no network and no other file beside it."""
+"""Self-contained HTML pages, which need neither a network nor other files."""
 
 import html
 import io
@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-# Colors of the methods that are compared most; others take the rest of the palette in turn.
+# Colors of the most common methods; others take the rest of the palette in turn.
 _LINES = {"plain_vit": "#a8481f", "selector": "#6b7280", "ifam": "#0b5a78"}
 _OTHER_LINES = ("#3f3f46", "#7a5195", "#2a7f62", "#b8860b", "#c2528b", "#4f6d7a")
 _NO_BREAK = "\u202f"
@@ -21,7 +21,7 @@ _NO_BREAK = "\u202f"
 
 @cache
 def environment() -> Environment:
-    """The templates, with everything from outside escaped and a missing value an error."""
+    """The template environment: values are escaped, and missing ones are errors."""
     env = Environment(
         loader=PackageLoader("ifam", "report/templates"),
         autoescape=True,
@@ -34,12 +34,12 @@ def environment() -> Environment:
 
 
 def percent(share: float, digits: int = 1) -> str:
-    """A share between 0 and 1 in per cent, the sign on the same line."""
+    """A share between 0 and 1 in percent, without a line break before the sign."""
     return f"{100 * share:.{digits}f}{_NO_BREAK}%"
 
 
 def curve_charts(curves: Mapping[str, Mapping[str, Sequence[tuple[int | float, float]]]]) -> list[dict[str, Any]]:
-    """A chart for each name of a curve, with a line for each model that has it."""
+    """A chart for each curve name, with a line for each model."""
     names = list(dict.fromkeys(name for of_model in curves.values() for name in of_model))
     charts = []
     for number, name in enumerate(names):
@@ -81,21 +81,21 @@ def draw(
     number: int = 0,
     lines: Literal["x", "y"] = "y",
 ) -> Markup:
-    """A chart as inline SVG, its text in the fonts of the page.
+    """A chart as inline SVG, with text in the fonts of the page.
 
     Args:
         size: Width and height in inches.
-        label: What it shows, for those who cannot see it.
-        paint: Fills the axes.
-        number: Different for each chart on a page, whose ids must differ.
-        lines: Axis whose values have lines.
+        label: Description for screen readers.
+        paint: Draws into the axes.
+        number: A different number for each chart of a page, so ids do not clash.
+        lines: Axis with grid lines.
     """
     style: Any = {
         "svg.fonttype": "none",  # text stays text
         "svg.hashsalt": f"{number}",
         "font.size": 10,
         "font.family": "sans-serif",
-        "text.parse_math": False,  # a name with dollars is no formula
+        "text.parse_math": False,  # dollar signs in names are not formulas
     }
     with matplotlib.rc_context(style):
         figure = Figure(figsize=size, layout="constrained")
@@ -108,5 +108,5 @@ def draw(
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
-    spoken = html.escape(label, quote=True)
-    return Markup(svg[svg.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{spoken}"', 1))
+    aria_label = html.escape(label, quote=True)
+    return Markup(svg[svg.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{aria_label}"', 1))

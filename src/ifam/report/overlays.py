@@ -1,7 +1,7 @@
-"""Pictures of one answer: the parts, and exactly what the predictor saw.
+"""Pictures of parts and of what the predictor saw.
 
-Pure functions from an image and the maps of a model to a new image. The maps are laid over the image patch
-by patch, so an image may have any size; it must show the same crop that the model was given.
+Functions from an image and the maps of a model to a new image. The image may have any size, but must show the crop
+that the model received.
 """
 
 import colorsys
@@ -18,10 +18,10 @@ from PIL import Image, ImageDraw, ImageFont
 from ifam._typing import Bool, Float, Tensor
 from ifam.errors import IfamError
 
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 
-# Okabe and Ito's colours without black, then Tol's wine and indigo: apart for every kind of colour vision.
-_PALETTE: tuple[Colour, ...] = (
+# Okabe and Ito's colors without black, then Tol's wine and indigo: distinguishable with color vision deficiency.
+_PALETTE: tuple[Color, ...] = (
     (230, 159, 0),
     (86, 180, 233),
     (0, 158, 115),
@@ -32,37 +32,37 @@ _PALETTE: tuple[Colour, ...] = (
     (136, 34, 85),
     (51, 34, 136),
 )
-# Two greys in squares: what image editors show where there is no picture.
-HIDDEN_COLOURS: tuple[Colour, Colour] = ((236, 236, 236), (216, 216, 216))
+# A checkerboard of two grays, as image editors show transparency.
+HIDDEN_COLORS: tuple[Color, Color] = ((236, 236, 236), (216, 216, 216))
 _INK, _QUIET, _PAPER = (28, 32, 36), (88, 94, 100), (255, 255, 255)
 _PANELS = ("input", "parts", "what the predictor saw")
 
 
-def part_colours(num_parts: int) -> list[Colour]:
-    """Colour of each part; the same index has the same colour in every picture, however many parts there are.
+def part_colors(num_parts: int) -> list[Color]:
+    """Color of each part; an index has the same color for any number of parts.
 
     Args:
-        num_parts: Foreground parts K. Up to nine stay apart for colour-blind readers; nobody tells more
-            apart, so further ones are merely different.
+        num_parts: Foreground parts K. The first nine are distinguishable with color vision deficiency; further ones are
+            only different.
 
     Returns:
-        K colours, red, green and blue from 0 to 255.
+        K RGB colors from 0 to 255.
     """
-    return [_PALETTE[k] if k < len(_PALETTE) else _further_colour(k) for k in range(num_parts)]
+    return [_PALETTE[k] if k < len(_PALETTE) else _further_color(k) for k in range(num_parts)]
 
 
-def _further_colour(k: int) -> Colour:
-    """A colour for a part beyond the palette: golden steps round the wheel never meet again."""
+def _further_color(k: int) -> Color:
+    """A color for a part beyond the palette: golden-ratio steps of the hue never repeat."""
     red, green, blue = colorsys.hsv_to_rgb(k * 0.618034 % 1, 0.5 + 0.1 * (k % 4), 0.95 - 0.15 * (k % 3))
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
 def enlarge(image: Image.Image, side: int = 320) -> Image.Image:
-    """A small image in whole multiples, each pixel a sharp square; an image that is large enough as it is.
+    """Enlarge a small image by an integer factor, without interpolation; larger images stay the same.
 
     Args:
         image: An image of any size.
-        side: Least length of the shorter side in pixels.
+        side: Minimum length of the shorter side in pixels.
 
     Returns:
         An RGB image.
@@ -75,17 +75,17 @@ def enlarge(image: Image.Image, side: int = 320) -> Image.Image:
 
 
 def thumbnail(image: Image.Image, side: int = 224) -> Image.Image:
-    """A picture for a page: in color, its longer side at most so many pixels."""
+    """An RGB picture whose longer side has at most `side` pixels."""
     small = image.convert("RGB")
     small.thumbnail((side, side))
     return small
 
 
 def part_overlay(image: Image.Image, part_maps: Float[Tensor, "K1 H W"]) -> Image.Image:
-    """The parts in their colours over the image, the background paled.
+    """The parts in their colors over the image, with a faded background.
 
     Args:
-        image: The image that the model was given, in any resolution.
+        image: The image that the model received, in any resolution.
         part_maps: Probability of each part at each patch, background last.
 
     Returns:
@@ -93,34 +93,33 @@ def part_overlay(image: Image.Image, part_maps: Float[Tensor, "K1 H W"]) -> Imag
     """
     num_parts = len(part_maps) - 1
     pixels = _pixels(image)
-    # Maps on a GPU or in half precision are as good as any: only the winner counts.
     winners = _over_pixels(part_maps.argmax(dim=0), image)
-    colours = np.array([*part_colours(num_parts), _PAPER], dtype=np.float32)[winners]
+    colors = np.array([*part_colors(num_parts), _PAPER], dtype=np.float32)[winners]
     foreground = winners < num_parts
-    grey = pixels.mean(axis=2, keepdims=True)
-    paled = 0.45 * (0.5 * pixels + 0.5 * grey) + 0.55 * 255
-    # Over grey: tinted colours of the image would not match those of the legend.
-    tinted = 0.35 * grey + 0.65 * colours
+    gray = pixels.mean(axis=2, keepdims=True)
+    faded = 0.45 * (0.5 * pixels + 0.5 * gray) + 0.55 * 255
+    # Over gray, since colors of the image would change those of the parts.
+    tinted = 0.35 * gray + 0.65 * colors
     line = foreground & _near_edge(winners, max(1, round(min(image.size) / 160)))
-    drawn = np.where(foreground[..., None], tinted, paled)
-    return _image(np.where(line[..., None], colours, drawn))
+    drawn = np.where(foreground[..., None], tinted, faded)
+    return _image(np.where(line[..., None], colors, drawn))
 
 
 def predictor_view(image: Image.Image, mask: Bool[Tensor, "H W"]) -> Image.Image:
-    """Exactly what the predictor saw: hidden patches are gone, a grey checker in their place.
+    """What the predictor saw: hidden patches are replaced by a gray checkerboard.
 
     Args:
-        image: The image that the model was given, in any resolution.
+        image: The image that the model received, in any resolution.
         mask: True for the patches that the predictor saw.
 
     Returns:
-        An RGB image of the same size; where a patch is hidden it holds nothing of the input.
+        An RGB image of the same size, without any pixel of a hidden patch.
     """
     visible = _over_pixels(mask, image)
-    # The same fineness whatever the resolution, so that every picture of a page has the same ground.
+    # Squares are relative to the image size, so all pictures of a page look alike.
     square = max(1, round(min(image.size) / 40))
     rows, columns = np.indices(visible.shape) // square
-    checker = np.array(HIDDEN_COLOURS, dtype=np.float32)[(rows + columns) % 2]
+    checker = np.array(HIDDEN_COLORS, dtype=np.float32)[(rows + columns) % 2]
     return _image(np.where(visible[..., None], _pixels(image), checker))
 
 
@@ -133,21 +132,21 @@ def triptych(
     caption: str = "",
     part_names: Sequence[str] = (),
 ) -> Image.Image:
-    """Input, parts with their legend, and what the predictor saw, side by side under a title.
+    """Input, parts with legend, and what the predictor saw, side by side under a title.
 
     Args:
-        image: The image that the model was given, in any resolution; a small one is enlarged.
+        image: The image that the model received, in any resolution; a small one is enlarged.
         part_maps: Probability of each part at each patch, background last.
         mask: True for the patches that the predictor saw.
-        title: First line, the answer say; left out where empty.
-        caption: Second line, smaller; left out where empty.
-        part_names: Names for the legend; the indices of the parts where empty.
+        title: First line, for example the answer; omitted if empty.
+        caption: Second line, smaller; omitted if empty.
+        part_names: Names for the legend; indices of the parts if empty.
 
     Returns:
         An RGB image.
 
     Raises:
-        IfamError: There are names, but not one for each part.
+        IfamError: The number of names is not the number of parts.
     """
     num_parts = len(part_maps) - 1
     if part_names and len(part_names) != num_parts:
@@ -166,8 +165,8 @@ def triptych(
     draw = ImageDraw.Draw(canvas)
     y = round(0.7 * margin)
     for text, font in lines:
-        colour = _INK if font is large else _QUIET
-        draw.text((margin, y), _fitting(text, font, width - 2 * margin), fill=colour, font=font)
+        color = _INK if font is large else _QUIET
+        draw.text((margin, y), _fitting(text, font, width - 2 * margin), fill=color, font=font)
         y += round(1.5 * font.size)
     panels = (image, part_overlay(image, part_maps), predictor_view(image, mask))
     for i, (panel, name) in enumerate(zip(panels, _PANELS, strict=True)):
@@ -186,7 +185,7 @@ def contact_sheet(rows: Sequence[Sequence[Image.Image]], captions: Sequence[str]
     Args:
         rows: Panels of each row, all of one size.
         captions: A line above each row.
-        columns: Rows that stand beside one another.
+        columns: Number of rows side by side.
 
     Returns:
         An RGB image.
@@ -214,7 +213,7 @@ def _draw_legend(
     corner: tuple[int, int],
     width: int,
 ) -> int:
-    """Draw the panel's name and a swatch a part, wrapped, and say how high that is; None only measures."""
+    """Draw the panel's name and a swatch for each part, wrapped; return the height. None only measures."""
     size, (left, y) = round(font.size), corner
     step = round(1.5 * size)
     y += size // 2
@@ -228,14 +227,14 @@ def _draw_legend(
             x, y = left, y + step
         if draw:
             box = (x, y + size // 6, x + size, y + size // 6 + size)
-            draw.rectangle(box, fill=part_colours(k + 1)[k])
+            draw.rectangle(box, fill=part_colors(k + 1)[k])
             draw.text((x + round(1.4 * size), y), name, fill=_INK, font=font)
         x += length
     return y + step - corner[1]
 
 
 def _fitting(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    """The text on one line, cut with an ellipsis where it is too long."""
+    """The text on one line, truncated with an ellipsis if it is too long."""
     text = " ".join(text.split())
     if font.getlength(text) <= width:
         return text
@@ -246,18 +245,18 @@ def _fitting(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
 
 @cache
 def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """The face that matplotlib brings along: no system has to have it, and it knows most alphabets."""
+    """The font that matplotlib ships: available everywhere, with most alphabets."""
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", name), size)
 
 
 def _pixels(image: Image.Image) -> NDArray[np.float32]:
-    """Colours [h, w, 3] from 0 to 255."""
+    """RGB values [h, w, 3] from 0 to 255."""
     return np.asarray(image.convert("RGB"), dtype=np.float32)
 
 
 def _image(pixels: NDArray[np.float32]) -> Image.Image:
-    """The image of colours [h, w, 3] from 0 to 255."""
+    """The image with RGB values [h, w, 3] from 0 to 255."""
     return Image.fromarray(pixels.round().clip(0, 255).astype(np.uint8))
 
 
@@ -266,8 +265,8 @@ def _over_pixels(grid: Tensor, image: Image.Image) -> NDArray[np.int64]:
     values = grid.detach().to("cpu", torch.int64).numpy()
     rows = np.arange(image.height) * values.shape[0] // image.height
     columns = np.arange(image.width) * values.shape[1] // image.width
-    spread: NDArray[np.int64] = values[np.ix_(rows, columns)]
-    return spread
+    pixels: NDArray[np.int64] = values[np.ix_(rows, columns)]
+    return pixels
 
 
 def _near_edge(labels: NDArray[np.int64], width: int) -> NDArray[np.bool_]:

@@ -1,4 +1,4 @@
-"""Results as one page: any number of `results.json` and `audit.json`, with pictures and training curves."""
+"""A page for any number of results (audits, comparisons, evaluations), with pictures and training curves."""
 
 import base64
 import csv
@@ -22,7 +22,7 @@ from ifam.report.audit_tables import sections, worst_group
 from ifam.report.comparisons import ComparedImage, comparison_section, curves, image_rows, title
 from ifam.report.evaluation_tables import evaluation_tables
 from ifam.report.html import curve_charts, environment
-from ifam.report.overlays import part_colours, part_overlay, predictor_view, thumbnail
+from ifam.report.overlays import part_colors, part_overlay, predictor_view, thumbnail
 from ifam.report.tables import Section, Table, share
 from ifam.serialization import flat, from_json
 
@@ -33,13 +33,13 @@ _RESULTS = ("audit.json", "compare.json", "results.json")
 
 @dataclass(frozen=True)
 class Result:
-    """A result as it was read.
+    """A result read from a file.
 
     Attributes:
         file: Its file.
-        content: What it holds.
-        conditions: Under which it was made.
-        gap: What the background is worth, where this is the first of several treatments.
+        content: The audit, evaluation or comparison.
+        conditions: Its conditions.
+        gap: The background gap, for the first of several treatments.
     """
 
     file: Path
@@ -50,7 +50,7 @@ class Result:
 
 @dataclass(frozen=True)
 class _Header:
-    """What files of all kinds say."""
+    """Fields common to all kinds of files."""
 
     kind: str = ""
     conditions: Mapping[str, Any] = field(default_factory=dict)
@@ -61,7 +61,7 @@ class AuditView:
     """An audit on the page.
 
     Attributes:
-        name: What it is called.
+        name: Its name.
         key: Its number, in links and in the filter of the pictures.
         passed: Whether the model passed.
         verdict: The outcome in a sentence.
@@ -77,11 +77,11 @@ class AuditView:
 
 @dataclass(frozen=True)
 class Bar:
-    """The change of a logit without one part, as a bar from the middle: to the left where it falls.
+    """The change of a logit without one part, as a bar from the middle: to the left if it decreases.
 
     Attributes:
-        left: Where the bar begins, in per cent.
-        width: Its width, in per cent.
+        left: Left end of the bar, in percent.
+        width: Its width, in percent.
         text: The change.
         color: The color of the part.
     """
@@ -97,7 +97,7 @@ class Case:
     """An image of an audit, with its pictures.
 
     Attributes:
-        row: What the audit says of it.
+        row: Its row in the audit.
         audit: Key of the audit.
         side: Width and height of the pictures.
         uris: The pictures.
@@ -113,11 +113,11 @@ class Case:
 
 @dataclass(frozen=True)
 class PictureGroup:
-    """Images of a group, with what each method of a comparison saw and answered.
+    """Images of a group, with the pictures and answers of each method of a comparison.
 
     Attributes:
         name: The group.
-        images: Its images; pictures are text that the page can hold.
+        images: Its images, with pictures as data URIs.
         colors: Color of each part.
     """
 
@@ -128,13 +128,13 @@ class PictureGroup:
 
 @dataclass
 class Page:
-    """What the template lays out; see `results.html.j2`.
+    """Content of the template `results.html.j2`.
 
     Attributes:
-        title: Name of the page.
-        run: Which results are on it, in short.
+        title: Title of the page.
+        run: Digest of the paths of its results.
         headline: The outcome in a line.
-        summary: A row a model.
+        summary: A row for each model.
         audits: The audits.
         comparisons: Comparisons of several methods.
         pictures: Images of comparisons.
@@ -142,7 +142,7 @@ class Page:
         colors: Color of each part.
         tables: Accuracies of each evaluation.
         curves: Charts of each training.
-        conditions: Under which each result was made.
+        conditions: Conditions of each result.
     """
 
     title: str
@@ -160,7 +160,7 @@ class Page:
 
     @property
     def choices(self) -> dict[str, list[tuple[str, str]]]:
-        """Values and texts of the filters by audit, class and group."""
+        """Options of the filters by audit, class and group, as (value, text)."""
         labels = sorted({case.row.label for case in self.cases if case.row.label})
         groups = sorted({case.row.group for case in self.cases if case.row.group})
         return {
@@ -171,11 +171,11 @@ class Page:
 
 
 def write_audit(audit: AuditResult, folder: str | Path) -> tuple[Path, Path]:
-    """Write `audit.json`, the pictures that it names, and the page `audit.html` that holds them all.
+    """Write `audit.json`, its pictures, and the page `audit.html`.
 
     Args:
-        audit: What `ifam.audit` returned.
-        folder: Where to; made if need be.
+        audit: Result of `ifam.audit`.
+        folder: Output folder; created if needed.
 
     Returns:
         The paths of the JSON file and of the page.
@@ -183,19 +183,19 @@ def write_audit(audit: AuditResult, folder: str | Path) -> tuple[Path, Path]:
     Raises:
         IfamError: The folder cannot be written, or the audit was read from a file and has no images.
     """
-    if (drawn_from := audit.pictures) is None:
-        raise IfamError("This audit has no images to draw; give what `ifam.audit` returned, not what a file holds.")
+    if (source := audit.pictures) is None:
+        raise IfamError("This audit has no images to draw; give the result of `ifam.audit`, not one read from a file.")
     folder = local_path(folder)
     ensure_writable(folder, folder=True)
-    # While pictures are replaced, no result names them.
+    # Remove the result first: while pictures are replaced, it would not match them.
     (folder / "audit.json").unlink(missing_ok=True)
     rows = []
     for i, row in enumerate(audit.images):
-        image = thumbnail(to_pil_image(drawn_from.images[i]))
-        parts, seen = part_overlay(image, drawn_from.part_maps[i]), predictor_view(image, drawn_from.mask[i])
+        image = thumbnail(to_pil_image(source.images[i]))
+        parts, seen = part_overlay(image, source.part_maps[i]), predictor_view(image, source.mask[i])
         files = PictureFiles(*(f"{PICTURES}/{i:05d}-{kind}.webp" for kind in ("input", "parts", "seen")))
         for name, picture in ((files.input, image), (files.parts, parts), (files.seen, seen)):
-            # Small pictures are drawn in sharp squares, larger ones are photographs.
+            # Small pictures have sharp pixels, larger ones are photographs.
             with replacing(folder / name) as beside:
                 picture.save(beside, lossless=max(picture.size) <= _SMALL, quality=82)
         rows.append(replace(row, pictures=files, side=image.size))
@@ -204,19 +204,19 @@ def write_audit(audit: AuditResult, folder: str | Path) -> tuple[Path, Path]:
 
 
 def write_report(results: Sequence[str | Path], out: str | Path, *, overwrite: bool = False) -> Path:
-    """Write one self-contained page on any number of results.
+    """Write one self-contained page for any number of results.
 
     Args:
-        results: Files that `ifam audit`, `compare`, `evaluate`, `train` or `demo` wrote, or folders that hold one.
-        out: The page.
-        overwrite: Replace whatever is there; without that, only a page on the same files.
+        results: Files written by `ifam audit`, `compare`, `evaluate`, `train` or `demo`, or folders that contain one.
+        out: File of the page.
+        overwrite: Replace any existing file; otherwise only a page for the same files is replaced.
 
     Returns:
         Its path.
 
     Raises:
-        IfamError: There is no result, a file is none, the page cannot be written or would take the place of one of
-            them, or something else is there.
+        IfamError: There is no result, a file is not a valid result, or the page cannot be written or would replace a
+            result or another file.
     """
     out = local_path(out)
     ensure_writable(out)
@@ -224,7 +224,7 @@ def write_report(results: Sequence[str | Path], out: str | Path, *, overwrite: b
     if not files:
         raise IfamError("There is no result to report; give files such as audit.json or results.json.")
     if out.resolve() in {file.resolve() for file in files}:
-        raise IfamError(f"{out} is one of the results that the page is about; choose another --out.")
+        raise IfamError(f"{out} is one of the results of the page; choose another --out.")
     run = run_digest({"results": [str(file.absolute()) for file in files]})
     check_replaceable(out, run, overwrite)
     read = [result for file in files for result in _read(file)]
@@ -238,18 +238,18 @@ def write_report(results: Sequence[str | Path], out: str | Path, *, overwrite: b
 
 
 def _files(path: Path) -> list[Path]:
-    """A file; or the results in a folder, and those of the evaluations of the model in it."""
+    """A file itself, or the results in a folder and in its evaluations."""
     if not path.is_dir():
         return [path]
     files = [file for name in _RESULTS if (file := path / name).is_file()]
     files += sorted(path.glob("evaluations/*/results.json"))
     if not files:
-        raise IfamError(f"{path} holds neither audit.json, results.json nor compare.json; give a folder that does.")
+        raise IfamError(f"{path} contains neither audit.json, results.json nor compare.json; give a folder that does.")
     return files
 
 
 def _read(file: Path) -> list[Result]:
-    """The results in a file: one, or one for each treatment of the images."""
+    """The results in a file: one, or one for each treatment."""
     content = read_json(file)
     if content is None:
         raise IfamError(f"There is no file {file}; give an audit.json or results.json.")
@@ -266,13 +266,12 @@ def _read(file: Path) -> list[Result]:
     except ValueError as error:
         raise _unreadable([file], str(error)) from error
     raise IfamError(
-        f"{file} is no result for a page; give a file that `ifam audit`, `compare`, `demo`, `evaluate` or "
-        f"`train` wrote."
+        f"{file} is not a valid result; give a file written by `ifam audit`, `compare`, `demo`, `evaluate` or `train`."
     )
 
 
 def _treatments(file: Path, results: VariantResults, conditions: Mapping[str, Any]) -> list[Result]:
-    """A result for each treatment of the images, the first of which has the gap."""
+    """A result for each treatment; the first has the gap."""
     treatments = [
         Result(file, evaluation, {**conditions, "split": name}) for name, evaluation in results.treatments.items()
     ]
@@ -285,7 +284,7 @@ def _unreadable(files: Sequence[Path], reason: str) -> IfamError:
 
 
 def _page(run: str, results: Sequence[Result]) -> Page:
-    """Everything on the page."""
+    """The content of the page."""
     named = list(zip(_names(results), results, strict=True))
     audits = [(name, result.file, result.content) for name, result in named if isinstance(result.content, AuditResult)]
     columns = ("", "worst group", "accuracy", "images", "mask IoU", "visible", "hidden pixels", "other background")
@@ -296,14 +295,14 @@ def _page(run: str, results: Sequence[Result]) -> Page:
         run=run,
         title="Audit" if alone and audits else "Comparison" if alone and comparisons else "Results",
         headline=title(comparisons[0]) if alone and comparisons else _headline([a for *_, a in audits], len(results)),
-        summary=Table("Worst group first; each figure is of the images that were looked at", columns, tuple(rows)),
+        summary=Table("Worst group first; figures are of the evaluated images", columns, tuple(rows)),
         comparisons=[comparison_section(comparison) for comparison in comparisons],
     )
     for number, (name, file, audit) in enumerate(audits):
         page.audits.append(AuditView(name, str(number), audit.passed, audit.verdict, sections(audit)))
         page.cases += _cases(file, audit, str(number))
     page.cases.sort(key=lambda case: -len(case.row.flags))
-    page.colors = part_colours(max((len(case.bars) for case in page.cases), default=0))
+    page.colors = part_colors(max((len(case.bars) for case in page.cases), default=0))
     for name, result in named:
         content = result.content
         if isinstance(content, Evaluation):
@@ -321,28 +320,28 @@ def _page(run: str, results: Sequence[Result]) -> Page:
 
 
 def _pictures(folder: Path, comparison: ComparisonResult) -> list[PictureGroup]:
-    """The pictures of a comparison: files as text that the page can hold."""
+    """The pictures of a comparison, as data URIs."""
 
-    def held(row: ComparedImage) -> ComparedImage:
+    def embedded(row: ComparedImage) -> ComparedImage:
         masked = [(name, _uri(folder / parts), _uri(folder / seen)) for name, parts, seen in row.masked]
         return replace(row, image=_uri(folder / row.image), masked=masked)
 
-    colors = part_colours(comparison.num_parts)
-    return [PictureGroup(name, list(map(held, rows)), colors) for name, rows in image_rows(comparison).items()]
+    colors = part_colors(comparison.num_parts)
+    return [PictureGroup(name, list(map(embedded, rows)), colors) for name, rows in image_rows(comparison).items()]
 
 
 def _names(results: Sequence[Result]) -> list[str]:
-    """What each result is called: model and benchmark, and its file where these say too little."""
+    """Name of each result: model, benchmark and split, with its file if these are ambiguous."""
     names = []
     for result in results:
-        said = [result.conditions.get(key) for key in ("model", "benchmark", "split")]
-        names.append(", ".join(text for text in said if isinstance(text, str) and text) or str(result.file))
-    named = []
+        parts = [result.conditions.get(key) for key in ("model", "benchmark", "split")]
+        names.append(", ".join(text for text in parts if isinstance(text, str) and text) or str(result.file))
+    unique = []
     for result, name in zip(results, names, strict=True):
         full = f"{name} ({result.file})" if names.count(name) > 1 else name
         stale = is_stale(result.file)
-        named.append(f"{full} [of other weights than the model beside it has now]" if stale else full)
-    return named
+        unique.append(f"{full} [weights of the model have changed since]" if stale else full)
+    return unique
 
 
 def _headline(audits: Sequence[AuditResult], count: int) -> str:
@@ -356,7 +355,7 @@ def _headline(audits: Sequence[AuditResult], count: int) -> str:
 
 
 def _summary(content: AuditResult | Evaluation | ComparisonResult, name: str) -> Iterator[tuple[str, ...]]:
-    """A row for each model that an audit or an evaluation is about."""
+    """Rows of the summary for an audit or an evaluation."""
     if isinstance(content, AuditResult):
         worst = worst_group(content)
         right = [row.right for row in content.images if row.right is not None]
@@ -393,13 +392,13 @@ def _ratio(value: float | None) -> str:
 
 
 def _cases(file: Path, audit: AuditResult, key: str) -> Iterator[Case]:
-    """The images of an audit; those without pictures are left out."""
+    """The images of an audit that have pictures."""
     largest = max((abs(value) for row in audit.images for value in row.leave_one_out), default=0.0) or 1.0
     for row in audit.images:
         if row.pictures is None or row.side is None:
             continue
         pictures = (row.pictures.input, row.pictures.parts, row.pictures.seen)
-        bars = map(_bar, row.leave_one_out, part_colours(len(row.leave_one_out)), repeat(largest))
+        bars = map(_bar, row.leave_one_out, part_colors(len(row.leave_one_out)), repeat(largest))
         yield Case(row, key, row.side, tuple(_uri(file.parent / name) for name in pictures), tuple(bars))
 
 
@@ -410,20 +409,20 @@ def _bar(value: float, color: tuple[int, int, int], largest: float) -> Bar:
 
 
 def _uri(path: Path) -> str:
-    """A picture as text that a page can hold."""
+    """A picture as a data URI."""
     try:
         return f"data:image/webp;base64,{base64.b64encode(path.read_bytes()).decode()}"
     except OSError as error:
         raise IfamError(
-            f"The picture {path} cannot be read ({error.strerror}); keep {path.parent.name}/ beside the results."
+            f"The picture {path} cannot be read ({error.strerror}); keep {path.parent.name}/ next to the results."
         ) from error
 
 
 def _history(path: Path) -> dict[str, list[tuple[int | float, float]]]:
-    """Training curves from Lightning's log, where there is one: means over the steps of each epoch."""
+    """Training curves from Lightning's log, if it exists: means over the steps of each epoch."""
     if not path.is_file():
         return {}
-    wanted = {
+    titles = {
         "train/total": "training loss",
         "val/accuracy": "validation accuracy",
         "val/worst_group": "validation worst group",
@@ -432,7 +431,7 @@ def _history(path: Path) -> dict[str, list[tuple[int | float, float]]]:
     values: dict[str, dict[int, list[float]]] = {}
     with path.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
-            for key, title in wanted.items():
+            for key, title in titles.items():
                 if row.get(key):
                     values.setdefault(title, {}).setdefault(int(float(row["epoch"])) + 1, []).append(float(row[key]))
     return {title: [(e, sum(v) / len(v)) for e, v in sorted(epochs.items())] for title, epochs in values.items()}

@@ -1,4 +1,4 @@
-"""Tables and sections of text: one source for screen and page."""
+"""Tables and sections of text, for console and page."""
 
 import math
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ class Table:
     """A table of texts.
 
     Attributes:
-        caption: What its figures are.
-        columns: Heads; the first column names the rows.
+        caption: Description of its figures.
+        columns: Column headers; the first column names the rows.
         rows: Cells.
-        strong: Rows to stress.
+        strong: Indices of rows to highlight.
     """
 
     caption: str
@@ -34,8 +34,8 @@ class Section:
         title: The question.
         lead: The answer in a sentence or two.
         tables: Its figures.
-        notes: What to know about them.
-        chart: A picture of them, as SVG.
+        notes: Remarks on them.
+        chart: A chart of them, as SVG.
     """
 
     title: str
@@ -48,7 +48,7 @@ class Section:
 def print_table(console: Console, table: Table) -> None:
     """Print one table."""
     drawn = RichTable(title=table.caption, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    # Names are not broken within a word where there is room for figures beside them.
+    # Do not break names within words if there is room for the figures.
     longest = max((len(word) for row in table.rows for word in row[0].split()), default=0)
     width = min(longest, 24) if console.width >= 100 else None
     for number, column in enumerate(table.columns):
@@ -62,12 +62,12 @@ def print_table(console: Console, table: Table) -> None:
 
 
 def share(value: float | None, digits: int = 1) -> str:
-    """A share in per cent, a dash where there is none."""
+    """A share in percent; a dash if there is none."""
     return "–" if value is None or math.isnan(value) else f"{100 * value:.{digits}f}\u00a0%"
 
 
 def size(value: float) -> str:
-    """A change; exact where it is nothing."""
+    """The size of a change; "exactly 0" if there is none."""
     if not math.isfinite(value):
         return "not finite"
     return "exactly 0" if value == 0 else f"{value:.2g}"
