@@ -50,8 +50,8 @@ def done(tmp_path_factory):
 
 
 def lines(out):
-    found = [json.loads(line) for line in (out / "runs.jsonl").read_text().splitlines()]
-    return {(run["row"], run["seed"]): run for run in found}
+    entries = [json.loads(line) for line in (out / "runs.jsonl").read_text().splitlines()]
+    return {(run["row"], run["seed"]): run for run in entries}
 
 
 def table(out):
@@ -101,15 +101,15 @@ def test_data_are_drawn_by_the_seed_of_the_run(done):
 def test_mean_interval_and_difference_are_those_of_the_runs(done):
     runs, rows = lines(done), {row["name"]: row for row in table(done)["rows"]}
     for name, row in rows.items():
-        for figure, found in row["figures"].items():
+        for figure, mean in row["figures"].items():
             a, b = (runs[name, seed]["figures"][figure] for seed in (0, 1))
             # With two seeds, t = 12.706 and the standard error is half of the distance.
-            assert found["mean"] == pytest.approx((a + b) / 2)
-            assert found["high"] - found["mean"] == pytest.approx(12.7062 * abs(a - b) / 2, rel=1e-4, abs=1e-9)
-            assert found["n"] == 2
-        for group, found in row["groups"].items():
+            assert mean["mean"] == pytest.approx((a + b) / 2)
+            assert mean["high"] - mean["mean"] == pytest.approx(12.7062 * abs(a - b) / 2, rel=1e-4, abs=1e-9)
+            assert mean["n"] == 2
+        for group, mean in row["groups"].items():
             values = [runs[name, seed]["groups"][group]["accuracy"] for seed in (0, 1)]
-            assert found["mean"] == pytest.approx(sum(values) / 2)
+            assert mean["mean"] == pytest.approx(sum(values) / 2)
     gains = [runs["one part", s]["figures"]["average"] - runs["plain_vit", s]["figures"]["average"] for s in (0, 1)]
     assert rows["one part"]["differences"]["average"]["mean"] == pytest.approx(sum(gains) / 2)
     assert rows["plain_vit"]["differences"] == {}
@@ -169,8 +169,8 @@ def test_models_are_kept_when_asked(done):
     )
     model = hub.load(done / "models" / "one-part-0")
     birds = load_benchmark("pondbirds", options={**DATA, "seed": 0})
-    found = to_json(evaluate(model, birds, num_resamples=0))
-    assert found == lines(done)["one part", 0]["evaluation"]
+    content = to_json(evaluate(model, birds, num_resamples=0))
+    assert content == lines(done)["one part", 0]["evaluation"]
     assert "retraining" in hub.read(done / "models" / "plain_vit+dfr-0").extra
 
 
@@ -240,7 +240,7 @@ def test_a_row_that_is_added_starts_from_the_model_that_was_kept(done, tmp_path,
         ({"methods": {"ours": "ifam"}}, "The row 'ours' is 'ifam', but a dict"),
         ({"methods": {"ifam": {"model": {"parts": 3}}}}, "The model of the row 'ifam' has an unknown field 'parts'"),
         ({"methods": {"ifam": {"train": [1]}}}, "The train of the row 'ifam' is [1], but a dict"),
-        ({"methods": {"ifam": {"train": {"epochs": "many"}}}}, "The train of the row 'ifam' has an impossible value"),
+        ({"methods": {"ifam": {"train": {"epochs": "many"}}}}, "The train of the row 'ifam' has an invalid value"),
         ({"methods": {"ifam": {"model": {"num_parts": 0}}}}, "num_parts is 0"),
         ({"methods": ["plain_vit", "group_dro"], "train": {**TRAIN, "batch_size": 64}}, "fewer than a batch of 64"),
         ({"methods": ["ifam+dfr"], "data": {**DATA, "num_val": 4}}, "at least two are needed to retrain"),
@@ -250,7 +250,7 @@ def test_a_row_that_is_added_starts_from_the_model_that_was_kept(done, tmp_path,
         ),
         (
             {"methods": {"a b": {"method": "ifam"}, "a-b": {"method": "ifam"}}, "save_models": True},
-            "The models of 'a b' and 'a-b' would be kept in one folder",
+            "The models of 'a b' and 'a-b' would be saved in the same folder",
         ),
         ({"seeds": []}, "seeds is [], but"),
         ({"seeds": [0, 1, 0]}, "seeds is [0, 1, 0], but"),
@@ -262,10 +262,10 @@ def test_bad_input_is_one_sentence_before_anything_is_trained(tmp_path, capsys, 
     with pytest.raises(SystemExit) as caught:
         compare(tmp_path, **changes)
     assert caught.value.code == 2
-    found = capsys.readouterr()
-    assert said in found.err
-    assert found.err.count("\n") == 1
-    assert "Run " not in found.out
+    captured = capsys.readouterr()
+    assert said in captured.err
+    assert captured.err.count("\n") == 1
+    assert "Run " not in captured.out
     assert not (tmp_path / "out" / "runs.jsonl").exists()
 
 

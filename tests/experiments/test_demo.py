@@ -173,9 +173,9 @@ def test_each_bound_that_is_broken_is_said(check, model, name, value, said, noth
     if nothing:
         # A figure that is no number breaks its bound.
         value, said = math.nan, said.rsplit(" ", 1)[0]
-    found = check.failures(broken(model, name, value), "4")
-    assert len(found) == 1
-    assert found[0].startswith(f"seed 4: {said}")
+    failures = check.failures(broken(model, name, value), "4")
+    assert len(failures) == 1
+    assert failures[0].startswith(f"seed 4: {said}")
 
 
 @pytest.mark.parametrize("good", [True, False])

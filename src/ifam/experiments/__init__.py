@@ -1,1 +1,1 @@
-"""Several trainings on one page: comparisons and the demo."""
+"""Experiments of several trainings: comparisons and the demo."""

@@ -1,7 +1,7 @@
-"""`ifam compare`: several methods, trained and evaluated alike over several seeds, in one table.
+"""`ifam compare`: several methods, trained and evaluated the same way over several seeds.
 
-A run is one method with one seed. Each is written to `runs.jsonl` as soon as it is done, and is not done again; the
-table is made of the runs that are there.
+A run is one method with one seed. It is written to `runs.jsonl` as soon as it is done, and not repeated later; the
+table summarizes all runs.
 """
 
 import json
@@ -33,9 +33,9 @@ from ifam.serialization import flat, to_json
 from ifam.training import last_layer, presets
 from ifam.training.fit import check, fit, seed_everything
 
-# After the name of a method: its last layer is fitted again to group-balanced validation images.
+# Suffix of a method whose last layer is retrained on group-balanced validation images (DFR).
 RETRAINED = "+dfr"
-# The split that these are.
+# The split that the last layer is retrained on.
 FITTED = "val"
 RUNS, TABLE = "runs.jsonl", "compare.json"
 
@@ -45,11 +45,11 @@ class Row:
     """A row of the table: a method and its settings.
 
     Attributes:
-        name: What the table calls it.
+        name: Its name in the table.
         method: A name in `METHODS`.
-        retrained: Whether its last layer is fitted again to validation images (see `ifam.training.last_layer`).
-        model: The model; number and names of the classes come from the data.
-        train: How it is trained; the seed comes with the run.
+        retrained: Whether its last layer is retrained on validation images (see `ifam.training.last_layer`).
+        model: The model; number and names of the classes are those of the data.
+        train: Training settings; the seed is that of the run.
         loss: Weight of each loss term.
     """
 
@@ -62,30 +62,30 @@ class Row:
 
     @property
     def uses(self) -> list[str]:
-        """What it uses beside images and classes; without it, a table would be unfair to the others."""
+        """Supervision beyond class labels: "groups", "masks"."""
         groups = self.retrained or self.train.group_dro is not None
         masks = getattr(METHODS[self.method].build, "needs_masks", False)
         return ["groups"] * groups + ["masks"] * masks
 
     @property
     def training(self) -> str:
-        """What two rows have in common whose models are the same but for the last layer."""
+        """A key that is equal for rows whose models differ in the last layer only."""
         return json.dumps([self.method, asdict(self.model), asdict(self.train), asdict(self.loss)], default=str)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What is compared.
+    """Settings of a comparison.
 
     Attributes:
         rows: The methods; differences are taken to the first.
-        seeds: Seeds of weights and training, and of the data where these are drawn or cut by a seed.
+        seeds: Seeds of weights and training, and of data that depend on a seed.
         benchmark: Name of the data set.
-        root: Where its files are.
-        data: Its settings; a `seed` among them holds for all runs.
-        split: Split to evaluate on; "test", or "val" where there is no test split.
+        root: Folder of its files.
+        data: Its settings; a `seed` among them applies to all runs.
+        split: Split to evaluate on; by default "test", or "val" if there is no test split.
         num_resamples: Resamples of the bootstrap intervals of each run.
-        pictures: Test images of each group to draw, with what each method answers.
+        pictures: Number of test images of each group to draw with the answers of each method.
         about: A sentence or two on the data, for the page.
     """
 
@@ -109,14 +109,14 @@ class Comparison:
         return load_benchmark(self.benchmark, self.root, self.options(seed))
 
     def digests(self) -> dict[int, str]:
-        """What the images of each seed are: runs on files that have changed meanwhile are not mixed."""
-        known: dict[str, str] = {}
+        """Digest of the images of each seed, to detect changed files."""
+        cache: dict[str, str] = {}
         digests = {}
         for seed in self.seeds:
             options = json.dumps(self.options(seed), default=str)
-            if options not in known:
-                known[options] = fingerprint(self.images(seed))
-            digests[seed] = known[options]
+            if options not in cache:
+                cache[options] = fingerprint(self.images(seed))
+            digests[seed] = cache[options]
         return digests
 
     def eval_split(self, images: Benchmark) -> str:
@@ -124,23 +124,23 @@ class Comparison:
         return self.split or images.default_eval_split
 
     def settings(self, row: Row) -> dict[str, Any]:
-        """All that a run of a row depends on but its seed, as JSON has it."""
-        own = {key: value for key, value in asdict(row).items() if key != "name"}
-        own["train"].pop("seed")
+        """Everything that a run of a row depends on except its seed, ready for JSON."""
+        row_settings = {key: value for key, value in asdict(row).items() if key != "name"}
+        row_settings["train"].pop("seed")
         shared = {"benchmark": self.benchmark, "root": self.root, "data": self.data, "split": self.split}
-        settings: dict[str, Any] = json.loads(json.dumps({**shared, **own}, default=str))
+        settings: dict[str, Any] = json.loads(json.dumps({**shared, **row_settings}, default=str))
         return settings
 
-    def described(self, row: Row) -> MethodInfo:
-        """What a table says of a row: its method, what it uses, and its settings that are not those of the first."""
-        first, own = (dict(flat(self.settings(one))) for one in (self.rows[0], row))
+    def describe(self, row: Row) -> MethodInfo:
+        """Description of a row: its method, supervision, and settings that differ from the first row."""
+        first, settings = (dict(flat(self.settings(one))) for one in (self.rows[0], row))
         differs = {
             name: value
-            for name, value in own.items()
+            for name, value in settings.items()
             if first.get(name) != value and name not in ("method", "retrained")
         }
-        again = "; its last layer fitted again to group-balanced validation images (DFR)" if row.retrained else ""
-        about = METHODS[row.method].about + again
+        dfr = "; last layer retrained on group-balanced validation images (DFR)" if row.retrained else ""
+        about = METHODS[row.method].about + dfr
         return MethodInfo(row.name, row.method, about, row.uses, differs)
 
 
@@ -157,71 +157,73 @@ def read_rows(
     """The rows of a configuration.
 
     Args:
-        methods: Names of methods, each perhaps with "+dfr" behind it; or, by the name of the row, a dict with `method`
-            (the name of the row where it is missing) and the fields of `model`, `train` and `loss` that differ.
+        methods: Names of methods, optionally with the suffix "+dfr"; or, by the name of the row, a dict with `method`
+            (by default the name of the row) and the fields of `model`, `train` and `loss` that differ.
         model: Settings common to all.
-        train: Settings common to all. What makes a method goes before them, unless they were asked for, and what a row
-            says before that.
+        train: Settings common to all. Settings that define a method override them unless set explicitly, and settings
+            of a row override both.
         loss: Settings common to all.
-        given: Names of the common settings that were asked for, such as "train.epochs".
+        given: Names of the common settings that were set explicitly, such as "train.epochs".
 
     Raises:
-        IfamError: There is no method, one is unknown or listed twice, or a setting is unknown or impossible.
+        IfamError: There is no method, one is unknown or listed twice, or a setting is unknown or invalid.
     """
     if not methods:
         raise IfamError(f"There is no method to compare; list some of {', '.join(METHODS)} under `methods`.")
     if isinstance(methods, Mapping):
-        return tuple(_row(str(name), own or {}, model, train, loss, given) for name, own in methods.items())
+        return tuple(_row(str(name), entry or {}, model, train, loss, given) for name, entry in methods.items())
     if twice := [name for name in methods if methods.count(name) > 1]:
-        raise IfamError(f"The method {twice[0]!r} is listed twice; list it once, or give rows names of their own.")
+        raise IfamError(f"The method {twice[0]!r} is listed twice; list it once, or give the rows different names.")
     return tuple(_row(name, {}, model, train, loss, given) for name in methods)
 
 
-def _row(name: str, own: Any, model: ModelConfig, train: TrainConfig, loss: LossConfig, given: Collection[str]) -> Row:
-    """One row, from what the configuration says of it."""
+def _row(
+    name: str, entry: Any, model: ModelConfig, train: TrainConfig, loss: LossConfig, given: Collection[str]
+) -> Row:
+    """One row, from its entry in the configuration."""
     known = ("method", "model", "train", "loss")
-    if not isinstance(own, Mapping):
-        raise IfamError(f"The row {name!r} is {own!r}, but a dict with some of {', '.join(known)} is expected.")
-    if unknown := [key for key in own if key not in known]:
+    if not isinstance(entry, Mapping):
+        raise IfamError(f"The row {name!r} is {entry!r}, but a dict with some of {', '.join(known)} is expected.")
+    if unknown := [key for key in entry if key not in known]:
         raise IfamError(f"The row {name!r} has an unknown field {unknown[0]!r}; it can have {', '.join(known)}.")
-    wanted = str(own.get("method", name))
-    base = wanted.removesuffix(RETRAINED)
-    # What makes the method, before what the row says of it.
-    train = presets.apply_method_defaults(base, train, given)
+    full_name = str(entry.get("method", name))
+    method = full_name.removesuffix(RETRAINED)
+    # Settings of the method first, so that those of the row override them.
+    train = presets.apply_method_defaults(method, train, given)
     changed = [
-        _changed(config, own.get(key) or {}, f"{key} of the row {name!r}")
+        _with_changes(config, entry.get(key) or {}, f"{key} of the row {name!r}")
         for key, config in (("model", model), ("train", train), ("loss", loss))
     ]
-    return Row(name, base, wanted != base, *changed)
+    return Row(name, method, full_name != method, *changed)
 
 
-def _changed(config: Any, own: Any, where: str) -> Any:
-    """A configuration with some fields changed, their types checked as on the command line."""
+def _with_changes(config: Any, changes: Any, where: str) -> Any:
+    """A configuration with some fields changed; types are checked as on the command line."""
     from jsonargparse import ArgumentError, ArgumentParser
 
     names = [field.name for field in fields(config)]
-    if not isinstance(own, Mapping):
-        raise IfamError(f"The {where} is {own!r}, but a dict of settings is expected.")
-    if unknown := [key for key in own if key not in names]:
+    if not isinstance(changes, Mapping):
+        raise IfamError(f"The {where} is {changes!r}, but a dict of settings is expected.")
+    if unknown := [key for key in changes if key not in names]:
         raise IfamError(f"The {where} has an unknown field {unknown[0]!r}; it can have {', '.join(names)}.")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--it", type=type(config))
     try:
-        return parser.instantiate(parser.parse_object({"it": {**asdict(config), **own}})).it
+        return parser.instantiate(parser.parse_object({"it": {**asdict(config), **changes}})).it
     except ArgumentError as error:
         reason = " ".join(str(error).split()).replace("it.", "", 1).rstrip(".")
-        raise IfamError(f"The {where} has an impossible value ({reason}); change it.") from error
+        raise IfamError(f"The {where} has an invalid value ({reason}); change it.") from error
 
 
 def check_rows(comparison: Comparison, images: Benchmark) -> None:
-    """Refuse what would fail in the middle, before anything is trained.
+    """Check all rows before anything is trained.
 
     Args:
-        comparison: What is compared.
-        images: Its data, of one seed.
+        comparison: The comparison.
+        images: Its data for one seed.
 
     Raises:
-        IfamError: A row cannot be trained or evaluated on these images, or is no model.
+        IfamError: A row cannot be trained or evaluated on these images, or is not a valid model.
     """
     split = comparison.eval_split(images)
     images.split(split)
@@ -234,8 +236,8 @@ def check_rows(comparison: Comparison, images: Benchmark) -> None:
         if row.retrained:
             if split == FITTED:
                 raise IfamError(
-                    f"The row {row.name!r} would be evaluated on the split {split!r}, to which its last layer is "
-                    f"fitted; give data with a test split, name another --split, or leave the row out."
+                    f"The row {row.name!r} would be evaluated on the split {split!r}, on which its last layer is "
+                    f"retrained; give data with a test split, name another --split, or leave the row out."
                 )
             last_layer.check(images, FITTED)
 
@@ -256,29 +258,29 @@ def run_comparison(
     device: torch.device | str = "cpu",
     overwrite: bool = False,
 ) -> ComparisonResult:
-    """Train and evaluate what has not been done yet, and write the table.
+    """Train and evaluate all missing runs, and write the table.
 
     Args:
-        comparison: What is compared.
-        out: Folder for `runs.jsonl` (a line a run), `compare.json`, and the models.
-        save_models: Keep each model in `models/ROW-SEED`; a row with "+dfr" that is added later then starts from it.
-        device: Where to evaluate.
-        overwrite: Train and evaluate again what is there under other settings or on other images.
+        comparison: The comparison.
+        out: Folder for `runs.jsonl` (a line per run), `compare.json`, and the models.
+        save_models: Save each model in `models/ROW-SEED`; a row with "+dfr" that is added later starts from it.
+        device: Device to evaluate on.
+        overwrite: Repeat existing runs with other settings or on other images.
 
     Returns:
-        The table, which `compare.json` holds.
+        The table, as in `compare.json`.
 
     Raises:
-        IfamError: There is no seed, or one twice; a row cannot be trained on the data; or `out` cannot be written, or
-            holds runs of the same names with other settings or on images that have changed since.
+        IfamError: There is no seed, or a duplicate one; a row cannot be trained on the data; or `out` cannot be
+            written, or contains runs of the same names with other settings or on images that have changed since.
     """
     seeds, rows = comparison.seeds, comparison.rows
     if not seeds or len(set(seeds)) < len(seeds):
-        raise IfamError(f"seeds is {list(seeds)}, but one or more different numbers are expected; change it.")
+        raise IfamError(f"seeds is {list(seeds)}, but one or more distinct numbers are expected; change it.")
     folders = [_folder(row, seeds[0]) for row in rows]
     if save_models and (same := [row.name for row in rows if folders.count(_folder(row, seeds[0])) > 1]):
         raise IfamError(
-            f"The models of {same[0]!r} and {same[1]!r} would be kept in one folder; rename one of the rows."
+            f"The models of {same[0]!r} and {same[1]!r} would be saved in the same folder; rename one of the rows."
         )
     ensure_writable(out, folder=True)
     for name in () if (out / RUNS).exists() else (TABLE, "compare.html", "models"):
@@ -293,14 +295,14 @@ def run_comparison(
         if not missing:
             continue
         images = comparison.images(seed)
-        # Rows that differ in nothing but the last layer share one training; those with the layer as trained go first.
+        # Rows that differ in the last layer only share one training; rows without retraining come first.
         for training in dict.fromkeys(row.training for row in missing):
             sharing = sorted((row for row in missing if row.training == training), key=lambda row: row.retrained)
             _train_and_evaluate(comparison, sharing, seed, images, runs, save_models, device)
     shared = {key: value for key, value in settings[rows[0].name].items() if key not in ("method", "retrained")}
     conditions = {**shared, "seeds": list(seeds), "threads": torch.get_num_threads(), **provenance()}
     result = ComparisonResult(
-        [comparison.described(row) for row in rows],
+        [comparison.describe(row) for row in rows],
         summarize([with_files(runs.done[row.name, seed], out) for row in rows for seed in seeds]),
         conditions,
         comparison.about,
@@ -320,32 +322,34 @@ def _train_and_evaluate(
     save_models: bool,
     device: torch.device | str,
 ) -> None:
-    """One training, and a run for each row that starts from it."""
+    """One training, and a run for each row that uses it."""
     started, out = time.perf_counter(), runs.path.parent
     models = out / "models" if save_models else None
     runs.announce(rows[0].name, seed)
-    model, facts = _trained(comparison, rows[0], seed, images, runs, models)
+    model, training = _trained(comparison, rows[0], seed, images, runs, models)
     model.to(device)
     for row in rows:
         if row is not rows[0]:
             runs.announce(row.name, seed)
-        seconds, extra = facts["seconds"], {}
+        seconds, extra = training["seconds"], {}
         if row.retrained:
             label = f"embedding for {row.name}, seed {seed}"
-            again = last_layer.retrain(model, images, split=FITTED, seed=seed, label=label)
-            seconds, extra = seconds + again.seconds, {"retraining": asdict(again)}
+            retraining = last_layer.retrain(model, images, split=FITTED, seed=seed, label=label)
+            seconds, extra = seconds + retraining.seconds, {"retraining": asdict(retraining)}
         split, label = comparison.eval_split(images), f"evaluating {row.name}, seed {seed}"
         evaluation = evaluate(model, images, split, num_resamples=comparison.num_resamples, label=label)
         if models is not None and rank_and_world_size()[0] == 0:
             root = None if comparison.root is None else str(comparison.root.absolute())
-            remembered = {
+            training_data = {
                 "benchmark": comparison.benchmark,
                 "root": root,
                 "data": comparison.options(seed),
                 "seed": seed,
                 **training_list(images),
             }
-            hub.save(model, models / _folder(row, seed), {**remembered, "best_epoch": facts["best_epoch"], **extra})
+            hub.save(
+                model, models / _folder(row, seed), {**training_data, "best_epoch": training["best_epoch"], **extra}
+            )
         figures = {**_figures(evaluation), "seconds": seconds}
         if model.masks_input:
             figures["hidden_influence"] = hidden_influence(model, images.split(split))
@@ -358,9 +362,9 @@ def _train_and_evaluate(
                 seed=seed,
                 figures=figures,
                 groups=evaluation.predictor.groups,
-                parameters=facts["parameters"],
-                best_epoch=facts["best_epoch"],
-                history=facts["history"],
+                parameters=training["parameters"],
+                best_epoch=training["best_epoch"],
+                history=training["history"],
                 retraining=extra.get("retraining"),
                 elapsed=time.perf_counter() - started,
                 evaluation=to_json(evaluation),
@@ -375,11 +379,11 @@ def _train_and_evaluate(
 def _trained(
     comparison: Comparison, row: Row, seed: int, images: Benchmark, runs: Runs, models: Path | None
 ) -> tuple[Classifier, dict[str, Any]]:
-    """The model of a row before its last layer is fitted again: trained now, or kept from an earlier run."""
+    """The model of a row before retraining its last layer: trained now, or saved by an earlier run."""
     if models is not None:
-        for other in comparison.rows:
-            run, folder = runs.done.get((other.name, seed)), models / _folder(other, seed)
-            if other.training == row.training and not other.retrained and run is not None and folder.is_dir():
+        for earlier in comparison.rows:
+            run, folder = runs.done.get((earlier.name, seed)), models / _folder(earlier, seed)
+            if earlier.training == row.training and not earlier.retrained and run is not None and folder.is_dir():
                 facts = {key: getattr(run, key) for key in ("parameters", "best_epoch", "history")}
                 return hub.load(folder), {**facts, "seconds": run.figures["seconds"]}
     seed_everything(seed)
@@ -392,7 +396,7 @@ def _trained(
 
 
 def _figures(evaluation: Evaluation) -> dict[str, float]:
-    """The figures of the table, those that there are."""
+    """The available figures of the table."""
     answer, selector = evaluation.predictor, evaluation.selector
     figures = {
         "worst_group": answer.worst_group,

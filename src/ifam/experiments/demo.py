@@ -1,4 +1,4 @@
-"""`ifam demo`: a comparison of a plain ViT and this model on drawn birds whose background lies, with pictures."""
+"""`ifam demo`: a comparison of a plain ViT and iFAM on synthetic birds with misleading backgrounds, with pictures."""
 
 import os
 from dataclasses import replace
@@ -25,12 +25,12 @@ ABOUT = (
 
 
 def demo_comparison(seed: int = 0, seeds: int = 1, quick: bool = False) -> Comparison:
-    """What the demo compares; recipes/compare/demo.yaml says the same.
+    """The comparison of the demo, the same as recipes/compare/demo.yaml.
 
     Args:
         seed: First seed, of data and training.
-        seeds: How many.
-        quick: Little data and one epoch: only shows that everything runs.
+        seeds: Number of seeds.
+        quick: Little data and one epoch, to check that everything runs.
 
     Raises:
         IfamError: There is no seed.
@@ -51,13 +51,13 @@ def run_demo(
     """Train, evaluate and draw.
 
     Args:
-        comparison: As `demo_comparison` gives it.
+        comparison: Result of `demo_comparison`.
         out: Folder for `compare.json`, `runs.jsonl`, `pictures.png` and `models/`.
-        threads: CPU threads; as many as there are cores where None.
-        overwrite: Train again what is there with other settings.
+        threads: CPU threads; the number of cores if None.
+        overwrite: Repeat existing runs with other settings.
 
     Raises:
-        IfamError: The folder cannot be written or holds something else.
+        IfamError: The folder cannot be written or contains other files.
     """
     torch.set_num_threads(threads or os.cpu_count() or 1)
     if not (out / "runs.jsonl").exists():
@@ -70,14 +70,14 @@ def run_demo(
 
 def _contact_sheet(result: ComparisonResult, folder: Path) -> Image.Image:
     """The first image of each group: input, parts, what the predictor saw, and both answers."""
-    plain, ours = result.rows
+    plain, ifam = result.rows
     panels, captions = [], []
     groups = set()
-    for other, picture in zip(plain.pictures, ours.pictures, strict=True):
+    for plain_picture, picture in zip(plain.pictures, ifam.pictures, strict=True):
         if picture.group not in groups and picture.parts and picture.seen:
             groups.add(picture.group)
             panels.append([_open(folder / file) for file in (picture.image, picture.parts, picture.seen)])
-            captions.append(f"{picture.group}.  plain ViT: {other.answer};  iFAM: {picture.answer}")
+            captions.append(f"{picture.group}.  plain ViT: {plain_picture.answer};  iFAM: {picture.answer}")
     return contact_sheet(panels, captions)
 
 

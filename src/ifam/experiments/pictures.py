@@ -1,4 +1,4 @@
-"""Pictures of a comparison: the same images for every method, with what each of them saw and answered."""
+"""Pictures of a comparison: the same images for every method, with what it saw and answered."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -17,30 +17,30 @@ FOLDER = "pictures"
 
 
 def first_of_each_group(images: Benchmark, split: str, count: int) -> list[int]:
-    """The first images of each group: chosen by position, not by how well they came out."""
-    chosen: dict[int, list[int]] = {group: [] for group in range(len(images.group_names))}
+    """Indices of the first images of each group, independent of results."""
+    indices: dict[int, list[int]] = {group: [] for group in range(len(images.group_names))}
     examples = images.split(split)
     for index, group in enumerate(images.groups(split)):
-        if len(chosen[int(group)]) < count:
-            chosen[int(group)].append(index)
-        if all(len(of_group) >= min(count, len(examples)) for of_group in chosen.values()):
+        if len(indices[int(group)]) < count:
+            indices[int(group)].append(index)
+        if all(len(of_group) >= min(count, len(examples)) for of_group in indices.values()):
             break
-    return [index for of_group in chosen.values() for index in of_group]
+    return [index for of_group in indices.values() for index in of_group]
 
 
 @torch.inference_mode()
 def draw_pictures(
     model: Classifier, images: Benchmark, split: str, count: int, folder: Path, row: str
 ) -> list[Picture]:
-    """Draw the first images of each group, and what a model answers to them.
+    """Draw the first images of each group, with the answers of a model.
 
     Args:
         model: The model, in evaluation mode.
         images: The data.
         split: Split to draw from.
         count: Images of each group.
-        folder: Where the results are; pictures go to `pictures/` in it.
-        row: A name for the files of this model.
+        folder: Folder of the results; pictures are written to its subfolder `pictures/`.
+        row: Name for the files of this model.
     """
     indices, examples = first_of_each_group(images, split, count), images.split(split)
     batch = collate([Prepared(examples, model.image_size, model.normalization)[index] for index in indices])
@@ -67,16 +67,16 @@ def draw_pictures(
 
 
 def with_files(run: Run, folder: Path) -> Run:
-    """A run without the pictures whose files are gone, as in a copy of `runs.jsonl` alone."""
+    """A run without pictures whose files are missing, as in a copy of `runs.jsonl` alone."""
     files = [[picture.image, picture.parts, picture.seen] for picture in run.pictures]
-    there = [all((folder / file).is_file() for file in names if file) for names in files]
-    return replace(run, pictures=[picture for picture, whole in zip(run.pictures, there, strict=True) if whole])
+    complete = [all((folder / file).is_file() for file in names if file) for names in files]
+    return replace(run, pictures=[picture for picture, keep in zip(run.pictures, complete, strict=True) if keep])
 
 
 def _save(image: Image.Image, folder: Path, name: str) -> str:
-    """Write a picture, and give its name relative to the folder of the results."""
+    """Write a picture, and return its path relative to the folder of the results."""
     path = f"{FOLDER}/{name}.webp"
     with replacing(folder / path) as beside:
-        # Small pictures are drawn in sharp squares, larger ones are photographs.
+        # Small pictures have sharp pixels, larger ones are photographs.
         image.save(beside, lossless=max(image.size) <= 160, quality=82)
     return path

@@ -1,4 +1,4 @@
-"""Runs that are done, kept in a file, so that what was interrupted goes on where it was."""
+"""A log of finished runs, so that an interrupted comparison continues where it stopped."""
 
 import logging
 import statistics
@@ -15,23 +15,23 @@ from ifam.serialization import flat, from_json, to_json
 
 logger = logging.getLogger(__name__)
 
-# Name of a row, and seed.
+# Name of a row and seed.
 Key = tuple[str, int]
 
 
 class Runs:
-    """Runs by name and seed, a line of JSON each.
+    """Runs by name and seed, one line of JSON each.
 
     Args:
-        path: The file; made if need be.
-        wanted: Settings of each run that is wanted. Others in the file stay there.
-        overwrite: Whether a run of other settings is done again; its line stays, and the later one counts.
+        path: The file; created if needed.
+        wanted: Settings of each requested run. Other runs in the file are left as they are.
+        overwrite: Whether to repeat runs with other settings; the last line of a run counts.
 
     Attributes:
-        done: The runs in the file.
+        done: Finished runs.
 
     Raises:
-        IfamError: The file cannot be written or is damaged, or a run that is wanted has other settings in it.
+        IfamError: The file cannot be written or is damaged, or a requested run has other settings in it.
     """
 
     def __init__(self, path: Path, wanted: Mapping[Key, Mapping[str, Any]], *, overwrite: bool = False) -> None:
@@ -56,7 +56,7 @@ class Runs:
                 ) from error
 
     def _difference(self, key: Key) -> str | None:
-        """In which setting a run differs from what is wanted, as a sentence: the two are never mixed."""
+        """The first setting in which a run differs from the requested one, as an error message."""
         before, now = (dict(flat(settings)) for settings in (self.done[key].settings, self.wanted[key]))
         for name in sorted({**before, **now}):
             if before.get(name) != now.get(name):
@@ -73,22 +73,22 @@ class Runs:
         return None
 
     def add(self, run: Run) -> None:
-        """Keep a run, at once: what comes after it may be interrupted. Of several processes the first writes."""
+        """Add a run to the log; with several processes, the first writes."""
         if rank_and_world_size()[0] == 0:
             self.log.add(to_json(run))
         self.done[run.row, run.seed] = run
 
     def announce(self, name: str, seed: int) -> None:
-        """Say which run begins, and how long all that are left will take; of several processes the first says it."""
+        """Log which run begins, and the estimated time left; with several processes, only the first logs."""
         if rank_and_world_size()[0] > 0:
             return
         left = [key for key in self.wanted if key not in self.done]
-        took: dict[str, list[float]] = {}
+        durations: dict[str, list[float]] = {}
         for (row, _), run in self.done.items():
-            took.setdefault(row, []).append(run.elapsed)
-        # A row that has not run yet is taken to be like the others.
-        usual = [seconds for of_row in took.values() for seconds in of_row]
-        seconds = sum(statistics.fmean(took.get(row, usual)) for row, _ in left) if usual else None
+            durations.setdefault(row, []).append(run.elapsed)
+        # A row without a finished run is assumed to take as long as the others.
+        typical = [seconds for of_row in durations.values() for seconds in of_row]
+        seconds = sum(statistics.fmean(durations.get(row, typical)) for row, _ in left) if typical else None
         estimate = "" if seconds is None else f", about {duration(seconds)} left in all"
         number = len(self.wanted) - len(left) + 1
         logger.info("Run %d of %d: %s, seed %d%s", number, len(self.wanted), name, seed, estimate)
