@@ -90,8 +90,8 @@ def prepare(root: Path, out: Path | None = None, tubes: Path | None = None) -> d
             target = out / MASKS / f"{name}.png"
             if not target.exists():
                 mask = draw_runs(encoded, dicom_size(files[name]), f"{root / 'train-rle.csv'}, {name}")
-                with replacing(target) as beside:
-                    Image.fromarray(mask.astype(np.uint8) * 255).save(beside, format="PNG")
+                with replacing(target) as temporary:
+                    Image.fromarray(mask.astype(np.uint8) * 255).save(temporary, format="PNG")
             bar.advance(task)
     for folder in counts:
         for label in (0, 1):
@@ -169,8 +169,8 @@ def _link(source: Path, folder: Path) -> None:
     try:
         os.link(source, target)
     except OSError:
-        with replacing(target) as beside:
-            shutil.copy2(source, beside)
+        with replacing(target) as temporary:
+            shutil.copy2(source, temporary)
 
 
 class _PlainUnpickler(pickle.Unpickler):

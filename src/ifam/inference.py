@@ -286,10 +286,10 @@ def _classify(
     return rows
 
 
-def _draw(row: Prediction, item: _Item, output: Output, i: int, folder: Path, hides: bool) -> Prediction:
+def _draw(row: Prediction, item: _Item, output: Output, i: int, folder: Path, masks_input: bool) -> Prediction:
     """The row with its picture, which is written to the folder."""
     assert output.mask is not None, "only models that select parts are drawn"
-    if not hides:
+    if not masks_input:
         seen = f"{row.visible_fraction:.0%} of the patches in the mask, which hides nothing"
     elif row.empty:
         seen = "nothing visible: the answer is the predictor's prior"
@@ -303,8 +303,8 @@ def _draw(row: Prediction, item: _Item, output: Output, i: int, folder: Path, hi
         caption=f"{printable(row.path.name)} · {seen}",
     )
     path = folder / f"{item.name}.png"
-    with replacing(path) as beside:
-        picture.save(beside)
+    with replacing(path) as temporary:
+        picture.save(temporary)
     return Prediction(**{**vars(row), "overlay": path})
 
 

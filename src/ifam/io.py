@@ -120,16 +120,16 @@ def replacing(path: Path) -> Iterator[Path]:
         return
     target = Path(os.path.realpath(path))
     # Pillow takes the format from the suffix.
-    beside = target.with_name(f".{target.stem[:80]}.{os.getpid()}.tmp{target.suffix}")
+    temporary = target.with_name(f".{target.stem[:80]}.{os.getpid()}.tmp{target.suffix}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        yield beside
-        beside.replace(target)
+        yield temporary
+        temporary.replace(target)
     except OSError as error:
         raise _unwritable(path, error) from error
     finally:
         with suppress(OSError):
-            beside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -140,8 +140,8 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         IfamError: It cannot be written.
     """
-    with replacing(path) as beside:
-        beside.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
 
 
 def write_json(path: Path, content: Mapping[str, Any], **options: Any) -> None:

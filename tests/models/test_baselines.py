@@ -157,15 +157,15 @@ def test_the_last_layer_gives_the_answer(name, batch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
-def test_a_trunk_never_learns_at_the_rate_of_a_head(name):
+def test_a_backbone_never_learns_at_the_rate_of_a_head(name):
     model = make(name)
     rates = {"selector_lr_factor": 3.0, "predictor_lr_factor": 5.0}
     config = replace(TRAIN, head_lr_factor=13.0, prototype_lr_factor=13.0, modulation_lr_factor=13.0, **rates)
-    trunks = [key for key, module in model.named_modules() if isinstance(module, Backbone)]
-    assert trunks
+    backbones = [key for key, module in model.named_modules() if isinstance(module, Backbone)]
+    assert backbones
     for group in parameter_groups(model, config):
         for key in group.parameters:
-            inside = [trunk for trunk in trunks if key.startswith(f"{trunk}.")]
+            inside = [name for name in backbones if key.startswith(f"{name}.")]
             assert group.lr_scale == ({"selector": 3.0, "predictor": 5.0}[key.split(".")[0]] if inside else 13.0), key
 
 

@@ -258,7 +258,7 @@ def test_every_term_is_logged_by_name_and_they_add_up(birds):
 
 
 def test_nothing_runs_twice(birds):
-    """One pass of the selector's trunk over images and transformed images, one of the predictor over images alone."""
+    """One pass of the selector's backbone over images and transformed images, one of the predictor over images."""
     model = make()
     prepare(model, TRAIN)
     module = Training(model, TRAIN, LossConfig(equivariance=0.0), birds, 32)

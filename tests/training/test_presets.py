@@ -167,8 +167,8 @@ def test_each_trains_for_two_steps(path, tmp_path):
     assert result.history[0]["train/total"] > 0
     moved = {key for key, value in net.named_parameters() if not torch.equal(value, before[key])}
     assert {"predictor.head.weight", "selector.prototypes", "selector.classifier.weight"} <= moved
-    trunk = any(key.startswith("predictor.backbone.vit.blocks") for key in moved)
-    assert trunk == (train.predictor_tuning == "all")
+    backbone_moved = any(key.startswith("predictor.backbone.vit.blocks") for key in moved)
+    assert backbone_moved == (train.predictor_tuning == "all")
     assert not any(key.startswith("selector.backbone.vit.blocks") for key in moved)
 
 

@@ -290,7 +290,7 @@ def pretrain_tiny(
     device: str = "cpu",
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Pretrain the tiny backbone on random scenes and write its weights, with their hash beside them.
+    """Pretrain the tiny backbone on random scenes and write its weights, and a JSON file with their hash.
 
     The same seed, steps, batch size, threads and versions give the same file, bit for bit, on one kind of
     CPU. Without `steps`, a short trial measures the speed and the number of steps is chosen to fill the minutes;
@@ -341,8 +341,8 @@ def _save(trainer: _Trainer, out: Path, run: dict[str, Any]) -> dict[str, Any]:
     about = {**run, "arch": TINY_ARCH, "versions": versions, "mean": MEAN, "std": STD}
     # One key only: safetensors does not fix the order of several, which would change the hash.
     content = save(weights, metadata={"ifam": json.dumps(about, sort_keys=True)})
-    with replacing(out) as beside:
-        beside.write_bytes(content)
+    with replacing(out) as temporary:
+        temporary.write_bytes(content)
     record = {
         "file": out.name,
         "sha256": hashlib.sha256(content).hexdigest(),

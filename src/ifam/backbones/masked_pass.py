@@ -1,7 +1,7 @@
 """One forward pass over the visible patches, which are gathered before they are embedded.
 
 No pixel of a hidden patch enters a computation whose result is used. With `mask_gradient="full"`, hidden patches are
-processed beside the visible ones, without gradient, as extra queries that are never keys.
+processed next to the visible ones, without gradient, as extra queries that are never keys.
 """
 
 from collections.abc import Callable
@@ -43,7 +43,7 @@ class MaskedPass:
     Args:
         vit: The transformer.
         images: Images [B, 3, S1, S2] in the normalization that its weights expect.
-        layout: Which patches are visible, and how their tokens lie in memory.
+        layout: Which patches are visible, and the memory layout of their tokens.
     """
 
     def __init__(self, vit: Vit, images: Tensor, layout: Layout) -> None:
@@ -170,7 +170,7 @@ def pool(tokens: Float[Tensor, "B N D"], real: Bool[Tensor, "B N"] | None, vit: 
 
 
 def choose_layout(vit: Vit, visible: Bool[Tensor, "B P"], execution: Execution, *, compiled: bool = False) -> Layout:
-    """How the visible tokens lie in memory.
+    """Choose the memory layout of the visible tokens.
 
     Args:
         vit: The transformer.

@@ -35,7 +35,7 @@ _GUESSES: dict[int, Path] = {}
 def load_image(path: str | Path, white: int = 0) -> Image.Image:
     """Read an image of any mode as a viewer would display it.
 
-    EXIF orientation is applied, transparent pixels are shown over white, and color profiles are ignored. Values of
+    EXIF orientation is applied, transparent pixels are blended with white, and color profiles are ignored. Values of
     more than 8 bits are divided by the white value and never stretched to the image's own range, so that images of one
     data set stay comparable. The white value is, in this order, `white`, the one stated by the format (TIFF samples of
     10, 12 or 14 bits, PGM, PPM), or else the smallest of 1 (floating point), 255, 1023, 4095, 16383 and 65535 that no

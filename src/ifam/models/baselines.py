@@ -116,7 +116,7 @@ class AttentivePool(nn.Module):
 
 
 class GivenMask(OneStage):
-    """The oracle: the predictor alone, shown the patches of the data set's true masks, in training and evaluation.
+    """The oracle: the predictor alone, given the patches of the data set's true masks, in training and evaluation.
 
     It sees exactly the pixels of these patches, as `IFAM` sees those that the selector chose; parts are never dropped.
     A patch counts as object if the object covers half of it; without such a patch, the predictor's prior is predicted.

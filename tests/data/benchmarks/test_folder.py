@@ -99,7 +99,7 @@ def test_splits_of_their_own(tmp_path):
         "val": [1, 2],
         "test": [2, 1],
     }
-    assert data.note == "validation images as found in val/"
+    assert data.note == "validation images from val/"
 
 
 def test_without_val_the_training_images_are_cut_and_the_test_images_are_not_touched(tmp_path):

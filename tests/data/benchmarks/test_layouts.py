@@ -177,7 +177,7 @@ def test_metashift_without_contexts_and_with_val(load, tmp_path):
     metashift = load_benchmark("metashift", tmp_path)
     assert metashift.group_names == ("cat", "dog")
     assert names(metashift.split("val")) == ["val0.jpg", "val1.jpg"] * 2
-    assert metashift.note == "validation images as found in val/"
+    assert metashift.note == "validation images from val/"
 
 
 def test_metashift_refuses_other_folders(load, tmp_path):

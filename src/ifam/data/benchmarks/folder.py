@@ -77,7 +77,7 @@ def _load_classes(root: Path, config: FolderConfig) -> Benchmark:
     listing.warn(root)
     if not any(splits.values()):
         raise IfamError(f"{root} has no images in class folders; sort the images into {root / 'CLASS'}/.")
-    note = f"validation images as found in {folders['val'].name}/" if "val" in folders else ""
+    note = f"validation images from {folders['val'].name}/" if "val" in folders else ""
     # The files were checked above, class by class.
     checked = replace(config, check=False, skip_bad=False)
     return _assemble(Benchmark("folder", {}, classes, classes, note), splits, config, checked)

@@ -46,7 +46,7 @@ def load_metashift(root: Path | None, config: MetashiftConfig) -> Benchmark:
     splits: dict[str, list[Record]] = {}
     for split, label, path in images:
         splits.setdefault(split, []).append(Record(path, label, groups.index(names[label, path])))
-    note = "validation images as found in val/" if "val" in splits else ""
+    note = "validation images from val/" if "val" in splits else ""
     return assemble(
         Benchmark("metashift", {}, CLASSES, tuple(groups), note), splits, config, group_key=lambda r: r.path.name
     )
