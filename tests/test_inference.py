@@ -15,7 +15,7 @@ from PIL import Image
 from ifam.checkpoints import hub
 from ifam.cli.main import main
 from ifam.config import ModelConfig
-from ifam.data.base import Prepared
+from ifam.data.base import TransformedDataset
 from ifam.errors import IfamError
 from ifam.inference import display_crop, load_image, predict, preprocess, print_predictions
 from ifam.models.ifam import IFAM
@@ -84,7 +84,7 @@ def test_preprocessing_is_that_of_evaluation(model):
         def __getitem__(self, index: int) -> dict:
             return {"image": photo(PHOTOS[index]), "label": 0}
 
-    prepared = Prepared(Three(), model.image_size, model.normalization)
+    prepared = TransformedDataset(Three(), model.image_size, model.normalization)
     for index, name in enumerate(PHOTOS):
         assert torch.equal(preprocess(photo(name), model), prepared[index]["image"])
 

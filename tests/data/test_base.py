@@ -12,7 +12,7 @@ from ifam.data import (
     ImageDataset,
     Pondbirds,
     PondbirdsConfig,
-    Prepared,
+    TransformedDataset,
     collate,
     denormalize,
     load_benchmark,
@@ -80,7 +80,7 @@ def test_training_and_prediction_see_the_same(make_model):
     model = make_model()
     for shape in [(200, 300), (97, 64), (64, 64), (30, 41)]:
         image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8))
-        evaluated = Prepared(One(image=image), model.image_size, model.normalization)[0]["image"]
+        evaluated = TransformedDataset(One(image=image), model.image_size, model.normalization)[0]["image"]
         torch.testing.assert_close(evaluated, preprocess(image, model), rtol=0, atol=1e-6)
 
 
@@ -93,7 +93,7 @@ def test_pixels_are_scaled_and_normalized():
     pixels = Image.new("RGB", (20, 20), (255, 51, 0))
     tensor = torch.tensor([1.0, 0.2, 0.0])[:, None, None].expand(3, 20, 20)
     for image in (pixels, tensor):
-        example = Prepared(One(image=image), (16, 16), (mean, std))[0]
+        example = TransformedDataset(One(image=image), (16, 16), (mean, std))[0]
         assert example["image"].dtype == torch.float32
         torch.testing.assert_close(example["image"], torch.tensor(expected)[:, None, None].expand(3, 16, 16))
         back = denormalize(example["image"], (mean, std))
@@ -106,9 +106,9 @@ def test_colours_outside_of_what_can_be_shown_are_cut():
 
 def test_labels_groups_and_masks():
     image, mask = half_and_half(20, 20)
-    example = Prepared(One(image=image, group=3, mask=mask), (16, 16), PLAIN)[0]
+    example = TransformedDataset(One(image=image, group=3, mask=mask), (16, 16), PLAIN)[0]
     assert (example["label"], example["group"]) == (1, 3)
-    bare = Prepared(One(image=image), (16, 16), PLAIN)[0]
+    bare = TransformedDataset(One(image=image), (16, 16), PLAIN)[0]
     assert (bare["label"], bare["group"], bare["mask"]) == (1, 1, None)
 
 
@@ -126,7 +126,7 @@ def agreement(example):
 @pytest.mark.parametrize("shape", [(80, 80), (50, 200), (200, 90), (31, 33)])
 def test_masks_follow_their_images(augmentation, shape):
     image, mask = half_and_half(*shape)
-    prepared = Prepared(One(image=image, mask=mask), (64, 64), PLAIN, augmentation)
+    prepared = TransformedDataset(One(image=image, mask=mask), (64, 64), PLAIN, augmentation)
     for _ in range(12):
         example = prepared[0]
         assert example["mask"].shape == (64, 64)
@@ -137,7 +137,7 @@ def test_masks_follow_their_images(augmentation, shape):
 
 def test_without_augmentation_nothing_is_random():
     image, mask = half_and_half(50, 70)
-    prepared = Prepared(One(image=image, mask=mask), (64, 64), PLAIN)
+    prepared = TransformedDataset(One(image=image, mask=mask), (64, 64), PLAIN)
     state = torch.get_rng_state()
     first, second = prepared[0], prepared[1]
     assert torch.equal(first["image"], second["image"])
@@ -149,11 +149,11 @@ def test_an_augmentation_that_is_off_is_off():
     """Every arrow points where it pointed, and crops are where they were, unless that is asked for."""
     arrow = torch.zeros(3, 80, 80)
     arrow[:, 20:60, 10:40] = 1.0
-    plain = Prepared(One(image=arrow), (80, 80), PLAIN)[0]["image"]
+    plain = TransformedDataset(One(image=arrow), (80, 80), PLAIN)[0]["image"]
     for augmentation in (Augmentation(), Augmentation(flip=False, crop=1.0)):
-        prepared = Prepared(One(image=arrow), (80, 80), PLAIN, augmentation)
+        prepared = TransformedDataset(One(image=arrow), (80, 80), PLAIN, augmentation)
         assert all(torch.equal(prepared[0]["image"], plain) for _ in range(20))
-    cropped = Prepared(One(image=arrow), (80, 80), PLAIN, Augmentation(crop=0.9))
+    cropped = TransformedDataset(One(image=arrow), (80, 80), PLAIN, Augmentation(crop=0.9))
     assert all(cropped[0]["image"][0, 40].argmax() < 30 for _ in range(20))  # cropped, and never mirrored
     said = [str(Augmentation(flip, crop)) for flip in (False, True) for crop in (1.0, 0.8)]
     assert said[0] == "none"
@@ -162,13 +162,13 @@ def test_an_augmentation_that_is_off_is_off():
 
 def test_augmentation_flips_half_of_the_images_and_crops_no_more_than_it_may():
     image, mask = half_and_half(80, 80)
-    flips = Prepared(One(image=image, mask=mask), (80, 80), PLAIN, Augmentation(flip=True))
+    flips = TransformedDataset(One(image=image, mask=mask), (80, 80), PLAIN, Augmentation(flip=True))
     pixels = [float(flips[0]["image"][0, 0, 0]) for _ in range(200)]
     assert set(pixels) == {0.0, 1.0}
     assert 0.35 < sum(pixels) / 200 < 0.65
     assert {float(flips[0]["mask"].float().mean()) for _ in range(10)} == {0.5}  # flipped, and not cropped
     ramp = torch.arange(80.0).expand(3, 80, 80) / 80
-    crops = Prepared(One(image=ramp), (80, 80), PLAIN, Augmentation(crop=0.6))
+    crops = TransformedDataset(One(image=ramp), (80, 80), PLAIN, Augmentation(crop=0.6))
     spans = [float(x.max() - x.min()) for x in (crops[0]["image"] for _ in range(50))]
     # A crop of 60 % of the area and an aspect of 3/4 spans at least sqrt(0.6 * 3/4) of the width.
     assert min(spans) > 0.64
@@ -180,7 +180,7 @@ def test_augmentation_flips_half_of_the_images_and_crops_no_more_than_it_may():
 
 def test_collate():
     image, mask = half_and_half(20, 20)
-    prepared = Prepared(One(image=image, mask=mask, group=2), (16, 24), PLAIN)
+    prepared = TransformedDataset(One(image=image, mask=mask, group=2), (16, 24), PLAIN)
     batch = collate([prepared[i] for i in range(3)])
     assert batch.images.shape == (3, 3, 16, 24)
     assert batch.labels.tolist() == [1, 1, 1]
@@ -194,15 +194,15 @@ def test_collate():
 
 def test_masks_are_all_there_or_not_at_all():
     image, mask = half_and_half(16, 16)
-    with_mask = Prepared(One(image=image, mask=mask), (16, 16), PLAIN)[0]
-    without = Prepared(One(image=image), (16, 16), PLAIN)[0]
+    with_mask = TransformedDataset(One(image=image, mask=mask), (16, 16), PLAIN)[0]
+    without = TransformedDataset(One(image=image), (16, 16), PLAIN)[0]
     assert collate([with_mask, without]).masks is None
 
 
 def test_pondbirds_are_examples():
     birds = Pondbirds("val", PondbirdsConfig(num_train=2, num_val=4, num_test=2))
     assert isinstance(birds, ImageDataset)
-    prepared = Prepared(birds, (80, 80), PLAIN)
+    prepared = TransformedDataset(birds, (80, 80), PLAIN)
     assert len(prepared) == 4
     batch = collate([prepared[i] for i in range(4)])
     assert torch.equal(batch.images, birds.images)
@@ -236,7 +236,7 @@ def spotted(height=40, width=60):
 @pytest.mark.parametrize("augmentation", [None, Augmentation(flip=True), Augmentation(flip=True, crop=0.5)], ids=str)
 @pytest.mark.parametrize("size", [(40, 60), (80, 120), (64, 64), (48, 96)])
 def test_keypoints_boxes_and_parts_follow_their_images(augmentation, size):
-    prepared = Prepared(One(**spotted()), size, PLAIN, augmentation)
+    prepared = TransformedDataset(One(**spotted()), size, PLAIN, augmentation)
     seen = 0
     for _ in range(12):
         example = prepared[0]
@@ -262,18 +262,18 @@ def test_keypoints_boxes_and_parts_follow_their_images(augmentation, size):
 
 def test_keypoints_in_numbers():
     """Twice as large and cut: 60 x 40 becomes 120 x 80, of which the middle 80 columns stay."""
-    example = Prepared(One(**spotted()), (80, 80), PLAIN)[0]
+    example = TransformedDataset(One(**spotted()), (80, 80), PLAIN)[0]
     # At 2 * 10 - 20 = 0 the first is on the border; the second is at 80, on the other.
     assert example["keypoints"].tolist() == [[0, 16, 1], [80, 60, 1], [40, 40, 0]]
     assert example["box"].tolist() == [-4, 12, 88, 52]
     further = {**spotted(), "keypoints": torch.tensor([[9.0, 8.0, 1.0], [51.0, 8.0, 1.0], [30.0, 41.0, 1.0]])}
-    assert Prepared(One(**further), (80, 80), PLAIN)[0]["keypoints"][:, 2].tolist() == [0, 0, 0]
+    assert TransformedDataset(One(**further), (80, 80), PLAIN)[0]["keypoints"][:, 2].tolist() == [0, 0, 0]
 
 
 def test_annotations_that_are_not_there_are_none():
-    bare = Prepared(One(image=torch.zeros(3, 20, 20)), (16, 16), PLAIN)[0]
+    bare = TransformedDataset(One(image=torch.zeros(3, 20, 20)), (16, 16), PLAIN)[0]
     assert (bare["mask"], bare["keypoints"], bare["box"], bare["part_labels"]) == (None, None, None, None)
-    box = Prepared(One(image=torch.zeros(3, 20, 20), box=torch.tensor([1.0, 2, 3, 4])), (20, 20), PLAIN)[0]
+    box = TransformedDataset(One(image=torch.zeros(3, 20, 20), box=torch.tensor([1.0, 2, 3, 4])), (20, 20), PLAIN)[0]
     assert box["keypoints"] is None
     assert box["box"].tolist() == [1, 2, 3, 4]
 
@@ -281,14 +281,14 @@ def test_annotations_that_are_not_there_are_none():
 def test_keypoints_change_no_random_number():
     """What is drawn at random for an image does not depend on what is known of it."""
     torch.manual_seed(3)
-    with_points = Prepared(One(**spotted()), (32, 32), PLAIN, Augmentation(crop=0.3))[0]["image"]
+    with_points = TransformedDataset(One(**spotted()), (32, 32), PLAIN, Augmentation(crop=0.3))[0]["image"]
     torch.manual_seed(3)
-    without = Prepared(One(image=spotted()["image"]), (32, 32), PLAIN, Augmentation(crop=0.3))[0]["image"]
+    without = TransformedDataset(One(image=spotted()["image"]), (32, 32), PLAIN, Augmentation(crop=0.3))[0]["image"]
     assert torch.equal(with_points, without)
 
 
 def test_annotated_examples_collate():
-    example = Prepared(One(**spotted()), (32, 32), PLAIN)[0]
+    example = TransformedDataset(One(**spotted()), (32, 32), PLAIN)[0]
     assert collate([example, example]).images.shape == (2, 3, 32, 32)
 
 
@@ -328,7 +328,7 @@ def test_of_a_strip_the_middle_is_kept(ratio):
     ramp = torch.arange(width, dtype=torch.float32).expand(3, height, width) / width
     points = torch.tensor([[width / 2, 5.0, 1.0], [0.0, 5.0, 1.0]])
     example = {"image": ramp, "mask": ramp[0] >= 0.5, "keypoints": points}
-    prepared = Prepared(One(**example), (40, 40), PLAIN)[0]
+    prepared = TransformedDataset(One(**example), (40, 40), PLAIN)[0]
     shown = prepared["image"][0, 20]
     assert shown[20] == pytest.approx(0.5, abs=1.5 / width)
     assert shown[-1] - shown[0] == pytest.approx(height / width, rel=0.1)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, jaccard_score
 
-from ifam.data import Benchmark, Prepared, load_benchmark
+from ifam.data import Benchmark, TransformedDataset, load_benchmark
 from ifam.errors import IfamError
 from ifam.evaluation.accuracy import Evaluation, evaluate, hidden_influence
 from ifam.models.masking import patch_mask
@@ -48,7 +48,7 @@ def answers(tiny_model):
     """A function from a benchmark to what the model says about each image, asked one by one."""
 
     def ask(benchmark):
-        prepared = Prepared(benchmark.split("test"), tiny_model.image_size, tiny_model.normalization)
+        prepared = TransformedDataset(benchmark.split("test"), tiny_model.image_size, tiny_model.normalization)
         with torch.no_grad():
             return [tiny_model(prepared[i]["image"][None]) for i in range(len(prepared))]
 

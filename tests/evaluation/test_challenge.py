@@ -14,7 +14,7 @@ import miniatures
 from ifam.checkpoints.hub import load
 from ifam.cli.main import main
 from ifam.config import ModelConfig
-from ifam.data import Benchmark, Prepared, load_benchmark
+from ifam.data import Benchmark, TransformedDataset, load_benchmark
 from ifam.data.benchmarks.imagenet9 import cut_outs
 from ifam.data.records import ImageFiles, Record
 from ifam.errors import IfamError
@@ -251,7 +251,7 @@ class Watcher(Told):
 
 
 def test_the_model_sees_the_composite_like_any_image(answers, files, tmp_path):
-    """Pasted at the data's resolution, then resized and cropped as `Prepared` does."""
+    """Pasted at the data's resolution, then resized and cropped as `TransformedDataset` does."""
     model = Watcher(answers)
     assert run(model, files, tmp_path, batch_size=1000).accuracy == 1
     pairs = PairScheduler(LABELS, SCENES, 1000).batch()
@@ -260,7 +260,7 @@ def test_the_model_sees_the_composite_like_any_image(answers, files, tmp_path):
         example = files[0][index]
         image = np.where(example["mask"][..., None], np.asarray(example["image"]), files[1][background]["image"])
         one = {"image": Image.fromarray(image), "label": 0, "mask": example["mask"]}
-        prepared = Prepared([one], (20, 12), model.normalization)[0]
+        prepared = TransformedDataset([one], (20, 12), model.normalization)[0]
         assert torch.equal(model.given.images[row], prepared["image"])
         assert torch.equal(model.given.masks[row], prepared["mask"].bool())
         assert int(model.given.labels[row]) == LABELS[index]
@@ -312,7 +312,7 @@ def test_the_challenge_on_the_command_line(tmp_path, capsys, make_model, classes
             }
             for background in (backgrounds[i] for i in range(len(backgrounds)))
         ]
-        prepared = Prepared(composites, model.image_size, model.normalization)
+        prepared = TransformedDataset(composites, model.image_size, model.normalization)
         with torch.no_grad():
             out = model(torch.stack([prepared[i]["image"] for i in range(len(prepared))]))
         if bool((data.answers(out.logits) == example["label"]).all()):

@@ -10,7 +10,7 @@ import torch
 import miniatures
 from ifam.cli.main import main
 from ifam.config import ModelConfig
-from ifam.data import Benchmark, Prepared, load_benchmark
+from ifam.data import Benchmark, TransformedDataset, load_benchmark
 from ifam.errors import IfamError
 from ifam.evaluation.accuracy import evaluate, evaluate_variants
 from ifam.evaluation.bootstrap import resamples
@@ -68,7 +68,7 @@ def looked(tiny_model):
     """What a model makes of a split, image by image: prepared examples and part maps."""
 
     def look(examples):
-        prepared = Prepared(examples, tiny_model.image_size, tiny_model.normalization)
+        prepared = TransformedDataset(examples, tiny_model.image_size, tiny_model.normalization)
         prepared_examples = [prepared[i] for i in range(len(prepared))]
         with torch.no_grad():
             return prepared_examples, torch.cat([tiny_model(one["image"][None]).part_maps for one in prepared_examples])
@@ -234,7 +234,7 @@ def test_parts_of_pondbirds_are_compared_with_the_birds(make_model):
     data = load_benchmark("pondbirds", options={"num_train": 2, "num_val": 2, "num_test": 8})
     birds = data.split("test")
     parts = evaluate(model, data, num_resamples=0).parts
-    prepared = Prepared(birds, model.image_size, model.normalization)
+    prepared = TransformedDataset(birds, model.image_size, model.normalization)
     with torch.no_grad():
         maps = torch.cat([model(prepared[i]["image"][None]).part_maps for i in range(8)])
     outside = ~birds.parts.any(dim=1, keepdim=True)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ifam.checkpoints.hub import load, read
-from ifam.data import Benchmark, Prepared
+from ifam.data import Benchmark, TransformedDataset
 from ifam.errors import IfamError
 from ifam.evaluation.thresholds import QUANTILES, Thresholds, compute_thresholds, store, stored
 from ifam.models.baselines import PlainViT
@@ -32,7 +32,7 @@ def noise():
 
 @pytest.fixture
 def images(noise, tiny_model):
-    prepared = Prepared(noise.split("train"), tiny_model.image_size, tiny_model.normalization)
+    prepared = TransformedDataset(noise.split("train"), tiny_model.image_size, tiny_model.normalization)
     return torch.stack([prepared[i]["image"] for i in range(len(prepared))])
 
 

@@ -15,7 +15,7 @@ from ifam.checkpoints import hub
 from ifam.cli.main import main
 from ifam.cli.parser import build_parser
 from ifam.config import LossConfig, ModelConfig, TrainConfig
-from ifam.data import Prepared, collate, load_benchmark
+from ifam.data import TransformedDataset, collate, load_benchmark
 from ifam.evaluation.accuracy import evaluate
 from ifam.experiments.compare import Comparison, check_rows, read_rows
 from ifam.models.registry import METHODS, build
@@ -149,7 +149,7 @@ def test_pictures_are_the_first_images_of_each_group_with_the_answers_of_every_m
         assert all((done / file).is_file() for file in files)
         assert lines(done)[name, 1]["pictures"] == []
     model = hub.load(done / "models" / "one-part-0")
-    prepared = Prepared(birds.split("test"), model.image_size, model.normalization)
+    prepared = TransformedDataset(birds.split("test"), model.image_size, model.normalization)
     for picture in lines(done)["one part", 0]["pictures"]:
         with torch.inference_mode():
             probabilities = model(collate([prepared[picture["index"]]]).images).logits[0].softmax(0)

@@ -11,7 +11,7 @@ from conftest import wake
 from ifam.backbones.backbone import Backbone
 from ifam.checkpoints import hub
 from ifam.config import LossConfig, ModelConfig, TrainConfig
-from ifam.data import Benchmark, Prepared, collate, load_benchmark
+from ifam.data import Benchmark, TransformedDataset, collate, load_benchmark
 from ifam.errors import IfamError
 from ifam.evaluation.accuracy import evaluate
 from ifam.models import registry
@@ -50,7 +50,7 @@ def birds():
 @pytest.fixture(scope="module")
 def batch(birds):
     model = make("plain_vit")
-    prepared = Prepared(birds.split("test"), model.image_size, model.normalization)
+    prepared = TransformedDataset(birds.split("test"), model.image_size, model.normalization)
     return collate([prepared[i] for i in range(8)])
 
 

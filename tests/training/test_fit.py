@@ -16,7 +16,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from ifam.backbones.vit import TINY
 from ifam.config import LossConfig, ModelConfig, TrainConfig
-from ifam.data import Augmentation, Benchmark, Prepared, collate, load_benchmark
+from ifam.data import Augmentation, Benchmark, TransformedDataset, collate, load_benchmark
 from ifam.errors import IfamError
 from ifam.evaluation.accuracy import evaluate
 from ifam.models.baselines import PlainViT
@@ -262,7 +262,9 @@ def test_nothing_runs_twice(birds):
     model = make()
     prepare(model, TRAIN)
     module = Training(model, TRAIN, LossConfig(equivariance=0.0), birds, 32)
-    batch = collate([Prepared(birds.split("train"), model.image_size, model.normalization)[i] for i in range(4)])
+    batch = collate(
+        [TransformedDataset(birds.split("train"), model.image_size, model.normalization)[i] for i in range(4)]
+    )
     passes = []
     first = model.selector.backbone.vit.blocks[0]
     first.register_forward_hook(lambda _, args, __: passes.append(("selector", len(args[0]))))
@@ -281,7 +283,9 @@ def test_the_equivariance_term_compares_with_the_maps_of_the_transformed_images(
     model = make().eval()  # without noise
     prepare(model, TRAIN)
     module = Training(model, TRAIN, LossConfig(), birds, 32).eval()
-    batch = collate([Prepared(birds.split("train"), model.image_size, model.normalization)[i] for i in range(4)])
+    batch = collate(
+        [TransformedDataset(birds.split("train"), model.image_size, model.normalization)[i] for i in range(4)]
+    )
     torch.manual_seed(5)
     terms = module.terms(batch)
     torch.manual_seed(5)
@@ -400,7 +404,7 @@ def test_without_augmentation_training_sees_the_images_as_they_are(birds, settin
 
     model = make(Watching)
     fit(model, birds, replace(TRAIN, epochs=1, batch_size=32, **settings))
-    plain = collate(list(Prepared(birds.split("train"), model.image_size, model.normalization)))
+    plain = collate(list(TransformedDataset(birds.split("train"), model.image_size, model.normalization)))
     assert {image.numpy().tobytes() for image in seen[0]} == {image.numpy().tobytes() for image in plain.images}
 
 

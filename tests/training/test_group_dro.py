@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from ifam.config import LossConfig, ModelConfig, TrainConfig
-from ifam.data import Benchmark, Prepared, collate, load_benchmark
+from ifam.data import Benchmark, TransformedDataset, collate, load_benchmark
 from ifam.errors import IfamError
 from ifam.models.registry import METHODS, build
 from ifam.training.batches import Batches
@@ -168,7 +168,7 @@ def make(name):
 
 
 def a_batch(benchmark, model):
-    prepared = Prepared(benchmark.split("train"), model.image_size, model.normalization)
+    prepared = TransformedDataset(benchmark.split("train"), model.image_size, model.normalization)
     return collate([prepared[i] for i in range(16)])
 
 

@@ -13,7 +13,7 @@ from sklearn.preprocessing import StandardScaler
 from ifam.checkpoints import hub
 from ifam.cli.main import main
 from ifam.config import ModelConfig
-from ifam.data import Benchmark, Prepared, collate, load_benchmark
+from ifam.data import Benchmark, TransformedDataset, collate, load_benchmark
 from ifam.errors import IfamError
 from ifam.models.registry import METHODS, build
 from ifam.training.last_layer import LastLayerFitter, embed, retrain
@@ -35,7 +35,7 @@ def make(name="plain_vit", classes=2):
 
 
 def a_batch(benchmark, model, split="val", count=8):
-    prepared = Prepared(benchmark.split(split), model.image_size, model.normalization)
+    prepared = TransformedDataset(benchmark.split(split), model.image_size, model.normalization)
     return collate([prepared[i] for i in range(count)])
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ifam._typing import Bool, Float, Int, Tensor
-from ifam.data import Benchmark, ImageDataset, Prepared, evenly_spaced
+from ifam.data import Benchmark, ImageDataset, TransformedDataset, evenly_spaced
 from ifam.errors import IfamError
 from ifam.models.base import device_of
 from ifam.models.ifam import IFAM
@@ -185,7 +185,7 @@ def from_benchmark(benchmark: Benchmark, split: str, model: IFAM, limit: int) ->
 
 
 def _prepared(examples: ImageDataset, indices: Sequence[int], model: IFAM) -> list[dict[str, Any]]:
-    prepared = Prepared(examples, model.image_size, model.normalization)
+    prepared = TransformedDataset(examples, model.image_size, model.normalization)
     return [prepared[i] for i in indices]
 
 

@@ -188,7 +188,7 @@ class Augmentation:
         return ", ".join(flips + crops) or "none"
 
 
-class Prepared(Dataset[dict[str, Any]]):
+class TransformedDataset(Dataset[dict[str, Any]]):
     """Examples resized, cropped, augmented and normalized for a model; all annotations follow their images.
 
     Args:

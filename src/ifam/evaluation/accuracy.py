@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 
 from ifam._typing import Float, Tensor
-from ifam.data import Benchmark, ImageDataset, Prepared, collate
+from ifam.data import Benchmark, ImageDataset, TransformedDataset, collate
 from ifam.errors import IfamError
 from ifam.evaluation.attacks import hidden_pixel_mask
 from ifam.evaluation.bootstrap import LEVEL, Interval, auroc, interval, mean, resamples, stacked, totals
@@ -324,7 +324,7 @@ def hidden_influence(model: Classifier, examples: ImageDataset, count: int = 64,
         count: Number of images.
         seed: Seed of the noise.
     """
-    prepared = Prepared(examples, model.image_size, model.normalization)
+    prepared = TransformedDataset(examples, model.image_size, model.normalization)
     batch = collate([prepared[i] for i in range(min(count, len(prepared)))]).to(device_of(model))
     with evaluating(model):
         mask, predictor = model.predict_batch(batch).mask, cast(Predictor, model.predictor)

@@ -19,7 +19,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from ifam._typing import Bool, Tensor, UInt8
-from ifam.data import Benchmark, Prepared
+from ifam.data import Benchmark, TransformedDataset
 from ifam.data.records import ImageFiles
 from ifam.errors import IfamError
 from ifam.evaluation.bootstrap import LEVEL, Interval
@@ -157,7 +157,7 @@ def _outcomes(
     """For each batch, the fooled objects, and the robust ones: those evaluated on every background."""
     object_cache, background_cache = _ObjectCache(objects), _BackgroundCache(backgrounds)
     device = device_of(model)
-    prepare = Prepared([], model.image_size, model.normalization).transform
+    prepare = TransformedDataset([], model.image_size, model.normalization).transform
     while pairs := scheduler.batch():
         pasted, masks = _paste(pairs, object_cache, background_cache)
         prepared = prepare({"image": tv_tensors.Image(pasted.to(device)), "mask": tv_tensors.Mask(masks.to(device))})

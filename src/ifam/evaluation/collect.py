@@ -13,7 +13,7 @@ from torch import distributed
 from torch.utils.data import DataLoader, Subset
 
 from ifam._typing import Bool, Tensor
-from ifam.data import Benchmark, Prepared, collate
+from ifam.data import Benchmark, TransformedDataset, collate
 from ifam.distributed import rank_and_world_size
 from ifam.errors import IfamError
 from ifam.evaluation.part_quality import Annotations, annotations, part_rows
@@ -60,7 +60,7 @@ def collect(
     if batch_size < 1:
         raise IfamError(f"batch_size is {batch_size}, but at least 1 is needed.")
     model.check_interventions(true_masks or any(variants))
-    examples = Prepared(benchmark.split(split), model.image_size, model.normalization)
+    examples = TransformedDataset(benchmark.split(split), model.image_size, model.normalization)
     rank, world = rank_and_world_size()
     indices = range(rank, len(examples), world)
     annotated = (len(benchmark.keypoint_names), len(benchmark.part_names))
@@ -96,7 +96,7 @@ def _collate(
     Which figures an image counts for must not depend on the other images of its batch.
 
     Args:
-        examples: Examples of `Prepared`.
+        examples: Examples of `TransformedDataset`.
         annotated: Numbers of keypoints and of named regions.
     """
     known = torch.tensor([example["mask"] is not None for example in examples])

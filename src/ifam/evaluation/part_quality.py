@@ -96,7 +96,7 @@ def annotations(examples: Sequence[Mapping[str, Any]], num_keypoints: int, num_r
     """The annotations of prepared examples.
 
     Args:
-        examples: Examples of `Prepared`.
+        examples: Examples of `TransformedDataset`.
         num_keypoints: Keypoints of the benchmark, 0 for none.
         num_regions: Named regions in `part_labels`, 0 for none.
     """
@@ -238,7 +238,7 @@ def conditions(benchmark: Benchmark, split: str, model: Any, fit: str | None = N
     mean, std = model.normalization
     depends_on: dict[str, Any] = {
         "split": split,
-        "crop": f"shorter side resized, centre cropped to {width} x {height} pixels",
+        "crop": f"shorter side resized, center cropped to {width} x {height} pixels",
         "normalization": {"mean": list(mean), "std": list(std)},
     }
     return (

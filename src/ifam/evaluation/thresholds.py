@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ifam._typing import Tensor
-from ifam.data import Benchmark, Prepared, collate
+from ifam.data import Benchmark, TransformedDataset, collate
 from ifam.data.base import evenly_spaced
 from ifam.errors import IfamError
 from ifam.io import local_path, write_json
@@ -92,7 +92,7 @@ def compute_thresholds(
     if wrong or not quantiles:
         problem = f"{wrong[0]:g} is not" if wrong else "at least one is needed"
         raise IfamError(f"Quantiles are between 0 and 1, but {problem}: 0.05 drops the least sure 5% of patches.")
-    examples = Prepared(benchmark.split(split), model.image_size, model.normalization)
+    examples = TransformedDataset(benchmark.split(split), model.image_size, model.normalization)
     if limit is not None and limit < 1:
         raise IfamError(f"limit is {limit}, but at least 1 image is needed.")
     indices = range(len(examples)) if limit is None else evenly_spaced(len(examples), limit)

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2.functional import to_pil_image
 
-from ifam.data import Benchmark, Prepared, collate
+from ifam.data import Benchmark, TransformedDataset, collate
 from ifam.evaluation.comparisons import Picture, Run
 from ifam.io import replacing
 from ifam.models.base import Classifier, device_of
@@ -43,7 +43,7 @@ def draw_pictures(
         row: Name for the files of this model.
     """
     indices, examples = first_of_each_group(images, split, count), images.split(split)
-    batch = collate([Prepared(examples, model.image_size, model.normalization)[index] for index in indices])
+    batch = collate([TransformedDataset(examples, model.image_size, model.normalization)[index] for index in indices])
     out = model.predict_batch(batch.to(device_of(model)))
     probabilities, answers = out.logits.softmax(dim=1).max(dim=1)
     pictures = []

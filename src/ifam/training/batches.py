@@ -9,7 +9,7 @@ from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 from torch.utils.data import DataLoader, RandomSampler, Subset, WeightedRandomSampler
 
 from ifam.config import TrainConfig
-from ifam.data import Augmentation, Benchmark, Prepared, collate
+from ifam.data import Augmentation, Benchmark, TransformedDataset, collate
 from ifam.models.base import Classifier
 
 
@@ -44,7 +44,7 @@ class Batches(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled images, or every group equally often for GroupDRO; each device loads its share of full batches."""
         rank, world = self._rank_and_world_size()
-        images = Prepared(
+        images = TransformedDataset(
             self.benchmark.split("train"),
             self.model.image_size,
             self.model.normalization,
@@ -66,7 +66,7 @@ class Batches(L.LightningDataModule):
     def val_dataloader(self) -> DataLoader[Any]:
         """Every image once, on one of the devices."""
         rank, world = self._rank_and_world_size()
-        images = Prepared(self.benchmark.split("val"), self.model.image_size, self.model.normalization)
+        images = TransformedDataset(self.benchmark.split("val"), self.model.image_size, self.model.normalization)
         share = images if world == 1 else Subset(images, range(rank, len(images), world))
         return DataLoader(share, shuffle=False, **self.shared)
 

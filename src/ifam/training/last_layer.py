@@ -24,7 +24,7 @@ from sklearn.preprocessing import StandardScaler
 from torch.utils.data import DataLoader
 
 from ifam._typing import Float, Int, Tensor
-from ifam.data import Benchmark, Prepared, collate
+from ifam.data import Benchmark, TransformedDataset, collate
 from ifam.errors import IfamError
 from ifam.models.base import Classifier, device_of
 from ifam.progress import ProgressBar
@@ -170,7 +170,7 @@ def embed(
     Returns:
         Features, classes and groups.
     """
-    examples = Prepared(benchmark.split(split), model.image_size, model.normalization)
+    examples = TransformedDataset(benchmark.split(split), model.image_size, model.normalization)
     loader = DataLoader(examples, batch_size=batch_size, num_workers=workers, collate_fn=collate)
     device = device_of(model)
     inputs: list[Tensor] = []

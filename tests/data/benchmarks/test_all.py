@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ifam.data import BENCHMARKS, Augmentation, ImageDataset, Prepared, collate, load_benchmark
+from ifam.data import BENCHMARKS, Augmentation, ImageDataset, TransformedDataset, collate, load_benchmark
 from ifam.data_config import DATA_CONFIGS
 from ifam.errors import IfamError
 from miniatures import MINIATURES
@@ -122,7 +122,7 @@ def test_examples_become_batches(name, written):
     assert {split: len(examples) for split, examples in benchmark.splits.items()} == SIZES[name]
     for examples in benchmark.splits.values():
         assert isinstance(examples, ImageDataset)
-        prepared = Prepared(examples, (32, 48), PLAIN, Augmentation(flip=True, crop=0.5))
+        prepared = TransformedDataset(examples, (32, 48), PLAIN, Augmentation(flip=True, crop=0.5))
         batch = collate([prepared[i] for i in range(len(prepared))])
         assert batch.images.shape == (len(examples), 3, 32, 48)
         assert 0 <= batch.labels.min() <= batch.labels.max() < len(benchmark.class_names)
@@ -138,7 +138,7 @@ def test_examples_can_be_sent_to_another_process(name, written):
     root, options = written(name)
     for examples in load_benchmark(name, root, options).splits.values():
         there = pickle.loads(pickle.dumps(examples))
-        first, again = Prepared(examples, (16, 16), PLAIN)[0], Prepared(there, (16, 16), PLAIN)[0]
+        first, again = TransformedDataset(examples, (16, 16), PLAIN)[0], TransformedDataset(there, (16, 16), PLAIN)[0]
         assert torch.equal(first["image"], again["image"])
         assert (first["label"], first["group"]) == (again["label"], again["group"])
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ifam.data import BENCHMARKS, FolderConfig, Prepared, collate, load_benchmark, load_folder
+from ifam.data import BENCHMARKS, FolderConfig, TransformedDataset, collate, load_benchmark, load_folder
 from ifam.errors import IfamError
 
 NORMALIZATION = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -66,7 +66,7 @@ def test_examples_are_the_pictures(tmp_path):
     assert example["image"].mode == "RGB"
     assert np.asarray(example["image"])[..., 0].mean() < 30
     assert {train[i]["label"] for i in range(len(train))} == {0, 1}
-    batch = collate([Prepared(train, (32, 48), NORMALIZATION)[i] for i in range(len(train))])
+    batch = collate([TransformedDataset(train, (32, 48), NORMALIZATION)[i] for i in range(len(train))])
     assert batch.images.shape == (len(train), 3, 32, 48)
     assert torch.equal(batch.groups, batch.labels)
     assert batch.masks is None
