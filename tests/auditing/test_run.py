@@ -151,7 +151,7 @@ def test_impossible_settings_are_refused(tiny_model, images, wrong):
 def test_one_image_and_foreign_data_are_refused(tiny_model, images):
     with pytest.raises(IfamError, match="two or more images, but got 1"):
         audit(tiny_model, images[:1])
-    with pytest.raises(IfamError, match="pondbirds has 2 classes, but the model knows 5"):
+    with pytest.raises(IfamError, match="pondbirds has 2 classes, but the model has 5"):
         audit(tiny_model, load_benchmark("pondbirds", options=DATA))
 
 

@@ -8,19 +8,19 @@ from ifam.cli.main import main
 
 # What the file holds, the verb, and what is said.
 WRONG = {
-    "a key twice": ("train:\n  epochs: 3\n  epochs: 4\n", "train", "line 3: epochs is there already, in line 2"),
-    "a verb's key twice": ("seed: 3\nsplit: val\nseed: 4\n", "evaluate", "line 3: seed is there already, in line 1"),
+    "a key twice": ("train:\n  epochs: 3\n  epochs: 4\n", "train", "line 3: epochs was already set in line 2"),
+    "a verb's key twice": ("seed: 3\nsplit: val\nseed: 4\n", "evaluate", "line 3: seed was already set in line 1"),
     "a key twice in a row": (
         "methods:\n  ifam:\n    train: {epochs: 1, epochs: 2}\n",
         "compare",
-        "line 3: epochs is there already",
+        "line 3: epochs was already set",
     ),
-    "a tab": ("train:\n\tepochs: 3\n", "train", "a tab stands where spaces are expected"),
+    "a tab": ("train:\n\tepochs: 3\n", "train", "a tab is used instead of spaces"),
     "unclosed": ("data: [1\n", "train", "is not valid YAML"),
     "empty": ("", "train", "is empty"),
     "comments alone": ("# seed: 3\n", "train", "is empty"),
-    "a list": ("- 1\n", "train", "holds no settings"),
-    "a text": ("just text\n", "train", "holds no settings"),
+    "a list": ("- 1\n", "train", "contains no settings"),
+    "a text": ("just text\n", "train", "contains no settings"),
     "an unknown setting": (
         "epoks: 3\n",
         "train",

@@ -69,8 +69,8 @@ def expected(model, split="test", **settings):
 
 
 def test_everything_that_a_result_depends_on_is_written(model, capsys):
-    found = result(model, "--seed", 3)
-    conditions = found["conditions"]
+    content = result(model, "--seed", 3)
+    conditions = content["conditions"]
     assert conditions["config"]["num_parts"] == 3
     assert conditions["config"]["backbone"] == "vit_tiny_patch16_224"
     assert (conditions["seed"], conditions["split"], conditions["benchmark"]) == (3, "test", "pondbirds")
@@ -79,13 +79,13 @@ def test_everything_that_a_result_depends_on_is_written(model, capsys):
     assert conditions["trained"]["data"] == DATA
     assert all(conditions[name] for name in ("ifam_version", "time"))
     assert "git_revision" in conditions
-    assert "seed 3" in found["extra"]["intervals"]
-    assert found["count"] == 12
-    assert sum(row["count"] for row in found["predictor"]["groups"].values()) == 12
+    assert "seed 3" in content["extra"]["intervals"]
+    assert content["count"] == 12
+    assert sum(row["count"] for row in content["predictor"]["groups"].values()) == 12
     for who in ("predictor", "selector"):
-        assert set(found[who]["intervals"]) == {"average", "worst_group", "macro", "weighted_average", "auroc"}
-        low, high = found[who]["intervals"]["average"]
-        assert low <= found[who]["average"] <= high
+        assert set(content[who]["intervals"]) == {"average", "worst_group", "macro", "weighted_average", "auroc"}
+        low, high = content[who]["intervals"]["average"]
+        assert low <= content[who]["average"] <= high
     shown = capsys.readouterr().out
     for words in ("mean over classes", "AUROC", "worst group", "50 resamples"):
         assert words in shown
@@ -104,11 +104,11 @@ def test_everything_that_a_result_depends_on_is_written(model, capsys):
     ],
 )
 def test_parts_are_dropped_and_kept(model, words, changes):
-    found, wanted = result(model, *words), expected(model, interventions=changes)
-    assert found["predictor"]["average"] == wanted.predictor.average
-    assert found["visible_fraction"] == wanted.visible_fraction
-    assert found["visible_fraction"] < expected(model).visible_fraction
-    assert set(found["conditions"]["interventions"]) == {
+    content, wanted = result(model, *words), expected(model, interventions=changes)
+    assert content["predictor"]["average"] == wanted.predictor.average
+    assert content["visible_fraction"] == wanted.visible_fraction
+    assert content["visible_fraction"] < expected(model).visible_fraction
+    assert set(content["conditions"]["interventions"]) == {
         w.split("=")[0][2:].replace("-", "_") for w in words if "--" in w
     }
 
@@ -124,15 +124,15 @@ def test_unsure_patches_need_thresholds(model, capsys):
     assert all(torch.equal(value, before[name]) for name, value in load_file(model / "model.safetensors").items())
     kept = json.loads((model / "config.json").read_text())["extra"]["thresholds"]
     assert len(kept["values"]) == 2
-    found = result(model, "--drop-unsure", "0.3")
-    used = found["conditions"]["interventions"]
+    content = result(model, "--drop-unsure", "0.3")
+    used = content["conditions"]["interventions"]
     assert used["drop_unsure"] == 0.3
     assert used["thresholds"]["values"] == kept["values"][1]
     assert (used["thresholds"]["split"], used["thresholds"]["images"]) == ("train", 30)
     limits = [float("-inf") if value is None else value for value in kept["values"][1]]
     wanted = expected(model, interventions=[DropUnsure(limits)])
-    assert found["visible_fraction"] == wanted.visible_fraction < expected(model).visible_fraction
-    assert "thresholds" not in found["conditions"]["trained"]
+    assert content["visible_fraction"] == wanted.visible_fraction < expected(model).visible_fraction
+    assert "thresholds" not in content["conditions"]["trained"]
     assert "0.1, 0.3" in fails(capsys, "evaluate", "--model", model, "--drop_unsure", "0.2")
 
 
@@ -159,23 +159,23 @@ def test_thresholds_are_replaced_by_the_same_or_when_asked(model, capsys, save):
 
 @pytest.mark.slow
 def test_leaving_each_part_out(model, capsys):
-    found = result(model, "--leave-one-out", "true")
-    assert list(found["leave_one_out"]) == [f"without part {part}" for part in range(3)]
-    for part, row in enumerate(found["leave_one_out"].values()):
+    content = result(model, "--leave-one-out", "true")
+    assert list(content["leave_one_out"]) == [f"without part {part}" for part in range(3)]
+    for part, row in enumerate(content["leave_one_out"].values()):
         wanted = expected(model, interventions=[DropParts([part])])
         assert row["predictor"]["average"] == wanted.predictor.average
         assert row["visible_fraction"] == wanted.visible_fraction
     shown = capsys.readouterr().out
     assert all(f"without part {part}" in shown for part in range(3))
-    assert found["predictor"]["average"] == expected(model).predictor.average
+    assert content["predictor"]["average"] == expected(model).predictor.average
 
 
 @pytest.mark.slow
 def test_the_true_mask_is_shown_instead(model, capsys):
-    found = result(model, "--mask_from", "mask")
-    assert found["mask_iou"] == 1
-    assert found["visible_fraction"] == expected(model, true_masks=True).visible_fraction
-    assert found["conditions"]["interventions"] == {"mask_from": "mask"}
+    content = result(model, "--mask_from", "mask")
+    assert content["mask_iou"] == 1
+    assert content["visible_fraction"] == expected(model, true_masks=True).visible_fraction
+    assert content["conditions"]["interventions"] == {"mask_from": "mask"}
     assert "'outline'" in fails(capsys, "evaluate", "--model", model, "--mask_from", "outline")
 
 
@@ -333,10 +333,10 @@ def test_a_model_of_a_thousand_classes(name, tmp_path, save):
     options = miniatures.MINIATURES[name](tmp_path / "data")
     model = save(tmp_path / "model", 1000)
     words = [word for key, value in options.items() for word in (f"--data.{key}", json.dumps(value))]
-    found = result(model, "--benchmark", name, "--root", tmp_path / "data", "--split", "test", *words)
+    content = result(model, "--benchmark", name, "--root", tmp_path / "data", "--split", "test", *words)
     wanted = evaluate(load(model), load_benchmark(name, tmp_path / "data", options), num_resamples=0)
-    assert found["predictor"]["average"] == wanted.predictor.average
-    assert (found["predictor"]["top5"] is None) == (name == "imagenet9")
+    assert content["predictor"]["average"] == wanted.predictor.average
+    assert (content["predictor"]["top5"] is None) == (name == "imagenet9")
 
 
 def test_birds_of_cub_on_the_backgrounds_of_waterbirds(tmp_path, capsys, save):
@@ -346,11 +346,11 @@ def test_birds_of_cub_on_the_backgrounds_of_waterbirds(tmp_path, capsys, save):
         tmp_path / "model", 3, {"benchmark": "cub", "root": str(tmp_path / "data"), "data": {}}, class_names=names
     )
     words = ["--benchmark", "waterbirds", "--root", tmp_path / "data"]
-    found = result(model, *words, "--data.labels", "species")
-    assert found["count"] == 6
-    assert set(found["predictor"]["classes"]) == set(names)
-    assert all(" on " in name for name in found["predictor"]["groups"])
-    assert "2 classes, but the model knows 3" in fails(capsys, "evaluate", "--model", model, *words)
+    content = result(model, *words, "--data.labels", "species")
+    assert content["count"] == 6
+    assert set(content["predictor"]["classes"]) == set(names)
+    assert all(" on " in name for name in content["predictor"]["groups"])
+    assert "2 classes, but the model has 3" in fails(capsys, "evaluate", "--model", model, *words)
 
 
 @pytest.mark.slow

@@ -180,8 +180,8 @@ def test_the_resolved_configuration_gives_the_same_weights_again(trained, tmp_pa
 @pytest.mark.slow
 def test_evaluate_knows_what_the_model_was_trained_on(trained, capsys, tmp_path):
     main(["evaluate", "--model", str(trained), "--out", str(tmp_path / "found.json")])
-    found = json.loads((tmp_path / "found.json").read_text())
-    assert found["predictor"] == json.loads((trained / "results.json").read_text())["predictor"]
+    content = json.loads((tmp_path / "found.json").read_text())
+    assert content["predictor"] == json.loads((trained / "results.json").read_text())["predictor"]
     assert "brick" in capsys.readouterr().out
 
 
@@ -238,9 +238,9 @@ def test_training_on_pondbirds_judges_the_test_set(tmp_path):
     }
     main(["evaluate", "--model", str(tmp_path / "run")])
     (path,) = (tmp_path / "run").glob("evaluations/pondbirds-test-*/results.json")
-    found = json.loads(path.read_text())
+    content = json.loads(path.read_text())
     # The settings of the data travel with the model.
-    assert found["predictor"] == results["predictor"]
+    assert content["predictor"] == results["predictor"]
 
 
 # --- other methods ---------------------------------------------------------------------------------------
@@ -272,9 +272,9 @@ def test_another_method_is_trained_saved_and_judged(late, tmp_path):
     results = json.loads((late / "results.json").read_text())
     assert results["conditions"]["method"] == "late_mask"
     main(["evaluate", "--model", str(late), "--out", str(tmp_path / "found.json")])
-    found = json.loads((tmp_path / "found.json").read_text())
-    assert found["conditions"]["method"] == "late_mask"
-    assert (found["predictor"], found["mask_iou"]) == (results["predictor"], results["mask_iou"])
+    content = json.loads((tmp_path / "found.json").read_text())
+    assert content["conditions"]["method"] == "late_mask"
+    assert (content["predictor"], content["mask_iou"]) == (results["predictor"], results["mask_iou"])
     main(["evaluate", "--model", str(late), "--drop_parts", "[0,1,2,3]", "--out", str(tmp_path / "without.json")])
     assert json.loads((tmp_path / "without.json").read_text())["mask_iou"] == 0
 
@@ -678,11 +678,11 @@ def test_a_backbone_that_was_asked_for_is_never_replaced(offline, pictures, tmp_
 
 def test_small_data_gets_batches_that_it_fills_and_epochs_enough():
     for number in (10, 40, 1000, 100_000):
-        found = small_data(TINY_TRAIN, number, seed=3)
-        assert found.seed == 3
-        assert 1 <= found.batch_size <= min(64, max(1, number // 4))
-        assert found.epochs * (number / found.batch_size) >= 250
-        assert found.epochs >= TINY_TRAIN.epochs
+        settings = small_data(TINY_TRAIN, number, seed=3)
+        assert settings.seed == 3
+        assert 1 <= settings.batch_size <= min(64, max(1, number // 4))
+        assert settings.epochs * (number / settings.batch_size) >= 250
+        assert settings.epochs >= TINY_TRAIN.epochs
 
 
 @pytest.mark.parametrize("joined", [False, True])

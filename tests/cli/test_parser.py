@@ -104,9 +104,9 @@ def test_help_needs_no_torch():
 
 def test_flags_are_flags(capsys):
     assert re.search(r"^  --overwrite  ", shown(capsys, "train", "--help"), re.MULTILINE)
-    found = parse(["train", "--train.compile", "--model.gumbel_noise", "false", "--train.flip", "--overwrite"])[1]
-    assert (found["train"].compile, found["train"].flip, found["model"].gumbel_noise) == (True, True, False)
-    assert found["overwrite"] is True
+    settings = parse(["train", "--train.compile", "--model.gumbel_noise", "false", "--train.flip", "--overwrite"])[1]
+    assert (settings["train"].compile, settings["train"].flip, settings["model"].gumbel_noise) == (True, True, False)
+    assert settings["overwrite"] is True
     assert parse(["train", "--train.compile", "true"])[1]["train"].compile is True
     assert parse(["train", "--train.flip", "null"])[1]["train"].flip is None
     assert parse(["train", "photos", "--data.skip_bad", "--data.check=false"])[1]["data"] == {
@@ -197,8 +197,8 @@ def test_only_settings_that_were_given_reach_the_verb(verb):
 @pytest.mark.parametrize("text", ["data: null", "data:", "data: {}", "seed: 0"])
 def test_no_settings_of_a_data_set(text):
     Path("mine.yaml").write_text(f"{text}\nbatch_size: 3\n", encoding="utf-8")
-    found = parse(["evaluate", "--config", "mine.yaml"])[1]
-    assert (found.get("data"), found["batch_size"]) in [(None, 3), ({}, 3)]
+    settings = parse(["evaluate", "--config", "mine.yaml"])[1]
+    assert (settings.get("data"), settings["batch_size"]) in [(None, 3), ({}, 3)]
 
 
 def test_settings_are_written_out(capsys):
@@ -207,7 +207,7 @@ def test_settings_are_written_out(capsys):
     assert "  label_column: '007'\n" in text
     assert "  val_fraction: 0.2\n" in text
     Path("mine.yaml").write_text(text, encoding="utf-8")
-    found = parse(["train", "--config", "mine.yaml"])[1]
-    assert (found["data"]["label_column"], found["data"]["classes"]) == ("007", ("1", "no way"))
+    settings = parse(["train", "--config", "mine.yaml"])[1]
+    assert (settings["data"]["label_column"], settings["data"]["classes"]) == ("007", ("1", "no way"))
     text = shown(capsys, "evaluate", "--data.check", "--print_config")
     assert text.endswith("data:\n  check: true\n")

@@ -21,24 +21,24 @@ def touch(path: Path, age: float = 0) -> None:
 def test_training(tmp_path, earlier):
     """At every moment: before the first epoch, after it, with the model, and with its results."""
     settings = {"out": tmp_path / "run", "method": "ifam"}
-    begun = time.time()
+    started = time.time()
     last = settings["out"] / "checkpoints" / "last.ckpt"
     if earlier:
         # Of a training before this one.
         touch(last, earlier)
-    assert what_is_left("train", settings, begun) == (
+    assert what_is_left("train", settings, started) == (
         "there is no model yet, and no epoch was finished; the same command starts over"
     )
     touch(last)
-    assert what_is_left("train", settings, begun) == (
+    assert what_is_left("train", settings, started) == (
         f"there is no model yet, and the weights of the last whole epoch are in {last}; the same command starts over"
     )
     touch(settings["out"] / "config.json")
-    assert what_is_left("train", settings, begun) == (
+    assert what_is_left("train", settings, started) == (
         f"the model is in {settings['out']}, but was not evaluated; `ifam evaluate --model {settings['out']}` does it"
     )
     touch(settings["out"] / "results.json")
-    assert what_is_left("train", settings, begun) == f"the model and its results are in {settings['out']}"
+    assert what_is_left("train", settings, started) == f"the model and its results are in {settings['out']}"
 
 
 def test_a_model_that_a_training_was_to_replace(tmp_path):
@@ -52,10 +52,10 @@ def test_the_folder_of_a_method():
 
 
 def test_last_layer_fitted_again(tmp_path):
-    settings, begun = {"out": tmp_path}, time.time()
-    assert what_is_left("retrain", settings, begun) == NOTHING
+    settings, started = {"out": tmp_path}, time.time()
+    assert what_is_left("retrain", settings, started) == NOTHING
     touch(tmp_path / "config.json")
-    assert "but was not evaluated" in what_is_left("retrain", settings, begun)
+    assert "but was not evaluated" in what_is_left("retrain", settings, started)
 
 
 @pytest.mark.parametrize("verb", ["compare", "demo"])
@@ -82,11 +82,11 @@ def test_the_journal_of_a_challenge(tmp_path):
 
 
 def test_rows_of_predictions(tmp_path):
-    settings, begun, file = {"out": tmp_path}, time.time(), tmp_path / "predictions.csv"
+    settings, started, file = {"out": tmp_path}, time.time(), tmp_path / "predictions.csv"
     touch(file, 100)
-    assert what_is_left("predict", settings, begun) == NOTHING
+    assert what_is_left("predict", settings, started) == NOTHING
     touch(file)
-    assert what_is_left("predict", settings, begun) == (
+    assert what_is_left("predict", settings, started) == (
         f"rows of images that were done are kept in {file}; the same command starts over"
     )
 

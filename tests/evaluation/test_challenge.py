@@ -320,7 +320,7 @@ def test_the_challenge_on_the_command_line(tmp_path, capsys, make_model, classes
     assert content["robust"] == robust
     assert 0 < len(robust) < 27
     assert (content["kind"], content["count"], content["all_pairs"]) == ("challenge", 27, 27 * 27)
-    assert content["conditions"]["objects"] == "18 objects by fg_mask, 9 by what is not black in only_fg"
+    assert content["conditions"]["objects"] == "18 objects by fg_mask, 9 by nonblack pixels of only_fg"
     assert f"{content['pairs']:,} of 729" in shown
     assert "robust" in shown
     with Image.open(folder / "challenge" / "fooled.webp") as picture:

@@ -262,7 +262,7 @@ def test_the_result_is_saved_as_a_model_of_the_same_method(birds, name, tmp_path
     with pytest.raises(SystemExit) as caught:
         main(words)
     assert caught.value.code == 2
-    assert "already holds a model" in capsys.readouterr().err
+    assert "already contains a model" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -270,7 +270,7 @@ def test_nothing_is_judged_on_what_was_fitted_to(tmp_path, capsys):
     source, out = tmp_path / "model", tmp_path / "again"
     make().save_pretrained(source, {"benchmark": "pondbirds", "data": DATA})
     main(["retrain", "--model", str(source), "--out", str(out), "--draws", "1", "--split", "test"])
-    assert "Not judged: pondbirds has no test images but" in capsys.readouterr().out
+    assert "Not evaluated: pondbirds has no test images except" in capsys.readouterr().out
     assert (out / "config.json").exists()
     assert not (out / "results.json").exists()
 

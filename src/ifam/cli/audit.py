@@ -23,23 +23,23 @@ def audit(
     overwrite: bool = False,
     data: dict[str, Any] | None = None,
 ) -> None:
-    """Prove what the answer rests on: attack hidden pixels, swap backgrounds, read masks, drop parts, compare.
+    """Audit a model: attack hidden pixels, swap backgrounds, probe masks, drop parts, compare with attribution maps.
 
-    The exit status is 1 where a hidden pixel changes an answer.
+    The exit status is 1 if a hidden pixel changes an answer.
 
     Args:
         model: Folder or hub id of the model.
-        benchmark: Name of the data set; the one the model was trained on where none is given.
-        root: Where the images are.
-        split: Split to audit; "test", or "val" where there is no test split.
+        benchmark: Name of the data set; by default the one the model was trained on.
+        root: Folder of the images.
+        split: Split to audit; by default "test", or "val" if there is no test split.
         out: Folder for audit.json, audit.html and the pictures.
-        plain: Folder of a trained plain ViT, to explain after the fact; the model's own predictor where none is given.
-        limit: Images at most, evenly spread over the split.
-        explain: Images at most for explanations after the fact, which are slow.
+        plain: Folder of a trained plain ViT for post-hoc attribution; by default the model's own predictor.
+        limit: Largest number of images, evenly spaced in the split.
+        explain: Largest number of images for post-hoc attribution, which is slow.
         batch_size: Images at a time.
-        device: Where to compute: "cpu", "cuda", or "auto" for a GPU where there is one.
+        device: Device to compute on: "cpu", "cuda", or "auto" for a GPU if available.
         seed: Seed of everything random.
-        overwrite: Replace what is in `out`; without that, only an audit under the same conditions.
+        overwrite: Replace the content of `out`; otherwise only an audit under the same conditions is replaced.
         data: Settings of the data set, by name.
     """
     from ifam.auditing.run import audit, load_plain
@@ -60,20 +60,20 @@ def audit(
     name, images, options = load_eval_dataset(trained, benchmark, root, data, net.config.class_names, split)
     split, source = split or images.default_eval_split, remembered_root(trained, benchmark, root)
     print(images.describe(split))
-    other = None if plain is None else load_plain(plain)
-    # All that the figures depend on.
+    plain_model = None if plain is None else load_plain(plain)
+    # Everything that the figures depend on.
     conditions: dict[str, Any] = {
         "benchmark": name,
         "root": None if source is None else str(source.absolute()),
         "split": split,
     }
     conditions |= {"data": options, "images": fingerprint(images, [split]), "weights": weights_digest(net.state_dict())}
-    conditions |= {"plain_weights": None if other is None else weights_digest(other.state_dict())}
+    conditions |= {"plain_weights": None if plain_model is None else weights_digest(plain_model.state_dict())}
     run = run_digest({**conditions, "limit": limit, "explain": explain, "seed": seed})
     check_folder(out, "audit.json", ["audit.html", "audit_pictures"], run, overwrite)
     conditions |= {"run": run, "model": model, "note": images.note, **({} if plain is None else {"plain": str(plain)})}
     settings: dict[str, Any] = {"limit": limit, "explain": explain, "batch_size": batch_size, "seed": seed}
-    result = audit(net, images, split=split, plain=other, conditions=conditions, **settings)
+    result = audit(net, images, split=split, plain=plain_model, conditions=conditions, **settings)
     try:
         print_audit(result)
     finally:

@@ -20,20 +20,20 @@ def challenge(
     overwrite: bool = False,
     data: dict[str, Any] | None = None,
 ) -> None:
-    """The backgrounds challenge: paste each object of ImageNet-9 on every background, and see if one fools the model.
+    """The backgrounds challenge: paste each object of ImageNet-9 on every background to find one that fools the model.
 
-    The figure is the share of objects that none fools it about. Started again, it goes on where it was stopped.
+    The result is the share of objects for which no background does. Run again, the command continues where it stopped.
 
     Args:
         model: Folder or hub id of the model, of 9 or 1,000 classes.
-        root: Where ImageNet-9 is.
-        out: Folder for challenge.json, fooled.webp and the journal challenge.jsonl; `challenge` beside a local model
-            where none is given.
-        limit: Objects at most, evenly spread over all of them.
+        root: Folder of ImageNet-9.
+        out: Folder for challenge.json, fooled.webp and the log challenge.jsonl; by default `challenge` in the folder of
+            a local model.
+        limit: Largest number of objects, evenly spaced among all.
         batch_size: Composites at a time.
-        device: Where to compute: "auto" for a GPU where there is one, or "cpu", "cuda:1", ...
-        seed: Seed of the order of backgrounds; changes who fools first, not who is robust.
-        overwrite: Begin anew, and replace what is in `out`; without that, only a run under the same conditions goes on.
+        device: Device to compute on: "auto" for a GPU if available, or "cpu", "cuda:1", ...
+        seed: Seed of the order of backgrounds; affects which fools first, not which objects are robust.
+        overwrite: Start over and replace the content of `out`; otherwise only a run with the same settings continues.
         data: Settings of the data set, by name.
     """
     from ifam.checkpoints import hub
@@ -54,24 +54,24 @@ def challenge(
     check_classes(images, config)
     if limit is not None and limit < 1:
         raise IfamError(f"limit is {limit}, but at least 1 object is needed.")
-    things: Any = cut_outs(images)
+    objects: Any = cut_outs(images)
     if limit is not None:
-        things = CutOuts([things.records[i] for i in evenly_spaced(len(things), limit)])
-    scenes: Any = images.split(BACKGROUNDS)
-    masked = sum(record.mask is not None for record in things.records)
-    note = f"{masked} objects by fg_mask, {len(things) - masked} by what is not black in only_fg"
+        objects = CutOuts([objects.records[i] for i in evenly_spaced(len(objects), limit)])
+    backgrounds: Any = images.split(BACKGROUNDS)
+    masked = sum(record.mask is not None for record in objects.records)
+    note = f"{masked} objects by fg_mask, {len(objects) - masked} by nonblack pixels of only_fg"
     settings = {"root": None if root is None else str(root.absolute()), "limit": limit}
     settings |= {"images": fingerprint(images, [BACKGROUNDS])}
     weights = weights_digest(net.state_dict())
     run = run_digest({**settings, "weights": weights, "data": data or {}, "batch_size": batch_size, "seed": seed})
     net = net.to(resolve_device(device))
-    journal = out / "challenge.jsonl"
-    if not journal.exists():
-        # The journal of another run is refused by the name of what differs.
+    log = out / "challenge.jsonl"
+    if not log.exists():
+        # If there is a log, `run_challenge` checks it and names the setting that differs.
         check_folder(out, "challenge.json", ["fooled.webp"], run, overwrite)
     if overwrite:
-        journal.unlink(missing_ok=True)
-    outcome = run_challenge(net, images, things, scenes, journal, settings, batch_size=batch_size, seed=seed)
+        log.unlink(missing_ok=True)
+    result = run_challenge(net, images, objects, backgrounds, log, settings, batch_size=batch_size, seed=seed)
     conditions = {"model": str(model), "benchmark": "imagenet9", "data": data or {}, "objects": note, **settings}
     conditions |= {
         "batch_size": batch_size,
@@ -83,8 +83,8 @@ def challenge(
     }
     trained = {key: value for key, value in extra.items() if key != "thresholds"}
     try:
-        console.print_challenge(outcome, f"Backgrounds challenge, {note}")
+        console.print_challenge(result, f"Backgrounds challenge, {note}")
     finally:
-        console.write_challenge(outcome, out / "challenge.json", {**conditions, "trained": trained})
-    picture = write_fooled(outcome, things, scenes, out / "fooled.webp")
+        console.write_challenge(result, out / "challenge.json", {**conditions, "trained": trained})
+    picture = write_fooled(result, objects, backgrounds, out / "fooled.webp")
     print(f"Written to {out / 'challenge.json'}{'' if picture is None else f'; look at {picture}'}.")

@@ -1,4 +1,4 @@
-"""What several verbs share: the device, and what they refuse."""
+"""Functions shared by several verbs: device, folders, and checks."""
 
 import os
 from pathlib import Path
@@ -14,32 +14,33 @@ if TYPE_CHECKING:
     from ifam.data import Benchmark
 
 
-def check_free(out: Path, overwrite: bool) -> None:
-    """Refuse a folder with a model in it, unless that is to be replaced."""
+def ensure_no_model(out: Path, overwrite: bool) -> None:
+    """Raise an error if the folder contains a model that must not be replaced."""
     if any((out / name).exists() for name in ("config.json", "model.safetensors")) and not overwrite:
-        raise IfamError(f"{out} already holds a model; choose another --out, or replace it with --overwrite.")
+        raise IfamError(f"{out} already contains a model; choose another --out, or replace it with --overwrite.")
 
 
 def check_classes(images: "Benchmark", config: "ModelConfig") -> None:
-    """Refuse data whose classes the model does not know."""
+    """Raise an error unless the classes of the data are those of the model."""
     number, name = config.num_classes, images.name
     if images.class_of_logit is not None and number == len(images.class_of_logit):
         return
     if len(images.class_names) != number:
         raise IfamError(
-            f"{name} has {len(images.class_names)} classes, but the model knows {number}; "
-            f"give the data that it was trained for."
+            f"{name} has {len(images.class_names)} classes, but the model has {number}; "
+            f"give the data that it was trained on."
         )
     if config.class_names and config.class_names != images.class_names:
-        here, there = next((h, t) for h, t in zip(images.class_names, config.class_names, strict=True) if h != t)
+        pairs = zip(images.class_names, config.class_names, strict=True)
+        actual, expected = next(pair for pair in pairs if pair[0] != pair[1])
         raise IfamError(
-            f"{name} has other classes than the model ({here!r} where it knows {there!r}); "
-            f"give the data that it was trained for."
+            f"{name} has other classes than the model ({actual!r} instead of {expected!r}); "
+            f"give the data that it was trained on."
         )
 
 
 def resolve_device(name: str) -> "torch.device":
-    """The device of this name; for "auto" the GPU of this process, where there is one."""
+    """The device with this name; for "auto" the GPU of this process, if available."""
     import torch
 
     if name == "auto":
@@ -54,6 +55,6 @@ def resolve_device(name: str) -> "torch.device":
 
 
 def folder_beside(model: str) -> Path:
-    """Where results about a model go: its folder, or the working directory for a model of the hub."""
+    """Folder for results of a model: its own, or the working directory for a model of the hub."""
     folder = local_path(model)
     return folder if folder.is_dir() else Path()

@@ -27,30 +27,30 @@ def compare(
     data: dict[str, Any] | None = None,
     given: Collection[str] = (),
 ) -> None:
-    """Train several methods over several seeds, evaluate them alike, and put them into one table.
+    """Train and evaluate several methods over several seeds, and summarize them in one table.
 
-    Each run is kept as soon as it is done: started again, the command goes on where it was stopped.
+    Each run is saved as soon as it is done: run again, the command continues where it stopped.
 
     Args:
         methods: Names of methods, or a dict from the name of a row to its `method` and to the fields of `model`,
-            `train` and `loss` that differ. With "+dfr" behind a method its last layer is fitted again to group-balanced
-            validation images. "plain_vit" and "ifam" where none are given.
-        seeds: Seeds of weights and training, and of the data where these have one; 0 where none are given.
+            `train` and `loss` that differ. With the suffix "+dfr", the last layer of a method is retrained on
+            group-balanced validation images. By default "plain_vit" and "ifam".
+        seeds: Seeds of weights and training, and of data that depend on a seed; by default 0.
         benchmark: Name of the data set.
-        root: Where the images are; may be given without its name, as in `ifam compare photos`.
-        split: Split to evaluate on; "test", or "val" where there is no test split.
+        root: Folder of the images; may be given without its name, as in `ifam compare photos`.
+        split: Split to evaluate on; by default "test", or "val" if there is no test split.
         out: Folder for the runs, the table and the page.
-        save_models: Keep the trained models too.
+        save_models: Save the trained models, too.
         num_resamples: Resamples of the bootstrap intervals of each run, which the table does not show; 0 for none.
-        pictures: Test images of each group to show on the page, with what each method saw and answered; of runs that
-            were done before, none are drawn.
-        device: Where to evaluate: "auto" for a GPU where there is one, or "cpu", "cuda:1", ...
-        overwrite: Train and evaluate again what `out` has under other settings or on images that have changed since.
+        pictures: Number of test images of each group to show on the page, with what each method saw and answered; not
+            drawn for runs that were done before.
+        device: Device to evaluate on: "auto" for a GPU if available, or "cpu", "cuda:1", ...
+        overwrite: Repeat runs in `out` with other settings or on images that have changed since.
         model: The model, common to all.
-        train: How to train, common to all; the seed comes from `seeds`.
+        train: Training settings, common to all; the seed comes from `seeds`.
         loss: Weight of each loss term, common to all.
         data: Settings of the data set, by name.
-        given: Names of the settings that were asked for, such as "train.epochs"; they win, or are refused.
+        given: Names of the settings that were set explicitly, such as "train.epochs"; they are never overridden.
     """
     from ifam.distributed import rank_and_world_size
     from ifam.experiments.compare import TABLE, Comparison, read_rows, run_comparison
@@ -60,12 +60,12 @@ def compare(
     if "train.seed" in given:
         raise IfamError(f"train.seed is {train.seed}, but a comparison takes its seeds from --seeds; leave it out.")
     rows = read_rows(["plain_vit", "ifam"] if methods is None else methods, model, train, loss, given)
-    chosen = (0,) if seeds is None else tuple(seeds)
-    comparison = Comparison(rows, chosen, benchmark, root, data or {}, split, num_resamples, pictures)
-    kept = {"save_models": save_models, "overwrite": overwrite}
-    result = run_comparison(comparison, out, device=resolve_device(device), **kept)
+    all_seeds = (0,) if seeds is None else tuple(seeds)
+    comparison = Comparison(rows, all_seeds, benchmark, root, data or {}, split, num_resamples, pictures)
+    settings = {"save_models": save_models, "overwrite": overwrite}
+    result = run_comparison(comparison, out, device=resolve_device(device), **settings)
     if rank_and_world_size()[0] > 0:
-        # Of the processes that a training on several devices has started, the first writes and prints.
+        # With several processes, only the first writes and prints.
         return
     try:
         print_comparison(result)

@@ -1,4 +1,4 @@
-"""Settings files as people edit them: what YAML would pass over silently is refused, with file, line and key."""
+"""Checks of settings files: mistakes that YAML would ignore are errors with file, line and key."""
 
 import typing
 from collections.abc import Iterator, Mapping
@@ -15,7 +15,7 @@ _NULL = "tag:yaml.org,2002:null"
 
 
 def config_files(words: list[str]) -> Iterator[tuple[int, str]]:
-    """The settings files on a command line: where each is named, and its name."""
+    """The settings files on a command line: position and name of each."""
     for place, word in enumerate(words):
         if word.startswith("--config="):
             yield place, word.removeprefix("--config=")
@@ -24,9 +24,9 @@ def config_files(words: list[str]) -> Iterator[tuple[int, str]]:
 
 
 def last_value(words: list[str], name: str) -> str | None:
-    """The value of a setting of a verb, on a command line or in its files, of which the last one counts.
+    """The last value of a setting on a command line or in its settings files.
 
-    Files that cannot be read have none here: `checked` says what is wrong with them.
+    Files that cannot be read are skipped here; `checked` reports them.
     """
     value = None
     for place, word in enumerate(words):
@@ -46,7 +46,7 @@ def last_value(words: list[str], name: str) -> str | None:
 
 
 def checked(words: list[str], verb: str, known: Mapping[str, Any]) -> list[str]:
-    """The words of a command line, its settings files expanded as a shell would have, and checked.
+    """The words of a command line, with its settings files checked and their paths expanded as by a shell.
 
     Args:
         words: The words.
@@ -54,8 +54,8 @@ def checked(words: list[str], verb: str, known: Mapping[str, Any]) -> list[str]:
         known: Type of each of its settings.
 
     Raises:
-        IfamError: A file cannot be read, is empty, has a key twice or one that the verb does not know; or a path on the
-            command line is empty.
+        IfamError: A file cannot be read, is empty, or has a duplicate or unknown key; or a path on the command line is
+            empty.
     """
     words = list(words)
     paths = {name for name, kind in known.items() if _is_path(name, kind)}
@@ -74,16 +74,15 @@ def checked(words: list[str], verb: str, known: Mapping[str, Any]) -> list[str]:
 
 
 def check(path: Path, verb: str, known: Mapping[str, Any]) -> None:
-    """Refuse a settings file that is not what it seems; types of values are left to the parser.
+    """Check a settings file; types of values are checked by the parser.
 
     Args:
         path: The file.
-        verb: What it is for.
-        known: Type of each of the verb's settings.
+        verb: The verb that it is for.
+        known: Type of each setting of the verb.
 
     Raises:
-        IfamError: It cannot be read, is empty, has a key twice or one that the verb does not know, or no value where
-            one is needed.
+        IfamError: It cannot be read, is empty, has a duplicate or unknown key, or lacks a required value.
     """
     if not path.is_file():
         what = "is a folder, but a file is expected" if path.is_dir() else "does not exist"
@@ -97,12 +96,12 @@ def check(path: Path, verb: str, known: Mapping[str, Any]) -> None:
     except yaml.YAMLError as error:
         raise IfamError(_syntax(path, error)) from error
     if not isinstance(node, yaml.MappingNode):
-        what = "is empty" if node is None else "holds no settings"
+        what = "is empty" if node is None else "contains no settings"
         raise IfamError(f"The settings file {path} {what}; write lines such as `seed: 1` into it.")
     _check_keys(node, path)
     for name, key, value in _pairs(node):
         if "." in name and name.partition(".")[0] in known:
-            # `train.epochs: 3` is another spelling of a nested setting, which the parser knows.
+            # `train.epochs: 3` is an alternative form of a nested setting, which the parser accepts.
             continue
         _check_name(path, key, name, known, f"`ifam {verb}`")
         if name == "data" and value.tag == _NULL:
@@ -126,12 +125,12 @@ def _pairs(node: yaml.MappingNode) -> Iterator[tuple[str, yaml.Node, yaml.Node]]
 
 
 def _check_keys(node: yaml.Node, path: Path) -> None:
-    """Refuse a key that is there twice, on any level: YAML takes the last, without a word."""
+    """Raise an error for a duplicate key on any level; YAML would silently use the last."""
     if isinstance(node, yaml.MappingNode):
         seen: dict[str, int] = {}
         for name, key, value in _pairs(node):
             if name in seen:
-                raise IfamError(f"{_place(path, key)}: {name} is there already, in line {seen[name]}; remove one.")
+                raise IfamError(f"{_place(path, key)}: {name} was already set in line {seen[name]}; remove one.")
             seen[name] = key.start_mark.line + 1
             _check_keys(value, path)
     elif isinstance(node, yaml.SequenceNode):
@@ -140,14 +139,14 @@ def _check_keys(node: yaml.Node, path: Path) -> None:
 
 
 def _check_name(path: Path, key: yaml.Node, name: str, known: Mapping[str, Any], where: str) -> None:
-    """Refuse a key that is no setting."""
+    """Raise an error for an unknown key."""
     if name not in known:
         hint = suggestion(name, known)
         raise IfamError(f"{_place(path, key)}: {where} has no setting {name!r}{hint}; it has {', '.join(known)}.")
 
 
 def _check_value(path: Path, name: str, value: yaml.Node, kind: Any) -> None:
-    """Refuse an empty value or path where something is needed."""
+    """Raise an error for an empty value or path that is required."""
     kinds = typing.get_args(kind) or (kind,)
     if value.tag == _NULL and type(None) not in kinds and kind is not Any:
         raise IfamError(f"{_place(path, value)}: {name} has no value; write one, or remove the line.")
@@ -156,7 +155,7 @@ def _check_value(path: Path, name: str, value: yaml.Node, kind: Any) -> None:
 
 
 def _is_path(name: str, kind: Any) -> bool:
-    """Whether a setting is a path; a model may also be the id of one on the hub."""
+    """Whether a setting is a path, or a model, which may also be an id on the hub."""
     return Path in (typing.get_args(kind) or (kind,)) or (name == "model" and kind is str)
 
 
@@ -165,12 +164,12 @@ def _place(path: Path, node: yaml.Node) -> str:
 
 
 def _syntax(path: Path, error: yaml.YAMLError) -> str:
-    """What is wrong with the syntax of a file, in one sentence."""
+    """A syntax error of a file as one sentence."""
     mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
     if problem and "<stream end>" in problem:
-        # Something was never closed: where it begins says more than where the file ends.
+        # Something is not closed: report where it begins, not the end of the file.
         mark = getattr(error, "context_mark", None) or mark
     line = "" if mark is None else f", line {mark.line + 1}"
     if problem and "'\\t'" in problem:
-        problem = "a tab stands where spaces are expected"
+        problem = "a tab is used instead of spaces"
     return f"The settings file {path} is not valid YAML ({problem or error}, in {path}{line}); correct it."

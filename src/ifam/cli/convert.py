@@ -12,15 +12,15 @@ def convert(
     num_heads: int | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Turn the authors' checkpoints into models of this package, or back.
+    """Convert the authors' checkpoints to models of this package, or back.
 
     Args:
         source: File, folder or hub id of a checkpoint.
-        folder: Where the result goes.
+        folder: Output folder.
         to: "ifam", or "official" for the authors' names.
         layout: Which of the authors' two layouts to write.
-        num_heads: Attention heads, where the checkpoint does not say.
-        overwrite: Replace a model that is already in the folder.
+        num_heads: Number of attention heads, if the checkpoint does not contain it.
+        overwrite: Replace an existing model in the folder.
     """
     from ifam.checkpoints import hub
 

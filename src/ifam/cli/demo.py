@@ -11,17 +11,17 @@ def demo(
     threads: int | None = None,
     overwrite: bool = False,
 ) -> None:
-    """See it work, offline: train a plain ViT and this model on drawn birds, evaluate both, and write a report.
+    """Demo, offline: train a plain ViT and iFAM on synthetic birds, evaluate both, and write a report.
 
-    Started again, the command goes on where it was stopped; it is `ifam compare` with a fixed recipe.
+    Run again, the command continues where it stopped; it is `ifam compare` with a fixed recipe.
 
     Args:
         out: Folder for `report.html`, `compare.json` and the models.
         seed: First seed, of data and training.
-        seeds: How many seeds, counted up from the first.
-        quick: A tenth of the images and one epoch: shows that everything runs, and nothing else.
-        threads: CPU threads; all cores where none is given.
-        overwrite: Train again what `out` has with other settings.
+        seeds: Number of seeds, counted up from the first.
+        quick: A tenth of the images and one epoch, only to check that everything runs.
+        threads: CPU threads; by default all cores.
+        overwrite: Repeat runs in `out` with other settings.
     """
     from ifam.experiments.compare import TABLE
     from ifam.experiments.demo import demo_comparison, run_demo

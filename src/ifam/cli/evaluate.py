@@ -39,29 +39,29 @@ def evaluate(
 ) -> None:
     """Measure a model: accuracy by class and by group, worst group, and the quality of its mask and parts.
 
-    Started with `torchrun`, the processes share the images, and the figures are exactly the same.
+    With `torchrun`, the processes share the images, and the figures are exactly the same.
 
     Args:
         model: Folder or hub id of the model.
-        benchmark: Name of the data set; the one the model was trained on where none is given.
-        root: Where the images are.
-        split: Split to measure; "test", or "val" where there is no test split. For imagenet9, all treatments of the
-            images, one after another, and the gap due to the background.
-        out: File for the results. Where none is given, `evaluations/BENCHMARK-SPLIT-RUN/results.json` beside a local
-            model; RUN is short for all that the figures depend on, so results under other conditions are kept.
+        benchmark: Name of the data set; by default the one the model was trained on.
+        root: Folder of the images.
+        split: Split to evaluate; by default "test", or "val" if there is no test split. For imagenet9, by default all
+            treatments of the images and the background gap.
+        out: File for the results; by default `evaluations/BENCHMARK-SPLIT-RUN/results.json` in the folder of a local
+            model, where RUN is a digest of everything the figures depend on, so other results are not replaced.
         batch_size: Images at a time; changes nothing but speed.
         workers: Processes that load images.
-        device: Where to compute: "auto" for a GPU where there is one, or "cpu", "cuda:1", ...
+        device: Device to compute on: "auto" for a GPU if available, or "cpu", "cuda:1", ...
         drop_parts: Parts to hide from the predictor.
-        keep_parts: The only parts to show it.
-        drop_unsure: Hide patches less similar to their part than this share of its patches on training images; needs
-            `ifam thresholds` once.
+        keep_parts: The only parts to show to it.
+        drop_unsure: Hide patches less similar to their part than this share of its patches on training images; requires
+            `ifam thresholds`.
         mask_from: Show the predictor the true mask instead: "mask", or the column of a CSV file with the masks.
-        leave_one_out: Measure once more without each of the parts.
-        keypoint_regression: Predict keypoints from parts too; looks at all training images.
+        leave_one_out: Also evaluate without each of the parts.
+        keypoint_regression: Also predict keypoints from parts; runs on all training images.
         num_resamples: Resamples of the bootstrap intervals; 0 for none.
         seed: Seed of the resamples.
-        overwrite: Replace the file named by `out`, whatever it is; without that, only a result of the same run.
+        overwrite: Replace any existing file; otherwise only a result of the same run is replaced.
         data: Settings of the data set, by name.
     """
     from ifam.checkpoints import hub
@@ -74,20 +74,20 @@ def evaluate(
     from ifam.models.interventions import DropParts
     from ifam.provenance import warn_if_other_weights
 
-    beside = folder_beside(model)
-    ensure_writable(beside / "evaluations" if out is None else out, folder=out is None)
+    folder = folder_beside(model)
+    ensure_writable(folder / "evaluations" if out is None else out, folder=out is None)
     saved = hub.read(model)
     config, extra = saved.config, saved.extra
-    chosen = _with_masks(extra, benchmark, mask_from, data)
-    eval_options(extra, benchmark, chosen)
+    requested = _with_mask_column(extra, benchmark, mask_from, data)
+    eval_options(extra, benchmark, requested)
     net = hub.load(saved)
-    name, images, options = load_eval_dataset(extra, benchmark, root, chosen, config.class_names, split)
+    name, images, options = load_eval_dataset(extra, benchmark, root, requested, config.class_names, split)
     check_classes(images, config)
-    together = split is None and bool(images.treatments)
-    if together and (leave_one_out or keypoint_regression):
-        raise IfamError("Parts are left out and keypoints predicted on one split at a time; name it with --split.")
+    all_treatments = split is None and bool(images.treatments)
+    if all_treatments and (leave_one_out or keypoint_regression):
+        raise IfamError("leave_one_out and keypoint_regression need a single split; name it with --split.")
     split = split or images.default_eval_split
-    if not together and os.environ.get("RANK", "0") == "0":
+    if not all_treatments and os.environ.get("RANK", "0") == "0":
         print(images.describe(split))
     changes, record = _interventions(extra, model, net, drop_parts, keep_parts, drop_unsure)
     record |= {} if mask_from is None else {"mask_from": mask_from}
@@ -96,16 +96,17 @@ def evaluate(
         variants |= {f"without part {k}": [*changes, DropParts([k])] for k in range(config.num_parts)}
     settings: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "true_masks": mask_from is not None}
     settings |= {"num_resamples": num_resamples, "seed": seed}
-    split = "treatments" if together else split
+    split = "treatments" if all_treatments else split
     source = remembered_root(extra, benchmark, root)
-    # All that the figures depend on.
+    splits = [name for name in images.treatments if name in images.splits] if all_treatments else [split]
+    # Everything that the figures depend on.
     conditions: dict[str, Any] = {
         "weights": weights_digest(net.state_dict()),
         "benchmark": name,
         "root": None if source is None else str(source.absolute()),
         "split": split,
         "data": options,
-        "images": fingerprint(images, [t for t in images.treatments if t in images.splits] if together else [split]),
+        "images": fingerprint(images, splits),
         "interventions": record,
         "leave_one_out": leave_one_out,
         "keypoint_regression": keypoint_regression,
@@ -113,17 +114,17 @@ def evaluate(
         "seed": seed,
     }
     conditions["run"] = run_digest(conditions)
-    target = out or beside / "evaluations" / _run_name(name, split, record, conditions) / "results.json"
+    target = out or folder / "evaluations" / _run_name(name, split, record, conditions) / "results.json"
     check_replaceable(target, conditions["run"], overwrite)
-    with process_group() as first:
+    with process_group() as is_first:
         net = net.to(resolve_device(device))
         results: VariantResults | dict[str, Evaluation]
-        if together:
+        if all_treatments:
             results = evaluate_treatments(net, images, interventions=changes, **settings)
         else:
             settings["keypoint_regression"] = keypoint_regression
             results = evaluate_variants(net, images, split, variants, **settings)
-    if not first:
+    if not is_first:
         return
     conditions |= {
         "model": str(model),
@@ -135,19 +136,19 @@ def evaluate(
     title = ", ".join([name, split, *(_describe(key, value) for key, value in record.items() if key != "thresholds")])
     _show(results, title, target, conditions)
     print(f"Written to {target}.")
-    warn_if_other_weights(beside / "results.json", conditions["weights"])
+    warn_if_other_weights(folder / "results.json", conditions["weights"])
 
 
-def _with_masks(
+def _with_mask_column(
     extra: Mapping[str, Any], benchmark: str | None, mask_from: str | None, data: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """The settings, with the column of the masks where one is named."""
+    """The settings of the data, with the column of the masks if one is given."""
     options = dict(data or {})
     if mask_from in (None, "mask"):
         return options
     name = benchmark or extra.get("benchmark")
     if name != "folder":
-        raise IfamError(f"{name} has no column {mask_from!r}; `--mask_from mask` shows the masks that it knows.")
+        raise IfamError(f"{name} has no column {mask_from!r}; `--mask_from mask` uses the masks of the data set.")
     return {**options, "mask_column": mask_from}
 
 
@@ -159,21 +160,21 @@ def _interventions(
     keep_parts: list[int] | None,
     drop_unsure: float | None,
 ) -> tuple[list["Intervention"], dict[str, Any]]:
-    """What is changed between selector and predictor, and a record of it."""
+    """The interventions, and a record of them."""
     from ifam.evaluation.thresholds import stored
     from ifam.models.interventions import DropParts, DropUnsure, KeepParts
 
     changes: list[Intervention] = []
     record: dict[str, Any] = {}
     if drop_unsure is not None:
-        # First, while each patch still belongs to the part that the thresholds are about.
-        known = stored(extra, model, net)
-        limits = known.at(drop_unsure)
+        # First, while each patch is still assigned to its original part.
+        thresholds = stored(extra, model, net)
+        limits = thresholds.at(drop_unsure)
         changes.append(DropUnsure(limits))
-        shown = [None if limit == float("-inf") else limit for limit in limits]
+        values = [None if limit == float("-inf") else limit for limit in limits]
         record |= {
             "drop_unsure": drop_unsure,
-            "thresholds": {"values": shown, "images": known.images, **known.source},
+            "thresholds": {"values": values, "images": thresholds.images, **thresholds.source},
         }
     if drop_parts:
         changes.append(DropParts(drop_parts))
@@ -187,7 +188,7 @@ def _interventions(
 def _show(
     results: "VariantResults | dict[str, Evaluation]", title: str, target: Path, conditions: Mapping[str, Any]
 ) -> None:
-    """Print what was measured on a split, or on the treatments, and write it: whichever of the two fails."""
+    """Print and write the results of a split or of all treatments; written even if printing fails."""
     from ifam.report import console
 
     if not isinstance(results, dict):
@@ -196,13 +197,13 @@ def _show(
         finally:
             console.write_treatments(results, target, conditions)
         return
-    whole = results.pop("all")
+    all_parts = results.pop("all")
     try:
-        console.print_evaluation(whole, title)
+        console.print_evaluation(all_parts, title)
         if results:
-            console.print_leave_one_out(whole, results)
+            console.print_leave_one_out(all_parts, results)
     finally:
-        console.write_results(whole, target, conditions, results)
+        console.write_results(all_parts, target, conditions, results)
 
 
 def _describe(key: str, value: Any) -> str:
@@ -211,7 +212,7 @@ def _describe(key: str, value: Any) -> str:
 
 
 def _run_name(name: str, split: str, record: Mapping[str, Any], conditions: Mapping[str, Any]) -> str:
-    """Name of the folder of an evaluation: for people, and with the conditions in short, for all that it leaves out."""
+    """Name of the folder of an evaluation: readable, and unique by a digest of the conditions."""
     words = [_describe(key, value) for key, value in record.items() if key != "thresholds"]
     words += ["leave_one_out"] if conditions["leave_one_out"] else []
     safe = ["".join(c if c.isalnum() or c in "._" else "-" for c in word) for word in (name, split, *words)]

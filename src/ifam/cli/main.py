@@ -1,4 +1,4 @@
-"""The command line: runs a verb, and ends with one sentence where it cannot."""
+"""Entry point of the command line: runs a verb, and reports errors in one sentence."""
 
 import os
 import sys
@@ -14,33 +14,33 @@ from ifam.logs import shown
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run a verb; errors of the input are one sentence on standard error, and exit status 2."""
-    begun, alone = time.time(), args is None
+    """Run a verb; input errors are reported in one sentence on standard error, with exit status 2."""
+    started, is_program = time.time(), args is None
     if args is None:
         _use_utf8()
-    chosen: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     verb = ""
     try:
         with shown(), interruptible():
-            verb, chosen = parse(sys.argv[1:] if args is None else args)
-            VERBS[verb](**chosen)
+            verb, settings = parse(sys.argv[1:] if args is None else args)
+            VERBS[verb](**settings)
     except IfamError as error:
         wait_for_first()
         print(f"ifam: {_plain(error)}", file=sys.stderr)
         sys.exit(2)
     except Interrupted as interrupted:
-        if alone:
+        if is_program:
             ignore_signals()
         if first_process():
-            left = what_is_left(verb, chosen, begun)
-            print(f"ifam: Stopped by {interrupted}: {left}.", file=sys.stderr)
+            state = what_is_left(verb, settings, started)
+            print(f"ifam: Stopped by {interrupted}: {state}.", file=sys.stderr)
         sys.exit(interrupted.exit_status)
 
 
 def _use_utf8() -> None:
-    """Start again in Python's UTF-8 mode where the locale knows no more than ASCII or another single alphabet.
+    """Restart in Python's UTF-8 mode if the locale uses another encoding.
 
-    Names of files and classes would otherwise be different texts than in any other locale, or none at all.
+    Otherwise names of files and classes could be decoded differently than in other locales, or not at all.
     """
     if sys.getfilesystemencoding().lower() != "utf-8" and not sys.flags.utf8_mode:
         sys.stdout.flush()
@@ -48,5 +48,5 @@ def _use_utf8() -> None:
 
 
 def _plain(error: IfamError) -> str:
-    """The sentence of an error; raised in a process that loads images, it comes wrapped into a traceback."""
+    """The message of an error; one raised in a data loading process is wrapped in a traceback."""
     return str(error).rpartition(f"{IfamError.__module__}.{IfamError.__name__}: ")[2].strip()

@@ -1,4 +1,4 @@
-"""The command line's words as a verb and its settings: options are the verbs' arguments, help is their docstrings."""
+"""Parses the command line: options are the arguments of the verbs, help is their docstrings."""
 
 import json
 import re
@@ -46,38 +46,38 @@ VERBS: dict[str, Any] = {
 }
 
 
-# Verbs that became programs of the repository.
+# Former verbs that are now programs of the repository.
 MOVED = {"prepare": "tools.prepare_siim_acr", "pretrain-tiny": "tools.pretrain_tiny"}
 
 
 for _verb, _function in VERBS.items():
-    # By its own name, the parser would look for `ifam.predict`, whose first use imports PyTorch.
+    # With its original name, the parser would resolve `ifam.predict`, which imports PyTorch.
     _function.__qualname__ = f"{_verb}_verb"
 
 
-# What a first word without an option's name is: what the verb is about.
+# Option that a first word without a name stands for.
 ABOUT = {
     **dict.fromkeys(("train", "compare"), "root"),
     **dict.fromkeys(("evaluate", "audit", "thresholds", "retrain", "challenge"), "model"),
 }
 
-# Verbs whose needed arguments come one after another, without names.
+# Verbs whose required arguments are positional.
 POSITIONAL = {"convert"}
 
 
-# Verbs that must know which settings were asked for.
+# Verbs that need to know which settings were set explicitly.
 WANT_GIVEN = {"train", "compare"}
 
 
-# Verbs that take files, and the name of that argument.
+# Verbs that take files, with the name of that argument.
 FILES = {"predict": "images", "report": "results"}
 
 
-# Verbs that are about one data set.
+# Verbs for one data set.
 DATA_SETS = {"challenge": "imagenet9"}
 
 
-# Numbers that are arguments of verbs.
+# Ranges of numeric arguments.
 RANGES = {
     "batch_size": COUNT,
     "draws": COUNT,
@@ -98,8 +98,8 @@ RANGES = {
 
 
 def parse(args: list[str]) -> tuple[str, dict[str, Any]]:
-    """Verb and settings, from the words of a command line; they are checked as far as they can be by themselves."""
-    # A name that the terminal cannot show is no reason to stop.
+    """Verb and settings from the words of a command line, with types and ranges checked."""
+    # Names that the terminal cannot show must not raise an error.
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     words = _underscored(args)
@@ -116,41 +116,41 @@ def parse(args: list[str]) -> tuple[str, dict[str, Any]]:
     parser = build_parser(words)
     settings = parser.instantiate(parser.parse_args(words))
     verb = settings.verb
-    chosen = settings[verb].as_dict()
+    arguments = settings[verb].as_dict()
     for name in ("config", "print_config"):
-        chosen.pop(name, None)
+        arguments.pop(name, None)
     given = parser.parse_args(words, defaults=False)[verb].as_dict()
-    if "data" in chosen:
-        # Without the defaults: those of a saved model are its own.
-        chosen["data"] = given.get("data")
-    # One number of seeds, or the seeds themselves.
-    check_ranges(chosen, RANGES | ({"seeds": COUNT} if isinstance(chosen.get("seeds"), int) else {}))
-    if chosen.get("split") == "":
+    if "data" in arguments:
+        # Without defaults: a saved model has its own.
+        arguments["data"] = given.get("data")
+    # `seeds` is either a number of seeds or a list of them.
+    check_ranges(arguments, RANGES | ({"seeds": COUNT} if isinstance(arguments.get("seeds"), int) else {}))
+    if arguments.get("split") == "":
         raise IfamError("split is empty; name a split, or leave the option out.")
-    chosen = {name: _expanded(name, value) for name, value in chosen.items()}
+    arguments = {name: _expanded(name, value) for name, value in arguments.items()}
     if verb in WANT_GIVEN:
-        chosen["given"] = frozenset(_dotted(given))
-    return verb, chosen
+        arguments["given"] = frozenset(_dotted(given))
+    return verb, arguments
 
 
-def _dotted(values: Mapping[str, Any], before: str = "") -> Iterator[str]:
-    """Names of settings on all levels, "train.seed" for one."""
+def _dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Names of settings on all levels, such as "train.seed"."""
     for name, value in values.items():
-        yield from _dotted(value, f"{before}{name}.") if isinstance(value, Mapping) else [f"{before}{name}"]
+        yield from _dotted(value, f"{prefix}{name}.") if isinstance(value, Mapping) else [f"{prefix}{name}"]
 
 
 def known_settings(words: list[str]) -> dict[str, Any]:
-    """Type of each setting of the verb of a command line; those of the data set are of the one that it is about.
+    """Type of each setting of the verb of a command line, with the settings of its data set.
 
     Raises:
-        IfamError: There is no such data set.
+        IfamError: The data set does not exist.
     """
     known = {name: one.annotation for name, one in signature(VERBS[words[0]]).parameters.items() if name != "given"}
     return known | {"data": _data_type(words)} if "data" in known else known
 
 
 def _data_type(words: list[str]) -> type[DataConfig]:
-    """Settings of the data set that a command line is about; of all where only a saved model can tell."""
+    """Settings type of the data set of a command line; of all data sets if it is unknown."""
     default = "pondbirds" if words[0] in WANT_GIVEN else ""
     if name := DATA_SETS.get(words[0]) or last_value(words, "benchmark") or default:
         return config_type(name)
@@ -162,7 +162,7 @@ def _data_type(words: list[str]) -> type[DataConfig]:
 
 
 def _named(words: list[str]) -> list[str]:
-    """`ifam train photos` means `--root photos`, `ifam evaluate runs/ifam` means `--model runs/ifam`."""
+    """Name the first word: `ifam train photos` means `--root photos`, `ifam evaluate runs/ifam` `--model runs/ifam`."""
     verb, *rest = words
     if verb not in ABOUT or not rest or rest[0].startswith("-"):
         return words
@@ -173,13 +173,13 @@ def _named(words: list[str]) -> list[str]:
 
 
 def _flagged(words: list[str], known: Mapping[str, Any]) -> list[str]:
-    """Flags may stand alone: `--overwrite` means `--overwrite true`."""
+    """Add the value of flags: `--overwrite` means `--overwrite true`."""
     kinds = dict(known)
     for name, kind in known.items():
         if is_dataclass(kind):
             kinds |= {f"{name}.{below}": inner for below, inner in get_type_hints(kind).items()}
     flags = {f"--{name}" for name, kind in kinds.items() if bool in (get_args(kind) or (kind,))}
-    # What follows is a file or folder only where a verb takes these without a name.
+    # Only for verbs with positional arguments, the next word may be a file or folder.
     values = {"true", "false", "yes", "no", "on", "off", "0", "1"} if words[0] in {*FILES, *POSITIONAL} else None
     return [
         f"{word}=true" if word in flags and _is_no_value(following, values) else word
@@ -192,7 +192,7 @@ def _is_no_value(word: str, values: Collection[str] | None) -> bool:
 
 
 def _expanded(name: str, value: Any) -> Any:
-    """A setting with its paths as a shell would have expanded them, wherever they were written."""
+    """A setting with its paths expanded as by a shell."""
     if isinstance(value, Path):
         return local_path(value)
     if name in ("model", "source") and isinstance(value, str):
@@ -204,8 +204,7 @@ def build_parser(args: list[str] | None = None) -> Any:
     """The parser of all verbs: options are the functions' arguments, help is their docstrings.
 
     Args:
-        args: What will be parsed: only its verb gets options, since reading those of all takes seconds; all do where
-            it is None.
+        args: Words to parse: only their verb gets options, since adding all takes seconds. All verbs if None.
     """
     from jsonargparse import ArgumentParser, DefaultHelpFormatter, get_loader, set_loader
 
@@ -214,14 +213,14 @@ def build_parser(args: list[str] | None = None) -> Any:
         set_loader(mode := "ifam", loader(get_loader("yaml"), known_settings(args)), (yaml.YAMLError,))
 
     class Parser(ArgumentParser):
-        """A parser whose errors are one sentence: pages of usage would bury it."""
+        """A parser that reports errors in one sentence, without the usage."""
 
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
             print(f"ifam: {_sentence(message, args or [], options)}", file=sys.stderr)
             sys.exit(2)
 
     class Formatter(DefaultHelpFormatter):
-        """Help in which flags are flags, and an option is named once."""
+        """Shorter help for flags, lists and types."""
 
         def _format_action_invocation(self, action: Action) -> str:
             text = str(super()._format_action_invocation(action))
@@ -233,7 +232,7 @@ def build_parser(args: list[str] | None = None) -> Any:
 
         def _expand_help(self, action: Action) -> str:
             text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", super()._expand_help(action))
-            if "{" in self._format_action_invocation(action):  # the choices are there
+            if "{" in self._format_action_invocation(action):  # the choices are listed already
                 text = re.sub(r"type: Literal\[.*?\](, )?", "", text)
             return text.removesuffix(" (type: bool, default: False)").removesuffix(" ()").replace(", default: )", ")")
 
@@ -255,9 +254,9 @@ def build_parser(args: list[str] | None = None) -> Any:
         one.add_argument("--help-all", action="help", help="Show this message with all settings, rare ones too.")
         one.add_argument("--config", action="config", help="A YAML file with any of these settings.")
         if verb in FILES:
-            # Several files after one another, as a shell expands them.
+            # Several files, as expanded by a shell.
             one.add_argument(FILES[verb], nargs="+", type=str, help="Files, or folders of files.")
-        # Groups of their own would clash: `train` is a verb and one of its arguments.
+        # No groups: `train` is both a verb and one of its arguments.
         skipped: set[str | int] = {*FILES.values(), "given", "data"}
         one.add_function_arguments(function, as_group=False, as_positional=verb in POSITIONAL, skip=skipped)
         known = known_settings(args if args else [verb])
@@ -265,7 +264,7 @@ def build_parser(args: list[str] | None = None) -> Any:
             one.add_class_arguments(known["data"], "data")
         for action in one._actions:
             if action.dest.startswith("data.") and verb not in WANT_GIVEN:
-                # The defaults are those of a training.
+                # The defaults apply to training only.
                 action.default = SUPPRESS
             if {"-h", "--help"} & {*(args or [])} and not _is_common(action.dest, known):
                 action.help = SUPPRESS
@@ -274,14 +273,14 @@ def build_parser(args: list[str] | None = None) -> Any:
 
 
 def _usage(verb: str, function: Callable[..., None]) -> str:
-    """How a verb is called."""
-    needed = [name.upper() for name, one in signature(function).parameters.items() if one.default is one.empty]
+    """The usage line of a verb."""
+    required = [name.upper() for name, one in signature(function).parameters.items() if one.default is one.empty]
     about = [f"[{ABOUT[verb].upper()}]"] if verb in ABOUT else []
-    return " ".join(["ifam", verb, "[options]", *about, *needed, *(["..."] if verb in FILES else [])])
+    return " ".join(["ifam", verb, "[options]", *about, *required, *(["..."] if verb in FILES else [])])
 
 
 def _is_common(name: str, known: Mapping[str, Any]) -> bool:
-    """Whether `--help` shows an option; `--help-all` shows all."""
+    """Whether `--help` shows an option, or only `--help-all`."""
     first, _, below = name.partition(".")
     if is_dataclass(known.get(first)):
         return below in known[first].common
@@ -289,13 +288,15 @@ def _is_common(name: str, known: Mapping[str, Any]) -> bool:
 
 
 def _sentence(message: str, words: list[str], options: list[str]) -> str:
-    """The parser's message, and where the answer is."""
+    """The message of the parser in one sentence, with a pointer to the help."""
     unknown = re.match(r"(?:unrecognized arguments: --|Subcommand '\w+' does not accept option ')([^\s=']+)", message)
     if unknown:
         before, dot, name = unknown[1].rpartition(".")
-        there = [option.removeprefix(f"--{before}{dot}") for option in options if option.startswith(f"--{before}{dot}")]
-        message = f"There is no --{unknown[1]}{suggestion(name, there)}"
-    # YAML's own words for a file that was read from a string.
+        candidates = [
+            option.removeprefix(f"--{before}{dot}") for option in options if option.startswith(f"--{before}{dot}")
+        ]
+        message = f"There is no --{unknown[1]}{suggestion(name, candidates)}"
+    # YAML's name for a file that was read from a string.
     files = [name for _, name in config_files(words)]
     message = message.replace('"<unicode string>"', files[-1] if files else "the settings")
     if key := re.search(r'key "([\w.]+)"', message):
@@ -304,11 +305,11 @@ def _sentence(message: str, words: list[str], options: list[str]) -> str:
         message = message.replace(key[0], f"{key[0]} in {named[-1]}" if named else key[0], 1)
     message = _plain_types(" ".join(message.split()))
     verb = next((word for word in words[:1] if word in VERBS), "")
-    return f"{message.rstrip('.')}; `ifam {verb + ' ' if verb else ''}--help` lists what there is."
+    return f"{message.rstrip('.')}; `ifam {verb + ' ' if verb else ''}--help` lists the options."
 
 
 def _plain_types(message: str) -> str:
-    """The parser's message on a value of the wrong type as one sentence, in the words of settings files."""
+    """The message of the parser for a value of the wrong type, with the type names of settings files."""
     if config := re.match(r'Parser key "(\w+)": Unable to load config (.*?) - (.*)', message):
         message = config[3]
         if not message.startswith(f'Parser key "{config[1]}.'):
@@ -324,13 +325,13 @@ def _plain_types(message: str) -> str:
     names = re.sub(r"<class '(?:\w+\.)*(\w+)'>|typing\.(\w+)", r"\1\2", wrong["one"] or wrong["several"])
     kinds = re.split(r", (?![^\[]*\])", names.replace("NoneType", "null"))
     hint = " (in brackets, such as '[0, 1]')" if any(kind.startswith(("list", "tuple")) for kind in kinds) else ""
-    # Null, which is what most are where they are left out, comes last in any version of the parser.
+    # `null` last, independent of the version of the parser.
     expected = " or ".join(sorted(kinds, key="null".__eq__))
     return f"{wrong['key']}{wrong['where']} is {wrong['value']}, but {expected} is expected{hint}"
 
 
 def _underscored(words: list[str]) -> list[str]:
-    """Options may be spelled with dashes, too."""
+    """Accept options with dashes instead of underscores."""
     return [re.sub("^--(?!help-all$)[^=]+", lambda name: "--" + name[0][2:].replace("-", "_"), word) for word in words]
 
 

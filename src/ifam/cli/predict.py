@@ -16,17 +16,17 @@ def predict(
     keep_parts: list[int] | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Classify image files, and draw what each answer rests on.
+    """Classify image files, and draw the parts and the visible patches of each.
 
     Args:
         images: Files, or folders of files.
         model: Folder or hub id of the model.
         out: Folder for the pictures and `predictions.csv`.
         batch_size: Images at a time.
-        skip_bad: Leave out files that are no images, instead of stopping.
+        skip_bad: Skip files that are not valid images, instead of stopping.
         drop_parts: Parts to hide from the predictor.
-        keep_parts: The only parts to show it.
-        overwrite: Replace what is in `out`; without that, only the predictions of the same model for the same images.
+        keep_parts: The only parts to show to it.
+        overwrite: Replace the content of `out`; otherwise only predictions of the same model for the same images.
     """
     from ifam.checkpoints import hub
     from ifam.inference import predict, print_predictions
@@ -40,9 +40,9 @@ def predict(
         changes.append(KeepParts(keep_parts))
     saved = hub.read(model)
     net = hub.load(saved)
-    # Deep images are read as in training.
+    # Images with more than 8 bits are scaled as in training.
     white = int(saved.extra.get("data", {}).get("white", 0))
-    kept: dict[str, Any] = {"out": out, "overwrite": overwrite, "white": white}
-    rows = predict(net, images, batch_size=batch_size, skip_bad=skip_bad, interventions=changes, **kept)
+    settings: dict[str, Any] = {"out": out, "overwrite": overwrite, "white": white}
+    rows = predict(net, images, batch_size=batch_size, skip_bad=skip_bad, interventions=changes, **settings)
     print_predictions(rows, hides=net.masks_input)
     print(f"Pictures and predictions.csv are in {out}.")

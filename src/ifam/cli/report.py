@@ -4,12 +4,12 @@ from pathlib import Path
 
 
 def report(results: list[str], out: Path = Path("report.html"), overwrite: bool = False) -> None:
-    """Put results on one page that opens without a network.
+    """Write one self-contained page for any number of results.
 
     Args:
-        results: Files that audit, compare, evaluate, train or demo wrote, or folders that hold some.
-        out: The page.
-        overwrite: Replace whatever is there; without that, only a page on the same results.
+        results: Files written by audit, compare, evaluate, train or demo, or folders that contain them.
+        out: File of the page.
+        overwrite: Replace any existing file; otherwise only a page for the same results is replaced.
     """
     from ifam.report.results import write_report
 

@@ -4,7 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ifam.cli.common import check_classes, check_free, resolve_device
+from ifam.cli.common import check_classes, ensure_no_model, resolve_device
 from ifam.io import check_absent, ensure_writable
 
 
@@ -23,23 +23,23 @@ def retrain(
     overwrite: bool = False,
     data: dict[str, Any] | None = None,
 ) -> None:
-    """Fit the last layer of a trained model again, to group-balanced validation images (DFR), and judge the result.
+    """Retrain the last layer of a model on group-balanced validation images (DFR), and evaluate the result.
 
-    It is judged on test images, or on validation images where there are none; never on those that were fitted to.
+    It is evaluated on test images, or on validation images if there are none; never on those that it was fitted to.
 
     Args:
         model: Folder or hub id of the model, of any method.
-        out: Folder for the result.
-        benchmark: Name of the data set; the one the model was trained on where none is given.
-        root: Where the images are.
-        split: Images to fit to, on which the model must not have been trained; "val", or all where there are no splits.
-        draws: Group-balanced draws whose coefficients are averaged.
+        out: Output folder.
+        benchmark: Name of the data set; by default the one the model was trained on.
+        root: Folder of the images.
+        split: Images to fit to, on which the model must not have been trained; by default "val", or all without splits.
+        draws: Number of group-balanced draws whose coefficients are averaged.
         seed: Seed of the draws.
         batch_size: Images at a time; changes nothing but speed.
         workers: Processes that load images.
-        device: Where to compute: "auto" for a GPU where there is one, or "cpu", "cuda:1", ...
+        device: Device to compute on: "auto" for a GPU if available, or "cpu", "cuda:1", ...
         num_resamples: Resamples of the bootstrap intervals; 0 for none.
-        overwrite: Replace a model that is already there.
+        overwrite: Replace an existing model.
         data: Settings of the data set, by name.
     """
     from ifam.checkpoints import hub
@@ -49,7 +49,7 @@ def retrain(
     from ifam.report.console import print_evaluation, write_results
     from ifam.training.last_layer import retrain
 
-    check_free(out, overwrite)
+    ensure_no_model(out, overwrite)
     check_absent([out / "results.json"], overwrite)
     ensure_writable(out, folder=True)
     saved = hub.read(model)
@@ -62,33 +62,34 @@ def retrain(
     print(f"Fitted to {images.describe(split)}.")
     net.to(resolve_device(device))
     shared: dict[str, Any] = {"batch_size": batch_size, "workers": workers}
-    done = asdict(retrain(net, images, split=split, draws=draws, seed=seed, **shared))
+    retraining = asdict(retrain(net, images, split=split, draws=draws, seed=seed, **shared))
     (out / "results.json").unlink(missing_ok=True)
-    hub.save(net, out, {**extra, "retraining": {"from": model, "benchmark": name, **done}})
+    hub.save(net, out, {**extra, "retraining": {"from": model, "benchmark": name, **retraining}})
     print(
-        f"Penalty C = {done['strength']}, {done['nonzero']:.0%} of the weights are not zero, {done['seconds']:.1f} s."
+        f"Penalty C = {retraining['strength']}, {retraining['nonzero']:.0%} of the weights are nonzero, "
+        f"{retraining['seconds']:.1f} s."
     )
-    judged = images.default_eval_split
-    if judged == split:
-        # Figures on what the layer was fitted to would say nothing, and look like any others.
-        print(f"Not judged: {name} has no test images but those that were fitted to. The model is in {out}.")
+    eval_split = images.default_eval_split
+    if eval_split == split:
+        # Figures on images that the layer was fitted to would be misleading.
+        print(f"Not evaluated: {name} has no test images except those that were fitted to. The model is in {out}.")
         return
-    print(f"Judged on {images.describe(judged)}.")
-    evaluation = evaluate(net, images, judged, num_resamples=num_resamples, **shared)
+    print(f"Evaluated on {images.describe(eval_split)}.")
+    evaluation = evaluate(net, images, eval_split, num_resamples=num_resamples, **shared)
     source = remembered_root(extra, benchmark, root)
     conditions = {
         "model": model,
         "benchmark": name,
         "root": None if source is None else str(source.absolute()),
         "weights": weights_digest(net.state_dict()),
-        "split": judged,
+        "split": eval_split,
         "data": options,
         "note": images.note,
         "seed": seed,
         "config": asdict(config),
     }
     try:
-        print_evaluation(evaluation, f"{name}, {judged}, last layer fitted again")
+        print_evaluation(evaluation, f"{name}, {eval_split}, last layer retrained")
     finally:
-        write_results(evaluation, out / "results.json", {**conditions, "method": net.method, "retraining": done})
+        write_results(evaluation, out / "results.json", {**conditions, "method": net.method, "retraining": retraining})
     print(f"The model is in {out}.")

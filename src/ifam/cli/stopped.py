@@ -1,4 +1,4 @@
-"""What is left of a command that a signal has ended, and how to go on: one clause for each verb. No torch here."""
+"""What an interrupted command has written, and how to continue: one clause per verb. Does not import torch."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,31 +10,31 @@ from ifam.io import local_path
 
 @dataclass(frozen=True)
 class _Stopped:
-    """A command that was stopped.
+    """An interrupted command.
 
     Attributes:
         settings: Its settings by name.
-        begun: When it began, in seconds since the epoch.
+        started: Start time, in seconds since the epoch.
     """
 
     settings: Mapping[str, Any]
-    begun: float
+    started: float
 
     def written(self, path: Path) -> bool:
-        """Whether this command has written a file, which may be left of an earlier one."""
-        # Some file systems know whole seconds only.
-        return path.exists() and path.stat().st_mtime >= int(self.begun)
+        """Whether this command, not an earlier one, has written a file."""
+        # Some file systems store whole seconds only.
+        return path.exists() and path.stat().st_mtime >= int(self.started)
 
 
-def what_is_left(verb: str, settings: Mapping[str, Any], begun: float) -> str:
-    """Say what a command that was stopped has left, and how to go on.
+def what_is_left(verb: str, settings: Mapping[str, Any], started: float) -> str:
+    """Describe what an interrupted command has written, and how to continue.
 
     Args:
-        verb: Name of the command; empty where none was read yet.
+        verb: Name of the command; empty if it was not parsed yet.
         settings: Its settings by name.
-        begun: When it began, in seconds since the epoch.
+        started: Start time, in seconds since the epoch.
     """
-    return _LEFT.get(verb, _nothing)(_Stopped(settings, begun))
+    return _LEFT.get(verb, _nothing)(_Stopped(settings, started))
 
 
 def _nothing(command: _Stopped) -> str:
@@ -77,11 +77,11 @@ def _comparison(command: _Stopped) -> str:
 def _challenge(command: _Stopped) -> str:
     model = local_path(command.settings["model"])
     folder = command.settings["out"] or (model if model.is_dir() else Path()) / "challenge"
-    journal = folder / "challenge.jsonl"
-    if not journal.exists():
+    log = folder / "challenge.jsonl"
+    if not log.exists():
         return _nothing(command)
     again = "the same command without --overwrite" if command.settings["overwrite"] else "the same command"
-    return f"what was done is kept in {journal}, and {again} goes on with the rest"
+    return f"what was done is kept in {log}, and {again} goes on with the rest"
 
 
 def _prediction(command: _Stopped) -> str:

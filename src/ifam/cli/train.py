@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ifam.cli.common import check_free
+from ifam.cli.common import ensure_no_model
 from ifam.config import LossConfig, ModelConfig, TrainConfig
 from ifam.distributed import first_process
 from ifam.io import ensure_writable
@@ -28,19 +28,19 @@ def train(
 
     Args:
         benchmark: Name of the data set, or "folder" for your own `class/image` tree.
-        root: Where the images are; may be given without its name, as in `ifam train photos`.
-        method: "ifam", or what to compare it with: plain_vit, plain_vit_mean, plain_vit_attentive, attentive_probe,
+        root: Folder of the images; may be given without its name, as in `ifam train photos`.
+        method: "ifam", or a baseline: plain_vit, plain_vit_mean, plain_vit_attentive, attentive_probe,
             selector, late_mask, soft_mask, given_mask, frozen_predictor, group_dro, trained_crops,
             frozen_crops (docs/comparisons.md).
-        out: Folder for the model, its resolved configuration, logs and results; `runs/METHOD` where none is given.
-        overwrite: Replace a model that is already there; it is removed as soon as training begins.
+        out: Folder for the model, its resolved configuration, logs and results; by default `runs/METHOD`.
+        overwrite: Replace an existing model; it is removed as soon as training begins.
         model: The model. The number of classes and their names come from the data.
-        train: How to train.
+        train: Training settings.
         loss: Weight of each loss term.
         data: Settings of the data set, by name.
-        allow_tiny_backbone: Train the small embedded backbone where the weights of the default one cannot be fetched:
-            good for trying things out, not for an answer to trust.
-        given: Names of the settings that were asked for, such as "train.seed"; they win, or are refused.
+        allow_tiny_backbone: Train the small embedded backbone if the weights of the default one cannot be downloaded:
+            only for trying things out.
+        given: Names of the settings that were set explicitly, such as "train.seed"; they are never overridden.
     """
     from ifam.data import load_benchmark
     from ifam.data.eval_dataset import training_list
@@ -52,36 +52,36 @@ def train(
     from ifam.training.fit import check, fit, seed_everything
 
     train, out = presets.apply_method_defaults(method, train, given), out or Path("runs") / method
-    check_free(out, overwrite)
+    ensure_no_model(out, overwrite)
     ensure_writable(out, folder=True)
     images = load_benchmark(benchmark, root, data)
     config = presets.with_classes(model, images, given)
     seed_everything(train.seed)
-    plan = presets.build(config, train, loss, images, method, allow_tiny_backbone=allow_tiny_backbone, given=given)
-    check(images, plan.train, plan.model)
+    setup = presets.build(config, train, loss, images, method, allow_tiny_backbone=allow_tiny_backbone, given=given)
+    check(images, setup.train, setup.model)
     settings = {
         "method": method,
         "benchmark": benchmark,
-        # Absolute: whoever judges the model may stand in another folder.
+        # Absolute, since the model may be evaluated from another folder.
         "root": None if root is None else str(root.absolute()),
         "data": data or {},
-        "model": asdict(plan.config),
-        # With what was left open to the data.
-        "train": {**asdict(plan.train), **asdict(augmentation(plan.train, images))},
-        "loss": asdict(plan.losses),
+        "model": asdict(setup.config),
+        # With the settings that depend on the data.
+        "train": {**asdict(setup.train), **asdict(augmentation(setup.train, images))},
+        "loss": asdict(setup.losses),
     }
     presets.begin_run(settings, out, overwrite)
-    result = fit(plan.model, images, plan.train, plan.losses, out, label=f"training on {images.name}")
-    remembered = {name: settings[name] for name in ("benchmark", "root", "data")} | training_list(images)
+    result = fit(setup.model, images, setup.train, setup.losses, out, label=f"training on {images.name}")
+    training_data = {name: settings[name] for name in ("benchmark", "root", "data")} | training_list(images)
     if first_process():
-        plan.model.save_pretrained(out, {**remembered, "seed": plan.train.seed, "best_epoch": result.best_epoch})
+        setup.model.save_pretrained(out, {**training_data, "seed": setup.train.seed, "best_epoch": result.best_epoch})
     split = images.default_eval_split
-    evaluation = evaluate(plan.model, images, split)
-    conditions = {**settings, "split": split, "note": images.note, "weights": weights_digest(plan.model.state_dict())}
+    evaluation = evaluate(setup.model, images, split)
+    conditions = {**settings, "split": split, "note": images.note, "weights": weights_digest(setup.model.state_dict())}
     try:
         print_evaluation(evaluation, f"{images.name}, {split}")
     finally:
         if first_process():
             write_results(evaluation, out / "results.json", conditions)
-    try_out = f"predict --model {out} IMAGES" if plan.model.selects_parts else f"evaluate --model {out}"
+    try_out = f"predict --model {out} IMAGES" if setup.model.selects_parts else f"evaluate --model {out}"
     print(f"The model is in {out}: try `ifam {try_out}`.")
