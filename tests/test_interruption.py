@@ -186,7 +186,7 @@ def test_a_comparison_that_is_stopped_keeps_its_runs(tmp_path):
     status, said = ended([*words, "--out", out], signal.SIGTERM, lambda: runs.exists() and runs.stat().st_size)
     assert status == 143
     assert said[-1] == (
-        f"ifam: Stopped by SIGTERM: runs that were done are kept in {runs}, and the same command goes on with the "
+        f"ifam: Stopped by SIGTERM: runs that were done are kept in {runs}, and the same command continues with the "
         "others."
     )
     assert len(runs.read_text(encoding="utf-8").splitlines()) == 1

@@ -65,7 +65,7 @@ def test_runs_of_a_comparison(tmp_path, verb):
     assert what_is_left(verb, settings, time.time()) == "no run was finished; the same command starts over"
     touch(runs, 100)
     assert what_is_left(verb, settings, time.time()) == (
-        f"runs that were done are kept in {runs}, and the same command goes on with the others"
+        f"runs that were done are kept in {runs}, and the same command continues with the others"
     )
 
 
@@ -75,10 +75,10 @@ def test_the_journal_of_a_challenge(tmp_path):
     journal = tmp_path / "challenge" / "challenge.jsonl"
     touch(journal)
     assert what_is_left("challenge", settings, time.time()) == (
-        f"what was done is kept in {journal}, and the same command goes on with the rest"
+        f"what was done is kept in {journal}, and the same command continues with the rest"
     )
     settings["overwrite"] = True
-    assert "the same command without --overwrite goes on" in what_is_left("challenge", settings, time.time())
+    assert "the same command without --overwrite continues" in what_is_left("challenge", settings, time.time())
 
 
 def test_rows_of_predictions(tmp_path):

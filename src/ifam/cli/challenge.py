@@ -4,7 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ifam.cli.common import check_classes, folder_beside, resolve_device
+from ifam.cli.common import check_classes, resolve_device, results_folder
 from ifam.errors import IfamError
 from ifam.io import check_folder, ensure_writable, run_digest
 
@@ -46,7 +46,7 @@ def challenge(
     from ifam.report import console
     from ifam.report.challenge_sheet import write_fooled
 
-    out = out or folder_beside(model) / "challenge"
+    out = out or results_folder(model) / "challenge"
     ensure_writable(out, folder=True)
     saved = hub.read(model)
     net, config, extra = hub.load(saved), saved.config, saved.extra

@@ -54,7 +54,7 @@ def resolve_device(name: str) -> "torch.device":
     return device
 
 
-def folder_beside(model: str) -> Path:
+def results_folder(model: str) -> Path:
     """Folder for results of a model: its own, or the working directory for a model of the hub."""
     folder = local_path(model)
     return folder if folder.is_dir() else Path()

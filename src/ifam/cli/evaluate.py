@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ifam.evaluation.background_gap import VariantResults
     from ifam.models.base import Classifier
     from ifam.models.interventions import Intervention
-from ifam.cli.common import check_classes, folder_beside, resolve_device
+from ifam.cli.common import check_classes, resolve_device, results_folder
 
 
 def evaluate(
@@ -74,7 +74,7 @@ def evaluate(
     from ifam.models.interventions import DropParts
     from ifam.provenance import warn_if_other_weights
 
-    folder = folder_beside(model)
+    folder = results_folder(model)
     ensure_writable(folder / "evaluations" if out is None else out, folder=out is None)
     saved = hub.read(model)
     config, extra = saved.config, saved.extra

@@ -71,7 +71,7 @@ def _comparison(command: _Stopped) -> str:
     runs = command.settings["out"] / "runs.jsonl"
     if not runs.exists() or not runs.stat().st_size:
         return "no run was finished; the same command starts over"
-    return f"runs that were done are kept in {runs}, and the same command goes on with the others"
+    return f"runs that were done are kept in {runs}, and the same command continues with the others"
 
 
 def _challenge(command: _Stopped) -> str:
@@ -81,7 +81,7 @@ def _challenge(command: _Stopped) -> str:
     if not log.exists():
         return _nothing(command)
     again = "the same command without --overwrite" if command.settings["overwrite"] else "the same command"
-    return f"what was done is kept in {log}, and {again} goes on with the rest"
+    return f"what was done is kept in {log}, and {again} continues with the rest"
 
 
 def _prediction(command: _Stopped) -> str:

@@ -238,7 +238,7 @@ def conditions(benchmark: Benchmark, split: str, model: Any, fit: str | None = N
     mean, std = model.normalization
     depends_on: dict[str, Any] = {
         "split": split,
-        "crop": f"shorter side resized, center cropped to {width} x {height} pixels",
+        "crop": f"shorter side resized, center-cropped to {width} x {height} pixels",
         "normalization": {"mean": list(mean), "std": list(std)},
     }
     return (

@@ -76,7 +76,7 @@ def with_files(run: Run, folder: Path) -> Run:
 def _save(image: Image.Image, folder: Path, name: str) -> str:
     """Write a picture, and return its path relative to the folder of the results."""
     path = f"{FOLDER}/{name}.webp"
-    with replacing(folder / path) as beside:
+    with replacing(folder / path) as temporary:
         # Small pictures have sharp pixels, larger ones are photographs.
-        image.save(beside, lossless=max(image.size) <= 160, quality=82)
+        image.save(temporary, lossless=max(image.size) <= 160, quality=82)
     return path

@@ -44,8 +44,8 @@ def write_fooled(challenge: Challenge, objects: ImageFiles, backgrounds: ImageFi
         panels = (image, background, torch.where(example["mask"], image, background))
         rows.append([enlarge(_picture(panel), _SIDE) for panel in panels])
         captions.append(f"{fooled.object_class} + background of {fooled.background_class}: {fooled.answer}")
-    with replacing(path) as beside:
-        contact_sheet(rows, captions).save(beside)
+    with replacing(path) as temporary:
+        contact_sheet(rows, captions).save(temporary)
     return path
 
 

@@ -196,8 +196,8 @@ def write_audit(audit: AuditResult, folder: str | Path) -> tuple[Path, Path]:
         files = PictureFiles(*(f"{PICTURES}/{i:05d}-{kind}.webp" for kind in ("input", "parts", "seen")))
         for name, picture in ((files.input, image), (files.parts, parts), (files.seen, seen)):
             # Small pictures have sharp pixels, larger ones are photographs.
-            with replacing(folder / name) as beside:
-                picture.save(beside, lossless=max(picture.size) <= _SMALL, quality=82)
+            with replacing(folder / name) as temporary:
+                picture.save(temporary, lossless=max(picture.size) <= _SMALL, quality=82)
         rows.append(replace(row, pictures=files, side=image.size))
     write_json(folder / "audit.json", replace(audit, images=tuple(rows)).to_dict(), allow_nan=False)
     return folder / "audit.json", write_report([folder / "audit.json"], folder / "audit.html", overwrite=True)
