@@ -47,7 +47,7 @@ RANK = {name: rank for rank, line in enumerate(RANKS) for name in line}
 # The order of files inside of packages where it says something; each may import those before it.
 ORDER = {
     "backbones": [
-        *("timm_compat", "gated_attention", "token_layout", "rotary", "masked_pass"),
+        *("timm_compat", "mask_gradient", "gated_attention", "token_layout", "rotary", "masked_pass"),
         *("vit", "architecture", "hf_dinov2", "backbone"),
     ],
     "models": [
@@ -58,7 +58,7 @@ ORDER = {
     "evaluation": [
         *(
             "metrics",
-            "attacks",
+            "hidden_pixel_attacks",
             "bootstrap",
             "seeds",
             "comparisons",

@@ -6,7 +6,7 @@ import torch
 from fakes import PeekingPredictor
 from ifam.auditing.certify import Setting, certify, merge, predictor_settings
 from ifam.errors import IfamError
-from ifam.evaluation.attacks import FILLINGS, ascend, differing, hidden_pixel_mask, replaced
+from ifam.evaluation.hidden_pixel_attacks import FILLINGS, ascend, differing, hidden_pixel_mask, replaced
 
 FINITE = ("noise", "another image", "adversarial")
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ifam.backbones.gated_attention import HiddenGateGrad, OverrideSDPA, attention, hidden_gate_grad, with_bias
+from ifam.backbones.gated_attention import OverrideSDPA, attention, with_bias
+from ifam.backbones.mask_gradient import HiddenGateGrad, hidden_gate_grad
 
 
 def _attend(seed=0, batch=2, heads=2, visible=4, hidden=3, width=5):
@@ -123,7 +124,7 @@ def test_gradients_do_not_depend_on_how_many_queries_are_held_at_once(monkeypatc
     q, k, v, hk, hv = _attend(visible=7)
     grad, out = torch.randn_like(q), attention(q, k, v)
     expected = hidden_gate_grad(q, k, out, grad, hk, hv)
-    monkeypatch.setattr("ifam.backbones.gated_attention._QUERY_CHUNK", 2)
+    monkeypatch.setattr("ifam.backbones.mask_gradient._QUERY_CHUNK", 2)
     torch.testing.assert_close(hidden_gate_grad(q, k, out, grad, hk, hv), expected, rtol=0, atol=1e-14)
 
 

@@ -15,7 +15,7 @@ from ifam.config import LossConfig, ModelConfig, TrainConfig
 from ifam.data import load_benchmark
 from ifam.errors import IfamError
 from ifam.evaluation.accuracy import evaluate
-from ifam.evaluation.attacks import hidden_pixel_mask
+from ifam.evaluation.hidden_pixel_attacks import hidden_pixel_mask
 from ifam.inference import predict
 from ifam.models.ifam import IFAM
 from ifam.models.interventions import DropParts, UseMask

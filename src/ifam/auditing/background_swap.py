@@ -16,7 +16,7 @@ import torch
 
 from ifam._typing import Bool, Float, Int, Tensor
 from ifam.auditing.inputs import Advance, AuditInputs, ModelOutputs, chunks, compute_outputs, no_progress
-from ifam.evaluation.attacks import hidden_pixel_mask
+from ifam.evaluation.hidden_pixel_attacks import hidden_pixel_mask
 from ifam.evaluation.metrics import AccuracyByGroup
 from ifam.models.base import device_of
 from ifam.models.ifam import IFAM

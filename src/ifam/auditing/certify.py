@@ -16,7 +16,7 @@ from ifam._typing import Bool, Float, Tensor
 from ifam.auditing.inputs import Advance, chunks, no_progress
 from ifam.config import Execution
 from ifam.errors import IfamError
-from ifam.evaluation.attacks import ATTACKS, FILLINGS, ascend, differing, hidden_pixel_mask, replaced
+from ifam.evaluation.hidden_pixel_attacks import ATTACKS, FILLINGS, ascend, differing, hidden_pixel_mask, replaced
 
 # Maps images and mask (and the gate, if one is given) to class logits.
 Answer = Callable[..., Tensor]

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from ifam._typing import Bool, Float, Int, Tensor
 from ifam.auditing.inputs import Advance, AuditInputs, ModelOutputs, Stopwatch, chunks, no_progress
 from ifam.backbones.gated_attention import OverrideSDPA
-from ifam.evaluation.attacks import hidden_pixel_mask
+from ifam.evaluation.hidden_pixel_attacks import hidden_pixel_mask
 from ifam.models.base import device_of, evaluating
 from ifam.models.ifam import IFAM
 from ifam.models.masking import patch_mean, resize_values

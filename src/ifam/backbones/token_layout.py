@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from torch.nn.attention.varlen import varlen_attn
 
 from ifam._typing import Bool, Float, Int, Tensor
-from ifam.backbones.gated_attention import HiddenGateGrad, attention, hidden_gate_grad, with_bias
+from ifam.backbones.gated_attention import attention, with_bias
+from ifam.backbones.mask_gradient import HiddenGateGrad, hidden_gate_grad
 
 
 class Padded:

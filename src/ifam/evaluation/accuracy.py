@@ -9,9 +9,9 @@ import torch
 from ifam._typing import Float, Tensor
 from ifam.data import Benchmark, ImageDataset, TransformedDataset, collate
 from ifam.errors import IfamError
-from ifam.evaluation.attacks import hidden_pixel_mask
 from ifam.evaluation.bootstrap import LEVEL, Interval, auroc, interval, mean, resamples, stacked, totals
 from ifam.evaluation.collect import Rows, collect
+from ifam.evaluation.hidden_pixel_attacks import hidden_pixel_mask
 from ifam.evaluation.metrics import GroupAccuracy
 from ifam.evaluation.part_quality import PartQuality, conditions, part_figures, part_quality, with_regression
 from ifam.models.base import Classifier, device_of, evaluating
