@@ -42,8 +42,6 @@ _TOP = 5
 # Largest side of displayed images in pixels, the input size of the paper's models.
 _DISPLAY = 518
 _QUIET_UP_TO = 20
-# Longer strips are cropped to this aspect ratio before they are resized, to bound the memory.
-_MAX_ASPECT = 8
 
 
 @dataclass(frozen=True)
@@ -170,7 +168,7 @@ def preprocess(image: Image.Image, model: Classifier) -> Float[Tensor, "3 S1 S2"
         Normalized pixels.
     """
     mean, std = model.normalization
-    pixels = _crop_center(v2.functional.to_image(image.convert("RGB")), model.image_size)
+    pixels = FitAndCrop(model.image_size)(v2.functional.to_image(image.convert("RGB")))
     pixels = v2.functional.to_dtype(pixels, torch.float32, scale=True)
     return torch.as_tensor(v2.functional.normalize(pixels, list(mean), list(std)))
 
@@ -190,17 +188,8 @@ def display_crop(image: Image.Image, model: Classifier) -> Image.Image:
     scale = max(1.0, min(_DISPLAY / min(height, width), image.height / height, image.width / width))
     # Rounded down to patches, so that all are drawn equally large.
     size = rows * int(scale * height / rows), columns * int(scale * width / columns)
-    cropped: Image.Image = _crop_center(image.convert("RGB"), size)
+    cropped: Image.Image = FitAndCrop(size)(image.convert("RGB"))
     return cropped
-
-
-def _crop_center(image: Any, size: tuple[int, int]) -> Any:
-    """The largest centered crop with this aspect ratio, resized to this size, as in evaluation."""
-    height, width = v2.functional.get_size(image)
-    longest = _MAX_ASPECT * min(height, width)
-    if max(height, width) > longest:
-        image = v2.functional.center_crop(image, [min(height, longest), min(width, longest)])
-    return FitAndCrop(size)(image)
 
 
 def _find(paths: Iterable[str | Path], out: Path | None) -> dict[Path, str]:
