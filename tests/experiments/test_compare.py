@@ -157,6 +157,17 @@ def test_pictures_are_the_first_images_of_each_group_with_the_answers_of_every_m
         assert float(probabilities.max()) == pytest.approx(picture["confidence"], abs=1e-5)
 
 
+def test_photographs_are_drawn_too(tmp_path):
+    """They are read as PIL images, and know no groups: their classes take the place."""
+    miniatures.folder(tmp_path / "photos")
+    changes = {"benchmark": "folder", "root": str(tmp_path / "photos"), "data": {}, "seeds": [0], "pictures": 1}
+    train = {**TRAIN, "batch_size": 2}
+    out = compare(tmp_path, methods={"plain_vit": {}, "ifam": {}}, train=train, **changes)
+    pictures = lines(out)["ifam", 0]["pictures"]
+    assert [picture["group"] for picture in pictures] == [picture["label"] for picture in pictures]
+    assert all((out / picture[key]).is_file() for picture in pictures for key in ("image", "parts", "seen"))
+
+
 def test_only_methods_with_a_mask_are_attacked_through_hidden_pixels(done):
     runs = lines(done)
     assert runs["one part", 0]["figures"]["hidden_influence"] == 0.0

@@ -101,3 +101,11 @@ def test_the_time_left_is_that_of_the_runs_that_are_left(tmp_path, caplog):
     runs.add(run("theirs", elapsed=20.0))
     runs.announce("ours", 1)
     assert caplog.messages[-1] == "Run 3 of 3: ours, seed 1, about 2 min left in all"
+
+
+def test_settings_that_were_left_out_meanwhile_are_named(tmp_path):
+    path = tmp_path / "runs.jsonl"
+    before = {"train": {"epochs": 4, "kind": None}, "data": {"num_train": 200}}
+    Runs(path, {("ours", 0): before}).add(run(settings=before))
+    with pytest.raises(IfamError, match=r"with data\.num_train 200, but now it is None"):
+        Runs(path, WANTED)

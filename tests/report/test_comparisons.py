@@ -159,6 +159,13 @@ def test_pictures_show_what_each_method_saw_and_answered(tmp_path):
     assert re.match(r".*?<b>fish</b>.*?75.*?✓ right", text[text.index('<span class="key ours">') :], flags=re.DOTALL)
 
 
+def test_a_damaged_picture_is_named(tmp_path):
+    page(tmp_path, comparison())
+    (tmp_path / "pictures" / "seen.webp").write_text("x")
+    with pytest.raises(IfamError, match=r"seen\.webp cannot be read \(it is not a readable image\); keep pictures/"):
+        write_report([tmp_path], tmp_path / "page.html", overwrite=True)
+
+
 def test_images_come_by_group_with_the_worst_of_the_first_row_first():
     rows = image_rows(comparison())
     assert list(rows) == ["bird on land", "bird on water"]

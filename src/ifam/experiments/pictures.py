@@ -42,13 +42,18 @@ def draw_pictures(
         folder: Folder of the results; pictures are written to its subfolder `pictures/`.
         row: Name for the files of this model.
     """
-    indices, examples = first_of_each_group(images, split, count), images.split(split)
+    indices, examples, groups = (
+        first_of_each_group(images, split, count),
+        images.split(split),
+        images.groups(split).tolist(),
+    )
     batch = collate([TransformedDataset(examples, model.image_size, model.normalization)[index] for index in indices])
     out = model.predict_batch(batch.to(device_of(model)))
     probabilities, answers = out.logits.softmax(dim=1).max(dim=1)
     pictures = []
     for place, index in enumerate(indices):
-        image = thumbnail(to_pil_image(examples[index]["image"]))
+        example = examples[index]["image"]
+        image = thumbnail(example if isinstance(example, Image.Image) else to_pil_image(example))
         drawn = {"image": _save(image, folder, f"{index:05d}-input")}
         if out.mask is not None and model.selects_parts:
             drawn["parts"] = _save(part_overlay(image, out.part_maps[place]), folder, f"{index:05d}-{row}-parts")
@@ -56,7 +61,7 @@ def draw_pictures(
         pictures.append(
             Picture(
                 index=index,
-                group=images.group_names[int(examples[index]["group"])],
+                group=images.group_names[groups[index]],
                 label=images.class_names[int(examples[index]["label"])],
                 answer=images.class_names[int(answers[place])],
                 confidence=float(probabilities[place]),

@@ -57,7 +57,10 @@ class Runs:
 
     def _difference(self, key: Key) -> str | None:
         """The first setting in which a run differs from the requested one, as an error message."""
-        before, now = (dict(flat(settings)) for settings in (self.done[key].settings, self.wanted[key]))
+        before, now = (
+            {name: value for name, value in flat(settings) if value != {}}
+            for settings in (self.done[key].settings, self.wanted[key])
+        )
         for name in sorted({**before, **now}):
             if before.get(name) != now.get(name):
                 if name == "images":

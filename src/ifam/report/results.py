@@ -2,12 +2,14 @@
 
 import base64
 import csv
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import repeat
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from torchvision.transforms.v2.functional import to_pil_image
 
 from ifam.auditing.run import AuditResult, ImageRow, PictureFiles
@@ -411,11 +413,16 @@ def _bar(value: float, color: tuple[int, int, int], largest: float) -> Bar:
 def _uri(path: Path) -> str:
     """A picture as a data URI."""
     try:
-        return f"data:image/webp;base64,{base64.b64encode(path.read_bytes()).decode()}"
-    except OSError as error:
+        content = path.read_bytes()
+        with Image.open(io.BytesIO(content)) as image:
+            image.verify()
+    except (OSError, SyntaxError) as error:
+        reason = getattr(error, "strerror", None) or "it is not a readable image"
         raise IfamError(
-            f"The picture {path} cannot be read ({error.strerror}); keep {path.parent.name}/ next to the results."
+            f"The picture {path} cannot be read ({reason}); keep {path.parent.name}/ next to the results as it was "
+            f"written, or write them again."
         ) from error
+    return f"data:image/webp;base64,{base64.b64encode(content).decode()}"
 
 
 def _history(path: Path) -> dict[str, list[tuple[int | float, float]]]:

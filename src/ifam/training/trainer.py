@@ -60,7 +60,7 @@ def _lightning(config: TrainConfig, callbacks: Sequence[L.Callback], folder: Pat
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-    except (ValueError, MisconfigurationException) as error:
+    except (TypeError, ValueError, MisconfigurationException) as error:
         raise IfamError(
             f"Invalid trainer settings ({' '.join(str(error).split()).rstrip('.')}); change --train.precision, "
             f"--train.accelerator, --train.devices or --train.strategy."
@@ -100,10 +100,11 @@ def check_devices(benchmark: Benchmark, config: TrainConfig, world_size: int) ->
     """Refuse more devices than there are images for."""
     count = len(benchmark.split("train"))
     if count // world_size < config.batch_size:
+        each = count // world_size
+        smaller = f", or --train.batch_size {each} or less" if each else ""
         raise IfamError(
-            f"{benchmark.name} has {count} training images, on {world_size} devices {count // world_size} each, "
-            f"fewer than a batch of {config.batch_size}; use fewer devices, or --train.batch_size "
-            f"{max(1, count // world_size)} or less."
+            f"{benchmark.name} has {count} training images, on {world_size} devices {each} each, fewer than a batch of "
+            f"{config.batch_size}; use fewer devices{smaller}."
         )
     if len(benchmark.split("val")) < world_size:
         raise IfamError(
