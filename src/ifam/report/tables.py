@@ -50,7 +50,7 @@ def print_table(console: Console, table: Table) -> None:
     drawn = RichTable(title=table.caption, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     # Do not break names within words if there is room for the figures.
     longest = max((len(word) for row in table.rows for word in row[0].split()), default=0)
-    width = min(longest, 24) if console.width >= 100 else None
+    width = min(longest, 24 if console.width >= 100 else 12) if console.width >= 76 else None
     for number, column in enumerate(table.columns):
         if number == 0:
             drawn.add_column(column, justify="left", overflow="fold", min_width=width)
