@@ -50,7 +50,7 @@ class MaskedPass:
         self.vit, self.images, self.layout = vit, images, layout
         self.positions = Positions(vit)
         self.bias: Tensor | None = None
-        self.hidden: HiddenTokens | None = None
+        self.hidden_gate: tuple[Tensor, Tensor] | None = None
 
     def add_bias(self, bias: Float[Tensor, "B P"]) -> None:
         """Add a value to the attention logits of each patch as a key; 0 for prefix tokens."""
@@ -62,10 +62,7 @@ class MaskedPass:
 
     def add_hidden_gate(self, gate: Float[Tensor, "B P"], visible: Bool[Tensor, "B P"]) -> None:
         """Let the gates of hidden patches receive gradient: these patches are processed as extra queries."""
-        layout = Packed(~visible, 0) if isinstance(self.layout, Packed) else Padded(~visible, 0)
-        with torch.no_grad():
-            x, angles = self._embed(layout), self.positions.per_block(layout)
-        self.hidden = HiddenTokens(x, layout, layout.gather(gate), angles)
+        self.hidden_gate = gate, ~visible
 
     def run(self, queries: Queries = "all") -> Tensor:
         """Tokens after the final norm.
@@ -82,12 +79,15 @@ class MaskedPass:
             pick = self._patches
         elif queries == "pooled" and self.vit.cls_token is not None:
             pick = self.layout.first
-        x: Tensor = self.vit.norm(self._blocks(self._embed(self.layout), pick))
+        x = self._embed(self.layout)
+        # After the visible patches: within autocast, a weight that is cast without gradient first has none later.
+        hidden = self._hidden_tokens()
+        tokens: Tensor = self.vit.norm(self._blocks(x, hidden, pick))
         if queries == "patches":
-            return x
+            return tokens
         if pick is not None:
-            return x.flatten(0, 1)
-        rows, real = self.layout.rows(x)
+            return tokens.flatten(0, 1)
+        rows, real = self.layout.rows(tokens)
         return rows if queries == "all" else pool(rows, real, self.vit)
 
     def _embed(self, layout: Layout) -> Tensor:
@@ -104,9 +104,19 @@ class MaskedPass:
         tokens: Tensor = self.vit.norm_pre(self.positions.add_to(patches, layout))
         return tokens
 
-    def _blocks(self, x: Tensor, pick: Callable[[Tensor], Tensor] | None) -> Tensor:
+    def _hidden_tokens(self) -> HiddenTokens | None:
+        """The embedded hidden patches, without gradient, if their gates receive one."""
+        if self.hidden_gate is None:
+            return None
+        gate, patches = self.hidden_gate
+        layout = Packed(patches, 0) if isinstance(self.layout, Packed) else Padded(patches, 0)
+        with torch.no_grad():
+            x, angles = self._embed(layout), self.positions.per_block(layout)
+        return HiddenTokens(x, layout, layout.gather(gate), angles)
+
+    def _blocks(self, x: Tensor, hidden: HiddenTokens | None, pick: Callable[[Tensor], Tensor] | None) -> Tensor:
         """Tokens after all blocks; of the last block, only the picked ones."""
-        layout, hidden, last = self.layout, self.hidden, self.vit.blocks[-1]
+        layout, last = self.layout, self.vit.blocks[-1]
         attend: AttentionFn | None = partial(layout.attend, bias=self.bias)
         if isinstance(layout, Whole) and self.bias is None:
             attend = None
