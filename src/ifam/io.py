@@ -228,7 +228,7 @@ def check_absent(paths: Iterable[Path], overwrite: bool) -> None:
     """
     for path in paths if first_process() and not overwrite else ():
         if os.path.lexists(path) and not _is_device(path):
-            raise IfamError(f"{path} already exists; choose another output, or replace it with --overwrite.")
+            raise IfamError(f"{path} already exists; choose another --out, or replace it with --overwrite.")
 
 
 def check_folder(folder: Path, result: str, others: Iterable[str], run: str, overwrite: bool) -> None:
