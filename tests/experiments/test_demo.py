@@ -132,6 +132,16 @@ def test_it_goes_on_where_it_was(folder, capsys):
     assert "2 methods on pondbirds, 2 seeds" in capsys.readouterr().out
 
 
+def test_it_goes_on_without_pictures_that_were_removed(folder, tmp_path):
+    (tmp_path / "out").mkdir()
+    for name in ("runs.jsonl", "models"):
+        (tmp_path / "out" / name).symlink_to(folder / name)
+    comparison = replace(demo.demo_comparison(3, 2, True), data=DATA)
+    result = demo.run_demo(comparison, tmp_path / "out", threads=1)
+    assert not any(row.pictures for row in result.rows)
+    assert not (tmp_path / "out" / "pictures.png").exists()
+
+
 def test_no_seed_is_an_error():
     with pytest.raises(IfamError, match="seeds is 0"):
         demo.demo_comparison(seeds=0)

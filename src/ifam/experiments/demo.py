@@ -63,8 +63,10 @@ def run_demo(
     if not (out / "runs.jsonl").exists():
         check_absent([out / name for name in ("report.html", "pictures.png")], overwrite)
     result = run_comparison(comparison, out, save_models=True, overwrite=overwrite)
-    with replacing(out / "pictures.png") as temporary:
-        _contact_sheet(result, out).save(temporary)
+    # Of pictures that were removed since a run was made, there is no sheet.
+    if all(row.pictures for row in result.rows):
+        with replacing(out / "pictures.png") as temporary:
+            _contact_sheet(result, out).save(temporary)
     return result
 
 

@@ -9,23 +9,18 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from ifam.data import Benchmark, TransformedDataset, collate
 from ifam.evaluation.comparisons import Picture, Run
-from ifam.io import replacing
 from ifam.models.base import Classifier, device_of
-from ifam.report.overlays import part_overlay, predictor_view, thumbnail
+from ifam.report.overlays import part_overlay, predictor_view, save_picture, thumbnail
 
 FOLDER = "pictures"
 
 
 def first_of_each_group(images: Benchmark, split: str, count: int) -> list[int]:
     """Indices of the first images of each group, independent of results."""
-    indices: dict[int, list[int]] = {group: [] for group in range(len(images.group_names))}
-    examples = images.split(split)
-    for index, group in enumerate(images.groups(split)):
-        if len(indices[int(group)]) < count:
-            indices[int(group)].append(index)
-        if all(len(of_group) >= min(count, len(examples)) for of_group in indices.values()):
-            break
-    return [index for of_group in indices.values() for index in of_group]
+    groups = images.groups(split)
+    return [
+        index for group in range(len(images.group_names)) for index in (groups == group).nonzero()[:count, 0].tolist()
+    ]
 
 
 @torch.inference_mode()
@@ -42,11 +37,7 @@ def draw_pictures(
         folder: Folder of the results; pictures are written to its subfolder `pictures/`.
         row: Name for the files of this model.
     """
-    indices, examples, groups = (
-        first_of_each_group(images, split, count),
-        images.split(split),
-        images.groups(split).tolist(),
-    )
+    indices, examples = first_of_each_group(images, split, count), images.split(split)
     batch = collate([TransformedDataset(examples, model.image_size, model.normalization)[index] for index in indices])
     out = model.predict_batch(batch.to(device_of(model)))
     probabilities, answers = out.logits.softmax(dim=1).max(dim=1)
@@ -61,8 +52,8 @@ def draw_pictures(
         pictures.append(
             Picture(
                 index=index,
-                group=images.group_names[groups[index]],
-                label=images.class_names[int(examples[index]["label"])],
+                group=images.group_names[int(batch.groups_or_classes[place])],
+                label=images.class_names[int(batch.labels[place])],
                 answer=images.class_names[int(answers[place])],
                 confidence=float(probabilities[place]),
                 **drawn,
@@ -81,7 +72,5 @@ def with_files(run: Run, folder: Path) -> Run:
 def _save(image: Image.Image, folder: Path, name: str) -> str:
     """Write a picture, and return its path relative to the folder of the results."""
     path = f"{FOLDER}/{name}.webp"
-    with replacing(folder / path) as temporary:
-        # Small pictures have sharp pixels, larger ones are photographs.
-        image.save(temporary, lossless=max(image.size) <= 160, quality=82)
+    save_picture(image, folder / path)
     return path

@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ifam._typing import Bool, Float, Tensor
 from ifam.errors import IfamError
+from ifam.io import replacing
 
 Color = tuple[int, int, int]
 
@@ -36,6 +37,10 @@ _PALETTE: tuple[Color, ...] = (
 HIDDEN_COLORS: tuple[Color, Color] = ((236, 236, 236), (216, 216, 216))
 _INK, _QUIET, _PAPER = (28, 32, 36), (88, 94, 100), (255, 255, 255)
 _PANELS = ("input", "parts", "what the predictor saw")
+
+
+# Longest side in pixels of pictures that are kept without loss.
+_SMALL = 160
 
 
 def part_colors(num_parts: int) -> list[Color]:
@@ -79,6 +84,12 @@ def thumbnail(image: Image.Image, side: int = 224) -> Image.Image:
     small = image.convert("RGB")
     small.thumbnail((side, side))
     return small
+
+
+def save_picture(image: Image.Image, path: Path) -> None:
+    """Write a picture for a page as WebP: small ones, which have sharp pixels, without loss, photographs with."""
+    with replacing(path) as temporary:
+        image.save(temporary, lossless=max(image.size) <= _SMALL, quality=82)
 
 
 def part_overlay(image: Image.Image, part_maps: Float[Tensor, "K1 H W"]) -> Image.Image:

@@ -17,19 +17,18 @@ from ifam.errors import IfamError
 from ifam.evaluation.accuracy import Accuracy, Evaluation
 from ifam.evaluation.background_gap import Gap, VariantResults
 from ifam.evaluation.comparisons import ComparisonResult
-from ifam.io import check_replaceable, ensure_writable, local_path, replacing, run_digest, write_json, write_text
+from ifam.io import check_replaceable, ensure_writable, local_path, run_digest, write_json, write_text
 from ifam.model_files import read_json
 from ifam.provenance import is_stale
 from ifam.report.audit_tables import sections, worst_group
 from ifam.report.comparisons import ComparedImage, comparison_section, curves, image_rows, title
 from ifam.report.evaluation_tables import evaluation_tables
 from ifam.report.html import curve_charts, environment
-from ifam.report.overlays import part_colors, part_overlay, predictor_view, thumbnail
+from ifam.report.overlays import part_colors, part_overlay, predictor_view, save_picture, thumbnail
 from ifam.report.tables import Section, Table, share
 from ifam.serialization import flat, from_json
 
 PICTURES = "audit_pictures"
-_SMALL = 160
 _RESULTS = ("audit.json", "compare.json", "results.json")
 
 
@@ -197,9 +196,7 @@ def write_audit(audit: AuditResult, folder: str | Path) -> tuple[Path, Path]:
         parts, seen = part_overlay(image, source.part_maps[i]), predictor_view(image, source.mask[i])
         files = PictureFiles(*(f"{PICTURES}/{i:05d}-{kind}.webp" for kind in ("input", "parts", "seen")))
         for name, picture in ((files.input, image), (files.parts, parts), (files.seen, seen)):
-            # Small pictures have sharp pixels, larger ones are photographs.
-            with replacing(folder / name) as temporary:
-                picture.save(temporary, lossless=max(picture.size) <= _SMALL, quality=82)
+            save_picture(picture, folder / name)
         rows.append(replace(row, pictures=files, side=image.size))
     write_json(folder / "audit.json", replace(audit, images=tuple(rows)).to_dict(), allow_nan=False)
     return folder / "audit.json", write_report([folder / "audit.json"], folder / "audit.html", overwrite=True)
