@@ -39,6 +39,8 @@ class ModelConfig:
         predictor_backbone: Backbone of the predictor; the selector's where it is None.
         backbone_kwargs: Passed to `timm.create_model` for both backbones.
         predictor_kwargs: Passed to it for the predictor's backbone instead, if given.
+        selector_image_size: Size to which the selector resizes its images, of the same aspect ratio; `image_size`
+            where it is None. Methods without a first stage ignore it.
         temperature: Softmax temperature tau of the part maps.
         gumbel_noise: Gumbel(0, 1) noise on part maps and mask, in training only.
         part_dropout: Probability that a whole part is dropped from the selector's classifier, in training.
@@ -60,6 +62,7 @@ class ModelConfig:
     predictor_backbone: str | None = None
     backbone_kwargs: dict[str, Any] = field(default_factory=dict)
     predictor_kwargs: dict[str, Any] | None = None
+    selector_image_size: int | tuple[int, int] | None = None
     temperature: float = 1.0
     gumbel_noise: bool = True
     part_dropout: float = 0.3
@@ -74,6 +77,7 @@ class ModelConfig:
     common: ClassVar[tuple[str, ...]] = ("backbone", "image_size", "num_parts")
     ranges: ClassVar[dict[str, Range]] = {
         "image_size": COUNT,
+        "selector_image_size": COUNT,
         "num_parts": COUNT,
         "num_classes": COUNT,
         "temperature": POSITIVE,

@@ -114,8 +114,8 @@ def read(source: str | Path, *, revision: str | None = None) -> SavedModel:
             f"the fields."
         )
     # JSON has lists instead of tuples.
-    listed = [key for key in ("class_names", "mean", "std", "image_size") if isinstance(settings.get(key), list)]
-    settings |= {key: tuple(settings[key]) for key in listed}
+    tuples = ("class_names", "mean", "std", "image_size", "selector_image_size")
+    settings |= {key: tuple(settings[key]) for key in tuples if isinstance(settings.get(key), list)}
     defaults = asdict(ModelConfig())
     wrong = [name for name, value in settings.items() if not (_like(value, defaults[name]) and _is_valid(name, value))]
     if wrong:

@@ -109,6 +109,27 @@ def test_flops_of_a_forward_pass(step):
     assert counter.get_total_flops() == selector + predictor + heads + grids
 
 
+@pytest.mark.parametrize("side", [32, 64, 128])
+def test_flops_of_an_answer_by_the_size_that_the_selector_sees(make_model, images, mask, side):
+    """Half of it, a quarter of the patches: the predictor's share is the same."""
+    model = make_model(selector_image_size=side, execution="packed")
+    model.mask = lambda selection: Mask(mask, mask.float())
+    with flop_counter() as counter, torch.no_grad():
+        model(images)
+    patches, patch = (side // 16) ** 2, 2 * 3 * 16 * 16 * WIDTH
+    tokens, parts = patches + PREFIX, PARTS + 1
+    selector = patches * patch + _block_flops(tokens) + _attention_flops(tokens, tokens)
+    selector += _block_flops(tokens, patches) + _attention_flops(patches, tokens)
+    # Similarity, pooling and the classifier of the parts.
+    selector += 2 * 2 * patches * WIDTH * parts + 2 * WIDTH * CLASSES * PARTS
+    predictor = 2 * IMAGES * WIDTH * CLASSES
+    for count in mask.flatten(1).sum(dim=1).tolist():
+        read = count + PREFIX
+        predictor += count * patch + _block_flops(read) + _attention_flops(read, read)
+        predictor += _block_flops(read, 1) + _attention_flops(1, read)
+    assert counter.get_total_flops() == IMAGES * selector + predictor
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("tuning", "share"), [("none", 0.0), ("tokens", 1.0), ("all", 2.0)])
 def test_flops_of_the_backward_pass_through_the_selector(step, tuning, share):

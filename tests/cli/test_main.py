@@ -478,6 +478,18 @@ BAD = {
     "a word in a list": (["evaluate", "--drop_parts", "[0, x]"], "drop_parts is [0, 'x'], but list[int] or null"),
     "a word for a truth value": (["train", "--train.flip", "maybe"], "train.flip is maybe, but bool or null is"),
     "a word for a size": (["train", "--model.image_size", "x"], "is x, but int or tuple[int, int] or null is"),
+    "a fraction of a pixel": (
+        ["train", "--model.selector_image_size", "32.5"],
+        "is 32.5, but int or tuple[int, int] or null is",
+    ),
+    "three sizes": (
+        ["train", "--model.selector_image_size", "[32, 32, 32]"],
+        "is [32, 32, 32], but int or tuple[int, int] or null is",
+    ),
+    "another aspect ratio": (
+        ["train", *TINY, "--model.selector_image_size", "[40, 80]", *TINY_DATA],
+        "selector_image_size is 40 x 80, but the images of 80 x 80 pixels have another aspect ratio; use 40 x 40",
+    ),
     "fewer seeds than none": (["demo", "--seeds", "-1"], "seeds is -1, but a whole number of at least 1"),
     "an empty folder's name": (["convert", "nowhere", ""], "An empty path is given to `ifam convert`"),
     "a split without a name": (["evaluate", "--split", ""], "split is empty"),

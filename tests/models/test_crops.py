@@ -52,7 +52,7 @@ def test_the_box_holds_the_fewest_patches_with_the_share():
 
 def test_a_crop_is_the_box_and_nothing_else(images):
     box = torch.tensor([[0, 0, 4, 4], [1, 2, 3, 4], [0, 0, 1, 1], [2, 1, 4, 2], [3, 3, 4, 4], [0, 1, 4, 3]])
-    crops = crop(images, box, (8, 8), (32, 32))
+    crops = crop(images, box, (4, 4), (32, 32))
     assert torch.equal(crops[0], images[0])
     assert crops.shape == (6, 3, 32, 32)
     for i, (top, left, bottom, right) in enumerate(box.tolist()):
@@ -64,7 +64,7 @@ def test_a_crop_is_the_box_and_nothing_else(images):
             torch.testing.assert_close(crops[i, :, *corner], inside[:, *corner])
         outside = torch.full_like(images[i], torch.nan)
         outside[:, 8 * top : 8 * bottom, 8 * left : 8 * right] = inside
-        assert torch.equal(crop(outside[None], box[i : i + 1], (8, 8), (32, 32))[0], crops[i])
+        assert torch.equal(crop(outside[None], box[i : i + 1], (4, 4), (32, 32))[0], crops[i])
 
 
 @pytest.mark.parametrize("class_token", [True, False])

@@ -4,7 +4,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
+from torch.nn import functional as F
 
 from ifam._typing import Bool, Float, Tensor
 from ifam.backbones import masked_pass
@@ -12,7 +14,7 @@ from ifam.backbones.hf_dinov2 import find_hf_dinov2
 from ifam.backbones.masked_pass import MaskedPass, Queries, choose_layout
 from ifam.backbones.timm_compat import use_fused_attention
 from ifam.backbones.token_layout import Layout, Whole
-from ifam.backbones.vit import IMAGENET, Size, create_vit
+from ifam.backbones.vit import IMAGENET, Size, check_size, create_vit, to_pair
 from ifam.config import Execution, MaskGradient, ModelConfig
 from ifam.errors import IfamError
 
@@ -29,6 +31,9 @@ class Backbone(nn.Module):
         pretrained: Load pretrained weights (from the hub for timm's models, from the package for `ifam_tiny`).
         **kwargs: Passed to `timm.create_model`.
 
+    Attributes:
+        input_size: Height and width of the images that are given, which are resized to `image_size` where it differs.
+
     Raises:
         IfamError: The name is unknown or not that of a vision transformer, or the patches do not divide the image.
     """
@@ -40,6 +45,7 @@ class Backbone(nn.Module):
         self.vit = make(image_size, pretrained, kwargs)
         self.compiled = False
         self.input_affine: Normalization | None = None
+        self.input_size = self.image_size
         use_fused_attention(self.vit)
 
     @property
@@ -61,7 +67,7 @@ class Backbone(nn.Module):
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """Height and width of the input in pixels."""
+        """Height and width in pixels of the images that are divided into patches."""
         return self.grid[0] * self.patch_size[0], self.grid[1] * self.patch_size[1]
 
     @property
@@ -94,16 +100,18 @@ class Backbone(nn.Module):
             self.input_affine = scale, shift
 
     def prepare_images(self, images: Tensor) -> Tensor:
-        """Images [B, 3, S1, S2] in the normalization that the weights expect, after a check of their size."""
+        """Images in the size and normalization of this backbone, after a check of the size that they have."""
         self.check_images(images)
+        if self.input_size != self.image_size:
+            images = resize_images(images, self.image_size)
         if self.input_affine is None:
             return images
         scale, shift = (images.new_tensor(values)[:, None, None] for values in self.input_affine)
         return images * scale + shift
 
     def check_images(self, images: Tensor) -> None:
-        """Raise an `IfamError` unless the images have the size that this backbone was made for."""
-        height, width = self.image_size
+        """Raise an `IfamError` unless the images have the size that is expected."""
+        height, width = self.input_size
         if images.ndim != 4 or tuple(images.shape[1:]) != (3, height, width):
             raise IfamError(
                 f"The images have shape {list(images.shape)}, but the model expects [B, 3, {height}, {width}]; "
@@ -126,7 +134,8 @@ class Backbone(nn.Module):
         """Tokens after the final norm, of whole images or of the visible patches alone, from the first block on.
 
         Args:
-            images: Normalized images [B, 3, S1, S2]. Pixels of hidden patches may hold anything, NaN included.
+            images: Normalized images [B, 3, S1, S2] of `input_size`. Pixels of hidden patches may hold anything, NaN
+                included, unless the images are resized.
             visible: True for the patches to show; all patches of all images where it is None.
             gate: The same as numbers with gradient; receives none without `mask_gradient`.
             bias: Added to the attention logits of each visible patch as a key; 0 for prefix tokens.
@@ -140,7 +149,7 @@ class Backbone(nn.Module):
             [B, P, D] for "patches", [B, D] for "pooled".
 
         Raises:
-            IfamError: The images have another size than this backbone was made for.
+            IfamError: The images have another size than `input_size`.
         """
         images = self.prepare_images(images)
         if visible is None and bias is None and queries == "all":
@@ -178,8 +187,43 @@ class Backbone(nn.Module):
 
 
 def selector_backbone(config: ModelConfig, pretrained: bool) -> Backbone:
-    """The selector's transformer."""
-    return Backbone(config.backbone, image_size=config.image_size, pretrained=pretrained, **config.backbone_kwargs)
+    """The selector's transformer, which resizes images of `image_size` to `selector_image_size`.
+
+    Raises:
+        IfamError: The patches do not divide this size, or it has another aspect ratio.
+    """
+    build = partial(Backbone, config.backbone, **config.backbone_kwargs)
+    size = to_pair(config.selector_image_size, "selector_image_size")
+    if size is None:
+        return build(image_size=config.image_size, pretrained=pretrained)
+    # Without memory, to know its patches and its own size before any weights are loaded.
+    with torch.device("meta"):
+        described = build(pretrained=False)
+    given, patch = to_pair(config.image_size) or described.image_size, described.patch_size[0]
+    check_size(config.backbone, size, patch, "selector_image_size")
+    _check_aspect(size, given, patch)
+    backbone = build(image_size=size, pretrained=pretrained)
+    backbone.input_size = given
+    return backbone
+
+
+def _check_aspect(size: tuple[int, int], given: tuple[int, int], patch: int) -> None:
+    """Refuse a `selector_image_size` of another aspect ratio than the images, by more than the rounding to patches."""
+    height, width = size
+    if 2 * abs(height * given[1] - width * given[0]) > patch * max(given):
+        wanted = max(1, round(height * given[1] / given[0] / patch)) * patch
+        raise IfamError(
+            f"selector_image_size is {height} x {width}, but the images of {given[0]} x {given[1]} pixels have another "
+            f"aspect ratio; use {height} x {wanted}."
+        )
+
+
+def resize_images(images: Float[Tensor, "B 3 S1 S2"], size: tuple[int, int]) -> Float[Tensor, "B 3 T1 T2"]:
+    """Images of another height and width: bilinear and antialiased, computed in single precision at least."""
+    half = images.dtype in (torch.float16, torch.bfloat16)
+    with torch.autocast(images.device.type, enabled=False):
+        resized = F.interpolate(images.float() if half else images, size, mode="bilinear", antialias=True)
+    return resized.to(images.dtype)
 
 
 def predictor_backbone(config: ModelConfig, pretrained: bool, selector: Backbone | None = None) -> Backbone:
@@ -188,11 +232,11 @@ def predictor_backbone(config: ModelConfig, pretrained: bool, selector: Backbone
     Args:
         config: The model's settings.
         pretrained: Load pretrained weights.
-        selector: The transformer before it; both receive the same images, in its size and normalization.
+        selector: The transformer before it; both are given the same images, in its input size and normalization.
     """
     name = config.predictor_backbone or config.backbone
     kwargs = config.backbone_kwargs if config.predictor_kwargs is None else config.predictor_kwargs
-    size = config.image_size if selector is None else selector.image_size
+    size = config.image_size if selector is None else selector.input_size
     backbone = Backbone(name, image_size=size, pretrained=pretrained, **kwargs)
     if selector is not None:
         given, wanted = (

@@ -82,9 +82,9 @@ def create_vit(name: str, image_size: Size | None, pretrained: bool, kwargs: dic
             f"(`timm.list_models('vit*')`) or {TINY!r}{', for example ' + ', '.join(near) if near else ''}."
         )
     patch = kwargs.get("patch_size") or (TINY_ARCH["patch_size"] if name == TINY else _patch_size(name))
-    size = _pair(kwargs.get("img_size") if image_size is None else image_size)
+    size = to_pair(kwargs.get("img_size") if image_size is None else image_size)
     if isinstance(patch, int):
-        _check_size(name, size, patch)
+        check_size(name, size, patch)
     vit = _build(name, size, pretrained, kwargs)
     if not isinstance(vit, Vit) or type(vit.patch_embed) is not PatchEmbed:
         kind = type(vit).__name__ + (" on a convolutional stem" if isinstance(vit, Vit) else "")
@@ -97,7 +97,7 @@ def create_vit(name: str, image_size: Size | None, pretrained: bool, kwargs: dic
         raise IfamError(
             f"The patches of {name} have {height} x {width} pixels, but squares are expected; give one side."
         )
-    _check_size(name, size, int(height))
+    check_size(name, size, int(height))
     if name == TINY and pretrained:
         with resources.as_file(resources.files("ifam") / "assets" / "tiny_vit.safetensors") as path:
             load_weights(vit, load_file(path))
@@ -147,25 +147,33 @@ def _build(name: str, size: tuple[int, int] | None, pretrained: bool, kwargs: di
         ) from error
 
 
-def _pair(image_size: Size | None) -> tuple[int, int] | None:
-    """Height and width; None for the model's own size."""
-    if image_size is None:
+def to_pair(size: Size | None, setting: str = "image_size") -> tuple[int, int] | None:
+    """Height and width; None for the model's own size.
+
+    Args:
+        size: Height and width in pixels, or the side of a square.
+        setting: Name of the setting, for the error.
+
+    Raises:
+        IfamError: It is something else.
+    """
+    if size is None:
         return None
-    pair = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    pair = tuple(size) if isinstance(size, Sequence) else (size, size)
     if len(pair) != 2 or not all(isinstance(side, int) for side in pair):
-        raise IfamError(f"image_size is {image_size!r}, but pixels are expected; give one side, or height and width.")
+        raise IfamError(f"{setting} is {size!r}, but pixels are expected; give one side, or height and width.")
     return pair
 
 
-def _check_size(name: str, size: tuple[int, int] | None, patch: int) -> None:
-    """Refuse an image size that the patches do not divide."""
+def check_size(name: str, size: tuple[int, int] | None, patch: int, setting: str = "image size") -> None:
+    """Refuse an image size that the patches of a transformer of this name do not divide."""
     if size is None or all(side > 0 and side % patch == 0 for side in size):
         return
     lower = [max(1, side // patch) * patch for side in size]
     upper = [low if side == low else low + patch for side, low in zip(size, lower, strict=True)]
     text, *fixes = (str(a) if size[0] == size[1] else f"{a} x {b}" for a, b in (size, lower, upper))
     raise IfamError(
-        f"The image size {text} is not a multiple of the {patch} px patches of {name}; use {fixes[0]} or {fixes[1]}."
+        f"The {setting} {text} is not a multiple of the {patch} px patches of {name}; use {fixes[0]} or {fixes[1]}."
     )
 
 

@@ -70,7 +70,7 @@ class Classifier(nn.Module):
     @property
     def image_size(self) -> tuple[int, int]:
         """Height and width of the input in pixels."""
-        return self.input_backbone.image_size
+        return self.input_backbone.input_size
 
     @property
     def normalization(self) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -87,7 +87,7 @@ class TrainedCrops(Classifier):
     def classify_crop(self, images: Float[Tensor, "B 3 S1 S2"], box: Int[Tensor, "B 4"]) -> Float[Tensor, "B C"]:
         """Class logits of the large transformer, which sees the box alone."""
         return self.predictor.forward_full(
-            crop(images, box, self.input_backbone.patch_size, self.predictor.backbone.image_size)
+            crop(images, box, self.input_backbone.grid, self.predictor.backbone.image_size)
         )
 
 
@@ -183,9 +183,7 @@ class FrozenCrops(Classifier):
     def _features(self, images: Float[Tensor, "B 3 S1 S2"], peaks: Peaks) -> Float[Tensor, "B D"]:
         """Features of the large transformer, the mean over an image's crops, from one pass for all of them."""
         large, valid = self.predictor.backbone, peaks.valid
-        crops = equal_crops(
-            images, valid.nonzero()[:, 0], peaks.box[valid], self.input_backbone.patch_size, large.image_size
-        )
+        crops = equal_crops(images, valid.nonzero()[:, 0], peaks.box[valid], self.input_backbone.grid, large.image_size)
         pooled = large.pool(large(crops))
         features = pooled.new_zeros(*valid.shape, large.width)
         features[valid] = pooled
@@ -243,20 +241,20 @@ def _ends(flags: Bool[Tensor, "B N"]) -> tuple[Int[Tensor, " B"], Int[Tensor, " 
 
 
 def crop(
-    images: Float[Tensor, "B 3 S1 S2"], box: Int[Tensor, "B 4"], patch_size: tuple[int, int], size: tuple[int, int]
+    images: Float[Tensor, "B 3 S1 S2"], box: Int[Tensor, "B 4"], grid: tuple[int, int], size: tuple[int, int]
 ) -> Float[Tensor, "B 3 T1 T2"]:
     """Crop boxes from images and resize them; pixels outside a box do not affect its crop.
 
     Args:
         images: Normalized images.
         box: Top, left, bottom and right in patches.
-        patch_size: Height and width of a patch in pixels.
+        grid: Rows and columns of patches; a box begins and ends at a whole pixel.
         size: Height and width of the crops in pixels.
     """
-    height, width = patch_size
+    edges = box * box.new_tensor(images.shape[2:] * 2) // box.new_tensor(grid * 2)
     crops = [
-        image[None, :, top * height : bottom * height, left * width : right * width]
-        for image, (top, left, bottom, right) in zip(images, box.tolist(), strict=True)
+        image[None, :, top:bottom, left:right]
+        for image, (top, left, bottom, right) in zip(images, edges.tolist(), strict=True)
     ]
     return torch.cat([F.interpolate(one, size, mode="bilinear", antialias=True) for one in crops])
 
@@ -295,7 +293,7 @@ def equal_crops(
     images: Float[Tensor, "B 3 S1 S2"],
     image: Int[Tensor, " N"],
     box: Int[Tensor, "N 4"],
-    patch_size: tuple[int, int],
+    grid: tuple[int, int],
     size: tuple[int, int],
 ) -> Float[Tensor, "N 3 T1 T2"]:
     """Crop boxes of one size and resize them in one step; pixels outside a box do not affect its crop.
@@ -304,11 +302,12 @@ def equal_crops(
         images: Normalized images.
         image: Index of the image of each box.
         box: Top, left, bottom and right in patches.
-        patch_size: Height and width of a patch in pixels.
+        grid: Rows and columns of patches; a box begins at a whole pixel, and is a whole number of pixels large.
         size: Height and width of the crops in pixels.
     """
-    top, left, bottom, right = (box * box.new_tensor(patch_size * 2)).unbind(dim=1)
-    height, width = int(bottom[0] - top[0]), int(right[0] - left[0])
+    pixels, patches = box.new_tensor(images.shape[2:]), box.new_tensor(grid)
+    top, left = (box[:, :2] * pixels // patches).unbind(dim=1)
+    height, width = ((box[0, 2:] - box[0, :2]) * pixels // patches).tolist()
     rows = top[:, None] + torch.arange(height, device=box.device)
     columns = left[:, None] + torch.arange(width, device=box.device)
     crops = images[image[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
