@@ -51,7 +51,7 @@ ORDER = {
         *("vit", "architecture", "hf_dinov2", "backbone"),
     ],
     "models": [
-        *("selector", "interventions", "masking", "predictor", "base", "ifam", "soft_mask", "crops"),
+        *("token_cache", "selector", "interventions", "masking", "predictor", "base", "ifam", "soft_mask", "crops"),
         *("baselines", "registry"),
     ],
     "checkpoints": ["safe_pickle", "authors", "hub"],

@@ -145,6 +145,8 @@ class TrainConfig:
         modulation_lr_factor: Multiplies the learning rate of the modulation of the part features.
         head_lr_factor: Multiplies the learning rate of every fresh norm and classifier.
         schedule: How the learning rate falls after the warm-up, epoch by epoch: "cosine", "linear" or "step".
+        selector_epochs: First epochs, in which the selector is trained alone; 0 for none, fewer than `epochs`. Methods
+            without a selector ignore it.
         warmup_epochs: Epochs in which it first rises, step by step, to the full rate; 0 for none, fewer than `epochs`.
         warmup_factor: Share of the learning rate from which the warm-up rises, 0 to 1; the first step is above it.
         min_factor: Share of the learning rate at the end of a cosine or of a line, 0 to 1.
@@ -155,6 +157,8 @@ class TrainConfig:
         selector_tuning: What is trained in the selector's backbone: its class, register and position "tokens",
             "none" or "all".
         predictor_tuning: The same for the predictor's backbone.
+        cache_tokens: Compute the patch tokens of a frozen selector (`selector_tuning: none`) once for each image, and
+            keep them beside the run. It changes the speed only.
         group_dro: Train for the worst group (GroupDRO, arXiv 1911.08731), with this step size of the groups' weights;
             0 keeps them equal, None trains for the average. The classification loss is then that of the groups,
             weighted, and every group is sampled equally often. The groups of training images must be known; where the
@@ -190,6 +194,7 @@ class TrainConfig:
     modulation_lr_factor: float = 1e4
     head_lr_factor: float = 1e4
     schedule: Literal["cosine", "linear", "step"] = "cosine"
+    selector_epochs: int = 0
     warmup_epochs: int = 0
     warmup_factor: float = 0.0
     min_factor: float = 0.0
@@ -199,6 +204,7 @@ class TrainConfig:
     clip_norm: float | None = 2.0
     selector_tuning: Tuning = "tokens"
     predictor_tuning: Tuning = "all"
+    cache_tokens: bool = True
     group_dro: float | None = None
     ema_decay: float | None = None
     accumulate: int = 1
@@ -228,6 +234,7 @@ class TrainConfig:
         "prototype_lr_factor": NOT_NEGATIVE,
         "modulation_lr_factor": NOT_NEGATIVE,
         "head_lr_factor": NOT_NEGATIVE,
+        "selector_epochs": NATURAL,
         "warmup_epochs": NATURAL,
         "warmup_factor": SHARE,
         "min_factor": SHARE,
@@ -253,6 +260,11 @@ class TrainConfig:
             raise IfamError(
                 f"train.warmup_epochs is {self.warmup_epochs}, but fewer than the {self.epochs} epochs are expected: "
                 f"the full learning rate would never be reached."
+            )
+        if self.selector_epochs and self.selector_epochs >= self.epochs:
+            raise IfamError(
+                f"train.selector_epochs is {self.selector_epochs}, but fewer than the {self.epochs} epochs are "
+                f"expected: the predictor would never be trained."
             )
         if self.augment not in ("each", "none"):
             raise IfamError(

@@ -7,6 +7,7 @@ background, which is always the last, `C` classes, `D` width of the tokens, `H W
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -23,12 +24,14 @@ class Batch:
         labels: Class of each image.
         groups: Group of each image, such as class x background, for the accuracy of the worst group.
         masks: True on the pixels of the object, for data sets with masks.
+        mirrored: Whether augmentation has mirrored each image, left and right.
     """
 
     images: Float[Tensor, "B 3 S1 S2"]
     labels: Int[Tensor, " B"]
     groups: Int[Tensor, " B"] | None = None
     masks: Bool[Tensor, "B S1 S2"] | None = None
+    mirrored: Bool[Tensor, " B"] | None = None
 
     @property
     def groups_or_classes(self) -> Int[Tensor, " B"]:
@@ -45,9 +48,8 @@ class Batch:
         return self._each(lambda tensor: tensor.pin_memory())
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        groups = None if self.groups is None else change(self.groups)
-        masks = None if self.masks is None else change(self.masks)
-        return Batch(change(self.images), change(self.labels), groups, masks)
+        changed: dict[str, Any] = {name: None if one is None else change(one) for name, one in vars(self).items()}
+        return Batch(**changed)
 
 
 @dataclass(frozen=True)

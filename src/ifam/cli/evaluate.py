@@ -72,6 +72,7 @@ def evaluate(
     from ifam.evaluation.background_gap import evaluate_treatments
     from ifam.model_files import weights_digest
     from ifam.models.interventions import DropParts
+    from ifam.models.token_cache import TOKENS, reused_tokens
     from ifam.provenance import warn_if_other_weights
 
     folder = results_folder(model)
@@ -123,7 +124,8 @@ def evaluate(
             results = evaluate_treatments(net, images, interventions=changes, **settings)
         else:
             settings["keypoint_regression"] = keypoint_regression
-            results = evaluate_variants(net, images, split, variants, **settings)
+            with reused_tokens(net, folder.parent / TOKENS, len(images.split(split))):
+                results = evaluate_variants(net, images, split, variants, **settings)
     if not is_first:
         return
     conditions |= {

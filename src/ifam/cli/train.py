@@ -46,6 +46,7 @@ def train(
     from ifam.data.eval_dataset import training_list
     from ifam.evaluation.accuracy import evaluate
     from ifam.model_files import weights_digest
+    from ifam.models.token_cache import TOKENS, reused_tokens
     from ifam.report.console import print_evaluation, write_results
     from ifam.training import presets
     from ifam.training.batches import augmentation
@@ -71,12 +72,14 @@ def train(
         "loss": asdict(setup.losses),
     }
     presets.begin_run(settings, out, overwrite)
-    result = fit(setup.model, images, setup.train, setup.losses, out, label=f"training on {images.name}")
+    tokens, label = out.parent / TOKENS, f"training on {images.name}"
+    result = fit(setup.model, images, setup.train, setup.losses, out, label=label, tokens=tokens)
     training_data = {name: settings[name] for name in ("benchmark", "root", "data")} | training_list(images)
     if first_process():
         setup.model.save_pretrained(out, {**training_data, "seed": setup.train.seed, "best_epoch": result.best_epoch})
     split = images.default_eval_split
-    evaluation = evaluate(setup.model, images, split)
+    with reused_tokens(setup.model, tokens, len(images.split(split))):
+        evaluation = evaluate(setup.model, images, split)
     conditions = {**settings, "split": split, "note": images.note, "weights": weights_digest(setup.model.state_dict())}
     try:
         print_evaluation(evaluation, f"{images.name}, {split}")

@@ -206,14 +206,13 @@ class TransformedDataset(Dataset[dict[str, Any]]):
         augmentation: Augmentation | None = None,
     ) -> None:
         self.examples = examples
+        self.flip = augmentation is not None and augmentation.flip
         steps: list[Any] = [v2.ToImage()]
         if augmentation is not None and augmentation.crop < 1:
             steps += [v2.RandomResizedCrop(size, scale=(augmentation.crop, 1.0), antialias=True)]
         else:
             # Resize the shorter side, then crop the center.
             steps += [FitAndCrop(size)]
-        if augmentation is not None and augmentation.flip:
-            steps += [v2.RandomHorizontalFlip()]
         mean, std = normalization
         steps += [v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}, scale=True)]
         steps += [v2.Normalize(list(mean), list(std))]
@@ -228,7 +227,8 @@ class TransformedDataset(Dataset[dict[str, Any]]):
         Returns:
             `image` [3, H, W], `label`, `group` (the label where there are no groups), and, None where the data do not
             have it: `mask` [H, W], `keypoints` [N, 3], `box` [4] and `part_labels` [H, W], as in `ImageDataset` but in
-            pixels of this image. A keypoint outside the image is not visible; a box may extend beyond it.
+            pixels of this image. A keypoint outside the image is not visible; a box may extend beyond it. And
+            `mirrored`, whether augmentation has mirrored them.
         """
         example = self.examples[index]
         image = example["image"]
@@ -240,6 +240,9 @@ class TransformedDataset(Dataset[dict[str, Any]]):
         if keypoints is not None or box is not None:
             inputs["points"] = _as_points(keypoints, box, v2.functional.get_size(image))
         transformed = self.transform(inputs)
+        mirrored = self.flip and bool(torch.rand(1) < 0.5)
+        if mirrored:
+            transformed = {name: v2.functional.horizontal_flip(value) for name, value in transformed.items()}
         plain = {name: torch.as_tensor(value).as_subclass(Tensor) for name, value in transformed.items()}
         height, width = plain["image"].shape[1:]
         return {
@@ -250,6 +253,7 @@ class TransformedDataset(Dataset[dict[str, Any]]):
             "keypoints": None if keypoints is None else _as_keypoints(plain["points"], keypoints, height, width),
             "box": None if box is None else _as_box(plain["points"]),
             "part_labels": plain.get("part_labels"),
+            "mirrored": mirrored,
         }
 
 
@@ -324,6 +328,7 @@ def collate(examples: Sequence[Mapping[str, Any]]) -> Batch:
         labels=torch.tensor([example["label"] for example in examples]),
         groups=torch.tensor([example["group"] for example in examples]),
         masks=None if any(mask is None for mask in masks) else torch.stack(masks).bool(),
+        mirrored=torch.tensor([example.get("mirrored", False) for example in examples]),
     )
 
 

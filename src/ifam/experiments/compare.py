@@ -28,6 +28,7 @@ from ifam.experiments.runs import Runs
 from ifam.io import check_absent, ensure_writable, write_json
 from ifam.models.base import Classifier
 from ifam.models.registry import METHODS, build
+from ifam.models.token_cache import TOKENS, reused_tokens
 from ifam.provenance import provenance
 from ifam.serialization import flat, to_json
 from ifam.training import last_layer, presets
@@ -337,7 +338,8 @@ def _train_and_evaluate(
             retraining = last_layer.retrain(model, images, split=FITTED, seed=seed, label=label)
             seconds, extra = seconds + retraining.seconds, {"retraining": asdict(retraining)}
         split, label = comparison.eval_split(images), f"evaluating {row.name}, seed {seed}"
-        evaluation = evaluate(model, images, split, num_resamples=comparison.num_resamples, label=label)
+        with reused_tokens(model, out / TOKENS, len(images.split(split))):
+            evaluation = evaluate(model, images, split, num_resamples=comparison.num_resamples, label=label)
         if models is not None and rank_and_world_size()[0] == 0:
             root = None if comparison.root is None else str(comparison.root.absolute())
             training_data = {
@@ -388,7 +390,8 @@ def _trained(
                 return hub.load(folder), {**facts, "seconds": run.figures["seconds"]}
     seed_everything(seed)
     model = build(row.method, _model(row, images))
-    result = fit(model, images, replace(row.train, seed=seed), row.loss, label=f"{row.name}, seed {seed}")
+    label, tokens = f"{row.name}, seed {seed}", runs.path.parent / TOKENS
+    result = fit(model, images, replace(row.train, seed=seed), row.loss, label=label, tokens=tokens)
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
     parameters = {"trained": sum(n for n, trained in sizes if trained), "total": sum(n for n, _ in sizes)}
     facts = {"best_epoch": result.best_epoch, "seconds": result.seconds, "history": result.history}

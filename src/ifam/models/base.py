@@ -119,18 +119,6 @@ class Classifier(nn.Module):
         """
         raise self._without_parts()
 
-    def with_part_maps(self, images: Tensor, others: Tensor) -> tuple[Output, Tensor]:
-        """Classify images, and compute the part maps of others, in one pass of the selector.
-
-        Args:
-            images: Normalized images [B, 3, S, S].
-            others: The same number of other images.
-
-        Raises:
-            IfamError: The model selects no parts.
-        """
-        raise self._without_parts()
-
     def _without_parts(self) -> IfamError:
         return IfamError(f"The method {self.method} selects no parts.")
 
@@ -253,12 +241,6 @@ class PartClassifier(Classifier):
         """Assign the patches of images [B, 3, S, S] to parts."""
         selection: Selection = self.selector(images)
         return selection
-
-    def with_part_maps(self, images: Tensor, others: Tensor) -> tuple[Output, Tensor]:
-        """Classify images, and compute only the part maps of others."""
-        patches, moved = self.selector.patches(torch.cat([images, others])).chunk(2)
-        maps = self.selector.part_maps(moved)
-        return self.classify(images, self.selector.select(patches)), maps
 
 
 def device_of(module: nn.Module) -> torch.device:

@@ -5,6 +5,7 @@ from torch import nn
 
 from ifam._typing import Float, Tensor
 from ifam.backbones.backbone import Backbone
+from ifam.models.token_cache import TokenCache
 from ifam.types import Selection
 
 
@@ -24,7 +25,12 @@ class Selector(nn.Module):
         temperature: Softmax temperature of the part maps.
         gumbel_noise: Sample the part maps in training.
         part_dropout: Probability that a whole part is dropped from the classifier's input, in training.
+
+    Attributes:
+        token_cache: Keeps the patch tokens of a frozen backbone (`ifam.models.token_cache.cached_tokens`).
     """
+
+    token_cache: TokenCache | None = None
 
     def __init__(
         self,
@@ -59,7 +65,8 @@ class Selector(nn.Module):
 
     def patches(self, images: Tensor) -> Float[Tensor, "B P D"]:
         """Patch tokens of images [B, 3, S, S], in the precision of the prototypes."""
-        patches: Tensor = self.backbone(images, queries="patches")
+        cache = self.token_cache
+        patches: Tensor = self.backbone(images, queries="patches") if cache is None else cache(images)
         return patches.to(self.prototypes.dtype)
 
     def part_maps(self, patches: Float[Tensor, "B P D"]) -> Float[Tensor, "B K1 H W"]:

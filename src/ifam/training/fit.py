@@ -4,6 +4,7 @@ import logging
 import os
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +16,9 @@ from ifam.config import LossConfig, TrainConfig
 from ifam.data import Benchmark
 from ifam.distributed import ended_together
 from ifam.errors import IfamError
-from ifam.io import ensure_space
+from ifam.io import ensure_space, local_path
 from ifam.models.base import Classifier
+from ifam.models.token_cache import Place, cached_tokens
 from ifam.progress import Progress
 from ifam.training.batches import Batches, augmentation
 from ifam.training.module import Training, prepare
@@ -58,6 +60,7 @@ def fit(
     folder: str | Path | None = None,
     *,
     label: str = "training",
+    tokens: str | Path | None = None,
 ) -> FitResult:
     """Train a model on a benchmark's training images, and load the best weights by validation.
 
@@ -68,6 +71,8 @@ def fit(
         losses: Weight of each loss term.
         folder: Folder for checkpoints and logs; a temporary folder where None.
         label: Label of the progress bar.
+        tokens: Folder for the tokens of a frozen selector, which later runs use too; they are kept in memory where
+            None.
 
     Returns:
         The training curves, the duration and the chosen epoch.
@@ -103,7 +108,12 @@ def fit(
         module.train()
         started = time.perf_counter()
         try:
-            with ended_together(trainer.strategy.launcher):
+            place = token_place(benchmark, config, tokens, ("train", "val"))
+            half = not config.precision.startswith("32")
+            with (
+                ended_together(trainer.strategy.launcher),
+                cached_tokens(getattr(model, "selector", None), place, half),
+            ):
                 trainer.fit(module, datamodule=Batches(model, benchmark, config))
         except OSError as error:
             raise IfamError(f"Training was stopped ({error.strerror or error}); its files are in {path}.") from error
@@ -115,6 +125,25 @@ def fit(
         model.load_state_dict(weights)
     model.eval()
     return FitResult(history.rows, seconds, int(checkpoint["epoch"]) + 1)
+
+
+def token_place(
+    benchmark: Benchmark, config: TrainConfig, folder: str | Path | None, splits: Sequence[str]
+) -> Place | None:
+    """Where the tokens of the images of some splits are kept; None where they are not the same in each epoch.
+
+    Args:
+        benchmark: The images.
+        config: Settings of the training.
+        folder: Folder of the tokens; None to keep them in memory.
+        splits: Names of splits.
+    """
+    if config.selector_tuning != "none" or not config.cache_tokens:
+        return None
+    if augmentation(config, benchmark).crop < 1:
+        logger.warning("Tokens of the frozen selector are computed again in each epoch, for other crops (train.crop).")
+        return None
+    return Place(None if folder is None else local_path(folder), sum(len(benchmark.split(name)) for name in splits))
 
 
 def seed_everything(seed: int) -> None:

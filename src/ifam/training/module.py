@@ -17,9 +17,10 @@ from ifam.config import LossConfig, TrainConfig
 from ifam.data import Benchmark
 from ifam.errors import IfamError
 from ifam.evaluation.metrics import AccuracyByGroup, MaskIoU
-from ifam.models.base import Classifier
+from ifam.models.base import Classifier, PartClassifier
 from ifam.models.masking import patch_mask
-from ifam.training.affine import sample_affine, transform
+from ifam.models.selector import Selector
+from ifam.training.affine import Affine, sample_affine, transform
 from ifam.training.group_dro import group_dro
 from ifam.training.losses import classification, part_terms, weighted_sum
 from ifam.training.optimization import adamw, learning_rate_factor, normalized_weight_decay, parameter_groups
@@ -59,6 +60,7 @@ class Training(L.LightningModule):
         super().__init__()
         self.model, self.config, self.losses, self.num_images = model, config, losses, num_images
         self.groups = parameter_groups(model, config)
+        self.fixed_tokens = config.selector_tuning == "none"
         self.accuracy = AccuracyByGroup(len(benchmark.group_names))
         self.mask_iou = MaskIoU()
         self.val_loss, self.visible = MeanMetric(), MeanMetric()
@@ -94,19 +96,39 @@ class Training(L.LightningModule):
     def terms(self, batch: Batch) -> dict[str, Tensor]:
         """Each loss term of a batch, unweighted."""
         model, images, size = self.model, batch.images, self.model.image_size
-        if not model.selects_parts:
+        if not isinstance(model, PartClassifier):
             out = model.predict_batch(batch)
             return self._classification(out, batch)
-        moved: dict[str, Any] = {}
-        if self.losses.equivariance != 0:
-            # Only part maps are equivariant, so only the selector processes the transformed images: in one pass with
-            # the others, up to the part maps.
-            affine = sample_affine(size)
-            out, maps = model.with_part_maps(images, transform(images, affine))
-            moved = {"equivariant_maps": maps, "affine": affine, "image_size": size}
+        affine = sample_affine(size) if self.losses.equivariance != 0 else None
+        patches, others = self._patches(model.selector, batch, affine)
+        selection = model.selector.select(patches)
+        if self.current_epoch < self.config.selector_epochs:
+            out = Output(selector_logits=selection.selector_logits, selection=selection)
         else:
-            out = model.predict_batch(batch)
+            out = model.classify(images, selection)
+        moved: dict[str, Any] = {}
+        if others is not None:
+            maps = model.selector.part_maps(others)
+            moved = {"equivariant_maps": maps, "affine": affine, "image_size": size}
         return part_terms(out.part_maps, out.part_features, **moved) | self._classification(out, batch)
+
+    def _patches(self, selector: Selector, batch: Batch, affine: Affine | None) -> tuple[Tensor, Tensor | None]:
+        """Patch tokens of the images and of the transformed images, up to which the selector processes them."""
+        images = batch.images
+        if not self.fixed_tokens:
+            if affine is None:
+                return selector.patches(images), None
+            first, second = selector.patches(torch.cat([images, transform(images, affine)])).chunk(2)
+            return first, second
+        # A frozen selector sees each image once: mirror images and transformed images are made of its tokens.
+        mirrored = torch.zeros_like(batch.labels, dtype=torch.bool) if batch.mirrored is None else batch.mirrored
+        mirrored = mirrored[:, None, None, None]
+        tokens = selector.patches(torch.where(mirrored, images.flip(3), images))
+        tokens = tokens.mT.unflatten(2, selector.backbone.grid)
+        tokens = torch.where(mirrored, tokens.flip(3), tokens)
+        grid, size = selector.backbone.grid, self.model.image_size
+        moved = None if affine is None else transform(tokens, affine.resized(size, grid)).flatten(2).mT
+        return tokens.flatten(2).mT, moved
 
     def _classification(self, out: Output, batch: Batch) -> dict[str, Tensor]:
         """Cross-entropy of each stage that classifies; with GroupDRO, the final one is for the worst group."""
@@ -159,7 +181,7 @@ class Training(L.LightningModule):
 
     def is_best(self, rank: tuple[float, ...]) -> bool:
         """Whether an epoch is at least as good as all before it; ranks are compared in order, higher is better."""
-        if rank < self.best:
+        if rank < self.best or self.current_epoch < self.config.selector_epochs:
             return False
         self.best = rank
         return True

@@ -1,0 +1,271 @@
+"""Patch tokens of a frozen selector, computed once for each image and kept in memory or on disk.
+
+Tokens are found by a hash of the pixels that the selector sees, in a folder named after a hash of its weights and
+settings. So tokens of a changed file, of other weights or of another preprocessing are never used. Files are written
+under a temporary name and renamed, and only added: several runs may share a folder.
+"""
+
+import hashlib
+import logging
+import shutil
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+import torch
+from torch import nn
+
+from ifam._typing import Float, Tensor
+from ifam.backbones.backbone import Backbone
+from ifam.distributed import first_process
+from ifam.errors import IfamError
+from ifam.io import replacing
+from ifam.model_files import weights_digest
+
+logger = logging.getLogger(__name__)
+
+# Name of the folder beside the folders of runs.
+TOKENS = "tokens"
+# Bytes that are computed before they are written.
+_BUFFER = 1 << 27
+# Bytes of disk that stay free.
+_RESERVE = 1 << 30
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where tokens are kept, and how many.
+
+    Attributes:
+        folder: Folder of the files, with a folder for each backbone; None to keep tokens in memory.
+        images: Images whose tokens are kept; further ones are computed each time.
+    """
+
+    folder: Path | None
+    images: int
+
+
+class TokenCache:
+    """The patch tokens of a frozen backbone, which are computed for images that it has not processed before.
+
+    Within autocast, tokens are kept in float16, which is more exact than the bfloat16 that they were computed in;
+    otherwise in float32.
+
+    Args:
+        backbone: The frozen transformer, in its final place and precision.
+        place: Where tokens are kept.
+        half: Whether the backbone runs within autocast.
+
+    Attributes:
+        computed: Images whose tokens were computed.
+        found: Images whose tokens were found.
+    """
+
+    def __init__(self, backbone: Backbone, place: Place, half: bool = False) -> None:
+        self.backbone, self.half, self.room = backbone, half, place.images
+        self.computed = self.found = 0
+        tokens = (backbone.grid[0] * backbone.grid[1], backbone.width)
+        self.record = np.dtype(
+            [("digest", "u1", (16,)), ("checksum", "<u4"), ("tokens", "<f2" if half else "<f4", tokens)]
+        )
+        self.folder = None if place.folder is None else place.folder / backbone_key(backbone)
+        # The record of each image, by the hash of its pixels; in a memory-mapped file or in memory.
+        self.records: dict[bytes, np.void] = {}
+        self.fresh: list[np.ndarray] = []
+        self.files: set[Path] = set()
+        self._scan()
+
+    def __deepcopy__(self, memo: Any) -> "TokenCache":
+        # Averages of weights copy the model; the tokens of a frozen backbone stay the same.
+        return self
+
+    @property
+    def _kind(self) -> str:
+        """Beginning of the names of files."""
+        return "float16" if self.half else "float32"
+
+    @property
+    def bytes_per_image(self) -> int:
+        """Bytes that the tokens of an image take."""
+        return self.record.itemsize
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Float[Tensor, "B P D"]:
+        """Patch tokens of images [B, 3, S, S], in float32."""
+        pixels = images.detach().cpu().float().contiguous().numpy()
+        digests = [hashlib.blake2b(image, digest_size=16).digest() for image in pixels]
+        missing = self._missing(digests)
+        if missing:
+            # Another run may have computed them meanwhile.
+            self._scan()
+            missing = self._missing(digests)
+        computed: dict[bytes, Tensor] = {}
+        if missing:
+            tokens = self.backbone(images[missing], queries="patches").float()
+            computed = {digests[i]: row for i, row in zip(missing, tokens, strict=True)}
+            for digest, row in computed.items():
+                self._add(digest, row)
+        self.computed, self.found = self.computed + len(missing), self.found + len(images) - len(missing)
+        return torch.stack([computed[d] if d in computed else self._read(d, images.device) for d in digests])
+
+    def _missing(self, digests: list[bytes]) -> list[int]:
+        """Indices of the images whose tokens must be computed, each image once."""
+        first = {digest: index for index, digest in reversed(list(enumerate(digests)))}
+        return sorted(index for digest, index in first.items() if not self._is_sound(digest))
+
+    def _is_sound(self, digest: bytes) -> bool:
+        """Whether the tokens of an image are known and undamaged."""
+        record = self.records.get(digest)
+        if record is None:
+            return False
+        if _checksum(record["tokens"]) == record["checksum"]:
+            return True
+        logger.warning("Kept tokens in %s are damaged; they are computed again.", self.folder)
+        del self.records[digest]
+        return False
+
+    def _read(self, digest: bytes, device: torch.device) -> Tensor:
+        """The tokens of an image."""
+        return torch.from_numpy(self.records[digest]["tokens"].astype(np.float32)).to(device)
+
+    def _add(self, digest: bytes, tokens: Tensor) -> None:
+        """Keep the tokens of an image, if there is room and the precision allows it."""
+        values = tokens.cpu().numpy().astype(self.record["tokens"].base)
+        if self.room <= 0 or not np.isfinite(values).all():
+            return
+        self.room -= 1
+        row = np.zeros(1, self.record)
+        row["digest"], row["tokens"], row["checksum"] = np.frombuffer(digest, np.uint8), values, _checksum(values)
+        self.records[digest] = row[0]
+        self.fresh.append(row)
+        if len(self.fresh) * self.bytes_per_image >= _BUFFER:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the tokens that are not on disk yet; where that fails, they stay in memory and no more are kept."""
+        if self.folder is None or not self.fresh:
+            return
+        path = self.folder / f"{self._kind}-{uuid4().hex}.npy"
+        try:
+            with replacing(path) as temporary:
+                np.save(temporary, np.concatenate(self.fresh), allow_pickle=False)
+        except IfamError as error:
+            logger.warning("Tokens can no longer be kept (%s) Others are computed each time.", error)
+            self.folder, self.room = None, 0
+            return
+        self.fresh = []
+        self._load(path)
+
+    def _scan(self) -> None:
+        """Open the files that this or another run has written."""
+        if self.folder is not None and self.folder.is_dir():
+            for path in sorted(set(self.folder.glob(f"{self._kind}-*.npy")) - self.files):
+                self._load(path)
+
+    def _load(self, path: Path) -> None:
+        """Open a file; a damaged one is removed."""
+        self.files.add(path)
+        try:
+            rows = np.load(path, mmap_mode="r", allow_pickle=False)
+            if rows.dtype != self.record or rows.ndim != 1:
+                raise ValueError("it has other contents")
+        except (OSError, ValueError, EOFError) as error:
+            logger.warning("%s is damaged (%s); its tokens are computed again.", path, str(error).rstrip("."))
+            path.unlink(missing_ok=True)
+            return
+        self.records |= {bytes(digest): row for digest, row in zip(rows["digest"], rows, strict=True)}
+
+
+def backbone_key(backbone: Backbone) -> str:
+    """A hash of all that tokens depend on, besides pixels and precision."""
+    settings = (backbone.grid, backbone.image_size, backbone.input_affine)
+    return hashlib.sha256(f"{weights_digest(backbone.state_dict())} {settings}".encode()).hexdigest()[:16]
+
+
+def _checksum(tokens: np.ndarray) -> int:
+    return zlib.crc32(tokens.tobytes())
+
+
+@contextmanager
+def cached_tokens(selector: nn.Module | None, place: Place | None, half: bool = False) -> Iterator[TokenCache | None]:
+    """Compute the tokens of a frozen selector once for each image, within this block.
+
+    Args:
+        selector: An `ifam.models.selector.Selector` whose backbone does not change within the block; None for none.
+        place: Where tokens are kept; None to compute them each time.
+        half: Whether the selector runs within autocast.
+    """
+    backbone: Any = getattr(selector, "backbone", None)
+    if selector is None or place is None or not _is_deterministic(backbone):
+        yield None
+        return
+    cache = _with_room(TokenCache(backbone, place, half), place)
+    before: Any = selector.token_cache
+    selector.token_cache = cache  # type: ignore[assignment]
+    try:
+        yield cache
+    finally:
+        selector.token_cache = before
+        if cache is not None:
+            cache.flush()
+
+
+@contextmanager
+def reused_tokens(model: nn.Module, folder: Path, images: int) -> Iterator[TokenCache | None]:
+    """`cached_tokens` for a model whose selector was frozen in a run beside `folder`; else tokens are not kept.
+
+    Args:
+        model: A model of any method.
+        folder: Folder of the tokens.
+        images: Images that will be processed.
+    """
+    selector: Any = getattr(model, "selector", None)
+    used = isinstance(getattr(selector, "backbone", None), Backbone) and folder.is_dir()
+    place = Place(folder, images) if used and (folder / backbone_key(selector.backbone)).is_dir() else None
+    with cached_tokens(selector, place) as cache:
+        yield cache
+
+
+def _is_deterministic(backbone: Backbone) -> bool:
+    """Whether the backbone has neither dropout nor stochastic depth."""
+    rates = [getattr(module, name, 0.0) for module in backbone.modules() for name in ("p", "drop_prob")]
+    return not any(isinstance(rate, float) and rate > 0 for rate in rates)
+
+
+def _with_room(cache: TokenCache, place: Place) -> TokenCache | None:
+    """The cache, with a note on what it will take; None where the disk is too small."""
+    say = logger.info if first_process() else logger.debug
+    size = place.images * cache.bytes_per_image
+    if cache.folder is None:
+        say("Tokens of the frozen selector are computed once and kept in memory (%s).", megabytes(size))
+        return cache
+    existing = next(path for path in (cache.folder, *cache.folder.parents) if path.is_dir())
+    needed, free = max(0, size - len(cache.records) * cache.bytes_per_image), shutil.disk_usage(existing).free
+    if free < needed + _RESERVE:
+        logger.warning(
+            "Tokens of the frozen selector are computed again in each epoch: keeping them in %s would take %s, but %s "
+            "are free.",
+            *(cache.folder.parent, megabytes(needed), megabytes(free)),
+        )
+        return None
+    say(
+        "Tokens of the frozen selector are computed once and kept in %s (at most %s; %d images are known).",
+        *(cache.folder.parent, megabytes(size), len(cache.records)),
+    )
+    others = [path for path in cache.folder.parent.glob("*/*.npy") if path.parent != cache.folder]
+    if others:
+        say(
+            "%s of %s are of other weights, settings or precision and are not used; remove what is no longer needed.",
+            *(megabytes(sum(path.stat().st_size for path in others)), cache.folder.parent),
+        )
+    return cache
+
+
+def megabytes(size: int) -> str:
+    """A size for messages."""
+    return f"{max(1, round(size / 1e6)):,} MB"
