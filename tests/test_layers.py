@@ -88,6 +88,7 @@ ORDER = {
             "demo",
             "evaluate",
             "predict",
+            "prepare",
             "report",
         ),
         *("retrain", "thresholds", "train"),

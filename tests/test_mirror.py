@@ -25,6 +25,7 @@ SHARED = {
         f"cli/{verb}": ("cli/test_main", "verbs share trained models, which take seconds")
         for verb in ("audit", "common", "convert", "demo", "predict", "report", "train")
     },
+    "cli/prepare": ("data/test_cutouts", "the verb and what it runs"),
     "cli/thresholds": ("cli/test_evaluate", "verbs share trained models"),
     "cli/challenge": ("evaluation/test_challenge", "the verb and what it runs"),
     "cli/compare": ("experiments/test_compare", "the verb and what it runs"),
@@ -45,6 +46,7 @@ SHARED = {
         f"data/{name}": ("data/benchmarks/test_folder", "what a folder of images may hold")
         for name in ("duplicates", "files", "splits")
     },
+    "data/composites": ("data/test_cutouts", "images drawn from cut-outs"),
     "data/source_files": ("data/benchmarks/test_all", "what all data sets of files share"),
     "distributed": ("test_interruption", "processes that end together"),
     "errors": ("cli/test_main", "a class without code"),

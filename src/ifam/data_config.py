@@ -1,12 +1,12 @@
 """Settings of each data set. Imports no torch, so that they are shown and checked without delay."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, make_dataclass
+from dataclasses import dataclass, field, fields, make_dataclass
 from functools import cache
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 from ifam.errors import IfamError, suggestion
-from ifam.ranges import NATURAL, NOT_NEGATIVE, SHARE, Range, check_ranges
+from ifam.ranges import NATURAL, NOT_NEGATIVE, SEED, SHARE, Range, check_ranges
 
 Content = Literal["full", "background", "object"]
 Background = Literal["as_drawn", "swapped", "redrawn"]
@@ -191,12 +191,15 @@ class FolderConfig(CutConfig):
     """Settings of a folder of images.
 
     Attributes:
-        csv: CSV file that lists the images, relative to the root or absolute; empty for class folders.
+        csv: CSV file that lists the images, relative to the root or absolute; empty for `images.csv` in the root if
+            there is one, or else for class folders.
         path_column: Column of the image's path.
         label_column: Column of the image's class.
         group_column: Column of the image's group; optional under its default name.
         split_column: Column of the image's split; optional under its default name.
         mask_column: Column of the path of the object's mask; optional under its default name.
+        swapped_column: Column of the path of the same object on another background; optional under its default name.
+        third_column: Column of the path of the same object on a third background; optional under its default name.
         classes: Names of the classes of a model, in the order of their index; images of other classes are refused,
             and classes may have no images. Empty to take the classes of the data.
     """
@@ -210,7 +213,38 @@ class FolderConfig(CutConfig):
     group_column: str = "group"
     split_column: str = "split"
     mask_column: str = "mask"
+    swapped_column: str = "swapped"
+    third_column: str = "third"
     classes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class CutoutsConfig:
+    """Settings of a benchmark that `ifam prepare cutouts` draws.
+
+    Attributes:
+        classes: The kinds of objects of each class; empty if each kind is a class.
+        places: The places of each class; empty to assign the places in the order of their names.
+        correlation: Share of each class's training and validation images that show a place of the class.
+        count: Number of training, validation and test images.
+        size: Side of the images in pixels.
+        seed: Seed of the division into splits and of the drawings.
+    """
+
+    classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    places: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    correlation: float = 0.95
+    count: tuple[int, int, int] = (1000, 200, 800)
+    size: int = 224
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        ranges = {
+            "correlation": SHARE,
+            "seed": SEED,
+            "size": Range("a whole number from 32 to 4096", low=32, high=4096),
+        }
+        check_ranges(vars(self), ranges)
 
 
 class CubConfig(CutConfig):
@@ -386,7 +420,7 @@ def check_names(kind: type[DataConfig], names: Iterable[str]) -> None:
     Raises:
         IfamError: A name is unknown.
     """
-    known = [field.name for field in fields(kind)]
+    known = [one.name for one in fields(kind)]
     for name in names:
         if name not in known:
             without = f"{kind.benchmark} has no" if kind.benchmark else "No data set has a"

@@ -21,6 +21,7 @@ from ifam.cli.convert import convert
 from ifam.cli.demo import demo
 from ifam.cli.evaluate import evaluate
 from ifam.cli.predict import predict
+from ifam.cli.prepare import prepare
 from ifam.cli.report import report
 from ifam.cli.retrain import retrain
 from ifam.cli.thresholds import thresholds
@@ -28,7 +29,7 @@ from ifam.cli.train import train
 from ifam.data_config import DataConfig, any_config, check_names, config_type
 from ifam.errors import IfamError, suggestion
 from ifam.io import local_path
-from ifam.ranges import COUNT, NATURAL, QUANTILE, SEED, check_ranges
+from ifam.ranges import COUNT, NATURAL, QUANTILE, SEED, SHARE, check_ranges
 from ifam.yaml_text import loader
 
 VERBS: dict[str, Any] = {
@@ -43,11 +44,12 @@ VERBS: dict[str, Any] = {
     "audit": audit,
     "report": report,
     "convert": convert,
+    "prepare": prepare,
 }
 
 
 # Former verbs that are now programs of the repository.
-MOVED = {"prepare": "tools.prepare_siim_acr", "pretrain-tiny": "tools.pretrain_tiny"}
+MOVED = {"pretrain-tiny": "tools.pretrain_tiny"}
 
 
 for _verb, _function in VERBS.items():
@@ -59,6 +61,7 @@ for _verb, _function in VERBS.items():
 ABOUT = {
     **dict.fromkeys(("train", "compare"), "root"),
     **dict.fromkeys(("evaluate", "audit", "thresholds", "retrain", "challenge"), "model"),
+    "prepare": "kind",
 }
 
 # Verbs whose required arguments are positional.
@@ -73,6 +76,10 @@ WANT_GIVEN = {"train", "compare"}
 FILES = {"predict": "images", "report": "results"}
 
 
+# Options that take several words.
+SEVERAL = {"prepare": {"classes", "places"}}
+
+
 # Verbs for one data set.
 DATA_SETS = {"challenge": "imagenet9"}
 
@@ -80,6 +87,7 @@ DATA_SETS = {"challenge": "imagenet9"}
 # Ranges of numeric arguments.
 RANGES = {
     "batch_size": COUNT,
+    "correlation": SHARE,
     "draws": COUNT,
     "drop_parts": NATURAL,
     "drop_unsure": QUANTILE,
@@ -105,8 +113,13 @@ def parse(args: list[str]) -> tuple[str, dict[str, Any]]:
     words = _underscored(args)
     if words[:1] and words[0] in MOVED:
         raise IfamError(f"`ifam {words[0]}` has moved: run `python -m {MOVED[words[0]]}` in a clone of the repository.")
+    if words[:1] == ["prepare"] and words[1:] and words[1] != "cutouts" and not words[1].startswith("-"):
+        raise IfamError(
+            f"`ifam prepare` makes benchmarks from cut-outs only (`ifam prepare cutouts`), not {words[1]!r}; X-rays of "
+            f"SIIM-ACR are prepared by `python -m tools.prepare_siim_acr` in a clone of the repository."
+        )
     if words[:1] and words[0] in VERBS:
-        words = _named(words)
+        words = _joined(_named(words))
         if words[0] in WANT_GIVEN and last_value(words, "root") and not last_value(words, "benchmark"):
             words.insert(1, "--benchmark=folder")
         known = known_settings(words)
@@ -170,6 +183,25 @@ def _named(words: list[str]) -> list[str]:
     if any(word.partition("=")[0] == option for word in rest):
         raise IfamError(f"{rest[0]!r} stands for {option}, which is given as well; give one of them.")
     return [verb, f"{option}={rest[0]}", *rest[1:]]
+
+
+def _joined(words: list[str]) -> list[str]:
+    """Join the words of an option that takes several: `--classes a=x b=y` means `--classes=["a=x", "b=y"]`."""
+    joined: list[str] = []
+    several: list[str] | None = None
+    for word in words:
+        if word.startswith("--"):
+            if several:
+                joined.append(f"{joined.pop()}={json.dumps(several, ensure_ascii=False)}")
+            option, equals, value = word[2:].partition("=")
+            several = None
+            if option in SEVERAL.get(words[0], ()) and not value.startswith(("[", "{")):
+                several, word = [value] if equals else [], f"--{option}"
+        if several is not None and not word.startswith("--"):
+            several.append(word)
+        else:
+            joined.append(word)
+    return [*joined[:-1], f"{joined[-1]}={json.dumps(several, ensure_ascii=False)}"] if several else joined
 
 
 def _flagged(words: list[str], known: Mapping[str, Any]) -> list[str]:
@@ -274,9 +306,11 @@ def build_parser(args: list[str] | None = None) -> Any:
 
 def _usage(verb: str, function: Callable[..., None]) -> str:
     """The usage line of a verb."""
-    required = [name.upper() for name, one in signature(function).parameters.items() if one.default is one.empty]
-    about = [f"[{ABOUT[verb].upper()}]"] if verb in ABOUT else []
-    return " ".join(["ifam", verb, "[options]", *about, *required, *(["..."] if verb in FILES else [])])
+    required = [name for name, one in signature(function).parameters.items() if one.default is one.empty]
+    about = [ABOUT[verb].upper() if ABOUT[verb] in required else f"[{ABOUT[verb].upper()}]"] if verb in ABOUT else []
+    named = verb not in {*FILES, *POSITIONAL}
+    others = [f"--{name} DIR" if named else name.upper() for name in required if name != ABOUT.get(verb)]
+    return " ".join(["ifam", verb, "[options]", *about, *others, *(["..."] if verb in FILES else [])])
 
 
 def _is_common(name: str, known: Mapping[str, Any]) -> bool:

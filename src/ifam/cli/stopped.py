@@ -84,6 +84,12 @@ def _challenge(command: _Stopped) -> str:
     return f"what was done is kept in {log}, and {again} continues with the rest"
 
 
+def _preparation(command: _Stopped) -> str:
+    if not command.settings["out"].is_dir():
+        return _nothing(command)
+    return f"images that were drawn are kept in {command.settings['out']}, and the same command continues with the rest"
+
+
 def _prediction(command: _Stopped) -> str:
     table = command.settings["out"] / "predictions.csv"
     if not command.written(table):
@@ -97,5 +103,6 @@ _LEFT: dict[str, Callable[[_Stopped], str]] = {
     "compare": _comparison,
     "challenge": _challenge,
     "predict": _prediction,
+    "prepare": _preparation,
     "demo": _comparison,
 }

@@ -52,13 +52,34 @@ def load_image(path: str | Path, white: int = 0) -> Image.Image:
     Raises:
         IfamError: The file is not an image, is damaged, or the range of its values is unknown.
     """
-    path = Path(path)
+    image = _upright(Path(path), white)
+    if image.mode == "RGB":
+        return image
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+
+
+def load_rgba(path: str | Path) -> Image.Image:
+    """Read an image as `load_image` does, and keep its transparency.
+
+    Args:
+        path: The file.
+
+    Returns:
+        An RGBA image, or an RGB image where the file has no transparency.
+
+    Raises:
+        IfamError: The file is not an image, is damaged, or the range of its values is unknown.
+    """
+    return _upright(Path(path), 0)
+
+
+def _upright(path: Path, white: int) -> Image.Image:
+    """The image with its EXIF orientation applied, as RGBA where it has transparency and as RGB elsewhere."""
     try:
         with Image.open(path) as image:
             upright = ImageOps.exif_transpose(_eight_bits(image, path, white))
             if upright.has_transparency_data:
-                colored = upright.convert("RGBA")
-                return Image.alpha_composite(Image.new("RGBA", colored.size, "white"), colored).convert("RGB")
+                return upright.convert("RGBA")
             return _lab_to_rgb(upright) if upright.mode == "LAB" else upright.convert("RGB")
     except UNREADABLE as error:
         raise IfamError(

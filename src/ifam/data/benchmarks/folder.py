@@ -3,29 +3,35 @@
 Splits may be called train or training, val, valid or validation, and test or testing, in upper or lower case. A folder
 whose name is similar to that of a split is an error, not a class.
 
-A CSV file has a header and a row for each image. Two columns are needed and three are optional:
+A CSV file has a header and a row for each image. Two columns are needed, the others are optional:
 
     path,label,group,split,mask
     photos/0001.jpg,duck,duck on water,train,masks/0001.png
     photos/0002.jpg,wren,wren on water,test,masks/0002.png
 
+Where no file is named, `images.csv` in the root is taken if its header has the columns of path and label.
+
 Paths are absolute or relative to the root. A group is what the worst group is taken over; without the column, the
 classes are. Splits have the same names as folders; without the column, or without a row of val, validation images are
 split from the training images. A mask is an image of the same size, below half of its range outside of the object; a
-cell may be empty. Classes are in the order of their names, whole numbers in the order of their values.
+cell may be empty. The columns `swapped` and `third`, which `ifam prepare cutouts` writes, name pictures of the same
+object in the same position on another class's background and on a third one. Classes are in the order of their names,
+whole numbers in the order of their values.
 """
 
+import logging
 import os
+import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from ifam.data.base import Benchmark
+from ifam.data.base import Benchmark, ImageDataset
 from ifam.data.duplicates import copies_of_images, refuse_repeated_files, warn_of_copies
 from ifam.data.files import Listing, list_images, ordered
-from ifam.data.records import Record, assemble, validated
+from ifam.data.records import ImageFiles, Record, assemble, validated
 from ifam.data.source_files import read_csv
 from ifam.data.splits import (
     ALL,
@@ -39,6 +45,11 @@ from ifam.data.splits import (
 from ifam.data_config import FolderConfig
 from ifam.errors import IfamError
 from ifam.io import local_path
+
+logger = logging.getLogger(__name__)
+
+# What `ifam prepare cutouts` writes: the list of images, last, and its settings, first.
+LIST, SETTINGS = "images.csv", "cutouts.json"
 
 
 def load_folder(root: Path | None, config: FolderConfig) -> Benchmark:
@@ -57,7 +68,24 @@ def load_folder(root: Path | None, config: FolderConfig) -> Benchmark:
         raise IfamError("The benchmark 'folder' needs the folder of the images; give --root DIR.")
     if not root.is_dir():
         raise IfamError(f"There is no folder {root}; give one whose sub-folders are the classes (--root DIR).")
-    return _load_csv(root, config) if config.csv else _load_classes(root, config)
+    path = _list_file(root, config)
+    return _load_classes(root, config) if path is None else _load_csv(root, path, config)
+
+
+def _list_file(root: Path, config: FolderConfig) -> Path | None:
+    """The CSV file that is named, or else `images.csv` if it is a list of images; None for class folders."""
+    if config.csv:
+        return root / local_path(config.csv)
+    path = root / LIST
+    if path.is_file():
+        with path.open(encoding="utf-8-sig", errors="replace") as file:
+            header = {name.strip('" ') for name in re.split("[,;\t]", file.readline().strip())}
+        if {config.path_column, config.label_column} <= header:
+            logger.info("Images are taken from the list %s.", path)
+            return path
+    if (root / SETTINGS).exists():
+        raise IfamError(f"{root} has no {LIST}: `ifam prepare` was stopped before its end; run the same command again.")
+    return None
 
 
 # ------------------------------------------------------------------------------------------- class folders
@@ -152,8 +180,7 @@ def _copy_key(records: Iterable[Record], copies: Mapping[Path, int]) -> Callable
 # ------------------------------------------------------------------------------------------------ CSV files
 
 
-def _load_csv(root: Path, config: FolderConfig) -> Benchmark:
-    path = root / local_path(config.csv)
+def _load_csv(root: Path, path: Path, config: FolderConfig) -> Benchmark:
     if not path.is_file():
         raise IfamError(f"There is no file {path}; give --data.csv the name of a CSV file below --root.")
     rows = read_csv(path, _needed_columns(config))
@@ -166,6 +193,7 @@ def _load_csv(root: Path, config: FolderConfig) -> Benchmark:
     classes = _listed_classes(path, rows, config)
     groups = _numbered(row[config.group_column] for _, row in rows if row.get(config.group_column))
     splits: dict[str, list[Record]] = {}
+    others: dict[str, dict[Path, Record]] = {"swapped": {}, "third": {}}
     for line, row in rows:
         where = f"{path}, line {line}"
         group, mask = class_name(row.get(config.group_column, "")), row.get(config.mask_column, "")
@@ -179,6 +207,9 @@ def _load_csv(root: Path, config: FolderConfig) -> Benchmark:
             line=where,
         )
         splits.setdefault(_split_of(row, config, where), []).append(record)
+        for name, column in (("swapped", config.swapped_column), ("third", config.third_column)):
+            if other := row.get(column):
+                others[name][record.path] = replace(record, path=_listed_path(root, other, where))
     names = config.classes or tuple(classes)
     known = {record.label for record in splits.get("train", [])} if not config.classes else set()
     stray = [r for records in splits.values() for r in records if known and r.label not in known]
@@ -189,7 +220,56 @@ def _load_csv(root: Path, config: FolderConfig) -> Benchmark:
         )
     note = "validation images as listed" if "val" in splits else ""
     listed = {name: splits[name] for name in ("train", "val", "test", ALL) if name in splits}
-    return _assemble(Benchmark("folder", {}, names, tuple(groups or names), note), listed, config, config)
+    benchmark = _assemble(Benchmark("folder", {}, names, tuple(groups or names), note), listed, config, config)
+    return _with_others(benchmark, others, config)
+
+
+def _with_others(benchmark: Benchmark, others: Mapping[str, Mapping[Path, Record]], config: FolderConfig) -> Benchmark:
+    """The benchmark whose splits know the same objects on other backgrounds, where these are listed."""
+    if not any(others.values()):
+        return benchmark
+    usable = {name: {record.path for record in validated(records.values(), config)} for name, records in others.items()}
+    known = {
+        name: {path: record for path, record in records.items() if record.path in usable[name]}
+        for name, records in others.items()
+    }
+    splits: dict[str, ImageDataset] = {
+        name: FilesWithOthers(split, known) if isinstance(split, ImageFiles) else split
+        for name, split in benchmark.splits.items()
+    }
+    return replace(benchmark, splits=splits)
+
+
+class FilesWithOthers(ImageFiles):
+    """Images on disk, with pictures of the same objects in the same positions on other backgrounds.
+
+    Args:
+        files: The images.
+        others: Records of the other pictures ("swapped", "third") by the path of the image.
+    """
+
+    def __init__(self, files: ImageFiles, others: Mapping[str, Mapping[Path, Record]]) -> None:
+        super().__init__(files.records, files.reader)
+        self.others = others
+
+    @property
+    def swapped(self) -> Callable[[], ImageFiles] | None:
+        """Returns the objects on another class's background; None if an image has no such picture.
+
+        Labels, groups and masks are those of the images here, and so below.
+        """
+        return self._elsewhere("swapped")
+
+    @property
+    def third(self) -> Callable[[], ImageFiles] | None:
+        """Returns the objects on a third background; None if an image has no such picture."""
+        return self._elsewhere("third")
+
+    def _elsewhere(self, name: str) -> Callable[[], ImageFiles] | None:
+        others = self.others[name]
+        if not all(record.path in others for record in self.records):
+            return None
+        return lambda: ImageFiles([others[record.path] for record in self.records], self.reader)
 
 
 def _listed_classes(path: Path, rows: Iterable[tuple[int, Mapping[str, str]]], config: FolderConfig) -> dict[str, int]:
@@ -223,7 +303,7 @@ def _needed_columns(config: FolderConfig) -> list[str]:
     defaults = FolderConfig()
     optional = [
         name
-        for field in ("group_column", "split_column", "mask_column")
+        for field in ("group_column", "split_column", "mask_column", "swapped_column", "third_column")
         if (name := getattr(config, field)) != getattr(defaults, field)
     ]
     return [config.path_column, config.label_column, *optional]
