@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -13,10 +14,13 @@ from PIL import Image
 
 from ifam.auditing.background_swap import swap_backgrounds
 from ifam.auditing.inputs import compute_outputs, from_benchmark
+from ifam.cli.main import main
+from ifam.cli.parser import parse
 from ifam.data import load_benchmark
-from ifam.data.composites import write_benchmark
-from ifam.data.cutouts import SPLITS, find_material
+from ifam.data.composites import prepare_cutouts
+from ifam.data.cutouts import SPLITS
 from ifam.data_config import CutoutsConfig
+from ifam.errors import IfamError
 
 PHOTOGRAPHS = Path(__file__).parents[3] / "shared" / "photographs"
 KINDS = {"bird": (200, 40, 40), "cat": (200, 120, 40), "rose": (40, 40, 200)}
@@ -61,9 +65,8 @@ def material(tmp_path):
 def prepare(folder, out="out", overwrite=False, masks=None, **settings):
     """A small benchmark of the material in a folder."""
     config = CutoutsConfig(**{**SMALL, **settings})
-    roots = {"objects": folder / "objects", "backgrounds": folder / "backgrounds"}
-    material = find_material(*roots.values(), config, masks)
-    write_benchmark(material, config, folder / out, roots, overwrite=overwrite)
+    folders = (folder / name for name in ("objects", "backgrounds", out))
+    prepare_cutouts(*folders, config, masks=masks, overwrite=overwrite)
     return folder / out
 
 
@@ -209,3 +212,273 @@ def test_an_audit_swaps_backgrounds_as_the_benchmark_does(material, make_model):
     assert inputs.swapped.shape == inputs.images.shape
     assert from_benchmark(benchmark, "val", model, 4).swapped is None
     assert swap_backgrounds(model, inputs, compute_outputs(model, inputs.images), seed=0).source == "benchmark"
+
+
+# --- objects and masks -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", ["masks beside", "suffix", "folder"])
+def test_masks_in_files_give_the_same_as_transparency(material, where):
+    """Up to the compression, which is none here."""
+    expected = contents(prepare(material))
+    for name in ("objects", "backgrounds"):
+        shutil.copytree(material / name, material / "two" / name)
+    for path in [*(material / "two" / "objects").rglob("*.png")]:
+        image = Image.open(path)
+        name = {"masks beside": f"masks/{path.name}", "suffix": f"{path.stem}_mask.png"}.get(where, path.name)
+        target = (material / "masks" / path.parent.name if where == "folder" else path.parent) / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        image.getchannel("A").save(target)
+        image.convert("RGB").save(path)
+    found = contents(prepare(material / "two", masks=material / "masks" if where == "folder" else None))
+    assert {name for name in found if found[name] != expected[name]} == {"cutouts.json"}
+
+
+@pytest.mark.parametrize("ending", ["webp", "tif", "gif"])
+def test_other_formats_with_transparency(material, ending):
+    for path in [*(material / "objects" / "rose").iterdir()]:
+        Image.open(path).save(path.with_suffix(f".{ending}"))
+        path.unlink()
+    shown = {row["object"] for row in rows(prepare(material) / "sources.csv") if row["object"].startswith("rose")}
+    assert {Path(name).suffix for name in shown} == {f".{ending}"}
+
+
+def test_files_of_the_same_content_are_one_object(material):
+    shutil.copy(material / "objects" / "bird" / "1.png", material / "objects" / "bird" / "copy.png")
+    shutil.copy(material / "backgrounds" / "land" / "1.png", material / "backgrounds" / "land" / "copy.png")
+    out = prepare(material, count=(60, 30, 60))
+    assert not any("copy" in cell for row in rows(out / "sources.csv") for cell in row.values())
+
+
+def test_a_class_of_rare_kinds_has_objects_in_every_split(material):
+    for number in range(3):
+        (material / "objects" / "cat" / f"{number}.png").unlink()
+        (material / "objects" / "bird" / f"{number + 1}.png").unlink()
+    draw_object(material / "objects" / "bird" / "9.png", KINDS["bird"], 99)
+    assert_divided(prepare(material))
+
+
+# --- bad input -------------------------------------------------------------------------------------------
+
+
+def fails(capsys, folder, *words, out=None):
+    """The one sentence of a command that is refused."""
+    capsys.readouterr()
+    where = {"objects": folder / "objects", "backgrounds": folder / "backgrounds", "out": out or folder / "out"}
+    options = [word for name, path in where.items() if f"--{name}" not in words for word in (f"--{name}", path)]
+    with pytest.raises(SystemExit) as caught:
+        main([str(word) for word in ["prepare", "cutouts", *options, *words]])
+    assert caught.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("ifam: ")
+    assert said.count("\n") == 1
+    return said
+
+
+PLACED = ["--places", "animal=land"]
+WRONG = {
+    "an unknown kind": (["--classes", "a=brid", "b=cat"], "'brid' for a, which is no kind of objects in .* 'bird'"),
+    "a kind in two classes": (["--classes", "a=bird,cat", "b=cat"], "'cat' in a and in b; leave one"),
+    "a kind twice": (["--classes", "a=bird,bird", "b=cat"], "'bird' in a and in a; leave one"),
+    "a class without kinds": (["--classes", "a=", "b=cat"], "has nothing for a; write a="),
+    "a class twice": (["--classes", "a=bird", "a=cat"], "'a' twice"),
+    "no class": (["--classes", "=bird", "a=cat"], "a class without a name"),
+    "one class": (["--classes", "a=bird"], "--classes has 1 class, but at least two"),
+    "no equals sign": (["--classes", "bird", "cat"], "has 'bird', but NAME=FOLDER"),
+    "more classes than places": ([], "has 2 places for 3 classes"),
+    "a class without a place": ([*WORDS, *PLACED], "The class plant has no place; add it to --places"),
+    "an unknown class": ([*WORDS, *PLACED, "plants=water"], "'plants', which does not exist .*'plant'"),
+    "an unknown place": ([*WORDS, *PLACED, "plant=waters"], "'waters' for plant, which is no place in .*'water'"),
+    "one place": ([*WORDS, *PLACED, "plant=land"], "the same place for all classes"),
+    "a place in two lists": ([*WORDS, *PLACED, "plant=land,water"], "'land' in two lists that differ"),
+    "a share": ([*WORDS, "--correlation", "1.5"], "correlation is 1.5, but a share from 0 to 1"),
+    "no share": ([*WORDS, "--correlation", "nan"], "correlation is nan, but"),
+    "two numbers": ([*WORDS, "--count", "10,20"], "count is 10,20, but three numbers of at least 1"),
+    "none to validate with": ([*WORDS, "--count", "10,0,20"], "count is 10,0,20, but three numbers"),
+    "words": ([*WORDS, "--count", "a,b,c"], "count is a,b,c, but three numbers"),
+    "fewer than classes": ([*WORDS, "--count", "10,1,20"], "count has 1 for val, but at least 2 .* of each class"),
+    "fewer than groups": ([*WORDS, "--count", "10,2,3"], "count has 3 for test, but at least 4 .* on each place"),
+    "a tiny size": ([*WORDS, "--size", "8"], "size is 8, but a whole number from 32"),
+    "backgrounds too small": ([*WORDS, "--size", "96"], "160 x 80 pixels, but at least 96 x 96 are needed"),
+    "a negative seed": ([*WORDS, "--seed", "-1"], "seed is -1"),
+    "no objects": ([*WORDS, "--objects", "nowhere"], "no folder nowhere; give one with --objects"),
+    "no backgrounds": ([*WORDS, "--backgrounds", "nowhere"], "no folder nowhere; give one with --backgrounds"),
+    "no masks": ([*WORDS, "--masks", "nowhere"], "no folder nowhere; give one with --masks"),
+}
+
+
+@pytest.mark.parametrize(("words", "says"), WRONG.values(), ids=WRONG)
+def test_wrong_settings_are_refused_in_one_sentence(material, words, says, capsys):
+    before = contents(material)
+    assert re.search(says, fails(capsys, material, *words))
+    assert contents(material) == before
+    assert not (material / "out").exists()
+
+
+def _opaque(path):
+    Image.open(path).convert("RGB").save(path)
+
+
+def _alpha(path, value):
+    image = Image.open(path)
+    image.putalpha(value)
+    image.save(path)
+
+
+def _thin(path):
+    pixels = np.zeros((60, 600, 4), np.uint8)
+    pixels[30] = 255
+    Image.fromarray(pixels).save(path)
+
+
+DAMAGED = {
+    "no outline": (_opaque, "neither transparency nor a mask"),
+    "an empty outline": (lambda path: _alpha(path, 0), "is empty; cut the object out"),
+    "a faint outline": (lambda path: _alpha(path, 100), "is empty; cut the object out"),
+    "all of the picture": (lambda path: _alpha(path, 255), "is the whole picture"),
+    "a thin outline": (_thin, "too thin for images of 32 pixels"),
+    "a small outline": (lambda path: draw_object(path, KINDS["bird"], 0, (6, 6)), "too small .*5 x 5|too small"),
+    "half of a file": (lambda path: path.write_bytes(path.read_bytes()[:900]), "is not a readable image"),
+    "no image": (lambda path: path.write_bytes(b""), "the file is empty.*; remove it, or copy it again"),
+    "a mask of another size": (
+        lambda path: Image.new("L", (9, 9), 255).save(path.with_name("1_mask.png")),
+        r"1_mask\.png is 9 x 9 pixels, but its picture 1\.png is 60 x 48",
+    ),
+    "an empty mask": (
+        lambda path: Image.new("L", (60, 48)).save(path.with_name("1_mask.png")),
+        r"outline of .*1_mask\.png is empty",
+    ),
+}
+
+
+@pytest.mark.parametrize(("damage", "says"), DAMAGED.values(), ids=DAMAGED)
+def test_objects_that_cannot_be_used_are_named(material, damage, says, capsys):
+    damage(material / "objects" / "bird" / "1.png")
+    said = fails(capsys, material, *WORDS)
+    assert re.search(says, said)
+    assert str(material / "objects" / "bird" / "1") in said
+    assert not (material / "out").exists()
+
+
+def test_classes_with_too_little_material(material, capsys):
+    for number in range(3):
+        (material / "objects" / "rose" / f"{number}.png").unlink()
+    assert "The class plant has 2 objects (rose), but at least three are needed" in fails(capsys, material, *WORDS)
+    for number in (3, 4):
+        (material / "objects" / "rose" / f"{number}.png").unlink()
+    assert "contains no images" in fails(capsys, material, *WORDS)
+
+
+def test_backgrounds_that_cannot_be_used_are_named(material, capsys):
+    lands = material / "backgrounds" / "land"
+    content = (lands / "1.png").read_bytes()
+    (lands / "1.png").write_bytes(content[:2000])
+    assert f"{lands / '1.png'} is not a readable image" in fails(capsys, material, *WORDS)
+    (lands / "1.png").write_bytes((material / "backgrounds" / "water" / "1.png").read_bytes())
+    assert "are the same picture in two places" in fails(capsys, material, *WORDS)
+    draw_background(lands / "1.png", PLACES["land"], 0, (40, 40))
+    (lands / "2.png").unlink()
+    assert "has 2 backgrounds, and" in (said := fails(capsys, material, *WORDS))
+    assert "1.png is too narrow to be divided (64 pixels are needed)" in said
+
+
+def test_the_same_object_in_two_classes(material, capsys):
+    shutil.copy(material / "objects" / "bird" / "1.png", material / "objects" / "rose" / "1.png")
+    assert "are the same picture; remove one" in fails(capsys, material, *WORDS)
+
+
+def test_a_missing_mask_is_named(material, capsys):
+    (material / "masks").mkdir()
+    said = fails(capsys, material, *WORDS, "--masks", material / "masks")
+    assert f"has no mask {material / 'masks' / 'bird' / '0'}.*" in said
+
+
+@pytest.mark.parametrize("out", ["objects", "objects/bird/out", "backgrounds/new"])
+def test_the_sources_are_not_written_to(material, out, capsys):
+    before = contents(material)
+    assert "choose another --out" in fails(capsys, material, *WORDS, out=material / out)
+    assert contents(material) == before
+
+
+def test_sources_that_would_be_replaced(material, capsys):
+    (material / "objects").rename(material / "images")
+    words = [*WORDS, "--objects", material / "images"]
+    assert "or would replace it" in fails(capsys, material, *words, out=material)
+
+
+def test_other_settings_and_other_files_are_refused_by_name(material, capsys):
+    out = prepare(material)
+    before = contents(out)
+    assert f"{out} was made with other seed (0 instead of 1); choose another --out" in fails(
+        capsys, material, *WORDS, "--seed", "1"
+    )
+    draw_object(material / "objects" / "bird" / "new.png", KINDS["bird"], 99)
+    assert "was made with other objects" in fails(capsys, material, *WORDS)
+    assert contents(out) == before
+    prepare(material, overwrite=True, count=(8, 4, 8))
+    assert len(contents(out)) == 8 * 2 + 4 * 2 + 8 * 4 + 3
+    (out / "cutouts.json").unlink()
+    assert "images exists, but" in fails(capsys, material, *WORDS, "--overwrite")
+
+
+def test_an_unfinished_benchmark_is_not_read_as_class_folders(material):
+    out = prepare(material)
+    (out / "images.csv").unlink()
+    with pytest.raises(IfamError, match=r"has no images\.csv: `ifam prepare` was stopped"):
+        load_benchmark("folder", out)
+
+
+def test_a_picture_on_another_background_that_is_missing_is_named(material):
+    out = prepare(material)
+    (out / "swapped" / "test" / "00003.jpg").unlink()
+    with pytest.raises(IfamError, match=r"swapped/test/00003\.jpg does not exist .*images\.csv, line 29"):
+        load_benchmark("folder", out)
+    assert load_benchmark("folder", out, {"skip_bad": True}).split("test").swapped is None
+
+
+# --- the command -----------------------------------------------------------------------------------------
+
+
+def test_the_command_and_a_settings_file_do_the_same(material, capsys, monkeypatch):
+    monkeypatch.chdir(material)
+    main(["prepare", "cutouts", "--objects", "objects", "--backgrounds", "backgrounds", "--out", "one", *WORDS])
+    assert "16 training, 8 validation and 16 test images" in capsys.readouterr().out
+    Path("mine.yaml").write_text(
+        "objects: objects\nbackgrounds: backgrounds\nout: two\ncorrelation: 0.75\nsize: 32\ncount: [16, 8, 16]\n"
+        "classes:\n  animal: [bird, cat]\n  plant: rose\n",
+        encoding="utf-8",
+    )
+    main(["prepare", "cutouts", "--config", "mine.yaml"])
+    assert contents(material / "one") == contents(material / "two")
+    with Image.open("one/examples.png") as sheet:
+        assert sheet.width > 600
+
+
+def test_words_of_classes():
+    settings = parse(
+        ["prepare", "cutouts", "--classes", "a=0", "b=no,x y", "--objects=o", "--backgrounds=b", "--out=c"]
+    )
+    assert settings[1]["classes"] == ["a=0", "b=no,x y"]
+    assert settings[1]["kind"] == "cutouts"
+
+
+@pytest.mark.parametrize("word", ["siim_acr", "anything"])
+def test_what_has_moved(word, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["prepare", word, "--root", "siim"])
+    assert caught.value.code == 2
+    assert "`python -m tools.prepare_siim_acr` in a clone" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not PHOTOGRAPHS.is_dir(), reason="the photographs are not here")
+def test_photographs(tmp_path):
+    config = CutoutsConfig(
+        {"animal": ("bird", "mammal"), "plant": ("fruit", "flower", "vegetable")},
+        {"animal": ("water",), "plant": ("land",)},
+        count=(40, 20, 24),
+    )
+    prepare_cutouts(PHOTOGRAPHS / "objects", PHOTOGRAPHS / "backgrounds", tmp_path, config)
+    assert_divided(tmp_path)
+    masks = [np.asarray(Image.open(path)) > 0 for path in (tmp_path / "masks").rglob("*.png")]
+    assert len(masks) == 84
+    assert all(0.01 < mask.mean() < 0.6 for mask in masks)

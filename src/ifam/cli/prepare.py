@@ -56,18 +56,13 @@ def prepare(
         _lists("classes", classes), _lists("places", places), correlation, _numbers(count), size, seed
     )
 
-    from ifam.data.composites import write_benchmark
-    from ifam.data.cutouts import find_material
+    from ifam.data.composites import prepare_cutouts
     from ifam.progress import ProgressBar
 
-    material = find_material(objects, backgrounds, config, masks)
-    roots = {"objects": objects, "backgrounds": backgrounds} | ({"masks": masks} if masks else {})
     with ProgressBar() as bar:
-        composites = write_benchmark(
-            material,
-            config,
-            out,
-            roots,
+        material, composites = prepare_cutouts(
+            *(objects, backgrounds, out, config),
+            masks=masks,
             overwrite=overwrite,
             track=lambda items: bar.track(items, description="drawing images"),
         )

@@ -23,10 +23,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageChops, ImageEnhance, ImageFilter, ImageOps
+from PIL import Image, ImageEnhance, ImageOps
 
 from ifam.data.benchmarks.folder import LIST, SETTINGS
-from ifam.data.cutouts import OPAQUE, SCALES, SPLITS, Cutout, Material, Piece, load_cutout, load_piece, reduced, scaled
+from ifam.data.cutouts import (
+    OPAQUE,
+    SCALES,
+    SPLITS,
+    TURN,
+    Cutout,
+    Material,
+    Piece,
+    find_material,
+    load_cutout,
+    load_piece,
+    reduced,
+    scaled,
+    turned,
+)
 from ifam.data_config import CutoutsConfig
 from ifam.errors import IfamError
 from ifam.io import ensure_writable, replacing, write_json, write_text
@@ -35,10 +49,8 @@ from ifam.pulse import reported
 SOURCES = "sources.csv"
 FOLDERS = {"path": "images", "mask": "masks", "swapped": "swapped", "third": "third"}
 
-# Degrees; factors on the brightness of objects and of backgrounds; least share of a background's shorter side.
-_TURN, _OBJECT_LIGHT, _BACKGROUND_LIGHT, _LEAST_CROP = 20.0, (0.8, 1.2), (0.85, 1.15), 0.6
-# Blur of the outline in pixels, at 224 pixels.
-_SOFTNESS = 0.7
+# Factors on the brightness of objects and of backgrounds; least share of a background's shorter side.
+_OBJECT_LIGHT, _BACKGROUND_LIGHT, _LEAST_CROP = (0.8, 1.2), (0.85, 1.15), 0.6
 # Bytes of objects, and of pieces of backgrounds, that are kept in memory.
 _CACHE = 400_000_000
 # To be raised when the same settings give other pictures.
@@ -160,7 +172,7 @@ def _composite(material: Material, config: CutoutsConfig, split: str, index: int
         place,
         cutout=objects[int(draws.integers(len(objects)))],
         length=float(draws.uniform(*SCALES)),
-        degrees=float(draws.uniform(-_TURN, _TURN)),
+        degrees=float(draws.uniform(-TURN, TURN)),
         flip=bool(draws.random() < 0.5),
         light=float(draws.uniform(*_OBJECT_LIGHT)),
         position=(float(draws.random()), float(draws.random())),
@@ -229,13 +241,7 @@ class Painter:
         """The object as it is pasted: scaled, turned, mirrored, brightened, with a soft outline."""
         layer = scaled(self._object(composite.cutout), composite.length * self.size)
         layer = ImageOps.mirror(layer) if composite.flip else layer
-        layer = ImageOps.expand(layer, 2, (0, 0, 0, 0))
-        layer = layer.rotate(composite.degrees, Image.Resampling.BICUBIC, expand=True)
-        alpha = layer.getchannel("A")
-        # Softer towards the inside only, since nothing is known of the colors outside.
-        blurred = alpha.filter(ImageFilter.GaussianBlur(_SOFTNESS * self.size / 224))
-        layer = ImageEnhance.Brightness(layer).enhance(composite.light)
-        layer.putalpha(ImageChops.multiply(alpha, blurred))
+        layer = turned(ImageEnhance.Brightness(layer).enhance(composite.light), composite.degrees, self.size)
         return layer.crop(layer.getchannel("A").getbbox())
 
     def _background(self, scene: Scene) -> Image.Image:
@@ -249,36 +255,40 @@ class Painter:
 # -------------------------------------------------------------------------------------------------- writing
 
 
-def write_benchmark(
-    material: Material,
-    config: CutoutsConfig,
+def prepare_cutouts(
+    objects: Path,
+    backgrounds: Path,
     out: Path,
-    roots: Mapping[str, Path],
+    config: CutoutsConfig,
     *,
+    masks: Path | None = None,
     overwrite: bool = False,
     track: Callable[[Sequence[Composite]], Iterable[Composite]] = lambda items: reported(items, "drawing images"),
-) -> list[Composite]:
-    """Draw all images that are not there yet, and write their lists.
+) -> tuple[Material, list[Composite]]:
+    """Draw all images of a benchmark that are not there yet, and write their lists.
 
     Args:
-        material: Objects and backgrounds.
+        objects: Folder with a sub-folder for each kind of objects.
+        backgrounds: Folder with a sub-folder for each place.
+        out: The folder of the benchmark; created if needed.
         config: The settings.
-        out: The folder; created if needed.
-        roots: Folders of the sources by option ("objects", "backgrounds"), to which the paths in `sources.csv` are
-            relative.
+        masks: Folder of masks, laid out as `objects`; see `find_material`.
         overwrite: Replace a benchmark with other settings.
         track: Iterates over the images and shows the progress.
 
     Returns:
-        All images of the benchmark.
+        The divided objects and backgrounds, and all images.
 
     Raises:
-        IfamError: The folder has a benchmark with other settings or other files, or cannot be written.
+        IfamError: A file or setting cannot be used, or the folder has a benchmark with other settings or other files,
+            or cannot be written.
     """
-    composites = plan(material, config)
+    roots = {"objects": objects, "backgrounds": backgrounds} | ({"masks": masks} if masks else {})
     _check_folders(out, roots)
-    settings = _settings(material, config)
     ensure_writable(out, folder=True)
+    material = find_material(objects, backgrounds, config, masks)
+    composites = plan(material, config)
+    settings = _settings(material, config)
     _check_settings(out, settings, overwrite)
     write_json(out / SETTINGS, settings)
     painter = Painter(config.size)
@@ -291,7 +301,7 @@ def write_benchmark(
                 # Of no effect on masks; chroma subsampling would mix colors of object and background.
                 picture.save(temporary, quality=92, subsampling=0)
     _write_lists(composites, material, config, out, roots)
-    return composites
+    return material, composites
 
 
 def _check_folders(out: Path, roots: Mapping[str, Path]) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageChops, ImageFilter, ImageOps
 
 from ifam.data.duplicates import copies_of_images
 from ifam.data.files import entries, list_images, sub_folders
@@ -31,12 +31,16 @@ from ifam.pulse import reported
 SPLITS = ("train", "val", "test")
 # Least and greatest length of an object's larger side, as a share of the image's side.
 SCALES = (0.35, 0.75)
+# Greatest angle of an object, in degrees.
+TURN = 20.0
 # Pixels with at least this alpha belong to the object.
 OPAQUE = 128
 
 _VAL, _TEST = 0.15, 0.35
 # A place with so many pictures is divided by pictures, not by pieces of them.
 _ENOUGH = 20
+# Blur of the outline in pixels, at 224 pixels.
+_SOFTNESS = 0.7
 # Least length in pixels of an outline's larger side.
 _SHORTEST = 8
 
@@ -110,6 +114,7 @@ def find_material(objects: Path, backgrounds: Path, config: CutoutsConfig, masks
     for folder, option in ((objects, "--objects"), (backgrounds, "--backgrounds"), (masks, "--masks")):
         if folder is not None and not folder.is_dir():
             raise IfamError(f"There is no folder {folder}; give one with {option}.")
+    _by_stem.cache_clear()
     classes = _classes(objects, config.classes)
     own, third = _places(backgrounds, classes, config.places)
     places = tuple(dict.fromkeys(own.values()))
@@ -153,8 +158,8 @@ def _classes(objects: Path, given: Mapping[str, tuple[str, ...]]) -> dict[str, t
     if len(classes) < 2:
         where = "--classes has" if given else f"{objects} has"
         raise IfamError(
-            f"{where} {len(classes)} class{'es' * (len(classes) != 1)}, but at least two are needed; give the folder "
-            f"whose sub-folders are kinds of objects with --objects."
+            f"{where} {len(classes)} class{'es' * (len(classes) != 1)}, but at least two are needed; add another, or "
+            f"give the folder whose sub-folders are kinds of objects with --objects."
         )
     _refuse_unknown("classes", classes, known, f"kind of objects in {objects}")
     owner: dict[str, str] = {}
@@ -170,10 +175,10 @@ def _places(
 ) -> tuple[dict[str, tuple[str, ...]], list[tuple[str, ...]]]:
     """The place of each class, and places that are no class's own; a place is one folder or several."""
     classes, known = list(classes), sub_folders(backgrounds)
-    if not given and len(known) < len(classes):
+    if len(known) < (2 if given else len(classes)):
         raise IfamError(
             f"{backgrounds} has {len(known)} place{'s' * (len(known) != 1)} for {len(classes)} classes; add "
-            f"sub-folders of backgrounds, or say with --places which class has which place."
+            f"sub-folders of backgrounds, or, if there are two, assign them with --places."
         )
     own = dict(given) or {name: (place,) for name, place in zip(classes, known, strict=False)}
     for name in own:
@@ -297,8 +302,10 @@ def load_cutout(cutout: Cutout, size: int) -> Image.Image:
         raise IfamError(f"The outline of {outline} is the whole picture; cut the object out, or remove the file.")
     rows, columns = np.flatnonzero(opaque.any(axis=1)), np.flatnonzero(opaque.any(axis=0))
     image = image.crop((int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1))
-    smallest = scaled(image, SCALES[0] * size).getchannel("A")
-    if max(image.size) < _SHORTEST or int(np.asarray(smallest).max()) < OPAQUE:
+    least = SCALES[0] * size
+    smallest = np.asarray(turned(scaled(image, least), TURN, size).getchannel("A"))
+    thin = min(image.size) * least / max(image.size) < 1 or smallest.max() < OPAQUE
+    if thin or max(image.size) < _SHORTEST:
         raise IfamError(
             f"The outline of {outline} is too small ({image.width} x {image.height} pixels) or too thin for images of "
             f"{size} pixels; remove the file, or choose a larger --size."
@@ -312,6 +319,24 @@ def scaled(image: Image.Image, length: float) -> Image.Image:
     factor = length / max(image.size)
     width, height = (max(1, round(side * factor)) for side in image.size)
     return image.resize((width, height), Image.Resampling.LANCZOS)
+
+
+def turned(image: Image.Image, degrees: float, size: int) -> Image.Image:
+    """An object turned counterclockwise, with a soft outline.
+
+    Args:
+        image: An RGBA image.
+        degrees: The angle.
+        size: Side of the image that it is drawn on, in pixels.
+
+    Returns:
+        A larger RGBA image.
+    """
+    layer = ImageOps.expand(image, 2, (0, 0, 0, 0)).rotate(degrees, Image.Resampling.BICUBIC, expand=True)
+    alpha = layer.getchannel("A")
+    # Softer towards the inside only, since nothing is known of the colors outside.
+    layer.putalpha(ImageChops.multiply(alpha, alpha.filter(ImageFilter.GaussianBlur(_SOFTNESS * size / 224))))
+    return layer
 
 
 def _readable(load: Callable[[Path], T], path: Path) -> T:
