@@ -94,3 +94,12 @@ def test_rows_of_predictions(tmp_path):
 @pytest.mark.parametrize("verb", ["", "evaluate", "audit", "thresholds", "report", "convert"])
 def test_verbs_that_write_at_the_end(verb):
     assert what_is_left(verb, {}, time.time()) == NOTHING
+
+
+def test_images_of_a_benchmark(tmp_path):
+    settings = {"out": tmp_path / "out"}
+    assert what_is_left("prepare", settings, time.time()) == NOTHING
+    touch(settings["out"] / "cutouts.json")
+    assert what_is_left("prepare", settings, time.time()) == (
+        f"images that were drawn are kept in {tmp_path / 'out'}, and the same command continues with the rest"
+    )
