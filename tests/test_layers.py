@@ -75,7 +75,18 @@ ORDER = {
     ],
     "experiments": ["runs", "pictures", "compare", "demo"],
     "training": [
-        *("affine", "losses", "group_dro", "optimization", "batches", "trainer", "module", "fit", "last_layer"),
+        *(
+            "affine",
+            "losses",
+            "group_dro",
+            "optimization",
+            "batches",
+            "trainer",
+            "diagnostics",
+            "module",
+            "fit",
+            "last_layer",
+        ),
         "presets",
     ],
     "cli": [

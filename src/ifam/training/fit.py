@@ -21,6 +21,7 @@ from ifam.models.base import Classifier
 from ifam.models.token_cache import Place, cached_tokens
 from ifam.progress import Progress
 from ifam.training.batches import Batches, augmentation
+from ifam.training.diagnostics import problems
 from ifam.training.module import Training, prepare
 from ifam.training.trainer import KeepSignals, build_trainer, check_devices, quiet, run_folder
 
@@ -124,6 +125,9 @@ def fit(
         weights = {k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items() if k.startswith("model.")}
         model.load_state_dict(weights)
     model.eval()
+    if module.selector_figures is not None and trainer.is_global_zero:
+        for problem in problems(module.selector_figures, module.losses, model.input_backbone.grid):
+            logger.warning("%s: %s", label, problem)
     return FitResult(history.rows, seconds, int(checkpoint["epoch"]) + 1)
 
 

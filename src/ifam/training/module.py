@@ -21,6 +21,8 @@ from ifam.models.base import Classifier, PartClassifier
 from ifam.models.masking import patch_mask
 from ifam.models.selector import Selector
 from ifam.training.affine import Affine, sample_affine, transform
+from ifam.training.affine import sample_affine, transform
+from ifam.training.diagnostics import SelectorFigures, SelectorMetric
 from ifam.training.group_dro import group_dro
 from ifam.training.losses import classification, part_terms, weighted_sum
 from ifam.training.optimization import adamw, learning_rate_factor, normalized_weight_decay, parameter_groups
@@ -65,6 +67,11 @@ class Training(L.LightningModule):
         self.mask_iou = MaskIoU()
         self.val_loss, self.visible = MeanMetric(), MeanMetric()
         self.best: tuple[float, ...] = ()
+        self.selector_metric: SelectorMetric | None = None
+        # Those of the best epoch.
+        self.selector_figures: SelectorFigures | None = None
+        if model.selects_parts:
+            self.selector_metric = SelectorMetric(model.config.num_parts, model.config.num_classes)
         if config.group_dro is not None:
             present = benchmark.groups("train").bincount(minlength=len(benchmark.group_names)) > 0
             # A buffer: saved with the checkpoints, and moved with the model.
@@ -152,6 +159,8 @@ class Training(L.LightningModule):
         self.accuracy.update(logits.float(), batch.labels, batch.groups_or_classes)
         size = len(batch.images)
         self.val_loss.update(classification(logits, batch.labels), size)
+        if self.selector_metric is not None:
+            self.selector_metric.update(out, batch.labels)
         if out.mask is not None:
             self.visible.update(out.visible_fraction)
             if batch.masks is not None:
@@ -169,7 +178,13 @@ class Training(L.LightningModule):
         # epoch.
         other = figures["worst_group" if self.config.monitor == "accuracy" else "accuracy"]
         rank = (figures[self.config.monitor], other, -loss)
-        self.log("val/choice", float(self.current_epoch + 1 if self.is_best(rank) else 0), sync_dist=True)
+        best = self.is_best(rank)
+        self.log("val/choice", float(self.current_epoch + 1 if best else 0), sync_dist=True)
+        if self.selector_metric is not None:
+            # On every device, which exchange their counts.
+            latest = self.selector_metric.figures()
+            self.selector_figures = latest if best else self.selector_figures
+            self.selector_metric.reset()
         if self.visible.update_called:
             self.log("val/visible_fraction", self.visible.compute(), sync_dist=True)
         if self.mask_iou.known():
