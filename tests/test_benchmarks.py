@@ -333,3 +333,16 @@ def test_scaling_prints_and_draws(capsys, tmp_path, mode):
     assert "| image size in pixels | plain" in printed
     assert "images in a batch" not in printed
     assert (tmp_path / "plot.png").stat().st_size > 10_000
+
+
+def test_scaling_measures_the_common_point_once(monkeypatch, capsys):
+    measured = []
+
+    def measure(contenders, **_):
+        measured.append([one.name for one in contenders])
+        return [Measurement(one.name, (1.0,)) for one in contenders]
+
+    monkeypatch.setattr(scaling, "measure", measure)
+    scaling.main([*ARGS, "--batch", "2", "--fractions", "0.25", "0.5", "--sizes", "32", "64", "--batches", "1", "2"])
+    assert len(measured) == 4
+    assert capsys.readouterr().out.count("\n| 25 |") == 1
