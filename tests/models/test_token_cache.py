@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from ifam.config import LossConfig, ModelConfig, TrainConfig
+from ifam.config import LossConfig, ModelConfig
 from ifam.data import load_benchmark
 from ifam.models import token_cache
 from ifam.models.ifam import IFAM
 from ifam.models.token_cache import Place, TokenCache, cached_tokens
 from ifam.training.fit import fit
+from ifam.training.presets import TINY_TRAIN
 
-FROZEN = TrainConfig(epochs=2, batch_size=8, base_lr=5e-4, selector_tuning="none", accelerator="cpu")
+FROZEN = replace(TINY_TRAIN, epochs=2, batch_size=8, selector_tuning="none")
 
 
 def tiny(**changes):

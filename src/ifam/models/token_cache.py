@@ -116,14 +116,14 @@ class TokenCache:
     def _missing(self, digests: list[bytes]) -> list[int]:
         """Indices of the images whose tokens must be computed, each image once."""
         first = {digest: index for index, digest in reversed(list(enumerate(digests)))}
-        return sorted(index for digest, index in first.items() if not self._is_sound(digest))
+        return sorted(index for digest, index in first.items() if not self._is_known(digest))
 
-    def _is_sound(self, digest: bytes) -> bool:
+    def _is_known(self, digest: bytes) -> bool:
         """Whether the tokens of an image are known and undamaged."""
         record = self.records.get(digest)
         if record is None:
             return False
-        if _checksum(record["tokens"]) == record["checksum"]:
+        if _is_sound(record):
             return True
         logger.warning("Kept tokens in %s are damaged; they are computed again.", self.folder)
         del self.records[digest]
@@ -135,7 +135,8 @@ class TokenCache:
 
     def _add(self, digest: bytes, tokens: Tensor) -> None:
         """Keep the tokens of an image, if there is room and the precision allows it."""
-        values = tokens.cpu().numpy().astype(self.record["tokens"].base)
+        with np.errstate(over="ignore"):
+            values = tokens.cpu().numpy().astype(self.record["tokens"].base)
         if self.room <= 0 or not np.isfinite(values).all():
             return
         self.room -= 1
@@ -178,13 +179,21 @@ class TokenCache:
             logger.warning("%s is damaged (%s); its tokens are computed again.", path, str(error).rstrip("."))
             path.unlink(missing_ok=True)
             return
-        self.records |= {bytes(digest): row for digest, row in zip(rows["digest"], rows, strict=True)}
+        for row in rows:
+            # Of an image that was computed again, the first record is damaged.
+            digest = row["digest"].tobytes()
+            if digest not in self.records or not _is_sound(self.records[digest]):
+                self.records[digest] = row
 
 
 def backbone_key(backbone: Backbone) -> str:
     """A hash of all that tokens depend on, besides pixels and precision."""
     settings = (backbone.grid, backbone.image_size, backbone.input_affine)
     return hashlib.sha256(f"{weights_digest(backbone.state_dict())} {settings}".encode()).hexdigest()[:16]
+
+
+def _is_sound(record: np.void) -> bool:
+    return bool(_checksum(record["tokens"]) == record["checksum"])
 
 
 def _checksum(tokens: np.ndarray) -> int:

@@ -21,7 +21,6 @@ from ifam.models.base import Classifier, PartClassifier
 from ifam.models.masking import patch_mask
 from ifam.models.selector import Selector
 from ifam.training.affine import Affine, sample_affine, transform
-from ifam.training.affine import sample_affine, transform
 from ifam.training.diagnostics import SelectorFigures, SelectorMetric
 from ifam.training.group_dro import group_dro
 from ifam.training.losses import classification, part_terms, weighted_sum
