@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ifam.cli.common import resolve_device
 from ifam.config import LossConfig, ModelConfig, TrainConfig
@@ -15,6 +15,7 @@ def compare(
     benchmark: str = "pondbirds",
     root: Path | None = None,
     split: str | None = None,
+    preset: Literal["auto", "laptop", "paper"] = "auto",
     out: Path = Path("runs/compare"),
     save_models: bool = False,
     num_resamples: int = 1000,
@@ -39,6 +40,8 @@ def compare(
         benchmark: Name of the data set.
         root: Folder of the images; may be given without its name, as in `ifam compare photos`.
         split: Split to evaluate on; by default "test", or "val" if there is no test split.
+        preset: Settings of all methods for what is not set: "laptop" for minutes on a processor, "paper" for days on
+            GPUs; by default "laptop" without a GPU or below 5,000 training images.
         out: Folder for the runs, the table and the page.
         save_models: Save the trained models, too.
         num_resamples: Resamples of the bootstrap intervals of each run, which the table does not show; 0 for none.
@@ -56,11 +59,17 @@ def compare(
     from ifam.experiments.compare import TABLE, Comparison, read_rows, run_comparison
     from ifam.report.comparisons import print_comparison
     from ifam.report.results import write_report
+    from ifam.training import presets
 
     if "train.seed" in given:
         raise IfamError(f"train.seed is {train.seed}, but a comparison takes its seeds from --seeds; leave it out.")
-    rows = read_rows(["plain_vit", "ifam"] if methods is None else methods, model, train, loss, given)
     all_seeds = (0,) if seeds is None else tuple(seeds)
+    images = Comparison((), all_seeds, benchmark, root, data or {}).images(all_seeds[0] if all_seeds else 0)
+    chosen = presets.choose(preset, len(images.split("train")))
+    model, train, loss = presets.apply_preset(chosen, model, train, loss, images, given)
+    if rank_and_world_size()[0] == 0:
+        print(presets.describe(chosen, train, len(images.split("train"))))
+    rows = read_rows(["plain_vit", "ifam"] if methods is None else methods, model, train, loss, given)
     comparison = Comparison(rows, all_seeds, benchmark, root, data or {}, split, num_resamples, pictures)
     settings = {"save_models": save_models, "overwrite": overwrite}
     result = run_comparison(comparison, out, device=resolve_device(device), **settings)

@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ifam.cli.common import ensure_no_model
 from ifam.config import LossConfig, ModelConfig, TrainConfig
@@ -15,6 +15,7 @@ def train(
     benchmark: str = "pondbirds",
     root: Path | None = None,
     method: str = "ifam",
+    preset: Literal["auto", "laptop", "paper"] = "auto",
     out: Path | None = None,
     overwrite: bool = False,
     model: ModelConfig = ModelConfig(),  # noqa: B008
@@ -32,6 +33,8 @@ def train(
         method: "ifam", or a baseline: plain_vit, plain_vit_mean, plain_vit_attentive, attentive_probe,
             selector, late_mask, soft_mask, given_mask, frozen_predictor, group_dro, trained_crops,
             frozen_crops (docs/comparisons.md).
+        preset: Settings for what is not set: "laptop" for minutes on a processor, "paper" for days on GPUs; by default
+            "laptop" without a GPU or below 5,000 training images.
         out: Folder for the model, its resolved configuration, logs and results; by default `runs/METHOD`.
         overwrite: Replace an existing model; it is removed as soon as training begins.
         model: The model. The number of classes and their names come from the data.
@@ -58,10 +61,13 @@ def train(
     images = load_benchmark(benchmark, root, data)
     config = presets.with_classes(model, images, given)
     seed_everything(train.seed)
-    setup = presets.build(config, train, loss, images, method, allow_tiny_backbone=allow_tiny_backbone, given=given)
+    chosen = presets.choose(preset, len(images.split("train")))
+    options: dict[str, Any] = {"allow_tiny_backbone": allow_tiny_backbone, "given": given}
+    setup = presets.build(config, train, loss, images, method, preset=chosen, **options)
     check(images, setup.train, setup.model)
     settings = {
         "method": method,
+        "preset": chosen,
         "benchmark": benchmark,
         # Absolute, since the model may be evaluated from another folder.
         "root": None if root is None else str(root.absolute()),
@@ -71,6 +77,8 @@ def train(
         "train": {**asdict(setup.train), **asdict(augmentation(setup.train, images))},
         "loss": asdict(setup.losses),
     }
+    if first_process():
+        print(presets.describe(chosen, setup.train, len(images.split("train"))))
     presets.begin_run(settings, out, overwrite)
     tokens, label = out.parent / TOKENS, f"training on {images.name}"
     result = fit(setup.model, images, setup.train, setup.losses, out, label=label, tokens=tokens)

@@ -5,9 +5,12 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import torch
 
 from ifam import yaml_text
+from ifam.backbones.backbone import Backbone, selector_backbone
 from ifam.backbones.vit import TINY, WeightsUnavailable
 from ifam.config import LossConfig, ModelConfig, TrainConfig
 from ifam.data import Benchmark
@@ -16,6 +19,8 @@ from ifam.errors import IfamError
 from ifam.io import check_absent, write_text
 from ifam.models import registry
 from ifam.models.base import Classifier
+
+Preset = Literal["auto", "laptop", "paper"]
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +37,26 @@ TINY_TRAIN = TrainConfig(
     monitor="accuracy",
     accelerator="cpu",
 )
-# A grid of 10 patches has 3.7 times the outline, per area, of the paper's 37, so total variation has a lower weight.
 TINY_LOSS = LossConfig(total_variation=0.3)
+
+# `--preset laptop`: chosen on development splits of cut-out photographs with a ViT-S/14 (docs/speed.md).
+LAPTOP_BACKBONE = "vit_small_patch14_reg4_dinov2.lvd142m"
+LAPTOP_PIXELS = 168
+LAPTOP_TRAIN = TrainConfig(
+    epochs=4,
+    base_lr=5e-5,
+    prototype_lr_factor=100.0,
+    modulation_lr_factor=20.0,
+    head_lr_factor=10.0,
+    selector_tuning="none",
+    monitor="accuracy",
+)
+# Steps of the selector alone, and of both stages.
+SELECTOR_STEPS, STEPS = 60, 250
+# Training images from which the paper's settings are the default on a GPU.
+MANY_IMAGES = 5000
+# Patches along a side in the paper, for which its total variation of 1 was chosen.
+PAPER_GRID = 37
 
 
 @dataclass(frozen=True)
@@ -53,6 +76,85 @@ class TrainSetup:
     losses: LossConfig
 
 
+def choose(preset: Preset, num_images: int) -> Literal["laptop", "paper"]:
+    """The preset for a number of training images: "laptop" without a GPU or for fewer than 5,000, else "paper"."""
+    if preset != "auto":
+        return preset
+    return "paper" if torch.cuda.is_available() and num_images >= MANY_IMAGES else "laptop"
+
+
+def apply_preset(
+    preset: Literal["laptop", "paper"],
+    model: ModelConfig,
+    train: TrainConfig,
+    losses: LossConfig,
+    images: Benchmark,
+    given: Collection[str] = (),
+) -> tuple[ModelConfig, TrainConfig, LossConfig]:
+    """The settings with those of a preset, for fields that have their default value and are not in `given`.
+
+    "paper" keeps the defaults, which are those of the paper. "laptop" depends on the number of images, on the patches
+    of the backbone, and on whether the processor has bfloat16 instructions. The embedded backbone has settings of its
+    own.
+
+    Args:
+        preset: Name of the preset.
+        model: Settings of the model.
+        train: Settings of the training.
+        losses: Weight of each loss term.
+        images: The data set.
+        given: Names of the settings that were given ("model.num_parts"), besides those that are not the defaults.
+
+    Raises:
+        IfamError: The backbone is unknown, or its patches do not divide the given size of the images.
+    """
+    if preset == "paper":
+        return model, train, losses
+    own_model = _non_default_fields(model, ModelConfig(), "model", given)
+    own_train = _non_default_fields(train, TrainConfig(), "train", given)
+    own_losses = _non_default_fields(losses, LossConfig(), "loss", given)
+    backbone = own_model.get("backbone", LAPTOP_BACKBONE)
+    count = len(images.split("train"))
+    if backbone == TINY:
+        model = replace(TINY_MODEL, **own_model)
+        train = replace(small_data(replace(TINY_TRAIN, **own_train), count, seed=train.seed), **own_train)
+        return model, train, replace(TINY_LOSS, **own_losses)
+    model = replace(model, backbone=backbone)
+    with torch.device("meta"):
+        patch = Backbone(backbone, pretrained=False, **model.backbone_kwargs).patch_size[0]
+        if "image_size" not in own_model:
+            model = replace(model, image_size=max(1, round(LAPTOP_PIXELS / patch)) * patch)
+        rows, columns = selector_backbone(model, pretrained=False).grid
+    precision = "bf16-mixed" if has_bfloat16() else "32-true"
+    train = small_data(replace(LAPTOP_TRAIN, precision=precision, **own_train), count, seed=train.seed, steps=STEPS)
+    # As many steps of the selector alone for any number of images.
+    first = math.ceil(SELECTOR_STEPS * train.batch_size / count)
+    train = replace(train, selector_epochs=first, epochs=train.epochs + first)
+    own_train.setdefault("selector_epochs", min(train.selector_epochs, own_train.get("epochs", train.epochs) - 1))
+    train = replace(train, **own_train)
+    # The outline of an object has a number of patches that grows with the side of the grid, its area with the square:
+    # the same weight asks for more on a coarse grid.
+    losses = replace(losses, **({"total_variation": math.sqrt(rows * columns) / PAPER_GRID} | own_losses))
+    return model, train, losses
+
+
+def has_bfloat16() -> bool:
+    """Whether this machine computes bfloat16 faster than float32."""
+    if torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def describe(preset: str, train: TrainConfig, num_images: int) -> str:
+    """A sentence on the settings of a preset."""
+    where = "on a GPU" if torch.cuda.is_available() else "without a GPU"
+    other = "paper" if preset == "laptop" else "laptop"
+    return (
+        f"Preset {preset} for {num_images:,} training images {where}: {train.epochs} epochs in batches of "
+        f"{train.batch_size}, {train.precision}; choose with --preset {other}, or set each value."
+    )
+
+
 def build(
     config: ModelConfig,
     train: TrainConfig,
@@ -60,6 +162,7 @@ def build(
     images: Benchmark,
     method: str = "ifam",
     *,
+    preset: Literal["laptop", "paper"] = "paper",
     allow_tiny_backbone: bool = False,
     given: Collection[str] = (),
 ) -> TrainSetup:
@@ -71,6 +174,7 @@ def build(
         losses: Weight of each loss term.
         images: The data set.
         method: Name of the method.
+        preset: Settings for fields that are not given.
         allow_tiny_backbone: If the weights of the default backbone are unavailable, use the embedded backbone and its
             training settings, with a warning. Settings that were given are kept.
         given: Names of the settings that were given ("model.num_parts"), besides those that are not the defaults.
@@ -81,28 +185,26 @@ def build(
     Raises:
         WeightsUnavailable: The weights of a backbone that was named are unavailable.
     """
+    settings = apply_preset(preset, config, train, losses, images, given)
+    name = settings[0].backbone
     try:
-        return TrainSetup(registry.build(method, config), config, train, losses)
+        return TrainSetup(registry.build(method, settings[0]), *settings)
     except WeightsUnavailable as error:
         if config.backbone != ModelConfig().backbone or "model.backbone" in given:
             raise
         if not allow_tiny_backbone:
             raise WeightsUnavailable(
-                f"The weights of {config.backbone} are unavailable ({_first_sentence(error)}): connect to the network "
-                f"once, name a folder of weights with --model.backbone DIR, or train the small embedded backbone with "
+                f"The weights of {name} are unavailable ({_first_sentence(error)}): connect to the network once, name "
+                f"a folder of weights with --model.backbone DIR, or train the small embedded backbone with "
                 f"--model.backbone {TINY} (--allow-tiny-backbone uses it whenever the others are unavailable)."
             ) from error
         logger.warning(
             "%s Training continues with the small embedded backbone %r, which is much weaker than %s.",
-            *(error, TINY, config.backbone),
+            *(error, TINY, name),
         )
     # Settings that were given apply to any backbone.
-    config = replace(TINY_MODEL, **_non_default_fields(config, ModelConfig(), "model", given))
-    explicit = _non_default_fields(train, TrainConfig(), "train", given)
-    small = small_data(replace(TINY_TRAIN, **explicit), len(images.split("train")), seed=train.seed)
-    small = replace(small, **explicit)
-    losses = replace(TINY_LOSS, **_non_default_fields(losses, LossConfig(), "loss", given))
-    return TrainSetup(registry.build(method, config), config, small, losses)
+    tiny = apply_preset("laptop", replace(config, backbone=TINY), train, losses, images, given)
+    return TrainSetup(registry.build(method, tiny[0]), *tiny)
 
 
 def _first_sentence(error: Exception) -> str:
