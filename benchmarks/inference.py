@@ -61,13 +61,20 @@ def ways(precision: Precision) -> list[Way]:
 
 
 class Models:
-    """One model of each kind, with the same weights, built on first use."""
+    """One model of each kind, with the same weights, built on first use.
 
-    def __init__(self, work: Workload) -> None:
+    Args:
+        work: The work.
+        selector_size: Size to which the selector of `ifam` resizes the images; with another one, weights differ.
+    """
+
+    def __init__(self, work: Workload, selector_size: int | None = None) -> None:
         torch.manual_seed(0)
-        self.ifam = Forced(work.config(), pretrained=False).to(work.device).eval()
+        config = replace(work.config(), selector_image_size=selector_size)
+        self.ifam = Forced(config, pretrained=False).to(work.device).eval()
         self.plain = ForcedPlain(work.config()).to(work.device).eval()
-        self.plain.load_state_dict(self.ifam.state_dict())
+        if selector_size is None:
+            self.plain.load_state_dict(self.ifam.state_dict())
         self._bf16: dict[bool, Model] = {}
 
     def of(self, way: Way) -> Model:
@@ -89,7 +96,7 @@ def contender(way: Way, models: Models, work: Workload, *, predictor_only: bool 
     if missing:
         return Contender(way.name, lambda: None, missing=missing)
     model = models.of(way)
-    images, visible = work.data().images, work.masks(model.selector.backbone.vit.patch_embed.grid_size)
+    images, visible = work.data().images, work.masks(model.predictor.backbone.vit.patch_embed.grid_size)
     run: Callable[[], Any] = (lambda: model.predictor(images, visible)) if predictor_only else (lambda: model(images))
 
     def call() -> None:
