@@ -1,6 +1,6 @@
 """What a training step costs, in counts that no machine changes: passes, tokens, bytes and FLOPs.
 
-These are the promises of docs/speed.md that hold everywhere; seconds are for `benchmarks/`.
+These are the promises of docs/results/speed.md that hold everywhere; seconds are for `benchmarks/`.
 """
 
 import shutil

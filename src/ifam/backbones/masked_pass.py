@@ -204,7 +204,7 @@ def choose_layout(vit: Vit, visible: Bool[Tensor, "B P"], execution: Execution, 
 
 
 def _packing_pays(visible: Bool[Tensor, "B P"], vit: Vit) -> bool:
-    """Whether packing is faster than padding, according to the measurements in docs/speed.md."""
+    """Whether packing is faster than padding, according to the measurements in docs/results/speed.md."""
     kind, dtype = visible.device.type, vit.patch_embed.proj.weight.dtype
     if kind != "cpu":
         # The kernel for sequences of different lengths supports half precision only.
