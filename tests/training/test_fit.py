@@ -19,8 +19,11 @@ from ifam.config import LossConfig, ModelConfig, TrainConfig
 from ifam.data import Augmentation, Benchmark, TransformedDataset, collate, load_benchmark
 from ifam.errors import IfamError
 from ifam.evaluation.accuracy import evaluate
-from ifam.models.baselines import PlainViT
+from ifam.models.baselines import LateMask, PlainViT, SelectorAlone
+from ifam.models.crops import TrainedCrops
 from ifam.models.ifam import IFAM
+from ifam.models.registry import METHODS, build
+from ifam.models.soft_mask import SoftMaskIFAM
 from ifam.ranges import check_ranges
 from ifam.training import losses
 from ifam.training.affine import sample_affine, transform
@@ -433,6 +436,62 @@ def test_every_weight_of_a_loss_has_a_range(name, value):
         LossConfig(**{name: value})
 
 
+# --- the selector alone ----------------------------------------------------------------------------------
+
+
+class Watched(IFAM):
+    """A model that keeps its weights as they are at each validation."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.seen = []
+
+    def train(self, mode=True):
+        if not mode:
+            self.seen.append(weights(self))
+        return super().train(mode)
+
+
+def test_in_the_first_epochs_the_selector_is_trained_alone(birds):
+    model = make(Watched)
+    before = weights(model)
+    result = fit(model, birds, replace(TRAIN, epochs=3, batch_size=32, selector_epochs=2))
+    first, second, third = model.seen[:3]
+    assert not any(name.startswith("predictor") for name in differing(before, first) | differing(first, second))
+    assert "selector.prototypes" in differing(before, first)
+    assert {"predictor.head.weight", "selector.prototypes"} <= differing(second, third)
+    # Whatever the accuracies are, the first weights of both are kept.
+    assert result.best_epoch == 3
+    assert ["train/classification" in row for row in result.history] == [False, False, True]
+    assert all("train/selector_classification" in row for row in result.history)
+
+
+@pytest.mark.parametrize("method", ["plain_vit", "given_mask", "group_dro", "selector"])
+def test_methods_without_both_stages_are_trained_in_each_epoch(birds, method):
+    trained = []
+    for first in (0, 1):
+        seed_everything(0)
+        model, config = build(method, MODEL), replace(TRAIN, epochs=2, batch_size=32, selector_epochs=first)
+        fit(model, birds, replace(config, **METHODS[method].train))
+        trained.append(weights(model))
+    assert not differing(*trained)
+
+
+def test_epochs_of_the_selector_alone_are_not_the_best_of_a_model_with_both_stages_only(birds):
+    config = replace(TRAIN, epochs=2, selector_epochs=1)
+    best = [
+        Training(make(kind), config, LossConfig(), birds, 32).is_best((1.0, 1.0, 0.0))
+        for kind in (IFAM, LateMask, SoftMaskIFAM, SelectorAlone, PlainViT, TrainedCrops)
+    ]
+    assert best == [False, False, False, True, True, True]
+
+
+@pytest.mark.parametrize("first", [3, 4])
+def test_a_predictor_that_would_never_be_trained_is_refused(first):
+    with pytest.raises(IfamError, match=rf"train\.selector_epochs is {first}, but fewer than the 3 epochs"):
+        TrainConfig(epochs=3, selector_epochs=first)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("monitor", "epoch"), [("accuracy", 2), ("worst_group", 4)])
 def test_the_checkpoint_is_chosen_on_validation_data(tmp_path, monitor, epoch):
@@ -660,18 +719,21 @@ devices, num_val, off, out = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sy
 birds = load_benchmark("pondbirds", options={"num_train": 32, "num_val": num_val, "num_test": 8})
 model = build("ifam", ModelConfig("ifam_tiny", image_size=40, num_parts=2, num_classes=2))
 losses = LossConfig(**({off: 0.0} if off else {}))
-train = TrainConfig(1, 8, 0.0, accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto")
+strategy = "ddp" if devices > 1 else "auto"
+train = TrainConfig(**{"epochs": 1, **json.loads(sys.argv[5])}, batch_size=8, base_lr=0.0, accelerator="cpu",
+                    devices=devices, strategy=strategy)
 result = fit(model, birds, train, losses, out)
 if int(__import__("os").environ.get("LOCAL_RANK", 0)) == 0:
     print(json.dumps(result.history[-1]))
 """
 
 
-def trained_on(devices, num_val, off, folder):
+def trained_on(devices, num_val, off, folder, **settings):
     """The figures of a training by a process of its own, which starts the others."""
     script = folder.parent / "train.py"  # a file, since Lightning starts it once more for the second device
     script.write_text(TWO_DEVICES, encoding="utf-8")
     words = [sys.executable, "-W", "ignore", str(script), *map(str, (devices, num_val, off, folder))]
+    words.append(json.dumps(settings))
     done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=200, cwd=folder.parent)
     return done, json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {}
 
@@ -691,6 +753,13 @@ def test_a_term_that_is_off_does_not_end_a_training_on_two_devices(tmp_path, off
     done, figures = trained_on(2, 4, off, tmp_path / "run")
     assert done.returncode == 0, done.stderr
     assert math.isfinite(figures["train/total"])
+
+
+@pytest.mark.slow
+def test_the_selector_is_trained_alone_on_two_devices(tmp_path):
+    done, figures = trained_on(2, 4, "", tmp_path / "run", epochs=2, selector_epochs=1)
+    assert done.returncode == 0, done.stderr
+    assert math.isfinite(figures["train/classification"])
 
 
 @pytest.mark.parametrize(("train", "val", "said"), [(30, 8, "16 each|15 each"), (32, 1, "1 validation images for 2")])

@@ -18,6 +18,7 @@ from ifam.data import Benchmark
 from ifam.errors import IfamError
 from ifam.evaluation.metrics import AccuracyByGroup, MaskIoU
 from ifam.models.base import Classifier, PartClassifier
+from ifam.models.ifam import IFAM
 from ifam.models.masking import patch_mask
 from ifam.models.selector import Selector
 from ifam.training.affine import Affine, sample_affine, transform
@@ -62,6 +63,7 @@ class Training(L.LightningModule):
         self.model, self.config, self.losses, self.num_images = model, config, losses, num_images
         self.groups = parameter_groups(model, config)
         self.fixed_tokens = config.selector_tuning == "none"
+        self.selector_epochs = config.selector_epochs if isinstance(model, IFAM) else 0
         self.accuracy = AccuracyByGroup(len(benchmark.group_names))
         self.mask_iou = MaskIoU()
         self.val_loss, self.visible = MeanMetric(), MeanMetric()
@@ -108,7 +110,7 @@ class Training(L.LightningModule):
         affine = sample_affine(size) if self.losses.equivariance != 0 else None
         patches, others = self._patches(model.selector, batch, affine)
         selection = model.selector.select(patches)
-        if self.current_epoch < self.config.selector_epochs:
+        if self.current_epoch < self.selector_epochs:
             out = Output(selector_logits=selection.selector_logits, selection=selection)
         else:
             out = model.classify(images, selection)
@@ -194,8 +196,11 @@ class Training(L.LightningModule):
         self.visible.reset()
 
     def is_best(self, rank: tuple[float, ...]) -> bool:
-        """Whether an epoch is at least as good as all before it; ranks are compared in order, higher is better."""
-        if rank < self.best or self.current_epoch < self.config.selector_epochs:
+        """Whether an epoch is at least as good as all before it; ranks are compared in order, higher is better.
+
+        Epochs in which the selector is trained alone are not.
+        """
+        if rank < self.best or self.current_epoch < self.selector_epochs:
             return False
         self.best = rank
         return True

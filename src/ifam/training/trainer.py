@@ -33,8 +33,10 @@ def build_trainer(
     """Lightning's trainer for these settings; without a folder, it logs nothing."""
     _check_slurm()
     trainer = _lightning(config, callbacks, folder, config.strategy)
-    if losses and trainer.world_size > 1 and config.strategy in ("auto", "ddp") and _may_leave_unused(losses):
-        # With a term of weight 0, parameters may have no gradient, which the other devices would wait for.
+    unused = losses is not None and (config.selector_epochs > 0 or _may_leave_unused(losses))
+    if unused and trainer.world_size > 1 and config.strategy in ("auto", "ddp"):
+        # In epochs of the selector alone, and with a term of weight 0, parameters may have no gradient, which the other
+        # devices would wait for.
         trainer = _lightning(config, callbacks, folder, "ddp_find_unused_parameters_true")
     return trainer
 
