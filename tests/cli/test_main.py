@@ -22,7 +22,7 @@ from ifam.cli.parser import VERBS, parse
 from ifam.config import LossConfig, ModelConfig, TrainConfig
 from ifam.data import load_benchmark
 from ifam.models.registry import METHODS
-from ifam.training.presets import TINY_TRAIN, apply_method_defaults, build, small_data
+from ifam.training.presets import TINY_TRAIN, apply_method_defaults, build
 
 TINY_DATA = ["--data.num_train", "32", "--data.num_val", "8", "--data.num_test", "8"]
 TINY = ["--model.backbone", "ifam_tiny", "--model.image_size", "80", "--train.accelerator", "cpu"]
@@ -640,14 +640,14 @@ def test_without_a_network_the_embedded_backbone_takes_the_defaults_place(offlin
     # Never by itself: the error names the three ways out.
     refused = fails(capsys, *words)
     assert re.search(
-        r"weights of vit_base_patch14_reg4_dinov2\.lvd142m are unavailable \(.*network.*--model\.backbone DIR"
+        r"weights of vit_small_patch14_reg4_dinov2\.lvd142m are unavailable \(.*network.*--model\.backbone DIR"
         r".*--model\.backbone ifam_tiny .*--allow-tiny-backbone",
         refused,
     )
     assert not (tmp_path / "new").exists()
     main([*words, "--allow-tiny-backbone"])
     said = capsys.readouterr().err
-    assert "Warning: The pretrained weights of vit_base_patch14_reg4_dinov2.lvd142m" in said
+    assert "Warning: The pretrained weights of vit_small_patch14_reg4_dinov2.lvd142m" in said
     assert "ifam_tiny" in said
     resolved = yaml.safe_load((tmp_path / "new" / "train.yaml").read_text())
     assert resolved["model"]["backbone"] == "ifam_tiny"
@@ -687,15 +687,6 @@ def test_a_backbone_that_was_asked_for_is_never_replaced(offline, pictures, tmp_
     said = fails(capsys, *words, "--model.backbone", name)
     assert f"The pretrained weights of {name} are unavailable" in said
     assert not (tmp_path / "new").exists()
-
-
-def test_small_data_gets_batches_that_it_fills_and_epochs_enough():
-    for number in (10, 40, 1000, 100_000):
-        settings = small_data(TINY_TRAIN, number, seed=3)
-        assert settings.seed == 3
-        assert 1 <= settings.batch_size <= min(64, max(1, number // 4))
-        assert settings.epochs * (number / settings.batch_size) >= 250
-        assert settings.epochs >= TINY_TRAIN.epochs
 
 
 @pytest.mark.parametrize("joined", [False, True])

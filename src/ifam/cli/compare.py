@@ -1,12 +1,14 @@
 """`ifam compare`."""
 
 from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from ifam.cli.common import resolve_device
 from ifam.config import LossConfig, ModelConfig, TrainConfig
 from ifam.errors import IfamError
+from ifam.io import ensure_writable
 
 
 def compare(
@@ -61,15 +63,16 @@ def compare(
     from ifam.report.results import write_report
     from ifam.training import presets
 
+    ensure_writable(out, folder=True)
     if "train.seed" in given:
         raise IfamError(f"train.seed is {train.seed}, but a comparison takes its seeds from --seeds; leave it out.")
     all_seeds = (0,) if seeds is None else tuple(seeds)
     images = Comparison((), all_seeds, benchmark, root, data or {}).images(all_seeds[0] if all_seeds else 0)
-    chosen = presets.choose(preset, len(images.split("train")))
-    model, train, loss = presets.apply_preset(chosen, model, train, loss, images, given)
+    chosen, reason = presets.choose(preset, len(images.split("train")), train.accelerator)
+    complete = partial(presets.apply_preset, chosen, images=images)
+    rows = read_rows(["plain_vit", "ifam"] if methods is None else methods, model, train, loss, given, complete)
     if rank_and_world_size()[0] == 0:
-        print(presets.describe(chosen, train, len(images.split("train"))))
-    rows = read_rows(["plain_vit", "ifam"] if methods is None else methods, model, train, loss, given)
+        print(presets.describe(chosen, reason, rows[0].model, rows[0].train))
     comparison = Comparison(rows, all_seeds, benchmark, root, data or {}, split, num_resamples, pictures)
     settings = {"save_models": save_models, "overwrite": overwrite}
     result = run_comparison(comparison, out, device=resolve_device(device), **settings)

@@ -61,7 +61,7 @@ def train(
     images = load_benchmark(benchmark, root, data)
     config = presets.with_classes(model, images, given)
     seed_everything(train.seed)
-    chosen = presets.choose(preset, len(images.split("train")))
+    chosen, reason = presets.choose(preset, len(images.split("train")), train.accelerator)
     options: dict[str, Any] = {"allow_tiny_backbone": allow_tiny_backbone, "given": given}
     setup = presets.build(config, train, loss, images, method, preset=chosen, **options)
     check(images, setup.train, setup.model)
@@ -78,7 +78,7 @@ def train(
         "loss": asdict(setup.losses),
     }
     if first_process():
-        print(presets.describe(chosen, setup.train, len(images.split("train"))))
+        print(presets.describe(chosen, reason, setup.config, setup.train))
     presets.begin_run(settings, out, overwrite)
     tokens, label = out.parent / TOKENS, f"training on {images.name}"
     result = fit(setup.model, images, setup.train, setup.losses, out, label=label, tokens=tokens)

@@ -6,7 +6,7 @@ table summarizes all runs.
 
 import json
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,9 @@ RETRAINED = "+dfr"
 # The split that the last layer is retrained on.
 FITTED = "val"
 RUNS, TABLE = "runs.jsonl", "compare.json"
+
+# Completes settings of model, training and losses; `given` are the names of those that were set.
+Complete = Callable[..., tuple[ModelConfig, TrainConfig, LossConfig]]
 
 
 @dataclass(frozen=True)
@@ -154,6 +157,7 @@ def read_rows(
     train: TrainConfig,
     loss: LossConfig,
     given: Collection[str] = (),
+    complete: Complete | None = None,
 ) -> tuple[Row, ...]:
     """The rows of a configuration.
 
@@ -165,6 +169,7 @@ def read_rows(
             of a row override both.
         loss: Settings common to all.
         given: Names of the common settings that were set explicitly, such as "train.epochs".
+        complete: Completes the settings of each row by those of a preset, given the names of all that were set.
 
     Raises:
         IfamError: There is no method, one is unknown or listed twice, or a setting is unknown or invalid.
@@ -172,14 +177,22 @@ def read_rows(
     if not methods:
         raise IfamError(f"There is no method to compare; list some of {', '.join(METHODS)} under `methods`.")
     if isinstance(methods, Mapping):
-        return tuple(_row(str(name), entry or {}, model, train, loss, given) for name, entry in methods.items())
+        return tuple(
+            _row(str(name), entry or {}, model, train, loss, given, complete) for name, entry in methods.items()
+        )
     if twice := [name for name in methods if methods.count(name) > 1]:
         raise IfamError(f"The method {twice[0]!r} is listed twice; list it once, or give the rows different names.")
-    return tuple(_row(name, {}, model, train, loss, given) for name in methods)
+    return tuple(_row(name, {}, model, train, loss, given, complete) for name in methods)
 
 
 def _row(
-    name: str, entry: Any, model: ModelConfig, train: TrainConfig, loss: LossConfig, given: Collection[str]
+    name: str,
+    entry: Any,
+    model: ModelConfig,
+    train: TrainConfig,
+    loss: LossConfig,
+    given: Collection[str],
+    complete: Complete | None,
 ) -> Row:
     """One row, from its entry in the configuration."""
     known = ("method", "model", "train", "loss")
@@ -195,6 +208,9 @@ def _row(
         _with_changes(config, entry.get(key) or {}, f"{key} of the row {name!r}")
         for key, config in (("model", model), ("train", train), ("loss", loss))
     ]
+    if complete is not None:
+        of_row = [f"{key}.{field}" for key in known[1:] for field in entry.get(key) or {}]
+        changed[:] = complete(*changed, given=[*given, *of_row])
     return Row(name, method, full_name != method, *changed)
 
 

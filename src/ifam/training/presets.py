@@ -76,11 +76,22 @@ class TrainSetup:
     losses: LossConfig
 
 
-def choose(preset: Preset, num_images: int) -> Literal["laptop", "paper"]:
-    """The preset for a number of training images: "laptop" without a GPU or for fewer than 5,000, else "paper"."""
+def choose(preset: Preset, num_images: int, accelerator: str = "auto") -> tuple[Literal["laptop", "paper"], str]:
+    """The preset for a number of training images, and why.
+
+    Args:
+        preset: The preset that was given; "auto" for "laptop" without a GPU or for fewer than 5,000 images, else
+            "paper".
+        num_images: Number of training images.
+        accelerator: Lightning's name of the accelerator; with "cpu", a GPU does not count.
+    """
     if preset != "auto":
-        return preset
-    return "paper" if torch.cuda.is_available() and num_images >= MANY_IMAGES else "laptop"
+        return preset, "as given"
+    if accelerator == "cpu" or not torch.cuda.is_available():
+        return "laptop", "since no GPU is used"
+    if num_images < MANY_IMAGES:
+        return "laptop", f"since there are fewer than {MANY_IMAGES:,} training images"
+    return "paper", f"since there are a GPU and at least {MANY_IMAGES:,} training images"
 
 
 def apply_preset(
@@ -116,42 +127,47 @@ def apply_preset(
     backbone = own_model.get("backbone", LAPTOP_BACKBONE)
     count = len(images.split("train"))
     if backbone == TINY:
-        model = replace(TINY_MODEL, **own_model)
-        train = replace(small_data(replace(TINY_TRAIN, **own_train), count, seed=train.seed), **own_train)
-        return model, train, replace(TINY_LOSS, **own_losses)
+        train = fit_steps(TINY_TRAIN, count, own_train)
+        return replace(TINY_MODEL, **own_model), train, replace(TINY_LOSS, **own_losses)
     model = replace(model, backbone=backbone)
     with torch.device("meta"):
-        patch = Backbone(backbone, pretrained=False, **model.backbone_kwargs).patch_size[0]
         if "image_size" not in own_model:
-            model = replace(model, image_size=max(1, round(LAPTOP_PIXELS / patch)) * patch)
+            model = replace(model, image_size=_laptop_size(model))
         rows, columns = selector_backbone(model, pretrained=False).grid
-    precision = "bf16-mixed" if has_bfloat16() else "32-true"
-    train = small_data(replace(LAPTOP_TRAIN, precision=precision, **own_train), count, seed=train.seed, steps=STEPS)
-    # As many steps of the selector alone for any number of images.
-    first = math.ceil(SELECTOR_STEPS * train.batch_size / count)
-    train = replace(train, selector_epochs=first, epochs=train.epochs + first)
-    own_train.setdefault("selector_epochs", min(train.selector_epochs, own_train.get("epochs", train.epochs) - 1))
-    train = replace(train, **own_train)
+    precision = "bf16-mixed" if has_bfloat16(own_train.get("accelerator")) else "32-true"
+    train = fit_steps(replace(LAPTOP_TRAIN, precision=precision), count, own_train, SELECTOR_STEPS)
     # The outline of an object has a number of patches that grows with the side of the grid, its area with the square:
     # the same weight asks for more on a coarse grid.
     losses = replace(losses, **({"total_variation": math.sqrt(rows * columns) / PAPER_GRID} | own_losses))
     return model, train, losses
 
 
-def has_bfloat16() -> bool:
-    """Whether this machine computes bfloat16 faster than float32."""
-    if torch.cuda.is_available():
+def _laptop_size(model: ModelConfig) -> int:
+    """Side of the images in pixels: the multiple of the patches of both backbones that is next to `LAPTOP_PIXELS`."""
+    kwargs = model.backbone_kwargs
+    described = [Backbone(model.backbone, pretrained=False, **kwargs)]
+    if model.predictor_backbone is not None:
+        kwargs = kwargs if model.predictor_kwargs is None else model.predictor_kwargs
+        described.append(Backbone(model.predictor_backbone, pretrained=False, **kwargs))
+    patch = math.lcm(*(one.patch_size[0] for one in described))
+    return max(1, round(LAPTOP_PIXELS / patch)) * patch
+
+
+def has_bfloat16(accelerator: str | None = None) -> bool:
+    """Whether the accelerator (Lightning's name; the best one where None) computes bfloat16 faster than float32."""
+    if accelerator != "cpu" and torch.cuda.is_available():
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-def describe(preset: str, train: TrainConfig, num_images: int) -> str:
-    """A sentence on the settings of a preset."""
-    where = "on a GPU" if torch.cuda.is_available() else "without a GPU"
+def describe(preset: str, reason: str, model: ModelConfig, train: TrainConfig) -> str:
+    """A sentence on the settings of a preset, and why it was chosen."""
+    size = f"at {model.image_size} pixels" if model.image_size else "at its own image size"
+    alone = f" ({train.selector_epochs} of the selector alone)" if train.selector_epochs else ""
     other = "paper" if preset == "laptop" else "laptop"
     return (
-        f"Preset {preset} for {num_images:,} training images {where}: {train.epochs} epochs in batches of "
-        f"{train.batch_size}, {train.precision}; choose with --preset {other}, or set each value."
+        f"Preset {preset}, {reason}: {model.backbone} {size}, {train.epochs} epochs{alone} in batches of "
+        f"{train.batch_size}, {train.precision}; --preset {other} or any setting changes it."
     )
 
 
@@ -194,9 +210,9 @@ def build(
             raise
         if not allow_tiny_backbone:
             raise WeightsUnavailable(
-                f"The weights of {name} are unavailable ({_first_sentence(error)}): connect to the network once, name "
-                f"a folder of weights with --model.backbone DIR, or train the small embedded backbone with "
-                f"--model.backbone {TINY} (--allow-tiny-backbone uses it whenever the others are unavailable)."
+                f"{_first_sentence(error)}; connect to the network once, name a folder of weights with "
+                f"--model.backbone DIR, or train the small embedded backbone with --model.backbone {TINY} "
+                f"(--allow-tiny-backbone uses it whenever the others are unavailable)."
             ) from error
         logger.warning(
             "%s Training continues with the small embedded backbone %r, which is much weaker than %s.",
@@ -257,11 +273,26 @@ def _non_default_fields(config: Any, default: Any, prefix: str, given: Collectio
     }
 
 
-def small_data(train: TrainConfig, num_images: int, seed: int, steps: int = 250) -> TrainConfig:
-    """Settings for a folder of unknown size: batches that it can fill, and enough epochs for this many steps."""
-    batch_size = max(1, min(train.batch_size, num_images // 4))
-    epochs = max(train.epochs, math.ceil(steps * batch_size / num_images))
-    return replace(train, batch_size=batch_size, epochs=epochs, seed=seed)
+def fit_steps(
+    train: TrainConfig, num_images: int, own: Mapping[str, Any] | None = None, selector_steps: int = 0
+) -> TrainConfig:
+    """Settings for any number of images: batches that it can fill, and enough epochs for `STEPS` steps.
+
+    Args:
+        train: Settings of the training; the fewest epochs, and the largest batch.
+        num_images: Number of training images.
+        own: Fields that were given, which are kept.
+        selector_steps: Steps of the selector alone, before the others.
+
+    Raises:
+        IfamError: The given fields do not fit these epochs.
+    """
+    own = own or {}
+    batch_size = own.get("batch_size", max(1, min(train.batch_size, num_images // 4)))
+    first = own.get("selector_epochs", math.ceil(selector_steps * batch_size / num_images))
+    epochs = own.get("epochs", max(train.epochs, math.ceil(STEPS * batch_size / num_images)) + first)
+    fitting = {"batch_size": batch_size, "epochs": epochs, "selector_epochs": min(first, epochs - 1)}
+    return replace(train, **{**fitting, **own})
 
 
 # Files that training writes to the folder of a run.
