@@ -294,12 +294,12 @@ def test_epochs_fit_the_settings_that_were_given(given, epochs, alone):
 def test_total_variation_is_that_of_the_paper_scaled_by_the_grid(patch, side):
     kwargs = {**TINY_VIT, "patch_size": patch}
     loss = laptop(50, ModelConfig(SMALL_VIT, image_size=side * patch, backbone_kwargs=kwargs))[2]
-    assert loss == LossConfig(total_variation=side / 37)
+    assert loss == LossConfig(total_variation=min(1, side / 12))
 
 
 def test_total_variation_is_scaled_by_the_grid_of_the_selector():
     model = ModelConfig(SMALL_VIT, image_size=256, selector_image_size=128, backbone_kwargs=TINY_VIT)
-    assert laptop(50, model)[2].total_variation == 8 / 37
+    assert laptop(50, model)[2].total_variation == 8 / 12
 
 
 @pytest.mark.parametrize(("patch", "pixels"), [(14, 168), (16, 160), (8, 168), (24, 168), (400, 400)])
@@ -325,7 +325,7 @@ def test_the_backbone_of_the_laptop_is_small_and_that_of_the_paper_is_not():
 def test_a_folder_is_a_backbone_too():
     model, train, loss = laptop(1000, ModelConfig(str(DINOV2_SMALL)))
     assert (model.backbone, model.image_size) == (str(DINOV2_SMALL), 168)
-    assert (train.epochs, train.batch_size, loss.total_variation) == (5, 16, 12 / 37)
+    assert (train.epochs, train.batch_size, loss.total_variation) == (5, 16, 1)
 
 
 @pytest.mark.parametrize("backbone", [ModelConfig().backbone, "ifam_tiny"])
@@ -354,7 +354,7 @@ def test_every_row_of_a_comparison_has_the_preset():
         assert (row.model, row.train, row.loss) == expected
     assert crops.train == replace(expected[1], predictor_tuning="none")
     assert short.train == replace(expected[1], epochs=2, selector_epochs=1, base_lr=1e-6)
-    assert (short.model.image_size, short.loss.total_variation) == (32, 2 / 37)
+    assert (short.model.image_size, short.loss.total_variation) == (32, 2 / 12)
 
 
 @pytest.fixture

@@ -44,10 +44,10 @@ LAPTOP_BACKBONE = "vit_small_patch14_reg4_dinov2.lvd142m"
 LAPTOP_PIXELS = 168
 LAPTOP_TRAIN = TrainConfig(
     epochs=4,
-    base_lr=5e-5,
-    prototype_lr_factor=100.0,
-    modulation_lr_factor=20.0,
-    head_lr_factor=10.0,
+    base_lr=1e-5,
+    prototype_lr_factor=30.0,
+    modulation_lr_factor=100.0,
+    head_lr_factor=50.0,
     selector_tuning="none",
     monitor="accuracy",
 )
@@ -55,8 +55,8 @@ LAPTOP_TRAIN = TrainConfig(
 SELECTOR_STEPS, STEPS = 60, 250
 # Training images from which the paper's settings are the default on a GPU.
 MANY_IMAGES = 5000
-# Patches along a side in the paper, for which its total variation of 1 was chosen.
-PAPER_GRID = 37
+# Patches along a side on which a total variation of 1 was better than 0.2, 0.32, 0.65 and 2 (docs/results/speed.md).
+LAPTOP_GRID = 12
 
 
 @dataclass(frozen=True)
@@ -136,9 +136,10 @@ def apply_preset(
         rows, columns = selector_backbone(model, pretrained=False).grid
     precision = "bf16-mixed" if has_bfloat16(own_train.get("accelerator")) else "32-true"
     train = fit_steps(replace(LAPTOP_TRAIN, precision=precision), count, own_train, SELECTOR_STEPS)
-    # The outline of an object has a number of patches that grows with the side of the grid, its area with the square:
-    # the same weight asks for more on a coarse grid.
-    losses = replace(losses, **({"total_variation": math.sqrt(rows * columns) / PAPER_GRID} | own_losses))
+    # The patches on the outline of an object grow with the side of the grid, those of its area with the square: on a
+    # coarser grid the same weight asks for more. On finer ones, the paper's weight is kept.
+    total_variation = min(1.0, math.sqrt(rows * columns) / LAPTOP_GRID)
+    losses = replace(losses, **({"total_variation": total_variation} | own_losses))
     return model, train, losses
 
 
