@@ -10,6 +10,8 @@ import torch
 from ifam.config import LossConfig, ModelConfig
 from ifam.data import load_benchmark
 from ifam.models import token_cache
+from ifam.models.baselines import PlainViT
+from ifam.models.crops import FrozenCrops, TrainedCrops
 from ifam.models.ifam import IFAM
 from ifam.models.token_cache import Place, TokenCache, cached_tokens
 from ifam.training.fit import fit
@@ -61,6 +63,13 @@ def test_each_image_is_processed_once(birds, tmp_path, monkeypatch):
     # Mirror images and transformed images are made of the same tokens; validation images are seen once, too.
     assert sum(seen) == 24 + 8
     assert model.selector.token_cache is None
+
+
+@pytest.mark.parametrize("kind", [FrozenCrops, TrainedCrops, PlainViT])
+def test_methods_without_a_selector_of_parts_are_trained_as_usual(birds, tmp_path, kind):
+    config = replace(FROZEN, epochs=1, predictor_tuning="none")
+    fit(kind(tiny().config), birds, config, folder=tmp_path / "run", tokens=tmp_path / "tokens")
+    assert not files(tmp_path / "tokens")
 
 
 def counted(forward, seen):

@@ -205,12 +205,14 @@ def cached_tokens(selector: nn.Module | None, place: Place | None, half: bool = 
     """Compute the tokens of a frozen selector once for each image, within this block.
 
     Args:
-        selector: An `ifam.models.selector.Selector` whose backbone does not change within the block; None for none.
+        selector: An `ifam.models.selector.Selector` whose backbone does not change within the block. The first stage of
+            another kind, or None, has no tokens to keep.
         place: Where tokens are kept; None to compute them each time.
         half: Whether the selector runs within autocast.
     """
     backbone: Any = getattr(selector, "backbone", None)
-    if selector is None or place is None or not _is_deterministic(backbone):
+    keeps = hasattr(selector, "token_cache")
+    if selector is None or place is None or not keeps or not _is_deterministic(backbone):
         yield None
         return
     cache = _with_room(TokenCache(backbone, place, half), place)
