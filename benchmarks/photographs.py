@@ -97,7 +97,7 @@ def training_table(args: argparse.Namespace, root: Path) -> str:
 
 def answers_table(args: argparse.Namespace) -> str:
     """Time of answers for several sizes of the selector's images, against the plain pruned model."""
-    work = Workload(backbone=args.backbone, size=args.answer_size, batch=16, parts=4, classes=2, visible=args.visible)
+    work = Workload(size=args.answer_size, batch=16, parts=4, classes=2, visible=args.visible)
     contenders = []
     for precision in ("float32", "bf16"):
         for size in (None, *args.selector_sizes):

@@ -291,10 +291,10 @@ def test_epochs_fit_the_settings_that_were_given(given, epochs, alone):
 
 
 @pytest.mark.parametrize(("patch", "side"), [(8, 10), (8, 37), (16, 14)])
-def test_total_variation_is_that_of_the_paper_scaled_by_the_grid(patch, side):
+def test_total_variation_falls_with_the_side_of_a_coarse_grid(patch, side):
     kwargs = {**TINY_VIT, "patch_size": patch}
     loss = laptop(50, ModelConfig(SMALL_VIT, image_size=side * patch, backbone_kwargs=kwargs))[2]
-    assert loss == LossConfig(total_variation=min(1, side / 12))
+    assert loss == LossConfig(total_variation=min(1.0, side / 12))
 
 
 def test_total_variation_is_scaled_by_the_grid_of_the_selector():
@@ -325,7 +325,7 @@ def test_the_backbone_of_the_laptop_is_small_and_that_of_the_paper_is_not():
 def test_a_folder_is_a_backbone_too():
     model, train, loss = laptop(1000, ModelConfig(str(DINOV2_SMALL)))
     assert (model.backbone, model.image_size) == (str(DINOV2_SMALL), 168)
-    assert (train.epochs, train.batch_size, loss.total_variation) == (5, 16, 1)
+    assert (train.epochs, train.batch_size, loss.total_variation) == (5, 16, 1.0)
 
 
 @pytest.mark.parametrize("backbone", [ModelConfig().backbone, "ifam_tiny"])
