@@ -109,15 +109,14 @@ class Training(L.LightningModule):
             return self._classification(out, batch)
         affine = sample_affine(size) if self.losses.equivariance != 0 else None
         patches, others = self._patches(model.selector, batch, affine)
+        moved: dict[str, Any] = {}
+        if others is not None:
+            moved = {"equivariant_maps": model.selector.part_maps(others), "affine": affine, "image_size": size}
         selection = model.selector.select(patches)
         if self.current_epoch < self.selector_epochs:
             out = Output(selector_logits=selection.selector_logits, selection=selection)
         else:
             out = model.classify(images, selection)
-        moved: dict[str, Any] = {}
-        if others is not None:
-            maps = model.selector.part_maps(others)
-            moved = {"equivariant_maps": maps, "affine": affine, "image_size": size}
         return part_terms(out.part_maps, out.part_features, **moved) | self._classification(out, batch)
 
     def _patches(self, selector: Selector, batch: Batch, affine: Affine | None) -> tuple[Tensor, Tensor | None]:
