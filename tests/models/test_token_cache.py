@@ -180,6 +180,15 @@ def test_no_more_tokens_are_kept_than_there_is_room_for(images, tmp_path):
     assert len(np.load(file)) == 4
 
 
+def test_tokens_that_are_written_leave_the_memory(images, tmp_path):
+    cache = TokenCache(tiny().selector.backbone, Place(tmp_path, 6))
+    tokens = cache(images)
+    cache.flush()
+    assert len(cache.records) == 6
+    assert all(isinstance(record.base, np.memmap) for record in cache.records.values())
+    assert torch.equal(cache(images), tokens)
+
+
 def test_two_runs_share_a_folder(images, tmp_path):
     model = tiny()
     first, second = (TokenCache(model.selector.backbone, Place(tmp_path, 6)) for _ in range(2))

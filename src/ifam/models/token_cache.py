@@ -159,6 +159,9 @@ class TokenCache:
             logger.warning("Tokens can no longer be kept (%s) Others are computed each time.", error)
             self.folder, self.room = None, 0
             return
+        # From now on they are read from the file, so that their memory is freed.
+        for row in self.fresh:
+            del self.records[row["digest"].tobytes()]
         self.fresh = []
         self._load(path)
 
