@@ -22,6 +22,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ifam.errors import IfamError
+from ifam.training.presets import has_bfloat16
 
 # Without this, the native part of the profiler reports on a CPU that there is no GPU.
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
@@ -168,10 +169,10 @@ def storage_bytes(tensors: Iterable[torch.Tensor]) -> int:
 
 def bf16_missing(device: torch.device | str) -> str:
     """Why bfloat16 would not be fast here; empty where the device has instructions for it."""
-    if torch.device(device).type == "cuda":
-        return "" if torch.cuda.is_bf16_supported(including_emulation=False) else "this GPU has no bf16 instructions"
-    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return "" if native else "PyTorch reports no bf16 instructions on this CPU"
+    kind = torch.device(device).type
+    if has_bfloat16(kind):
+        return ""
+    return "this GPU has no bf16 instructions" if kind == "cuda" else "PyTorch reports no bf16 instructions on this CPU"
 
 
 def flop_counter() -> FlopCounterMode:

@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from ifam.backbones.vit import TINY
-from ifam.config import LossConfig, ModelConfig, TrainConfig
+from ifam.config import LossConfig, ModelConfig
 from ifam.data import load_benchmark
 from ifam.models.ifam import IFAM
 from ifam.training.diagnostics import SelectorFigures, SelectorMetric, above_chance, problems
 from ifam.training.fit import fit, seed_everything
 from ifam.training.module import Training
+from ifam.training.presets import TINY_TRAIN
 from ifam.types import Output
 from processes import in_two_processes
 
@@ -156,16 +157,7 @@ def test_figures_are_those_of_all_devices(tmp_path, make_selection):
 
 # --- real training ---------------------------------------------------------------------------------------
 
-TRAIN = TrainConfig(
-    epochs=2,
-    batch_size=16,
-    base_lr=1e-3,
-    prototype_lr_factor=40.0,
-    modulation_lr_factor=20.0,
-    head_lr_factor=2.0,
-    monitor="accuracy",
-    accelerator="cpu",
-)
+TRAIN = replace(TINY_TRAIN, epochs=2, batch_size=16, base_lr=1e-3)
 
 
 @pytest.fixture(scope="module")
