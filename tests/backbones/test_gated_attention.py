@@ -75,6 +75,23 @@ def test_keys_that_are_not_real_have_exactly_no_weight(dtype, biased):
         assert not bias.grad[~real].any()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("biased", [False, True])
+def test_gradients_in_half_precision(dtype, biased):
+    """On a processor it has a way of its own to be trained."""
+    exact = [t.detach() for t in _attend()[:3]]
+    real = torch.tensor([[True, True, False, False], [True, True, True, False]])
+    weight, found = torch.randn_like(exact[0]), {}
+    for kind in (torch.float64, dtype):
+        inputs = [t.to(kind).requires_grad_() for t in exact]
+        bias = torch.zeros(2, 4, dtype=kind).requires_grad_() if biased else None
+        out = attention(*inputs, real, bias)
+        (out * weight.to(kind)).sum().backward()
+        found[kind] = [out.double(), *(t.grad.double() for t in [*inputs, *([bias] if biased else [])])]
+    for expected, actual in zip(found[torch.float64], found[dtype], strict=True):
+        torch.testing.assert_close(actual, expected, rtol=0, atol=0.05 * float(expected.abs().max()))
+
+
 def test_gate_gradient_is_the_derivative_of_gated_attention():
     q, k, v, hk, hv = _attend()
     gate, hidden_gate = _gates()

@@ -97,9 +97,11 @@ def test_flops_of_a_forward_pass(step):
     selector = passes * (PATCHES * patch + _block_flops(tokens) + _attention_flops(tokens, tokens))
     selector += passes * (_block_flops(tokens, PATCHES) + _attention_flops(PATCHES, tokens))
     predictor = sum(SHOWN) * patch
+    # On a processor attention alone is padded: all images at once, in rows as long as the longest.
+    longest = max(SHOWN) + PREFIX
     for count in SHOWN:
-        predictor += _block_flops(count + PREFIX) + _attention_flops(count + PREFIX, count + PREFIX)
-        predictor += _block_flops(count + PREFIX, 1) + _attention_flops(1, count + PREFIX)
+        predictor += _block_flops(count + PREFIX) + _attention_flops(longest, longest)
+        predictor += _block_flops(count + PREFIX, 1) + _attention_flops(1, longest)
     # Similarity for both passes, pooling, both classifiers, cosine of the K + 1 features.
     parts = PARTS + 1
     heads = passes * 2 * PATCHES * WIDTH * parts + IMAGES * 2 * PATCHES * WIDTH * parts
@@ -123,10 +125,11 @@ def test_flops_of_an_answer_by_the_size_that_the_selector_sees(make_model, image
     # Similarity, pooling and the classifier of the parts.
     selector += 2 * 2 * patches * WIDTH * parts + 2 * WIDTH * CLASSES * PARTS
     predictor = 2 * IMAGES * WIDTH * CLASSES
-    for count in mask.flatten(1).sum(dim=1).tolist():
-        read = count + PREFIX
-        predictor += count * patch + _block_flops(read) + _attention_flops(read, read)
-        predictor += _block_flops(read, 1) + _attention_flops(1, read)
+    counts = mask.flatten(1).sum(dim=1).tolist()
+    longest = max(counts) + PREFIX
+    for count in counts:
+        predictor += count * patch + _block_flops(count + PREFIX) + _attention_flops(longest, longest)
+        predictor += _block_flops(count + PREFIX, 1) + _attention_flops(1, longest)
     assert counter.get_total_flops() == IMAGES * selector + predictor
 
 

@@ -34,7 +34,7 @@ Queries = Literal["all", "patches", "pooled"]
 # Lengths of padded rows are rounded up to a multiple of this when the blocks are compiled.
 _BUCKET = 32
 # On a CPU, packing is faster from this many tokens per image, where less than this share of padded rows would be real.
-_MIN_TOKENS_TO_PACK, _MAX_PADDED_DENSITY = 48, 0.9
+_MIN_TOKENS_TO_PACK, _MAX_PADDED_DENSITY = 24, 0.9
 
 
 class MaskedPass:
@@ -210,7 +210,7 @@ def _packing_pays(visible: Bool[Tensor, "B P"], vit: Vit) -> bool:
         # The kernel for sequences of different lengths supports half precision only.
         half = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else dtype
         return half in (torch.float16, torch.bfloat16)
-    # Attention is called once per image; many short rows are cheaper with some padding.
+    # Packing copies the tokens in each block; short rows are cheaper with some padding.
     counts = visible.sum(dim=1)
     tokens, longest = int(counts.sum()), int(counts.max()) if len(counts) else 0
     return tokens >= _MIN_TOKENS_TO_PACK * len(counts) and tokens < _MAX_PADDED_DENSITY * longest * len(counts)

@@ -120,6 +120,7 @@ class Packed:
         is_patch = taken[:, 1] >= prefix
         patch_source = is_patch.cumsum(dim=0) - 1 + len(visible) * prefix
         self.source = torch.where(is_patch, patch_source, taken[:, 0] * prefix + taken[:, 1])
+        self.known_rows: dict[tuple[int, ...], _Rows] = {}
 
     def gather(self, values: Float[Tensor, "B2 P *D"]) -> Float[Tensor, "1 N *D"]:
         """The values of the patches in this layout; a batch of one is broadcast."""
@@ -143,7 +144,7 @@ class Packed:
         bias: Float[Tensor, "1 M"] | None = None,
         query_lengths: Sequence[int] | None = None,
     ) -> Float[Tensor, "1 h N e"]:
-        """As `Padded.attend`: in one fused kernel on a GPU in half precision, image by image elsewhere."""
+        """As `Padded.attend`: in one fused kernel on a GPU in half precision, in padded rows elsewhere."""
         if not self.counts:
             return value
         lengths = query_lengths or self._query_lengths(query)
@@ -151,9 +152,10 @@ class Packed:
         # The kernel needs values as wide as the keys, unlike those of differential attention.
         if key.is_cuda and half and value.shape[-1] == key.shape[-1]:
             return self._attend_at_once(query, key, value, bias, lengths)
-        biases = [None] * len(lengths) if bias is None else bias.split(self.counts, dim=1)
-        parts = zip(_split(query, lengths), _split(key, self.counts), _split(value, self.counts), biases, strict=True)
-        return torch.cat([attention(q, k, v, bias=b) for q, k, v, b in parts], dim=2)
+        queries, keys = self._rows(lengths), self._rows(self.counts)
+        biases = None if bias is None else keys.unpack(bias[:, None, :, None])[:, 0, :, 0]
+        out = attention(queries.unpack(query), keys.unpack(key), keys.unpack(value), keys.real, biases)
+        return queries.pack(out)
 
     def _attend_at_once(
         self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, lengths: Sequence[int]
@@ -172,6 +174,13 @@ class Packed:
         """Queries of each image: one for each token, or for its first token alone."""
         return self.counts if query.shape[2] == sum(self.counts) else [1] * len(self.counts)
 
+    def _rows(self, counts: Sequence[int]) -> "_Rows":
+        """The rows of tokens of which each image has so many."""
+        wanted = tuple(counts)
+        if wanted not in self.known_rows:
+            self.known_rows[wanted] = _Rows(wanted, self.device)
+        return self.known_rows[wanted]
+
     def _ends(self, counts: Sequence[int]) -> Int[Tensor, " B1"]:
         """Where each image's tokens begin and end."""
         return torch.tensor([*accumulate(counts, initial=0)], dtype=torch.int32, device=self.device)
@@ -182,13 +191,16 @@ class Packed:
         hidden: tuple[Tensor, Tensor],
         hidden_counts: Sequence[int],
     ) -> Float[Tensor, "1 L"]:
-        """As `Padded.hidden_gate_grad`, image by image."""
+        """As `Padded.hidden_gate_grad`."""
         query, key, out, grad = tensors
-        lengths = self._query_lengths(query)
-        parts = [_split(t, lengths) for t in (query, out, grad)]
-        parts += [_split(key, self.counts), *(_split(t, hidden_counts) for t in hidden)]
-        grads = [hidden_gate_grad(q, k, o, g, hk, hv) for q, o, g, k, hk, hv in zip(*parts, strict=True)]
-        return torch.cat(grads, dim=1)
+        queries, keys = self._rows(self._query_lengths(query)), self._rows(self.counts)
+        others = self._rows(hidden_counts)
+        q, o, g = (queries.unpack(t) for t in (query, out, grad))
+        # Rows are filled up with copies, whose gradient would count twice.
+        g = g if queries.real is None else g.masked_fill(~queries.real[:, None, :, None], 0.0)
+        hidden_key, hidden_value = (others.unpack(t) for t in hidden)
+        gates = hidden_gate_grad(q, keys.unpack(key), o, g, hidden_key, hidden_value, keys.real)
+        return others.pack(gates[:, None, :, None])[:, 0, :, 0]
 
     def first(self, tokens: Float[Tensor, "1 M D"]) -> Float[Tensor, "1 B D"]:
         """The first token of each image."""
@@ -271,6 +283,34 @@ class HiddenTokens:
         return attend_visible(query, query_lengths=self.layout.counts) if query.shape[2] else query
 
 
-def _split(tokens: Tensor, counts: Sequence[int]) -> tuple[Tensor, ...]:
-    """Heads [1, h, N, d] of all images as heads of each."""
-    return torch.split(tokens, list(counts), dim=2)
+class _Rows:
+    """The tokens of all images in one row, as a row for each image and back.
+
+    Args:
+        counts: Tokens of each image.
+        device: Device of the tokens.
+    """
+
+    def __init__(self, counts: Sequence[int], device: torch.device) -> None:
+        self.images, self.length = len(counts), max(counts)
+        lengths = torch.tensor(counts, device=device)[:, None]
+        slots = torch.arange(self.length, device=device)
+        starts = lengths.cumsum(dim=0) - lengths
+        # Filled up with the image's own last token: a number that is not finite stays in its image.
+        self.index = (starts + torch.minimum(slots, lengths - 1).clamp_min(0)).flatten().clamp_max(sum(counts) - 1)
+        real = slots < lengths
+        self.places = real.flatten().nonzero()[:, 0]
+        self.real = None if min(counts) == self.length else real
+
+    def unpack(self, heads: Float[Tensor, "1 h N d"]) -> Float[Tensor, "B h M d"]:
+        """Heads of a row for each image, filled up to the longest."""
+        if not self.length:
+            return heads.new_zeros(self.images, heads.shape[1], 0, heads.shape[3])
+        rows = heads[0].transpose(0, 1).index_select(0, self.index)
+        unpacked: Tensor = rows.unflatten(0, (self.images, self.length)).transpose(1, 2)
+        return unpacked
+
+    def pack(self, heads: Float[Tensor, "B h M d"]) -> Float[Tensor, "1 h N d"]:
+        """Heads of all images in one row."""
+        row: Tensor = heads.transpose(1, 2).flatten(0, 1).index_select(0, self.places).transpose(0, 1)[None]
+        return row
