@@ -83,7 +83,7 @@ def test_gradients_in_half_precision(dtype, biased):
     real = torch.tensor([[True, True, False, False], [True, True, True, False]])
     weight, found = torch.randn_like(exact[0]), {}
     for kind in (torch.float64, dtype):
-        inputs = [t.to(kind).requires_grad_() for t in exact]
+        inputs = [t.to(kind, copy=True).requires_grad_() for t in exact]
         bias = torch.zeros(2, 4, dtype=kind).requires_grad_() if biased else None
         out = attention(*inputs, real, bias)
         (out * weight.to(kind)).sum().backward()
