@@ -87,7 +87,7 @@ def test_gradients_in_half_precision(dtype, biased):
         bias = torch.zeros(2, 4, dtype=kind).requires_grad_() if biased else None
         out = attention(*inputs, real, bias)
         (out * weight.to(kind)).sum().backward()
-        found[kind] = [out.double(), *(t.grad.double() for t in [*inputs, *([bias] if biased else [])])]
+        found[kind] = [out.detach().double(), *(t.grad.double() for t in [*inputs, *([bias] if biased else [])])]
     for expected, actual in zip(found[torch.float64], found[dtype], strict=True):
         torch.testing.assert_close(actual, expected, rtol=0, atol=0.05 * float(expected.abs().max()))
 
