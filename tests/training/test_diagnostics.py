@@ -48,9 +48,9 @@ def test_a_mask_that_shows_nearly_nothing_or_nearly_everything(visible, shown):
 @pytest.mark.parametrize("visible", [0.01, 0.99])
 def test_on_a_coarse_grid_total_variation_is_named_first(visible):
     (text,) = found((10, 10), visible=visible)
-    assert "too much for 10 x 10 patches: set --loss.total_variation 0.3 (now 1)" in text
+    assert "too much for 10 x 10 patches: set --loss.total_variation 0.8 (now 1)" in text
     assert "enforced_presence" not in text
-    (text,) = found((10, 10), {"total_variation": 0.3}, visible=visible)
+    (text,) = found((10, 10), {"total_variation": 0.8}, visible=visible)
     assert "total_variation" not in text
 
 
@@ -193,7 +193,7 @@ def test_a_mask_without_background_is_said(birds, caplog):
 
 @pytest.mark.slow
 def test_maps_made_constant_by_total_variation_are_said(birds, caplog):
-    assert any("set --loss.total_variation 0.3 (now 50)" in m for m in trained(birds, caplog, total_variation=50.0)[1])
+    assert any("set --loss.total_variation 0.8 (now 50)" in m for m in trained(birds, caplog, total_variation=50.0)[1])
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from torchmetrics import Metric
 
 from ifam._typing import Float, Int, Tensor
 from ifam.config import LossConfig
+from ifam.training.losses import fitting_total_variation
 from ifam.types import Output
 
 # Two patches of a 10 x 10 grid, a square of five of a 37 x 37 grid: less than what most photographs show of an object.
@@ -21,8 +22,6 @@ RARE = 0.01
 ENOUGH_IMAGES = 20
 # One-sided, at a level of 5 %.
 SIGNIFICANT = 1.645
-# Patches along a side in the paper, for which a total variation of 1 was chosen.
-PAPER_GRID = 37
 TOO_LITTLE_TRAINING = "The usual cause is too little training: raise --train.base_lr or --train.epochs."
 
 
@@ -140,9 +139,8 @@ def _mask(figures: SelectorFigures, losses: LossConfig, grid: tuple[int, int], c
 
 def _usual_cause(losses: LossConfig, grid: tuple[int, int], background: str) -> str:
     """Total variation if it weighs too much, since it then makes the maps constant; else the background."""
-    # A coarse grid has more outline for its area, so the same weight counts more.
-    fitting = min(1.0, math.sqrt(grid[0] * grid[1]) / PAPER_GRID)
-    if losses.total_variation > 2 * fitting:
+    fitting = fitting_total_variation(grid)
+    if losses.total_variation > 1.1 * fitting:
         return (
             f"The usual cause is a total variation that weighs too much for {grid[0]} x {grid[1]} patches: set "
             f"--loss.total_variation {fitting:.1g} (now {losses.total_variation:g})."

@@ -8,6 +8,7 @@ Half-precision inputs are computed in float32, also under autocast. Every term i
 several devices, over the share of each device.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +21,9 @@ from ifam.training.affine import Affine, inverse_transform
 
 Maps = Float[Tensor, "B K1 H W"]
 Scalar = Float[Tensor, ""]
+
+# Patches along a side from which on a total variation of 1 was best on photographs (docs/results/speed.md).
+FINE_GRID = 12
 
 
 def classification(logits: Float[Tensor, "B C"], labels: Int[Tensor, " B"]) -> Scalar:
@@ -66,6 +70,15 @@ def total_variation(part_maps: Maps) -> Scalar:
     maps = _widen(part_maps)
     total = maps.diff(dim=2).abs().sum() + maps.diff(dim=3).abs().sum()
     return total / (maps.shape[0] * maps.shape[2] * maps.shape[3])
+
+
+def fitting_total_variation(grid: tuple[int, int]) -> float:
+    """The weight of `total_variation` for a grid of patches: 1, as in the paper, and side / 12 for coarser grids.
+
+    Cells on the outline of an object grow with the side of the grid, those of its area with the square: on a coarser
+    grid the same weight asks for more.
+    """
+    return min(1.0, math.sqrt(grid[0] * grid[1]) / FINE_GRID)
 
 
 def entropy(part_maps: Maps) -> Scalar:

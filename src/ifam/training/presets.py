@@ -19,6 +19,7 @@ from ifam.errors import IfamError
 from ifam.io import check_absent, write_text
 from ifam.models import registry
 from ifam.models.base import Classifier
+from ifam.training.losses import fitting_total_variation
 
 Preset = Literal["auto", "laptop", "paper"]
 
@@ -51,12 +52,10 @@ LAPTOP_TRAIN = TrainConfig(
     selector_tuning="none",
     monitor="accuracy",
 )
-# Steps of the selector alone, and of both stages.
-SELECTOR_STEPS, STEPS = 60, 250
+# Steps of the selector alone; fewest of both stages; and most, unless an epoch has more.
+SELECTOR_STEPS, STEPS, MOST_STEPS = 60, 250, 1250
 # Training images from which the paper's settings are the default on a GPU.
 MANY_IMAGES = 5000
-# Patches along a side on which a total variation of 1 was better than 0.2, 0.32, 0.65 and 2 (docs/results/speed.md).
-LAPTOP_GRID = 12
 
 
 @dataclass(frozen=True)
@@ -133,13 +132,10 @@ def apply_preset(
     with torch.device("meta"):
         if "image_size" not in own_model:
             model = replace(model, image_size=_laptop_size(model))
-        rows, columns = selector_backbone(model, pretrained=False).grid
+        grid = selector_backbone(model, pretrained=False).grid
     precision = "bf16-mixed" if has_bfloat16(own_train.get("accelerator")) else "32-true"
     train = fit_steps(replace(LAPTOP_TRAIN, precision=precision), count, own_train, SELECTOR_STEPS)
-    # The patches on the outline of an object grow with the side of the grid, those of its area with the square: on a
-    # coarser grid the same weight asks for more. On finer ones, the paper's weight is kept.
-    total_variation = min(1.0, math.sqrt(rows * columns) / LAPTOP_GRID)
-    losses = replace(losses, **({"total_variation": total_variation} | own_losses))
+    losses = replace(losses, **({"total_variation": fitting_total_variation(grid)} | own_losses))
     return model, train, losses
 
 
@@ -277,10 +273,10 @@ def _non_default_fields(config: Any, default: Any, prefix: str, given: Collectio
 def fit_steps(
     train: TrainConfig, num_images: int, own: Mapping[str, Any] | None = None, selector_steps: int = 0
 ) -> TrainConfig:
-    """Settings for any number of images: batches that it can fill, and enough epochs for `STEPS` steps.
+    """Settings for any number of images: batches that it can fill, and epochs of `STEPS` to `MOST_STEPS` steps.
 
     Args:
-        train: Settings of the training; the fewest epochs, and the largest batch.
+        train: Settings of the training; the epochs of a data set of a few thousand images, and the largest batch.
         num_images: Number of training images.
         own: Fields that were given, which are kept.
         selector_steps: Steps of the selector alone, before the others.
@@ -291,7 +287,8 @@ def fit_steps(
     own = own or {}
     batch_size = own.get("batch_size", max(1, min(train.batch_size, num_images // 4)))
     first = own.get("selector_epochs", math.ceil(selector_steps * batch_size / num_images))
-    epochs = own.get("epochs", max(train.epochs, math.ceil(STEPS * batch_size / num_images)) + first)
+    fewest, most = (math.ceil(steps * batch_size / num_images) for steps in (STEPS, MOST_STEPS))
+    epochs = own.get("epochs", max(fewest, min(train.epochs, most)) + first)
     fitting = {"batch_size": batch_size, "epochs": epochs, "selector_epochs": min(first, epochs - 1)}
     return replace(train, **{**fitting, **own})
 
