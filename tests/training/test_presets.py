@@ -279,9 +279,9 @@ def test_settings_that_were_given_are_kept_where_they_are_the_defaults(backbone)
         ({"epochs": 30}, 30, 15),
         ({"selector_epochs": 0}, 60, 0),
         ({"selector_epochs": 3}, 63, 3),
-        ({"batch_size": 25}, 125 + 30, 30),
+        ({"batch_size": 25}, 125 + 125, 125),
         # More than the preset has for many images.
-        ({"warmup_epochs": 20}, 75, 15),
+        ({"warmup_epochs": 20}, 120, 60),
         ({"selector_epochs": 20}, 80, 20),
     ],
 )
@@ -325,7 +325,7 @@ def test_the_backbone_of_the_laptop_is_small_and_that_of_the_paper_is_not():
 def test_a_folder_is_a_backbone_too():
     model, train, loss = laptop(1000, ModelConfig(str(DINOV2_SMALL)))
     assert (model.backbone, model.image_size) == (str(DINOV2_SMALL), 168)
-    assert (train.epochs, train.batch_size, loss.total_variation) == (5, 16, 1.0)
+    assert (train.epochs, train.batch_size, loss.total_variation) == (8, 16, 1.0)
 
 
 @pytest.mark.parametrize("backbone", [ModelConfig().backbone, "ifam_tiny"])

@@ -53,7 +53,7 @@ LAPTOP_TRAIN = TrainConfig(
     monitor="accuracy",
 )
 # Steps of the selector alone; fewest of both stages; and most, unless an epoch has more.
-SELECTOR_STEPS, STEPS, MOST_STEPS = 60, 250, 1250
+SELECTOR_STEPS, STEPS, MOST_STEPS = 250, 250, 1250
 # Training images from which the paper's settings are the default on a GPU.
 MANY_IMAGES = 5000
 
@@ -289,7 +289,7 @@ def fit_steps(
     first = own.get("selector_epochs", math.ceil(selector_steps * batch_size / num_images))
     fewest, most = (math.ceil(steps * batch_size / num_images) for steps in (STEPS, MOST_STEPS))
     epochs = own.get("epochs", max(fewest, min(train.epochs, most)) + first)
-    fitting = {"batch_size": batch_size, "epochs": epochs, "selector_epochs": min(first, epochs - 1)}
+    fitting = {"batch_size": batch_size, "epochs": epochs, "selector_epochs": min(first, epochs // 2)}
     return replace(train, **{**fitting, **own})
 
 
