@@ -131,6 +131,10 @@ def damage(path, how):
         content = b""
     elif how == "other content":
         content = b"tokens"
+    elif how == "header":
+        content[content.index(b"'")] ^= 1
+    elif how == "shape":
+        content = content.replace(b"(6,), }" + b" " * 19, b"(%d,), }" % (10**20 - 1))
     elif how == "pickle":
         np.save(path, np.array([{"a": 1}], dtype=object), allow_pickle=True)
         return
@@ -139,7 +143,7 @@ def damage(path, how):
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("how", ["cut off", "empty", "other content", "pickle", "a flipped bit"])
+@pytest.mark.parametrize("how", ["cut off", "empty", "other content", "pickle", "header", "shape", "a flipped bit"])
 def test_damaged_files_are_made_again(images, tmp_path, caplog, how):
     model = tiny()
     with cached_tokens(model.selector, Place(tmp_path, 6)) as cache:
@@ -151,6 +155,26 @@ def test_damaged_files_are_made_again(images, tmp_path, caplog, how):
         assert cache.computed == computed
         torch.testing.assert_close(after, before)
     assert "computed again" in caplog.text
+
+
+@pytest.mark.parametrize("fails", ["reading", "removal"])
+def test_files_that_cannot_be_read_or_removed_cost_nothing_but_time(images, tmp_path, caplog, monkeypatch, fails):
+    model = tiny()
+    with cached_tokens(model.selector, Place(tmp_path, 6)) as cache:
+        before = cache(images)
+    (file,) = files(tmp_path)
+    if fails == "removal":
+        damage(file, "cut off")
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(*((np, "load") if fails == "reading" else (type(file), "unlink")), refuse)
+    cache = TokenCache(model.selector.backbone, Place(tmp_path, 6))
+    torch.testing.assert_close(cache(images), before)
+    assert cache.computed == 6
+    assert "computed again" in caplog.text
+    assert file.is_file()
 
 
 def test_a_disk_that_is_too_small_is_said_before(images, tmp_path, monkeypatch, caplog):

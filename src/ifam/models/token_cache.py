@@ -10,7 +10,7 @@ import logging
 import shutil
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -172,15 +172,20 @@ class TokenCache:
                 self._load(path)
 
     def _load(self, path: Path) -> None:
-        """Open a file; a damaged one is removed."""
+        """Open a file; a damaged one is removed, if that is permitted."""
         self.files.add(path)
         try:
             rows = np.load(path, mmap_mode="r", allow_pickle=False)
             if rows.dtype != self.record or rows.ndim != 1:
                 raise ValueError("it has other contents")
-        except (OSError, ValueError, EOFError) as error:
+        except OSError as error:
+            logger.warning("%s cannot be read (%s); its tokens are computed again.", path, error.strerror or error)
+            return
+        # NumPy parses headers as Python code: a flipped bit raises SyntaxError, TokenError, OverflowError, ...
+        except Exception as error:
             logger.warning("%s is damaged (%s); its tokens are computed again.", path, str(error).rstrip("."))
-            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
             return
         for row in rows:
             # Of an image that was computed again, the first record is damaged.
