@@ -181,8 +181,23 @@ def test_a_disk_that_is_too_small_is_said_before(images, tmp_path, monkeypatch, 
     monkeypatch.setattr(token_cache.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10**6})())
     with cached_tokens(tiny().selector, Place(tmp_path, 1000)) as cache:
         assert cache is None
-    assert "computed again in each epoch" in caplog.text
+    assert "computed again in each epoch: " in caplog.text
+    assert "but 0 MB are free besides 1,074 MB" in caplog.text
     assert not files(tmp_path)
+
+
+def test_on_a_full_disk_known_tokens_are_used_and_none_are_added(images, tmp_path, monkeypatch, caplog):
+    model = tiny()
+    with cached_tokens(model.selector, Place(tmp_path, 6)) as cache:
+        cache(images[:4])
+    before = files(tmp_path)
+    monkeypatch.setattr(token_cache.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10**6})())
+    # No more images than are known, but others.
+    with cached_tokens(model.selector, Place(tmp_path, 4)) as cache:
+        cache(images[2:])
+    assert (cache.computed, cache.found) == (2, 2)
+    assert files(tmp_path) == before
+    assert "computed again in each epoch, but for those that are known: " in caplog.text
 
 
 def test_a_disk_that_fills_up_costs_nothing_but_time(images, tmp_path, caplog):

@@ -257,21 +257,24 @@ def _is_deterministic(backbone: Backbone) -> bool:
 
 
 def _with_room(cache: TokenCache, place: Place) -> TokenCache | None:
-    """The cache, with a note on what it will take; None where the disk is too small."""
+    """The cache, with a note on what it will take; where the disk is too small, nothing is added."""
     say = logger.info if first_process() else logger.debug
     size = place.images * cache.bytes_per_image
     if cache.folder is None:
         say("Tokens of the frozen selector are computed once and kept in memory (%s).", megabytes(size))
         return cache
     existing = next(path for path in (cache.folder, *cache.folder.parents) if path.is_dir())
-    needed, free = max(0, size - len(cache.records) * cache.bytes_per_image), shutil.disk_usage(existing).free
-    if free < needed + _RESERVE:
+    # Known images may be those of other data, so that all tokens may have to be written.
+    free = shutil.disk_usage(existing).free - _RESERVE
+    if free < size:
         logger.warning(
-            "Tokens of the frozen selector are computed again in each epoch: keeping them in %s would take %s, but %s "
-            "are free.",
-            *(cache.folder.parent, megabytes(needed), megabytes(free)),
+            "Tokens of the frozen selector are computed again in each epoch%s: keeping them in %s would take %s, but "
+            "%s are free besides %s that are left to models and checkpoints.",
+            *(", but for those that are known" if cache.records else "", cache.folder.parent, megabytes(size)),
+            *(f"{max(0, free) // 10**6:,} MB", megabytes(_RESERVE)),
         )
-        return None
+        cache.room = 0
+        return cache if cache.records else None
     say(
         "Tokens of the frozen selector are computed once and kept in %s (at most %s; %d images are known).",
         *(cache.folder.parent, megabytes(size), len(cache.records)),
