@@ -80,11 +80,13 @@ def counted(forward, seen):
     return run
 
 
-def test_later_runs_and_other_methods_compute_nothing(images, tmp_path):
+def test_later_runs_and_other_methods_compute_nothing(images, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
     for _ in range(2):
         with cached_tokens(tiny().selector, Place(tmp_path, 6)) as cache:
             cache(images)
     assert (cache.computed, cache.found) == (0, 6)
+    assert "were computed" not in caplog.text
 
 
 def test_order_batch_and_repetition_do_not_matter(images, tmp_path):
@@ -121,6 +123,8 @@ def test_whatever_differs_is_computed_again(images, tmp_path, change, caplog):
     torch.testing.assert_close(tokens, expected, rtol=1e-3, atol=1e-3)
     if change in ("weights", "size", "normalization"):
         assert "are not used" in caplog.text
+    if change == "image":
+        assert "Tokens of 1 image were computed, since none were kept of these pixels: new or changed" in caplog.text
 
 
 def damage(path, how):

@@ -225,6 +225,7 @@ def cached_tokens(selector: nn.Module | None, place: Place | None, half: bool = 
         return
     cache = _with_room(TokenCache(backbone, place, half), place)
     before: Any = selector.token_cache
+    known = 0 if cache is None else len(cache.records)
     selector.token_cache = cache  # type: ignore[assignment]
     try:
         yield cache
@@ -232,6 +233,12 @@ def cached_tokens(selector: nn.Module | None, place: Place | None, half: bool = 
         selector.token_cache = before
         if cache is not None:
             cache.flush()
+            if known and cache.computed and first_process():
+                logger.info(
+                    "Tokens of %d image%s were computed, since none were kept of these pixels: new or changed files, "
+                    "or damaged tokens.",
+                    *(cache.computed, "s" * (cache.computed != 1)),
+                )
 
 
 @contextmanager
