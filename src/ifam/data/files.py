@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import re
 import stat
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
@@ -56,7 +57,18 @@ def _has_ours(folder: str | Path) -> bool:
     above, name = os.path.split(folder)
     if name == "audit_pictures" and os.path.exists(os.path.join(above, "audit.json")):
         return True
+    if name == "tokens" and _holds_tokens(folder):
+        return True
     return any(os.path.exists(os.path.join(folder, name)) for name in _OUR_FILES)
+
+
+def _holds_tokens(folder: str | Path) -> bool:
+    """Whether a folder contains kept tokens (`ifam.models.token_cache`) and nothing else."""
+    try:
+        names = [name for name in os.listdir(folder) if not is_hidden(name)]
+    except OSError:
+        return False
+    return bool(names) and all(re.fullmatch("[0-9a-f]{16}", name) for name in names)
 
 
 def _holds_only_ours(folder: Path) -> bool:

@@ -430,6 +430,19 @@ def test_what_our_own_verbs_wrote_is_not_trained_on(tmp_path, caplog):
     assert "1 written by ifam" in caplog.text
 
 
+@pytest.mark.parametrize("place", ["", "runs"])
+def test_tokens_kept_beside_a_run_are_no_class(tmp_path, place):
+    root = tree(tmp_path, cat=4, dog=4)
+    for name in ("ifam/train.yaml", "tokens/0123456789abcdef/float32-1.npy"):
+        (root / place / name).parent.mkdir(parents=True)
+        (root / place / name).touch()
+    assert load(root).class_names == ("cat", "dog")
+
+
+def test_images_of_tokens_are_a_class(tmp_path):
+    assert load(tree(tmp_path, cat=4, tokens=4)).class_names == ("cat", "tokens")
+
+
 @pytest.mark.parametrize("splits", [False, True])
 def test_an_audit_written_beside_the_images_is_not_in_the_way(tmp_path, splits):
     root = tree(tmp_path, cat=4, dog=4)
