@@ -230,6 +230,8 @@ def test_masks_in_files_give_the_same_as_transparency(material, where):
         target.parent.mkdir(parents=True, exist_ok=True)
         image.getchannel("A").save(target)
         image.convert("RGB").save(path)
+        for ending in ("json", "txt"):
+            target.with_suffix(f".{ending}").write_text("an annotation")
     found = contents(prepare(material / "two", masks=material / "masks" if where == "folder" else None))
     assert {name for name in found if found[name] != expected[name]} == {"cutouts.json"}
 

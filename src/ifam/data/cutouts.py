@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image, ImageChops, ImageFilter, ImageOps
 
 from ifam.data.duplicates import copies_of_images
-from ifam.data.files import entries, list_images, sub_folders
+from ifam.data.files import entries, list_images, readable_extensions, sub_folders
 from ifam.data.images import load_image, load_rgba
 from ifam.data.masks import load_mask
 from ifam.data_config import CutoutsConfig
@@ -239,8 +239,9 @@ def _mask_of(path: Path, objects: Path, masks: Path | None) -> Path | None:
 
 @cache
 def _by_stem(folder: Path) -> dict[str, Path]:
-    """The files of a folder by their names without endings."""
-    return {Path(entry.path).stem: Path(entry.path) for entry in entries(folder)} if folder.is_dir() else {}
+    """The images of a folder by their names without endings; annotations may lie beside them."""
+    paths = [Path(entry.path) for entry in entries(folder)] if folder.is_dir() else []
+    return {path.stem: path for path in paths if path.suffix.lower() in readable_extensions()}
 
 
 def _without_copies(
