@@ -205,6 +205,14 @@ def test_several_folders_make_a_place_and_classes_may_share_one(material):
     assert_divided(out)
 
 
+def test_names_are_found_in_either_encoding_of_accents(material):
+    for old, new in (("objects/bird", "objects/Vo\u0308gel "), ("backgrounds/land", "backgrounds/Gru\u0308n")):
+        (material / old).rename(material / new)
+    classes = {"V\u00f6gel": ("V\u00f6gel",), "plant": ("rose",)}
+    out = prepare(material, classes=classes, places={"Vo\u0308gel": ("Gr\u00fcn",), "plant": ("water",)})
+    assert load_benchmark("folder", out).class_names == ("V\u00f6gel", "plant")
+
+
 def test_an_audit_swaps_backgrounds_as_the_benchmark_does(material, make_model):
     model = make_model()
     benchmark = load_benchmark("folder", prepare(material))

@@ -24,6 +24,7 @@ from ifam.data.duplicates import copies_of_images
 from ifam.data.files import entries, list_images, readable_extensions, sub_folders
 from ifam.data.images import load_image, load_rgba
 from ifam.data.masks import load_mask
+from ifam.data.splits import class_name
 from ifam.data_config import CutoutsConfig
 from ifam.errors import IfamError, suggestion
 from ifam.pulse import reported
@@ -154,7 +155,7 @@ def find_material(objects: Path, backgrounds: Path, config: CutoutsConfig, masks
 def _classes(objects: Path, given: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
     """The kinds of each class, in the order of the classes' names."""
     known = sub_folders(objects)
-    classes = dict(given) or {kind: (kind,) for kind in known}
+    classes = {name: _as_spelled(kinds, known) for name, kinds in given.items()} or {kind: (kind,) for kind in known}
     if len(classes) < 2:
         where = "--classes has" if given else f"{objects} has"
         raise IfamError(
@@ -180,7 +181,9 @@ def _places(
             f"{backgrounds} has {len(known)} place{'s' * (len(known) != 1)} for {len(classes)} classes; add "
             f"sub-folders of backgrounds, or, if there are two, assign them with --places."
         )
-    own = dict(given) or {name: (place,) for name, place in zip(classes, known, strict=False)}
+    names = _as_spelled(given, classes)
+    own = {name: _as_spelled(place, known) for name, place in zip(names, given.values(), strict=True)}
+    own = own or {name: (place,) for name, place in zip(classes, known, strict=False)}
     for name in own:
         if name not in classes:
             raise IfamError(
@@ -199,6 +202,12 @@ def _places(
     if len({*own.values()}) < 2:
         raise IfamError("--places has the same place for all classes, but at least two are needed; add another.")
     return {name: own[name] for name in classes}, [(folder,) for folder in known if folder not in folders]
+
+
+def _as_spelled(names: Iterable[str], known: Sequence[str]) -> tuple[str, ...]:
+    """Names as `known` has them; accents that are encoded in one character or two, and spaces around, are the same."""
+    spelled = {class_name(name): name for name in known}
+    return tuple(name if name in known else spelled.get(class_name(name), name) for name in names)
 
 
 def _refuse_unknown(option: str, given: Mapping[str, tuple[str, ...]], known: Sequence[str], what: str) -> None:
