@@ -84,21 +84,23 @@ def ensure_writable(target: Path, *, folder: bool = False) -> None:
                 path.rmdir()
 
 
-def ensure_space(folder: Path, size: int) -> None:
+def ensure_space(folder: Path, size: int, what: str = "models and checkpoints") -> None:
     """Refuse to start work that would fill the disk.
 
     Args:
-        folder: A folder that exists.
+        folder: A folder that exists, or will.
         size: Bytes that will be written to it.
+        what: What they are for.
 
     Raises:
         IfamError: There is less space.
     """
-    free = shutil.disk_usage(folder).free
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
+    free = shutil.disk_usage(existing).free
     if free < size:
         raise IfamError(
-            f"{folder} has {free / 1e6:,.0f} MB left, but about {size / 1e6:,.0f} MB are needed for models and "
-            f"checkpoints; make room, or choose another --out."
+            f"{folder} has {free / 1e6:,.0f} MB left, but about {size / 1e6:,.0f} MB are needed for {what}; "
+            f"make room, or choose another --out."
         )
 
 

@@ -308,6 +308,10 @@ WRONG = {
     "words": ([*WORDS, "--count", "a,b,c"], "count is a,b,c, but three numbers"),
     "fewer than classes": ([*WORDS, "--count", "10,1,20"], "count has 1 for val, but at least 2 .* of each class"),
     "fewer than groups": ([*WORDS, "--count", "10,2,3"], "count has 3 for test, but at least 4 .* on each place"),
+    "more than the disk holds": (
+        [*WORDS, "--count", "9000000000,8,16"],
+        "MB left, but about .* for the images; make room",
+    ),
     "a tiny size": ([*WORDS, "--size", "8"], "size is 8, but a whole number from 32"),
     "backgrounds too small": ([*WORDS, "--size", "96"], "160 x 80 pixels, but at least 96 x 96 are needed"),
     "a negative seed": ([*WORDS, "--seed", "-1"], "seed is -1"),

@@ -43,7 +43,7 @@ from ifam.data.cutouts import (
 )
 from ifam.data_config import CutoutsConfig
 from ifam.errors import IfamError
-from ifam.io import ensure_writable, replacing, write_json, write_text
+from ifam.io import ensure_space, ensure_writable, replacing, write_json, write_text
 from ifam.pulse import reported
 
 SOURCES = "sources.csv"
@@ -286,6 +286,8 @@ def prepare_cutouts(
     roots = {"objects": objects, "backgrounds": backgrounds} | ({"masks": masks} if masks else {})
     _check_folders(out, roots)
     ensure_writable(out, folder=True)
+    # A test image has two more with other backgrounds; a pixel takes about half a byte.
+    ensure_space(out, (sum(config.count) + 2 * config.count[2]) * config.size**2 // 2, "the images")
     material = find_material(objects, backgrounds, config, masks)
     composites = plan(material, config)
     settings = _settings(material, config)
