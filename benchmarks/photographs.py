@@ -114,7 +114,7 @@ def answers_table(args: argparse.Namespace) -> str:
 def preset_table(args: argparse.Namespace, folder: Path) -> str:
     """`ifam train` with the laptop preset, for each seed and method."""
     rows: list[list[str]] = []
-    for method in ("plain_vit", "ifam"):
+    for method in args.methods:
         figures: dict[str, list[float]] = {"seconds": [], "worst group": [], "average": [], "mask IoU": []}
         for seed in args.seeds:
             root, out = prepared(args, folder, seed), folder / f"{method}-{seed}"
@@ -174,6 +174,9 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--backbone", required=True, help="name or folder of the transformer")
     options.add_argument("--folder", type=Path, help="keep images and models here")
     options.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    options.add_argument(
+        "--methods", nargs="+", default=["plain_vit", "ifam"], help="those that the preset is run with"
+    )
     options.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options.add_argument("--count", default="1000,200,800")
     options.add_argument("--correlation", type=float, default=0.95)

@@ -146,7 +146,7 @@ class TrainConfig:
         head_lr_factor: Multiplies the learning rate of every fresh norm and classifier.
         schedule: How the learning rate falls after the warm-up, epoch by epoch: "cosine", "linear" or "step".
         selector_epochs: First epochs, in which the selector is trained alone, and whose weights are not kept; 0 for
-            none, fewer than `epochs`. Methods without selector and predictor train as usual.
+            none, fewer than `epochs`. Methods without selector and predictor leave them out.
         warmup_epochs: Epochs in which it first rises, step by step, to the full rate; 0 for none, fewer than `epochs`.
         warmup_factor: Share of the learning rate from which the warm-up rises, 0 to 1; the first step is above it.
         min_factor: Share of the learning rate at the end of a cosine or of a line, 0 to 1.

@@ -1,7 +1,7 @@
 """`ifam train`."""
 
 from collections.abc import Collection
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -53,7 +53,7 @@ def train(
     from ifam.report.console import print_evaluation, write_results
     from ifam.training import presets
     from ifam.training.batches import augmentation
-    from ifam.training.fit import check, fit, seed_everything
+    from ifam.training.fit import check, epochs_of_method, fit, seed_everything
 
     train, out = presets.apply_method_defaults(method, train, given), out or Path("runs") / method
     ensure_no_model(out, overwrite)
@@ -64,6 +64,7 @@ def train(
     chosen, reason = presets.choose(preset, len(images.split("train")), train.accelerator)
     options: dict[str, Any] = {"allow_tiny_backbone": allow_tiny_backbone, "given": given}
     setup = presets.build(config, train, loss, images, method, preset=chosen, **options)
+    setup = replace(setup, train=epochs_of_method(setup.train, setup.model))
     check(images, setup.train, setup.model)
     settings = {
         "method": method,

@@ -5,7 +5,7 @@ import os
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import lightning as L
@@ -18,6 +18,7 @@ from ifam.distributed import ended_together
 from ifam.errors import IfamError
 from ifam.io import ensure_space, local_path
 from ifam.models.base import Classifier
+from ifam.models.ifam import IFAM
 from ifam.models.token_cache import Place, cached_tokens
 from ifam.progress import Progress
 from ifam.training.batches import Batches, augmentation
@@ -83,6 +84,7 @@ def fit(
             longer finite, or the disk is full.
     """
     check(benchmark, config, model)
+    config = epochs_of_method(config, model)
     seed_everything(config.seed)
     prepare(model, config)
     module = Training(model, config, losses or LossConfig(), benchmark, len(benchmark.split("train")))
@@ -129,6 +131,16 @@ def fit(
         for problem in problems(module.selector_figures, module.losses, model.input_backbone.grid):
             logger.warning("%s: %s", label, problem)
     return FitResult(history.rows, seconds, int(checkpoint["epoch"]) + 1)
+
+
+def epochs_of_method(config: TrainConfig, model: Classifier) -> TrainConfig:
+    """The settings without epochs of a selector alone, where there are not both stages.
+
+    So a comparison trains the classifiers of all methods equally long.
+    """
+    if isinstance(model, IFAM):
+        return config
+    return replace(config, epochs=config.epochs - config.selector_epochs, selector_epochs=0)
 
 
 def token_place(
