@@ -205,9 +205,9 @@ class Forced(IFAM):
 
     visible: Tensor
 
-    def mask(self, selection: Selection) -> Mask:
+    def mask(self, selection: Selection, images: Tensor | None = None) -> Mask:
         """The given mask, with the gradient of the one that it replaces."""
-        gate = super().mask(selection).gate
+        gate = super().mask(selection, images).gate
         return Mask(self.visible, self.visible.to(gate.dtype) + (gate - gate.detach()))
 
 

@@ -41,6 +41,10 @@ class ModelConfig:
         predictor_kwargs: Passed to it for the predictor's backbone instead, if given.
         selector_image_size: Size to which the selector resizes its images, of the same aspect ratio; `image_size`
             where it is None. Methods without a first stage ignore it.
+        mask_resolution: What the mask shows or hides: the predictor's patches ("patch", as in the paper), or squares of
+            this many pixels, which divide its patches. Hidden pixels of a visible patch are then blanked before it is
+            embedded (`ifam.models.pixel_mask`). Methods that do not mask their input have patches.
+        edge_aware: For squares, let the outline of the mask follow edges of the image (a guided filter).
         temperature: Softmax temperature tau of the part maps.
         gumbel_noise: Gumbel(0, 1) noise on part maps and mask, in training only.
         part_dropout: Probability that a whole part is dropped from the selector's classifier, in training.
@@ -63,6 +67,8 @@ class ModelConfig:
     backbone_kwargs: dict[str, Any] = field(default_factory=dict)
     predictor_kwargs: dict[str, Any] | None = None
     selector_image_size: int | tuple[int, int] | None = None
+    mask_resolution: int | Literal["patch"] = "patch"
+    edge_aware: bool = True
     temperature: float = 1.0
     gumbel_noise: bool = True
     part_dropout: float = 0.3

@@ -81,12 +81,24 @@ class Selection:
 
 
 @dataclass(frozen=True)
+class PixelSelection(Selection):
+    """A selection with a mask of pixels from `ifam.UseMask`, for models that mask pixels.
+
+    Attributes:
+        pixels: True for the pixels to show.
+    """
+
+    pixels: Bool[Tensor, "B S1 S2"]
+
+
+@dataclass(frozen=True)
 class Mask:
     """The patches that the predictor sees.
 
     Attributes:
-        visible: True for visible patches. The input of the predictor is on the grid of its own patches, which may
-            differ from the selector's (`ifam.models.masking.resize_gated_mask`).
+        visible: True for visible patches, or for visible cells of patches (`ifam.models.pixel_mask`). The input of the
+            predictor is on the grid of its own patches, which may differ from the selector's
+            (`ifam.models.masking.resize_gated_mask`), or on a finer one.
         gate: The same as 0.0 and 1.0, with the gradient of the foreground's probability (straight-through).
     """
 
@@ -103,8 +115,9 @@ class Output:
             alone.
         selector_logits: Class logits of the first stage, which sees the whole image.
         mask: True where the predictor saw a patch; the logits of a model that masks its input depend on these patches
-            only. It is on the grid of the predictor's patches (H2 W2), the maps of the selection on that of the
-            selector's patches. None where there is no mask.
+            only. It is on the grid of the predictor's patches (H2 W2), or on a finer one where pixels are masked
+            (`ModelConfig.mask_resolution`); the maps of the selection are on that of the selector's patches. None where
+            there is no mask.
         gate: The mask as numbers, with the gradient that reaches the selector.
         selection: The output of the selector, after all interventions.
     """
@@ -150,7 +163,7 @@ class Output:
 
     @property
     def visible_fraction(self) -> Float[Tensor, " B"]:
-        """Share of the patches that the predictor saw."""
+        """Share of the patches, or pixels, that the predictor saw."""
         return self._patches.float().mean(dim=1)
 
     @property

@@ -115,7 +115,9 @@ def _outputs(
         return
     selection = model.select(batch.images)
     if true_masks:
-        selection = UseMask(_patches(batch, model.input_backbone.grid))(selection)
+        assert batch.masks is not None
+        truth = batch.masks if model.masks_pixels else _patches(batch, model.input_backbone.grid)
+        selection = UseMask(truth)(selection)
     for interventions in variants:
         changed = selection
         for intervention in interventions:

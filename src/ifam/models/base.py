@@ -83,6 +83,11 @@ class Classifier(nn.Module):
         """Rows and columns of the mask: the patches of the transformer that classifies."""
         return self.input_backbone.grid
 
+    @property
+    def masks_pixels(self) -> bool:
+        """Whether its mask is finer than patches (`ModelConfig.mask_resolution`)."""
+        return self.masks_input and self.config.mask_resolution != "patch"
+
     def forward(
         self, images: Tensor, interventions: Sequence[Intervention] = (), masks: Tensor | None = None
     ) -> Output:

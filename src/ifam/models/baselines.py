@@ -14,6 +14,7 @@ from ifam.models.base import Classifier, PartClassifier
 from ifam.models.ifam import IFAM
 from ifam.models.interventions import Intervention
 from ifam.models.masking import make_mask, patch_mask
+from ifam.models.pixel_mask import cell_grid
 from ifam.models.predictor import Predictor
 from ifam.types import Output, Selection
 
@@ -126,6 +127,15 @@ class GivenMask(OneStage):
     needs_masks = True
     masks_input = True
 
+    def __init__(self, config: ModelConfig, pretrained: bool = True) -> None:
+        super().__init__(config, pretrained)
+        self.predictor.mask_grid = self.mask_grid
+
+    @property
+    def mask_grid(self) -> tuple[int, int]:
+        """Rows and columns of the mask: the patches, or finer cells (`ModelConfig.mask_resolution`)."""
+        return cell_grid(self.input_backbone, self.config.mask_resolution)
+
     def forward(
         self, images: Tensor, interventions: Sequence[Intervention] = (), masks: Tensor | None = None
     ) -> Output:
@@ -145,7 +155,7 @@ class GivenMask(OneStage):
                 "given_mask needs the true mask of each image, but got none, or not for every image of the batch; give "
                 "them, as in `model(images, masks=masks)`."
             )
-        mask = patch_mask(masks, self.input_backbone.grid) if masks.shape[1:] == images.shape[2:] else masks
+        mask = patch_mask(masks, self.mask_grid) if masks.shape[1:] == images.shape[2:] else masks
         return Output(self.predictor(images, mask))
 
 

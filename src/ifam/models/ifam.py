@@ -8,9 +8,10 @@ from ifam._typing import Tensor
 from ifam.backbones.backbone import predictor_backbone
 from ifam.config import ModelConfig
 from ifam.models.base import PartClassifier
-from ifam.models.masking import make_mask, resize_gated_mask
+from ifam.models.masking import assignment_mask, resize_gated_mask, sample_assignment
+from ifam.models.pixel_mask import cell_grid, cell_mask, intervened_mask
 from ifam.models.predictor import Predictor
-from ifam.types import Mask, Output, Selection
+from ifam.types import Mask, Output, PixelSelection, Selection
 
 
 class IFAM(PartClassifier):
@@ -33,6 +34,7 @@ class IFAM(PartClassifier):
         super().__init__(config, pretrained)
         backbone = predictor_backbone(config, pretrained, self.selector.backbone)
         self.predictor = self.predictor_class(backbone, config.num_classes, config.mask_gradient, config.execution)
+        self.predictor.mask_grid = self.mask_grid
 
     @property
     def last_layer(self) -> nn.Linear:
@@ -41,22 +43,29 @@ class IFAM(PartClassifier):
 
     @property
     def mask_grid(self) -> tuple[int, int]:
-        """Rows and columns of the predictor's patches."""
-        return self.predictor.backbone.grid
+        """Rows and columns of the mask: the predictor's patches, or finer cells (`ModelConfig.mask_resolution`)."""
+        return cell_grid(self.predictor.backbone, self.config.mask_resolution if self.masks_pixels else "patch")
 
     def classify(self, images: Tensor, selection: Selection) -> Output:
         """Classify images [B, 3, S, S] given their parts, from the visible patches alone."""
-        mask = self.mask(selection)
+        mask = self.mask(selection, images)
         logits = self.predictor(images, mask.visible, mask.gate)
         return Output(logits, selection.selector_logits, mask.visible, mask.gate, selection)
 
-    def mask(self, selection: Selection) -> Mask:
-        """The mask of a selection, on the predictor's grid: sampled in training mode, deterministic in evaluation."""
-        mask = make_mask(
-            selection,
-            training=self.training,
-            temperature=self.config.temperature,
-            gumbel_noise=self.config.gumbel_noise,
-            part_dropout=self.config.mask_part_dropout,
+    def mask(self, selection: Selection, images: Tensor | None = None) -> Mask:
+        """The mask of a selection: sampled in training, deterministic in evaluation.
+
+        Args:
+            selection: Parts of each image.
+            images: The images, whose edges the outline of a mask of pixels follows.
+        """
+        config, grid = self.config, self.predictor.backbone.grid
+        drawn = sample_assignment(
+            selection, self.training, config.temperature, config.gumbel_noise, config.mask_part_dropout
         )
-        return resize_gated_mask(mask, self.predictor.backbone.grid)
+        if isinstance(selection, PixelSelection):
+            mask = resize_gated_mask(assignment_mask(*drawn), self.mask_grid)
+            return intervened_mask(selection, mask, self.mask_grid, grid)
+        if self.masks_pixels:
+            return cell_mask(*drawn, self.mask_grid, grid, images if config.edge_aware else None)
+        return resize_gated_mask(assignment_mask(*drawn), grid)

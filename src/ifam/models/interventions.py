@@ -6,10 +6,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch.nn import functional as F
 
 from ifam._typing import Bool, Float, Tensor
 from ifam.errors import IfamError
-from ifam.types import Selection
+from ifam.types import PixelSelection, Selection
 
 # Anything that turns a selection into another one.
 Intervention = Callable[[Selection], Selection]
@@ -86,7 +87,8 @@ class UseMask:
 
     Args:
         mask: True for visible patches, bool [B, H, W] or [B, P]; [H, W] applies to every image. The grid is the
-            selector's; for a mask on a different grid of the predictor, call `model.predictor(images, mask)`.
+            selector's; for a mask on a different grid of the predictor, call `model.predictor(images, mask)`. A model
+            that masks pixels (`ModelConfig.mask_resolution`) also takes a mask of pixels, [B, S1, S2] or [S1, S2].
     """
 
     mask: Tensor
@@ -95,8 +97,13 @@ class UseMask:
         """A copy of the selection that yields this mask."""
         batch, _, rows, columns = selection.assignment_logits.shape
         mask = self.mask.to(selection.assignment_logits.device)
-        if tuple(mask.shape) == (rows, columns):
+        finer = mask.ndim > 1 and mask.shape[-2] > rows and mask.shape[-1] > columns
+        if tuple(mask.shape) == (rows, columns) or (finer and mask.ndim == 2 and mask.shape != (batch, rows * columns)):
             mask = mask.expand(batch, -1, -1)
+        if finer and mask.ndim == 3 and len(mask) == batch and mask.dtype == torch.bool:
+            # Patches of which any pixel is visible belong to a part, so that later interventions apply to them.
+            patches = F.adaptive_max_pool2d(mask.float()[:, None], (rows, columns))[:, 0] > 0
+            return PixelSelection(**vars(UseMask(patches)(selection)), pixels=mask)
         if tuple(mask.shape) not in {(batch, rows, columns), (batch, rows * columns)}:
             raise IfamError(
                 f"UseMask got a mask of shape {list(mask.shape)}, but [{batch}, {rows}, {columns}] is expected: "

@@ -31,22 +31,30 @@ def make_mask(
     Returns:
         The binary mask, and a gate of the same value whose gradient is that of the foreground's probability.
     """
+    return assignment_mask(*sample_assignment(selection, training, temperature, gumbel_noise, part_dropout))
+
+
+def sample_assignment(
+    selection: Selection, training: bool, temperature: float, gumbel_noise: bool, part_dropout: float
+) -> tuple[Float[Tensor, "B K1 H W"], Float[Tensor, "B H W"]]:
+    """The logits that decide which patches are visible, and the probability of the foreground; see `make_mask`."""
     logits = selection.assignment_logits
     if training and gumbel_noise:
         logits = logits + gumbel_like(logits)
     probabilities = (logits / temperature).softmax(dim=1)
-    parts, background = logits[:, :-1], logits[:, -1]
     if training and part_dropout > 0:
-        keep = torch.rand(parts.shape[:2], device=parts.device)[:, :, None, None] >= part_dropout
-        parts = parts.masked_fill(~keep, -torch.inf)
-        foreground = (probabilities[:, :-1] * keep).sum(dim=1)
-    else:
-        foreground = probabilities[:, :-1].sum(dim=1)
+        keep = torch.rand(logits[:, :-1].shape[:2], device=logits.device)[:, :, None, None] >= part_dropout
+        parts = logits[:, :-1].masked_fill(~keep, -torch.inf)
+        return torch.cat([parts, logits[:, -1:]], dim=1), (probabilities[:, :-1] * keep).sum(dim=1)
+    return logits, probabilities[:, :-1].sum(dim=1)
+
+
+def assignment_mask(logits: Float[Tensor, "B K1 H W"], foreground: Float[Tensor, "B H W"]) -> Mask:
+    """The mask of logits and probabilities of the foreground."""
     # Compared as logits: two probabilities may both round to zero, two logits do not.
-    visible = parts.amax(dim=1) >= background
+    visible = logits[:, :-1].amax(dim=1) >= logits[:, -1]
     # The difference is exactly 0, so the gate stays exactly 0 or 1.
-    gate = visible.to(foreground.dtype) + (foreground - foreground.detach())
-    return Mask(visible, gate)
+    return Mask(visible, visible.to(foreground.dtype) + (foreground - foreground.detach()))
 
 
 def resize_gated_mask(mask: Mask, grid: tuple[int, int]) -> Mask:

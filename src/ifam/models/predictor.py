@@ -7,6 +7,7 @@ from ifam._typing import Float, Tensor
 from ifam.backbones.backbone import Backbone
 from ifam.config import Execution, MaskGradient
 from ifam.errors import IfamError
+from ifam.models.pixel_mask import blank_hidden, drop_sparse, patch_gate, visible_patches
 
 
 class Predictor(nn.Module):
@@ -17,6 +18,9 @@ class Predictor(nn.Module):
         num_classes: Classes C.
         mask_gradient: How the gate of the mask receives gradient (see `ifam.ModelConfig`).
         execution: How the visible patches are computed (see `ifam.ModelConfig`).
+
+    Attributes:
+        mask_grid: Rows and columns of the masks that it takes besides those of patches (`ifam.models.pixel_mask`).
     """
 
     def __init__(
@@ -28,6 +32,7 @@ class Predictor(nn.Module):
     ) -> None:
         super().__init__()
         self.backbone = backbone
+        self.mask_grid = backbone.grid
         self.mask_gradient = mask_gradient
         self.execution = execution
         self.norm = nn.LayerNorm(backbone.width)
@@ -43,7 +48,8 @@ class Predictor(nn.Module):
 
         Args:
             images: Normalized images [B, 3, S, S]. Pixels of hidden patches may hold anything, NaN included.
-            mask: True for visible patches, bool [B, H, W] or [B, P].
+            mask: True for visible patches, bool [B, H, W] or [B, P], or for visible cells on the `mask_grid`; pixels of
+                hidden cells may hold anything, too.
             gate: The mask as numbers with gradient, of the same shape; without it the mask receives none.
 
         Returns:
@@ -55,6 +61,12 @@ class Predictor(nn.Module):
         self.backbone.check_images(images)
         self._check(images, mask, gate)
         wants_gradient = gate is not None and gate.requires_grad and torch.is_grad_enabled()
+        grid = self.backbone.grid
+        if mask.ndim == 3 and tuple(mask.shape[1:]) != grid:
+            cells, patches = drop_sparse(mask, grid), visible_patches(mask, grid)
+            reaches = wants_gradient and self.mask_gradient != "none"
+            images = blank_hidden(images, cells, gate if reaches else None)
+            mask, gate = patches, None if gate is None else patch_gate(gate, patches)
         pooled = self.backbone(
             images,
             mask.flatten(1),
@@ -79,7 +91,7 @@ class Predictor(nn.Module):
     def _check(self, images: Tensor, mask: Tensor, gate: Tensor | None) -> None:
         rows, columns = self.backbone.grid
         batch = len(images)
-        if tuple(mask.shape) not in {(batch, rows, columns), (batch, rows * columns)}:
+        if tuple(mask.shape) not in {(batch, rows, columns), (batch, rows * columns), (batch, *self.mask_grid)}:
             raise IfamError(
                 f"The mask has shape {list(mask.shape)}, but [{batch}, {rows}, {columns}] or "
                 f"[{batch}, {rows * columns}] is expected: one value per patch, for every image."

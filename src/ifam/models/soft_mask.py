@@ -55,7 +55,7 @@ class SoftMaskIFAM(IFAM):
     masks_input = False
     predictor_class = SoftPredictor
 
-    def mask(self, selection: Selection) -> Mask:
+    def mask(self, selection: Selection, images: Tensor | None = None) -> Mask:
         """The patches assigned to foreground parts; the gate is the probability of the best part of each patch."""
         grid = self.predictor.backbone.grid
         return Mask(resize_mask(make_mask(selection).visible, grid), resize_values(self.foreground(selection), grid))
