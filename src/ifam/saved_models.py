@@ -116,12 +116,13 @@ def read(source: str | Path, *, revision: str | None = None) -> SavedModel:
     # JSON has lists instead of tuples.
     tuples = ("class_names", "mean", "std", "image_size", "selector_image_size")
     settings |= {key: tuple(settings[key]) for key in tuples if isinstance(settings.get(key), list)}
-    defaults = asdict(ModelConfig())
+    # Those of None accept any type, and so does this one: "patch" or a number.
+    defaults = asdict(ModelConfig()) | {"mask_resolution": None}
     wrong = [name for name, value in settings.items() if not (_like(value, defaults[name]) and _is_valid(name, value))]
     if wrong:
         raise IfamError(
             f"{path} does not describe a model: {wrong[0]} is {settings[wrong[0]]!r}, but a value like "
-            f"{defaults[wrong[0]]!r} is expected; save the model again."
+            f"{getattr(ModelConfig(), wrong[0])!r} is expected; save the model again."
         )
     if not isinstance(extra, dict):
         raise IfamError(f"{path} has {extra!r} under `extra`, but an object is expected; save the model again.")
@@ -163,6 +164,8 @@ def _like(value: Any, default: Any) -> bool:
 
 def _is_valid(name: str, value: Any) -> bool:
     """Whether a value is valid, as far as the type of its default does not tell."""
+    if name == "mask_resolution":
+        return value == "patch" or (type(value) is int and value > 0)
     if name == "class_names":
         return all(isinstance(one, str) for one in value)
     if name in ("mean", "std") and value is not None:

@@ -34,10 +34,10 @@ def cell_grid(backbone: Backbone, resolution: int | Literal["patch"]) -> tuple[i
     if resolution == "patch":
         return rows, columns
     height, width = backbone.patch_size
-    if resolution < 1 or height % resolution or width % resolution:
+    if type(resolution) is not int or resolution < 1 or height % resolution or width % resolution:
         fitting = ", ".join(str(n) for n in range(1, height) if height % n == 0 and width % n == 0)
         raise IfamError(
-            f"mask_resolution is {resolution}, but squares that divide the patches of {height} x {width} pixels are "
+            f"mask_resolution is {resolution!r}, but squares that divide the patches of {height} x {width} pixels are "
             f"expected; use {fitting} or 'patch'."
         )
     return rows * height // resolution, columns * width // resolution
