@@ -278,12 +278,13 @@ def _classify(
 def _draw(row: Prediction, item: _Item, output: Output, i: int, folder: Path, masks_input: bool) -> Prediction:
     """The row with its picture, which is written to the folder."""
     assert output.mask is not None, "only models that select parts are drawn"
+    unit = "patches" if output.mask.shape[1:] == output.part_maps.shape[2:] else "image"
     if not masks_input:
         seen = f"{row.visible_fraction:.0%} of the patches in the mask, which hides nothing"
     elif row.empty:
         seen = "nothing visible: the answer is the predictor's prior"
     else:
-        seen = f"{row.visible_fraction:.0%} of the patches visible"
+        seen = f"{row.visible_fraction:.0%} of the {unit} visible"
     picture = triptych(
         item.display,
         output.part_maps[i],

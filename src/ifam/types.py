@@ -82,10 +82,10 @@ class Selection:
 
 @dataclass(frozen=True)
 class PixelSelection(Selection):
-    """A selection with a mask of pixels from `ifam.UseMask`, for models that mask pixels.
+    """A selection with the mask that `ifam.UseMask` has set, which may be finer than its patches.
 
     Attributes:
-        pixels: True for the pixels to show.
+        pixels: True for what to show, on the selector's grid or on a finer one.
     """
 
     pixels: Bool[Tensor, "B S1 S2"]

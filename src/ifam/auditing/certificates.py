@@ -45,10 +45,10 @@ def certificates(
         certify(model.predictor, images, mask, gate, settings=predictor_settings(), **shared),
         # End to end, the selector sees the attacked pixels too; only the mask is fixed.
         certify(
-            lambda pixels, visible, selected: model(pixels, [UseMask(selected > 0)]).logits,
+            lambda pixels, visible, given: model(pixels, [UseMask(given > 0)]).logits,
             images,
             mask,
-            outputs.selected.float(),
+            (outputs.mask if outputs.patches else outputs.selected).float(),
             settings=[Setting(label="whole model", no_gradient=False)],
             **shared,
         ),
@@ -56,11 +56,12 @@ def certificates(
     plain = plain.to(device).eval()
     late, soft = share_weights(plain, LatePredictor), share_weights(plain, SoftPredictor)
     weights = resize_values(outputs.part_maps[:, :-1].amax(dim=1), outputs.grid)
+    patches = outputs.patch_mask
     return [
         merge("iFAM", by_setting),
-        certify(lambda x, visible: plain(x, torch.ones_like(visible)), images, mask, name="plain ViT", **shared),
-        certify(late, images, mask, name="late mask", **shared),
-        certify(soft, images, mask, weights, name="soft mask", **shared),
+        certify(lambda x, visible: plain(x, torch.ones_like(visible)), images, patches, name="plain ViT", **shared),
+        certify(late, images, patches, name="late mask", **shared),
+        certify(soft, images, patches, weights, name="soft mask", **shared),
     ]
 
 

@@ -6,12 +6,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn import functional as F
 
 from ifam._typing import Bool, Float, Int, Tensor
 from ifam.data import Benchmark, ImageDataset, TransformedDataset, evenly_spaced
 from ifam.errors import IfamError
 from ifam.models.base import device_of
 from ifam.models.ifam import IFAM
+from ifam.models.masking import resize_mask
+from ifam.models.pixel_mask import visible_patches
 
 # Called with the number of finished images.
 Advance = Callable[[int], None]
@@ -55,12 +58,14 @@ class ModelOutputs:
 
     Attributes:
         logits: Class logits.
-        mask: Patches that the predictor saw, on its grid (H2 W2); all other maps are on the selector's grid.
+        mask: Patches that the predictor saw, on its grid (H2 W2), or cells of them; all other maps are on the
+            selector's grid.
         gate: The mask as numbers; the weights of a soft mask.
         part_maps: Probability of each part at each patch, background last.
         winners: Most probable part of each patch, K for background; ties with the background go to the part.
         margin: Logit of the best part minus that of the background at each patch; visible where it is not negative.
         seconds: Time for one image, from pixels to logits and mask.
+        patches: Rows and columns of the predictor's patches, where the mask is finer; else None.
     """
 
     logits: Float[Tensor, "N C"]
@@ -70,11 +75,27 @@ class ModelOutputs:
     winners: Int[Tensor, "N H W"]
     margin: Float[Tensor, "N H W"]
     seconds: float = 0.0
+    patches: tuple[int, int] | None = None
 
     @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of the predictor's patches."""
-        return self.mask.shape[1], self.mask.shape[2]
+        return self.patches or (self.mask.shape[1], self.mask.shape[2])
+
+    @property
+    def patch_mask(self) -> Bool[Tensor, "N H3 W3"]:
+        """Patches of which the predictor saw anything."""
+        return self.mask if self.patches is None else visible_patches(self.mask, self.patches)
+
+    def mask_of_parts(self, keep: Bool[Tensor, "N K"]) -> Bool[Tensor, "N H2 W2"]:
+        """The mask if only some parts of each image are kept."""
+        if self.patches is None:
+            kept = F.pad(keep, (0, 1)).gather(1, self.winners.flatten(1)).view_as(self.winners)
+            return resize_mask(kept, self.grid)
+        # The outline of a mask of pixels may leave the patches of its part.
+        size = (self.mask.shape[1], self.mask.shape[2])
+        nearest = F.interpolate(self.part_maps[:, :-1], size, mode="bilinear").argmax(dim=1)
+        return self.mask & keep.gather(1, nearest.flatten(1)).view_as(nearest)
 
     @property
     def selected(self) -> Bool[Tensor, "N H W"]:
@@ -122,9 +143,12 @@ def compute_outputs(
         batches.append(batch_outputs)
         advance(len(batch))
     joined: dict[str, Any] = {
-        name: _cpu(torch.cat([getattr(one, name) for one in batches])) for name in vars(batches[0]) if name != "seconds"
+        name: _cpu(torch.cat([getattr(one, name) for one in batches]))
+        for name in vars(batches[0])
+        if name not in ("seconds", "patches")
     }
-    return ModelOutputs(**joined, seconds=clock.seconds / max(1, len(images)))
+    patches = model.predictor.backbone.grid if getattr(model, "masks_pixels", False) else None
+    return ModelOutputs(**joined, seconds=clock.seconds / max(1, len(images)), patches=patches)
 
 
 def _cpu(values: Tensor) -> Tensor:

@@ -264,7 +264,7 @@ class _MapEvaluator:
         self, name: str, maps: Tensor, seconds: float, classifier: UnmaskedClassifier, plain: Predictor
     ) -> Explanation:
         """Figures of a map of the plain ViT."""
-        mask = top_k_mask(maps, self.outputs.mask)
+        mask = top_k_mask(maps, self.outputs.patch_mask)
         original = self.logits(classifier, self.inputs.images)
         removed = self.logits(plain, self.inputs.images, mask)
         filled = self.logits(classifier, self.fill_hidden(mask))
@@ -319,7 +319,7 @@ def _ifam_row(model: IFAM, evaluator: _MapEvaluator) -> Explanation:
     filled = evaluator.logits(model, evaluator.fill_hidden(outputs.mask))
     heat = resize_values(1 - outputs.part_maps[:, -1], outputs.grid)
     logits = (outputs.logits, removed, filled)
-    row = evaluator.figures("mask", "iFAM", (heat, outputs.mask), logits, outputs.seconds)
+    row = evaluator.figures("mask", "iFAM", (heat, outputs.patch_mask), logits, outputs.seconds)
     truth = evaluator.inputs.truth
     # The probability of many patches is exactly 1; the margin still ranks them.
     return row if truth is None else replace(row, pointing=pointing(outputs.margin, truth))

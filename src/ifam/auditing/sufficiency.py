@@ -13,7 +13,6 @@ from ifam._typing import Bool, Float, Int, Tensor
 from ifam.auditing.inputs import Advance, AuditInputs, ModelOutputs, chunks, no_progress
 from ifam.models.base import device_of
 from ifam.models.ifam import IFAM
-from ifam.models.masking import resize_mask
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,9 @@ def measure_parts(
     predictions = _MaskedPredictions(model, inputs, outputs, batch_size, advance)
     original = predictions(outputs.mask).gather(1, predictions.answers)
     present = torch.stack([(outputs.winners == k).flatten(1).any(dim=1) for k in range(num_parts)], dim=1)
-    without = [predictions(_visible(outputs, outputs.winners != k)) for k in range(num_parts)]
+    without = [
+        predictions(outputs.mask_of_parts((torch.arange(num_parts) != k).expand_as(present))) for k in range(num_parts)
+    ]
     change = torch.cat([logits.gather(1, predictions.answers) - original for logits in without], dim=1)
     change = torch.where(present, change, 0.0)
     rank = ranks(change, present)
@@ -136,17 +137,9 @@ def dilate(mask: Bool[Tensor, "N H W"]) -> Bool[Tensor, "N H W"]:
     return F.max_pool2d(mask[:, None].float(), 3, stride=1, padding=1)[:, 0] > 0
 
 
-def _visible(outputs: ModelOutputs, keep: Bool[Tensor, "N H W"]) -> Bool[Tensor, "N H2 W2"]:
-    """The predictor's mask if only some of the selected patches are kept."""
-    return resize_mask(outputs.selected & keep, outputs.grid)
-
-
 def _ranked(outputs: ModelOutputs, rank: Tensor, keep: Callable[[Tensor], Tensor]) -> Bool[Tensor, "N H2 W2"]:
     """The mask of the parts whose rank satisfies `keep`."""
-    # The rank of the background does not matter: it is never selected.
-    padded = torch.cat([rank, torch.zeros_like(rank[:, :1])], dim=1)
-    of_patch = padded.gather(1, outputs.winners.flatten(1)).view_as(outputs.winners)
-    return _visible(outputs, keep(of_patch))
+    return outputs.mask_of_parts(keep(rank))
 
 
 def _part(

@@ -93,7 +93,7 @@ class UseMask:
 
     mask: Tensor
 
-    def __call__(self, selection: Selection) -> Selection:
+    def __call__(self, selection: Selection) -> PixelSelection:
         """A copy of the selection that yields this mask."""
         batch, _, rows, columns = selection.assignment_logits.shape
         mask = self.mask.to(selection.assignment_logits.device)
@@ -103,7 +103,7 @@ class UseMask:
         if finer and mask.ndim == 3 and len(mask) == batch and mask.dtype == torch.bool:
             # Patches of which any pixel is visible belong to a part, so that later interventions apply to them.
             patches = F.adaptive_max_pool2d(mask.float()[:, None], (rows, columns))[:, 0] > 0
-            return PixelSelection(**vars(UseMask(patches)(selection)), pixels=mask)
+            return replace(UseMask(patches)(selection), pixels=mask)
         if tuple(mask.shape) not in {(batch, rows, columns), (batch, rows * columns)}:
             raise IfamError(
                 f"UseMask got a mask of shape {list(mask.shape)}, but [{batch}, {rows}, {columns}] is expected: "
@@ -116,7 +116,7 @@ class UseMask:
         visible = mask.reshape(batch, 1, rows, columns)
         allowed = visible.expand_as(selection.assignment_logits).clone()
         allowed[:, -1] = ~visible[:, 0]
-        return _restrict(selection, allowed)
+        return PixelSelection(**vars(_restrict(selection, allowed)) | {"pixels": visible[:, 0]})
 
 
 def _part_flags(parts: Sequence[Any], selection: Selection) -> Bool[Tensor, " K1"]:

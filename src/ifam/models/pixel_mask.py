@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from ifam._typing import Bool, Float, Tensor
 from ifam.backbones.backbone import Backbone
 from ifam.errors import IfamError
+from ifam.models.masking import resize_mask
 from ifam.types import Mask, PixelSelection
 
 # Share of the cells of a patch from which it is visible: with less, it costs a token and shows next to nothing.
@@ -70,28 +71,27 @@ def cell_mask(
 
 
 def intervened_mask(selection: PixelSelection, mask: Mask, cells: tuple[int, int], grid: tuple[int, int]) -> Mask:
-    """The mask of pixels that an intervention has set, without what later ones have hidden.
+    """The mask that an intervention has set, without what later ones have hidden.
 
     Args:
-        selection: With the pixels to show.
+        selection: With what to show.
         mask: The mask of its parts, on the grid of the cells.
-        cells: Rows and columns of cells.
+        cells: Rows and columns of cells; those of the patches if the model masks patches.
         grid: Rows and columns of the predictor's patches.
 
     Raises:
-        IfamError: The model masks patches, or the mask is on another grid than its cells or finer ones.
+        IfamError: The mask is finer than the selector's patches, and the model masks patches, or its cells do not fit.
     """
-    batch, rows, columns = selection.pixels.shape
-    if cells == grid or rows % cells[0] or columns % cells[1]:
-        own = tuple(selection.assignment_logits.shape[2:])
+    (batch, rows, columns), own = selection.pixels.shape, tuple(selection.assignment_logits.shape[2:])
+    if cells == grid and (rows, columns) == own:
+        return mask
+    if (rows, columns) != own and (cells == grid or rows % cells[0] or columns % cells[1]):
         more = "" if cells == grid else f", or [{batch}, {cells[0]}, {cells[1]}] for its squares of pixels"
         raise IfamError(
             f"UseMask got a mask of shape {[batch, rows, columns]}, but [{batch}, {own[0]}, {own[1]}] is expected: one "
             f"value for each of the selector's patches, for every image{more}."
         )
-    # Cells of which at least half is visible.
-    wanted = _share(selection.pixels.float(), cells) >= 0.5
-    visible = drop_sparse(mask.visible & wanted, grid)
+    visible = drop_sparse(mask.visible & resize_mask(selection.pixels, cells), grid)
     return Mask(visible, visible.to(mask.gate.dtype))
 
 
