@@ -63,6 +63,7 @@ class Evaluation:
         intervals: Bootstrap interval of `mask_iou` and `visible_fraction`, by name.
         parts: Agreement of the parts with annotations; None without annotations, for models without parts, and under
             interventions, which change the selection.
+        mask_of: What the mask is made of, and `mask_iou` counts: "patches" or "pixels" (squares of them).
     """
 
     predictor: Accuracy
@@ -75,6 +76,7 @@ class Evaluation:
     weighted_by: str = ""
     intervals: dict[str, Interval] = field(default_factory=dict)
     parts: PartQuality | None = None
+    mask_of: str = "patches"
 
 
 def evaluate(
@@ -164,6 +166,8 @@ def summarize_rows(
 ) -> Evaluation:
     """All figures, from the rows that `collect` returned for a model, with the conditions of part quality."""
     evaluation = summarize(rows, benchmark, split, num_resamples, seed)
+    if model.masks_pixels:
+        evaluation = replace(evaluation, mask_of="pixels")
     if evaluation.parts is None:
         return evaluation
     parts = replace(evaluation.parts, conditions=conditions(benchmark, split, model, fit))

@@ -53,7 +53,7 @@ def print_evaluation(evaluation: Evaluation, title: str) -> None:
         table.add_section()
     ends = evaluation.intervals
     if evaluation.mask_iou is not None:
-        table.add_row("mask IoU (patches)", "", _cell(evaluation.mask_iou, ends.get("mask_iou"), ".3f"))
+        table.add_row(f"mask IoU ({evaluation.mask_of})", "", _cell(evaluation.mask_iou, ends.get("mask_iou"), ".3f"))
     if evaluation.visible_fraction is not None:
         table.add_row("visible", "", _cell(evaluation.visible_fraction, ends.get("visible_fraction")))
     if evaluation.empty:
