@@ -51,8 +51,8 @@ ORDER = {
         *("vit", "architecture", "hf_dinov2", "backbone"),
     ],
     "models": [
-        *("token_cache", "selector", "interventions", "masking", "predictor", "base", "ifam", "soft_mask", "crops"),
-        *("baselines", "registry"),
+        *("token_cache", "selector", "interventions", "masking", "pixel_mask", "predictor", "base", "ifam"),
+        *("soft_mask", "crops", "baselines", "registry"),
     ],
     "checkpoints": ["safe_pickle", "authors", "hub"],
     "evaluation": [

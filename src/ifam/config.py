@@ -84,6 +84,7 @@ class ModelConfig:
     ranges: ClassVar[dict[str, Range]] = {
         "image_size": COUNT,
         "selector_image_size": COUNT,
+        "mask_resolution": COUNT,
         "num_parts": COUNT,
         "num_classes": COUNT,
         "temperature": POSITIVE,
