@@ -302,7 +302,7 @@ def test_total_variation_is_scaled_by_the_grid_of_the_selector():
     assert laptop(50, model)[2].total_variation == 8 / 12
 
 
-@pytest.mark.parametrize(("patch", "pixels"), [(14, 168), (16, 160), (8, 168), (24, 168), (400, 400)])
+@pytest.mark.parametrize(("patch", "pixels"), [(14, 224), (16, 224), (8, 224), (24, 216), (400, 400)])
 def test_the_image_size_is_a_multiple_of_the_patches(patch, pixels):
     kwargs = {**TINY_VIT, "patch_size": patch}
     assert laptop(50, ModelConfig(SMALL_VIT, backbone_kwargs=kwargs))[0].image_size == pixels
@@ -324,7 +324,7 @@ def test_the_backbone_of_the_laptop_is_small_and_that_of_the_paper_is_not():
 @pytest.mark.skipif(not DINOV2_SMALL.is_dir(), reason="these weights are not here")
 def test_a_folder_is_a_backbone_too():
     model, train, loss = laptop(1000, ModelConfig(str(DINOV2_SMALL)))
-    assert (model.backbone, model.image_size) == (str(DINOV2_SMALL), 168)
+    assert (model.backbone, model.image_size) == (str(DINOV2_SMALL), 224)
     assert (train.epochs, train.batch_size, loss.total_variation) == (8, 16, 1.0)
 
 

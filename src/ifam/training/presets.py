@@ -42,7 +42,7 @@ TINY_LOSS = LossConfig(total_variation=0.3)
 
 # `--preset laptop`: chosen on development splits of cut-out photographs with a ViT-S/14 (docs/results/speed.md).
 LAPTOP_BACKBONE = "vit_small_patch14_reg4_dinov2.lvd142m"
-LAPTOP_PIXELS = 168
+LAPTOP_PIXELS = 224
 LAPTOP_TRAIN = TrainConfig(
     epochs=4,
     base_lr=1e-5,
