@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 
 from ifam._typing import Bool, Float, Tensor
+from ifam.models.masking import enlarge
 
 # Replacements of hidden pixels; "adversarial" follows the gradient, starting from noise.
 FILLINGS = ("noise", "another image", "1e30", "infinity", "-infinity", "NaN", "mixed")
@@ -15,9 +16,8 @@ _STEP = 0.5
 
 
 def hidden_pixel_mask(visible: Bool[Tensor, "B H W"], images: Float[Tensor, "B 3 S1 S2"]) -> Bool[Tensor, "B 3 S1 S2"]:
-    """True for every value of every pixel in a hidden patch."""
-    height, width = images.shape[2] // visible.shape[1], images.shape[3] // visible.shape[2]
-    hidden = ~visible.repeat_interleave(height, dim=1).repeat_interleave(width, dim=2)
+    """True for every value of every pixel in a hidden patch, or cell."""
+    hidden = ~enlarge(visible, (images.shape[2], images.shape[3]))
     return hidden[:, None].expand_as(images)
 
 

@@ -130,5 +130,20 @@ def patch_mean(pixels: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
     Returns:
         Means [B, H, W].
     """
-    mean: torch.Tensor = F.adaptive_avg_pool2d(pixels.float()[:, None], grid)[:, 0]
+    values = pixels if pixels.dtype == torch.float64 else pixels.float()
+    mean: torch.Tensor = F.adaptive_avg_pool2d(values[:, None], grid)[:, 0]
     return mean
+
+
+def enlarge(values: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Repeat each value over its pixels.
+
+    Args:
+        values: Values of patches or cells [B, H, W].
+        size: Rows and columns of the result, multiples of H and W.
+
+    Returns:
+        Values [B, S1, S2].
+    """
+    height, width = size[0] // values.shape[1], size[1] // values.shape[2]
+    return values.repeat_interleave(height, dim=1).repeat_interleave(width, dim=2)

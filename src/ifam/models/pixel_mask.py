@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from ifam._typing import Bool, Float, Tensor
 from ifam.backbones.backbone import Backbone
 from ifam.errors import IfamError
-from ifam.models.masking import resize_mask
+from ifam.models.masking import enlarge, patch_mask, patch_mean, resize_mask
 from ifam.types import Mask, PixelSelection
 
 # Share of the cells of a patch from which it is visible: with less, it costs a token and shows next to nothing.
@@ -97,12 +97,12 @@ def intervened_mask(selection: PixelSelection, mask: Mask, cells: tuple[int, int
 
 def drop_sparse(visible: Bool[Tensor, "B R C"], grid: tuple[int, int]) -> Bool[Tensor, "B R C"]:
     """Hide the cells of patches of which too few are visible."""
-    return visible & _enlarged(visible_patches(visible, grid), (visible.shape[1], visible.shape[2]))
+    return visible & enlarge(visible_patches(visible, grid), (visible.shape[1], visible.shape[2]))
 
 
 def visible_patches(visible: Bool[Tensor, "B R C"], grid: tuple[int, int]) -> Bool[Tensor, "B H W"]:
     """Patches of which enough cells are visible."""
-    return _share(visible.float(), grid) >= ENOUGH
+    return patch_mask(visible, grid, ENOUGH)
 
 
 def blank_hidden(
@@ -117,31 +117,18 @@ def blank_hidden(
             for a hidden one none.
     """
     size = (images.shape[2], images.shape[3])
-    shown = torch.where(_enlarged(visible, size)[:, None], images, BLANK)
+    shown = torch.where(enlarge(visible, size)[:, None], images, BLANK)
     if gate is None:
         return shown
     # Exactly 0, with the gradient of the gate where the cell is visible.
     change = torch.where(visible, gate - gate.detach(), 0.0)
-    return shown + _enlarged(change, size)[:, None].to(shown.dtype) * (shown.detach() - BLANK)
+    return shown + enlarge(change, size)[:, None].to(shown.dtype) * (shown.detach() - BLANK)
 
 
 def patch_gate(gate: Float[Tensor, "B R C"], patches: Bool[Tensor, "B H W"]) -> Float[Tensor, "B H W"]:
     """The gate of patches: 0 or 1, with the gradient of the mean of their cells' gates."""
-    share = _share(gate, (patches.shape[1], patches.shape[2]))
+    share = patch_mean(gate, (patches.shape[1], patches.shape[2]))
     return patches.to(share.dtype) + (share - share.detach())
-
-
-def _share(values: Float[Tensor, "B R C"], grid: tuple[int, int]) -> Float[Tensor, "B H W"]:
-    """Mean of the cells of each patch."""
-    kernel = values.shape[1] // grid[0], values.shape[2] // grid[1]
-    mean: Tensor = F.avg_pool2d(values[:, None], kernel)[:, 0]
-    return mean
-
-
-def _enlarged(values: Float[Tensor, "B H W"] | Bool[Tensor, "B H W"], size: tuple[int, int]) -> Tensor:
-    """Each value repeated over its cells or pixels."""
-    height, width = size[0] // values.shape[1], size[1] // values.shape[2]
-    return values.repeat_interleave(height, dim=1).repeat_interleave(width, dim=2)
 
 
 def _interpolated(

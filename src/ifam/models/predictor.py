@@ -7,7 +7,7 @@ from ifam._typing import Float, Tensor
 from ifam.backbones.backbone import Backbone
 from ifam.config import Execution, MaskGradient
 from ifam.errors import IfamError
-from ifam.models.pixel_mask import blank_hidden, drop_sparse, patch_gate, visible_patches
+from ifam.models.pixel_mask import blank_hidden, patch_gate, visible_patches
 
 
 class Predictor(nn.Module):
@@ -63,9 +63,9 @@ class Predictor(nn.Module):
         wants_gradient = gate is not None and gate.requires_grad and torch.is_grad_enabled()
         grid = self.backbone.grid
         if mask.ndim == 3 and tuple(mask.shape[1:]) != grid:
-            cells, patches = drop_sparse(mask, grid), visible_patches(mask, grid)
+            patches = visible_patches(mask, grid)
             reaches = wants_gradient and self.mask_gradient != "none"
-            images = blank_hidden(images, cells, gate if reaches else None)
+            images = blank_hidden(images, mask, gate if reaches else None)
             mask, gate = patches, None if gate is None else patch_gate(gate, patches)
         pooled = self.backbone(
             images,
