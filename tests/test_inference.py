@@ -67,6 +67,21 @@ def test_photographs_give_rows_tables_and_pictures(model, tmp_path):
     assert [float(line["probability"]) for line in table] == [row.probability for row in rows]
 
 
+@pytest.mark.parametrize(
+    ("settings", "unit"),
+    [({}, "patches"), ({"selector_image_size": 160}, "patches"), ({"mask_resolution": 2}, "pixels")],
+    ids=["patches", "two grids", "pixels"],
+)
+def test_a_picture_says_what_is_visible(settings, unit, tmp_path, monkeypatch):
+    captions = []
+    monkeypatch.setattr("ifam.inference.triptych", lambda image, *_, caption, **__: captions.append(caption) or image)
+    Image.new("RGB", (90, 90), (200, 30, 30)).save(tmp_path / "red.png")
+    model = IFAM(ModelConfig(backbone="ifam_tiny", image_size=80, **settings)).eval()
+    (row,) = predict(model, tmp_path / "red.png", out=tmp_path / "out")
+    assert not row.empty
+    assert captions == [f"red.png · {row.visible_fraction:.0%} of the {unit} visible"]
+
+
 def test_same_answer_whatever_the_batch(model, tmp_path):
     for name in PHOTOS:
         photo(name).save(tmp_path / f"{name}.png")

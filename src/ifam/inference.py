@@ -271,20 +271,19 @@ def _classify(
         best = probabilities[i].topk(min(_TOP, len(classes)))
         top = [(classes[c], p) for p, c in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
         row = Prediction(item.path, int(best.indices[0]), *top[0], tuple(top), visible[i], empty[i], None)
-        rows.append(row if folder is None else _draw(row, item, output, i, folder, model.masks_input))
+        rows.append(row if folder is None else _draw(row, item, output, i, folder, model))
     return rows
 
 
-def _draw(row: Prediction, item: _Item, output: Output, i: int, folder: Path, masks_input: bool) -> Prediction:
+def _draw(row: Prediction, item: _Item, output: Output, i: int, folder: Path, model: Classifier) -> Prediction:
     """The row with its picture, which is written to the folder."""
     assert output.mask is not None, "only models that select parts are drawn"
-    unit = "patches" if output.mask.shape[1:] == output.part_maps.shape[2:] else "image"
-    if not masks_input:
+    if not model.masks_input:
         seen = f"{row.visible_fraction:.0%} of the patches in the mask, which hides nothing"
     elif row.empty:
         seen = "nothing visible: the answer is the predictor's prior"
     else:
-        seen = f"{row.visible_fraction:.0%} of the {unit} visible"
+        seen = f"{row.visible_fraction:.0%} of the {'pixels' if model.masks_pixels else 'patches'} visible"
     picture = triptych(
         item.display,
         output.part_maps[i],
