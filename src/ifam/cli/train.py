@@ -53,7 +53,8 @@ def train(
     from ifam.report.console import print_evaluation, write_results
     from ifam.training import presets
     from ifam.training.batches import augmentation
-    from ifam.training.fit import check, epochs_of_method, fit, seed_everything
+    from ifam.training.fit import check, fit, seed_everything
+    from ifam.training.module import epochs_of_method
 
     train, out = presets.apply_method_defaults(method, train, given), out or Path("runs") / method
     ensure_no_model(out, overwrite)

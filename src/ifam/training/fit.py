@@ -5,7 +5,7 @@ import os
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import lightning as L
@@ -18,12 +18,11 @@ from ifam.distributed import ended_together
 from ifam.errors import IfamError
 from ifam.io import ensure_space, local_path
 from ifam.models.base import Classifier
-from ifam.models.ifam import IFAM
 from ifam.models.token_cache import Place, cached_tokens
 from ifam.progress import Progress
 from ifam.training.batches import Batches, augmentation
 from ifam.training.diagnostics import problems
-from ifam.training.module import Training, prepare
+from ifam.training.module import Training, epochs_of_method, prepare
 from ifam.training.trainer import KeepSignals, build_trainer, check_devices, quiet, run_folder
 
 logger = logging.getLogger(__name__)
@@ -131,16 +130,6 @@ def fit(
         for problem in problems(module.selector_figures, module.losses, model.input_backbone.grid):
             logger.warning("%s: %s", label, problem)
     return FitResult(history.rows, seconds, int(checkpoint["epoch"]) + 1)
-
-
-def epochs_of_method(config: TrainConfig, model: Classifier) -> TrainConfig:
-    """The settings without epochs of a selector alone, where there are not both stages.
-
-    So a comparison trains the classifiers of all methods equally long.
-    """
-    if isinstance(model, IFAM):
-        return config
-    return replace(config, epochs=config.epochs - config.selector_epochs, selector_epochs=0)
 
 
 def token_place(

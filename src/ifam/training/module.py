@@ -1,7 +1,7 @@
 """One step of joint training of selector and predictor: a LightningModule for every model of this package."""
 
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import lightning as L
@@ -45,6 +45,16 @@ def prepare(model: Classifier, config: TrainConfig) -> None:
             backbone.compile_blocks()
 
 
+def epochs_of_method(config: TrainConfig, model: Classifier) -> TrainConfig:
+    """The settings without epochs of a selector alone, where there are not both stages.
+
+    So a comparison trains the classifiers of all methods equally long.
+    """
+    if isinstance(model, IFAM):
+        return config
+    return replace(config, epochs=config.epochs - config.selector_epochs, selector_epochs=0)
+
+
 class Training(L.LightningModule):
     """One step of training, for a two-stage model or a baseline.
 
@@ -63,7 +73,7 @@ class Training(L.LightningModule):
         self.model, self.config, self.losses, self.num_images = model, config, losses, num_images
         self.groups = parameter_groups(model, config)
         self.fixed_tokens = config.selector_tuning == "none"
-        self.selector_epochs = config.selector_epochs if isinstance(model, IFAM) else 0
+        self.selector_epochs = epochs_of_method(config, model).selector_epochs
         self.accuracy = AccuracyByGroup(len(benchmark.group_names))
         self.mask_iou = MaskIoU()
         self.val_loss, self.visible = MeanMetric(), MeanMetric()
