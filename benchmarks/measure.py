@@ -22,7 +22,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ifam.errors import IfamError
-from ifam.training.presets import has_bfloat16
+from ifam.models.precision import has_bfloat16
 
 # Without this, the native part of the profiler reports on a CPU that there is no GPU.
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")

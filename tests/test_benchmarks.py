@@ -1,10 +1,12 @@
 """The benchmarks compare equals, measure what they say, and run."""
 
+import csv
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
-from benchmarks import inference, scaling, step
+from benchmarks import inference, rough_masks, scaling, step
 from benchmarks.measure import (
     Contender,
     Measurement,
@@ -18,6 +20,7 @@ from benchmarks.measure import (
 )
 from benchmarks.plain import Forced, PlainIFAM, visible_masks
 from benchmarks.step import Setting, Workload, train_step
+from PIL import Image
 
 from ifam.config import LossConfig, TrainConfig
 from ifam.data import Benchmark
@@ -346,3 +349,47 @@ def test_scaling_measures_the_common_point_once(monkeypatch, capsys):
     scaling.main([*ARGS, "--batch", "2", "--fractions", "0.25", "0.5", "--sizes", "32", "64", "--batches", "1", "2"])
     assert len(measured) == 4
     assert capsys.readouterr().out.count("\n| 25 |") == 1
+
+
+# --- rough masks -----------------------------------------------------------------------------------------
+
+
+def square(left, top):
+    """A mask of 60 x 40 pixels with a square of 16."""
+    pixels = np.zeros((40, 60), np.uint8)
+    pixels[top : top + 16, left : left + 16] = 255
+    return Image.fromarray(pixels)
+
+
+def test_a_rough_mask_is_the_true_one_elsewhere_and_with_round_corners():
+    same = np.asarray(rough_masks.rough_mask(square(20, 12), 0, 0, 0))
+    assert np.array_equal(same, np.asarray(square(20, 12)))
+    moved = np.asarray(rough_masks.rough_mask(square(20, 12), 5, 0, 0))
+    assert np.array_equal(moved, np.asarray(square(25, 12)))
+    round_corners = np.asarray(rough_masks.rough_mask(square(20, 12), 0, 3, 0))
+    assert round_corners[12, 20] == 0
+    assert round_corners[20, 28] == 255
+
+
+def test_what_leaves_the_image_does_not_come_in_again():
+    moved = np.asarray(rough_masks.rough_mask(square(44, 12), 8, 0, 0))
+    assert np.array_equal(moved, np.asarray(square(44, 12)) * (np.arange(60) >= 52))
+
+
+def test_every_image_gets_a_rough_mask_of_its_own(tmp_path):
+    (tmp_path / "masks" / "test").mkdir(parents=True)
+    rows = [{"path": f"{i}.jpg", "label": "a", "mask": f"masks/test/{i}.png"} for i in range(3)]
+    for row in rows:
+        square(20, 12).save(tmp_path / row["mask"])
+    with (tmp_path / "images.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    rough_masks.main([str(tmp_path), "--shift", "4", "--blur", "0"])
+    with (tmp_path / "rough.csv").open(newline="") as file:
+        listed = list(csv.DictReader(file))
+    assert [row["mask"] for row in listed] == [f"rough/test/{i}.png" for i in range(3)]
+    assert [row["path"] for row in listed] == [row["path"] for row in rows]
+    masks = [np.asarray(Image.open(tmp_path / row["mask"])) for row in listed]
+    assert all(mask.sum() == 16 * 16 * 255 for mask in masks)
+    assert not np.array_equal(masks[0], masks[1])

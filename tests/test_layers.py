@@ -51,8 +51,18 @@ ORDER = {
         *("vit", "architecture", "hf_dinov2", "backbone"),
     ],
     "models": [
-        *("token_cache", "selector", "interventions", "masking", "pixel_mask", "predictor", "base", "ifam"),
-        *("soft_mask", "crops", "baselines", "registry"),
+        *(
+            "precision",
+            "token_cache",
+            "selector",
+            "interventions",
+            "masking",
+            "pixel_mask",
+            "predictor",
+            "base",
+            "ifam",
+        ),
+        *("soft_mask", "crops", "baselines", "segment_first", "registry"),
     ],
     "checkpoints": ["safe_pickle", "authors", "hub"],
     "evaluation": [
@@ -68,7 +78,7 @@ ORDER = {
             "collect",
             "accuracy",
         ),
-        *("background_gap", "thresholds", "challenge"),
+        *("flips", "background_gap", "thresholds", "challenge"),
     ],
     "auditing": [
         *("inputs", "certify", "certificates", "background_swap", "mask_leakage", "sufficiency", "posthoc", "run"),

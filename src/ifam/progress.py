@@ -145,7 +145,9 @@ class Progress(L.Callback):
                 for key, name in (("val/accuracy", "val accuracy"), ("val/worst_group", "worst group"))
                 if key in metrics
             )
-            logger.info("epoch %d of %d: %s", trainer.current_epoch + 1, trainer.max_epochs, note)
+            epoch = trainer.current_epoch
+            alone = " (the selector alone)" if epoch < getattr(pl_module, "selector_epochs", 0) else ""
+            logger.info("epoch %d of %d%s: %s", epoch + 1, trainer.max_epochs, alone, note)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Close the bar."""

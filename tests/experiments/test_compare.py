@@ -313,6 +313,25 @@ def test_a_file_that_changes_on_disk_changes_the_digest(tmp_path):
     assert after[1] != before[1]
 
 
+def test_each_seed_may_have_a_folder_of_its_own(tmp_path):
+    for seed in (0, 1):
+        miniatures.folder(tmp_path / f"photos-{seed}")
+    path = min((tmp_path / "photos-1").rglob("*.png"))
+    Image.new("RGB", (30, 30)).save(path)
+    rows = read_rows(["plain_vit"], ModelConfig(), TrainConfig(), LossConfig())
+    comparison = Comparison(rows, (0, 1), "folder", tmp_path / "photos-{seed}", {"seed": 3})
+    assert [comparison.folder(seed) for seed in (0, 1)] == [tmp_path / "photos-0", tmp_path / "photos-1"]
+    digests = comparison.digests()
+    assert digests[0] != digests[1]
+    assert all(tmp_path / "photos-1" in file.parents for file in comparison.images(1).split("train").paths)
+
+
+def test_the_answers_that_change_with_the_background_are_counted(done):
+    for run in lines(done).values():
+        assert 0 <= run["figures"]["flips"] <= 1
+    assert "flips" in table(done)["rows"][0]["figures"]
+
+
 def test_a_table_that_no_run_here_has_made_stays(tmp_path, capsys):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "compare.json").write_text("mine")

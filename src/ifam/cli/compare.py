@@ -40,7 +40,8 @@ def compare(
             group-balanced validation images. By default "plain_vit" and "ifam".
         seeds: Seeds of weights and training, and of data that depend on a seed; by default 0.
         benchmark: Name of the data set.
-        root: Folder of the images; may be given without its name, as in `ifam compare photos`.
+        root: Folder of the images; may be given without its name, as in `ifam compare photos`. `{seed}` in it stands
+            for the seed, so that each has images of its own.
         split: Split to evaluate on; by default "test", or "val" if there is no test split.
         preset: Settings of all methods for what is not set: "laptop" for minutes on a processor, "paper" for days on
             GPUs; by default "laptop" without a GPU or below 5,000 training images.

@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ifam.errors import IfamError
 from ifam.io import check_replaceable, ensure_writable, run_digest
@@ -34,6 +34,7 @@ def evaluate(
     keypoint_regression: bool = False,
     num_resamples: int = 1000,
     seed: int = 0,
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] | None = None,
     overwrite: bool = False,
     data: dict[str, Any] | None = None,
 ) -> None:
@@ -61,6 +62,8 @@ def evaluate(
         keypoint_regression: Also predict keypoints from parts; runs on all training images.
         num_resamples: Resamples of the bootstrap intervals; 0 for none.
         seed: Seed of the resamples.
+        precision: Precision of the computation, "32-true" or "bf16-mixed"; by default that of the training. It is
+            "32-true" where the processor has no use for fewer bits.
         overwrite: Replace any existing file; otherwise only a result of the same run is replaced.
         data: Settings of the data set, by name.
     """
@@ -71,7 +74,9 @@ def evaluate(
     from ifam.evaluation.accuracy import evaluate_variants
     from ifam.evaluation.background_gap import evaluate_treatments
     from ifam.model_files import weights_digest
+    from ifam.models.base import device_of
     from ifam.models.interventions import DropParts
+    from ifam.models.precision import is_half
     from ifam.models.token_cache import TOKENS, reused_tokens
     from ifam.provenance import warn_if_other_weights
 
@@ -96,7 +101,8 @@ def evaluate(
     if leave_one_out:
         variants |= {f"without part {k}": [*changes, DropParts([k])] for k in range(config.num_parts)}
     settings: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "true_masks": mask_from is not None}
-    settings |= {"num_resamples": num_resamples, "seed": seed}
+    computed = precision or str(extra.get("precision", "32-true"))
+    settings |= {"num_resamples": num_resamples, "seed": seed, "precision": computed}
     split = "treatments" if all_treatments else split
     source = remembered_root(extra, benchmark, root)
     splits = [name for name in images.treatments if name in images.splits] if all_treatments else [split]
@@ -113,6 +119,7 @@ def evaluate(
         "keypoint_regression": keypoint_regression,
         "num_resamples": num_resamples,
         "seed": seed,
+        "precision": computed,
     }
     conditions["run"] = run_digest(conditions)
     target = out or folder / "evaluations" / _run_name(name, split, record, conditions) / "results.json"
@@ -124,7 +131,8 @@ def evaluate(
             results = evaluate_treatments(net, images, interventions=changes, **settings)
         else:
             settings["keypoint_regression"] = keypoint_regression
-            with reused_tokens(net, folder.parent / TOKENS, len(images.split(split))):
+            half = is_half(computed, device_of(net))
+            with reused_tokens(net, folder.parent / TOKENS, len(images.split(split)), half):
                 results = evaluate_variants(net, images, split, variants, **settings)
     if not is_first:
         return

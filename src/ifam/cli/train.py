@@ -31,8 +31,8 @@ def train(
         benchmark: Name of the data set, or "folder" for your own `class/image` tree.
         root: Folder of the images; may be given without its name, as in `ifam train photos`.
         method: "ifam", or a baseline: plain_vit, plain_vit_mean, plain_vit_attentive, attentive_probe,
-            selector, late_mask, soft_mask, given_mask, frozen_predictor, group_dro, trained_crops,
-            frozen_crops (docs/comparisons.md).
+            selector, late_mask, soft_mask, given_mask, box_crop, gray_background, foreground_background,
+            frozen_predictor, group_dro, trained_crops, frozen_crops (docs/comparisons.md).
         preset: Settings for what is not set: "laptop" for minutes on a processor, "paper" for days on GPUs; by default
             "laptop" without a GPU or below 5,000 training images.
         out: Folder for the model, its resolved configuration, logs and results; by default `runs/METHOD`.
@@ -49,6 +49,8 @@ def train(
     from ifam.data.eval_dataset import training_list
     from ifam.evaluation.accuracy import evaluate
     from ifam.model_files import weights_digest
+    from ifam.models.base import device_of
+    from ifam.models.precision import is_half
     from ifam.models.token_cache import TOKENS, reused_tokens
     from ifam.report.console import print_evaluation, write_results
     from ifam.training import presets
@@ -86,10 +88,12 @@ def train(
     result = fit(setup.model, images, setup.train, setup.losses, out, label=label, tokens=tokens)
     training_data = {name: settings[name] for name in ("benchmark", "root", "data")} | training_list(images)
     if first_process():
-        setup.model.save_pretrained(out, {**training_data, "seed": setup.train.seed, "best_epoch": result.best_epoch})
+        facts = {"seed": setup.train.seed, "precision": setup.train.precision, "best_epoch": result.best_epoch}
+        setup.model.save_pretrained(out, {**training_data, **facts})
     split = images.default_eval_split
-    with reused_tokens(setup.model, tokens, len(images.split(split))):
-        evaluation = evaluate(setup.model, images, split)
+    precision = setup.train.precision
+    with reused_tokens(setup.model, tokens, len(images.split(split)), is_half(precision, device_of(setup.model))):
+        evaluation = evaluate(setup.model, images, split, precision=precision)
     conditions = {**settings, "split": split, "note": images.note, "weights": weights_digest(setup.model.state_dict())}
     try:
         print_evaluation(evaluation, f"{images.name}, {split}")

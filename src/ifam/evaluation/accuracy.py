@@ -33,6 +33,7 @@ class Accuracy:
         top5: Share of images whose class is among the five highest logits; None for fewer than six classes.
         auroc: Area under the ROC curve; None unless there are two classes, each with an image.
         intervals: Bootstrap interval of each figure, by name.
+        group_gap: Largest difference between the accuracies of two groups of one class; None where no class has two.
     """
 
     average: float
@@ -44,6 +45,7 @@ class Accuracy:
     top5: float | None
     auroc: float | None
     intervals: dict[str, Interval]
+    group_gap: float | None = None
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,9 @@ class Evaluation:
         parts: Agreement of the parts with annotations; None without annotations, for models without parts, and under
             interventions, which change the selection.
         mask_of: What the mask is made of, and `mask_iou` counts: "patches" or "pixels" (squares of them).
+        pixel_iou: Intersection over union of mask and truth, pooled over all pixels; None unless the model masks its
+            input, and the truth is known.
+        stray: Share of the visible pixels that are not the object's; None like `pixel_iou`.
     """
 
     predictor: Accuracy
@@ -77,6 +82,8 @@ class Evaluation:
     intervals: dict[str, Interval] = field(default_factory=dict)
     parts: PartQuality | None = None
     mask_of: str = "patches"
+    pixel_iou: float | None = None
+    stray: float | None = None
 
 
 def evaluate(
@@ -91,6 +98,7 @@ def evaluate(
     num_resamples: int = 1000,
     seed: int = 0,
     keypoint_regression: bool = False,
+    precision: str = "32-true",
     label: str = "evaluating",
 ) -> Evaluation:
     """Classify every image of a split.
@@ -108,6 +116,7 @@ def evaluate(
         num_resamples: Resamples of the bootstrap intervals; 0 for none.
         seed: Seed of the resamples.
         keypoint_regression: Predict keypoints from parts, with a regression fitted to the split "train".
+        precision: As `TrainConfig.precision`; 32 bits where the device has no use for fewer.
         label: Text of the progress bar.
 
     Returns:
@@ -118,7 +127,7 @@ def evaluate(
     """
     settings: dict[str, Any] = {"true_masks": true_masks, "batch_size": batch_size, "workers": workers}
     settings |= {"num_resamples": num_resamples, "seed": seed, "label": label}
-    settings["keypoint_regression"] = keypoint_regression
+    settings |= {"keypoint_regression": keypoint_regression, "precision": precision}
     return evaluate_variants(model, benchmark, split, {"": interventions}, **settings)[""]
 
 
@@ -183,7 +192,7 @@ def _add_keypoint_regression(
             f"Keypoint regression needs keypoints and a model with parts, without interventions; {benchmark.name} or "
             f"{type(model).__name__} has none, or there are interventions: leave it out."
         )
-    speed = {name: settings[name] for name in ("batch_size", "workers") if name in settings}
+    speed = {name: settings[name] for name in ("batch_size", "workers", "precision") if name in settings}
     (fit_rows,) = collect(model, benchmark, fit, [()], label=f"parts of {fit!r}", **speed)
     return [with_regression(rows, fit_rows) if "parts.keypoints" in rows else rows for rows in rows_of_each]
 
@@ -209,6 +218,8 @@ def summarize(rows: Rows, benchmark: Benchmark, split: str, num_resamples: int =
     resampled = stacked(chunks) if chunks else {}
     accuracies = {name: _as_accuracy(values, resampled, name, rows, benchmark) for name in classifiers}
     masks_known = has_mask and bool(rows["known"].any())
+    of_mask = [name for name in ("mask_iou", "pixel_iou", "stray", "visible_fraction") if name in values]
+    intervals_of = of_mask if masks_known else [name for name in of_mask if name == "visible_fraction"]
     return Evaluation(
         predictor=accuracies["predictor"],
         selector=accuracies.get("selector"),
@@ -218,8 +229,10 @@ def summarize(rows: Rows, benchmark: Benchmark, split: str, num_resamples: int =
         count=count,
         extra={"intervals": f"bootstrap, {num_resamples} resamples, {LEVEL:.0%}, seed {seed}"} if chunks else {},
         weighted_by=weighted_by,
-        intervals=_intervals(resampled, "", ("mask_iou", "visible_fraction")[not masks_known :] if has_mask else ()),
+        intervals=_intervals(resampled, "", intervals_of),
         parts=part_quality(rows, values, resampled),
+        pixel_iou=float(values["pixel_iou"]) if masks_known and masks_input else None,
+        stray=float(values["stray"]) if masks_known and masks_input else None,
     )
 
 
@@ -274,7 +287,17 @@ def _mask(rows: Rows, weights: Float[Tensor, "R N"]) -> dict[str, Tensor]:
     intersection, union = (weights @ rows[name].double() for name in ("intersection", "union"))
     # Two empty masks agree.
     iou = torch.where(union > 0, intersection / union.clamp_min(1), 1.0)
-    return {"mask_iou": iou} | ({"visible_fraction": mean(rows["visible"], weights)} if "visible" in rows else {})
+    figures = {"mask_iou": iou}
+    if "visible" in rows:
+        shown, inside, both = (weights @ rows[f"pixels.{name}"].double() for name in ("shown", "object", "both"))
+        either = shown + inside - both
+        figures |= {
+            "pixel_iou": torch.where(either > 0, both / either.clamp_min(1), 1.0),
+            # Without a visible pixel, none is stray.
+            "stray": (shown - both) / shown.clamp_min(1),
+            "visible_fraction": mean(rows["visible"], weights),
+        }
+    return figures
 
 
 def _as_accuracy(
@@ -307,7 +330,17 @@ def _as_accuracy(
         intervals=_intervals(
             resampled, f"{classifier}.", ("average", "worst_group", "macro", "weighted_average", "top5", "auroc")
         ),
+        group_gap=_group_gap(rows, values[f"{classifier}.groups"]),
     )
+
+
+def _group_gap(rows: Rows, accuracies: Float[Tensor, " G"]) -> float | None:
+    """The largest difference between two groups of one class; None if there are none, or groups are not of a class."""
+    pairs = torch.stack([rows["group"], rows["label"]], dim=1).unique(dim=0)
+    if len(pairs) > len(pairs[:, 0].unique()):
+        return None
+    of_class = [accuracies[pairs[pairs[:, 1] == label, 0]] for label in pairs[:, 1].unique()]
+    return max((float(one.max() - one.min()) for one in of_class if len(one) > 1), default=None)
 
 
 def _intervals(resampled: Mapping[str, Tensor], prefix: str, names: Sequence[str]) -> dict[str, Interval]:

@@ -19,7 +19,8 @@ from ifam.errors import IfamError
 from ifam.evaluation.part_quality import Annotations, annotations, part_rows
 from ifam.models.base import Classifier, device_of, evaluating
 from ifam.models.interventions import Intervention, UseMask
-from ifam.models.masking import patch_mask
+from ifam.models.masking import enlarge, patch_mask
+from ifam.models.precision import computed_in
 from ifam.progress import ProgressBar
 from ifam.types import Batch, Output
 
@@ -37,6 +38,7 @@ def collect(
     true_masks: bool = False,
     batch_size: int = 64,
     workers: int = 0,
+    precision: str = "32-true",
     label: str = "evaluating",
 ) -> list[Rows]:
     """Run a model on every image of a split, once with each list of interventions.
@@ -49,6 +51,7 @@ def collect(
         true_masks: Show the predictor the patches of the true mask instead of the selector's, before interventions.
         batch_size: Images at a time.
         workers: Processes that load images.
+        precision: As `TrainConfig.precision`; 32 bits where the device has no use for fewer.
         label: Text of the progress bar.
 
     Returns:
@@ -79,7 +82,8 @@ def collect(
                     f"{benchmark.name} has no mask for image {int(index[~known][0])} of its split {split!r}; "
                     f"provide one for each image, or use a selector's mask."
                 )
-            outputs = _outputs(model, batch, variants, true_masks)
+            with computed_in(precision, device):
+                outputs = list(_outputs(model, batch, variants, true_masks))
             for rows, out, changes in zip(batches, outputs, variants, strict=True):
                 rows.append({"index": index, **_rows(benchmark, batch, known, out, model.masks_input)})
                 if out.selection is not None and not (true_masks or changes):
@@ -148,13 +152,22 @@ def _rows(benchmark: Benchmark, batch: Batch, known: Tensor, out: Output, masks_
         "intersection": (out.mask & truth).flatten(1).sum(dim=1) * known,
         "union": (out.mask | truth).flatten(1).sum(dim=1) * known,
     }
+    if masks_input:
+        assert batch.masks is not None
+        shown = enlarge(out.mask, (batch.masks.shape[1], batch.masks.shape[2]))
+        rows |= {
+            "pixels.shown": shown.flatten(1).sum(dim=1) * known,
+            "pixels.object": batch.masks.flatten(1).sum(dim=1) * known,
+            "pixels.both": (shown & batch.masks).flatten(1).sum(dim=1) * known,
+        }
     return {name: value.cpu() for name, value in rows.items()}
 
 
 def _correctness(benchmark: Benchmark, batch: Batch, logits: Tensor, classifier: str) -> Rows:
-    """Whether one classifier is right, by top 1 and top 5, and its score for the AUROC."""
+    """Answers of one classifier, whether they are right by top 1 and top 5, and its score for the AUROC."""
     logits = logits.float()
-    rows = {f"{classifier}.right": benchmark.answers(logits) == batch.labels}
+    answers = benchmark.answers(logits)
+    rows = {f"{classifier}.answer": answers, f"{classifier}.right": answers == batch.labels}
     competing = len(benchmark.logit_classes or benchmark.class_names)
     # Answers mapped from finer classes have no top 5.
     if competing >= 6 and logits.shape[1] == len(benchmark.class_names):

@@ -23,10 +23,12 @@ from ifam.distributed import rank_and_world_size
 from ifam.errors import IfamError
 from ifam.evaluation.accuracy import Evaluation, evaluate, hidden_influence
 from ifam.evaluation.comparisons import ComparisonResult, MethodInfo, Run, summarize
+from ifam.evaluation.flips import flip_rate, has_swaps
 from ifam.experiments.pictures import draw_pictures, with_files
 from ifam.experiments.runs import Runs
 from ifam.io import check_absent, ensure_writable, write_json
-from ifam.models.base import Classifier
+from ifam.models.base import Classifier, device_of
+from ifam.models.precision import is_half
 from ifam.models.registry import METHODS, build
 from ifam.models.token_cache import TOKENS, reused_tokens
 from ifam.provenance import provenance
@@ -39,6 +41,8 @@ RETRAINED = "+dfr"
 # The split that the last layer is retrained on.
 FITTED = "val"
 RUNS, TABLE = "runs.jsonl", "compare.json"
+# In the name of a folder, for the seed.
+SEED = "{seed}"
 
 # Completes settings of model, training and losses; `given` are the names of those that were set.
 Complete = Callable[..., tuple[ModelConfig, TrainConfig, LossConfig]]
@@ -85,7 +89,7 @@ class Comparison:
         rows: The methods; differences are taken to the first.
         seeds: Seeds of weights and training, and of data that depend on a seed.
         benchmark: Name of the data set.
-        root: Folder of its files.
+        root: Folder of its files; `{seed}` in it stands for the seed, so that each has images of its own.
         data: Its settings; a `seed` among them applies to all runs.
         split: Split to evaluate on; by default "test", or "val" if there is no test split.
         num_resamples: Resamples of the bootstrap intervals of each run.
@@ -108,16 +112,20 @@ class Comparison:
         known = fields(config_type(self.benchmark))
         return {**({"seed": seed} if "seed" in {field.name for field in known} else {}), **self.data}
 
+    def folder(self, seed: int) -> Path | None:
+        """The folder of the data of one seed."""
+        return None if self.root is None else Path(str(self.root).replace(SEED, str(seed)))
+
     def images(self, seed: int) -> Benchmark:
         """The data of one seed."""
-        return load_benchmark(self.benchmark, self.root, self.options(seed))
+        return load_benchmark(self.benchmark, self.folder(seed), self.options(seed))
 
     def digests(self) -> dict[int, str]:
         """Digest of the images of each seed, to detect changed files."""
         cache: dict[str, str] = {}
         digests = {}
         for seed in self.seeds:
-            options = json.dumps(self.options(seed), default=str)
+            options = json.dumps([self.options(seed), self.folder(seed)], default=str)
             if options not in cache:
                 cache[options] = fingerprint(self.images(seed))
             digests[seed] = cache[options]
@@ -354,21 +362,30 @@ def _train_and_evaluate(
             retraining = last_layer.retrain(model, images, split=FITTED, seed=seed, label=label)
             seconds, extra = seconds + retraining.seconds, {"retraining": asdict(retraining)}
         split, label = comparison.eval_split(images), f"evaluating {row.name}, seed {seed}"
-        with reused_tokens(model, out / TOKENS, len(images.split(split))):
-            evaluation = evaluate(model, images, split, num_resamples=comparison.num_resamples, label=label)
+        swaps = has_swaps(images, split)
+        count, precision = len(images.split(split)) * (2 if swaps else 1), row.train.precision
+        with reused_tokens(model, out / TOKENS, count, is_half(precision, device_of(model))):
+            settings: dict[str, Any] = {"num_resamples": comparison.num_resamples, "precision": precision}
+            evaluation = evaluate(model, images, split, **settings, label=label)
+            flips = {}
+            if swaps:
+                label = f"swapping backgrounds for {row.name}, seed {seed}"
+                flips["flips"] = flip_rate(model, images, split, precision=precision, label=label)
         if models is not None and rank_and_world_size()[0] == 0:
-            root = None if comparison.root is None else str(comparison.root.absolute())
+            folder = comparison.folder(seed)
+            root = None if folder is None else str(folder.absolute())
             training_data = {
                 "benchmark": comparison.benchmark,
                 "root": root,
                 "data": comparison.options(seed),
                 "seed": seed,
+                "precision": precision,
                 **training_list(images),
             }
             hub.save(
                 model, models / _folder(row, seed), {**training_data, "best_epoch": training["best_epoch"], **extra}
             )
-        figures = {**_figures(evaluation), "seconds": seconds}
+        figures = {**_figures(evaluation), **flips, "seconds": seconds}
         if model.masks_input:
             figures["hidden_influence"] = hidden_influence(model, images.split(split))
         pictures = []
@@ -421,7 +438,10 @@ def _figures(evaluation: Evaluation) -> dict[str, float]:
         "worst_group": answer.worst_group,
         "average": answer.average,
         "macro": answer.macro,
+        "group_gap": answer.group_gap,
         "mask_iou": evaluation.mask_iou,
+        "pixel_iou": evaluation.pixel_iou,
+        "stray": evaluation.stray,
         "visible_fraction": evaluation.visible_fraction,
         "selector_worst_group": selector.worst_group if selector else None,
         "selector_average": selector.average if selector else None,

@@ -116,6 +116,20 @@ class AttentivePool(nn.Module):
         return pooled[:, 0]
 
 
+def given_masks(model: Classifier, masks: Bool[Tensor, "B S1 S2"] | None) -> Bool[Tensor, "B S1 S2"]:
+    """The true masks of a batch, for a model that needs them.
+
+    Raises:
+        IfamError: There are none.
+    """
+    if masks is None:
+        raise IfamError(
+            f"{model.method} needs the true mask of each image, but got none, or not for every image of the batch; "
+            f"give them, as in `model(images, masks=masks)`."
+        )
+    return masks
+
+
 class GivenMask(OneStage):
     """The oracle: the predictor alone, given the patches of the data set's true masks, in training and evaluation.
 
@@ -150,11 +164,7 @@ class GivenMask(OneStage):
             IfamError: There is no mask, or there are interventions.
         """
         self.check_interventions(interventions)
-        if masks is None:
-            raise IfamError(
-                "given_mask needs the true mask of each image, but got none, or not for every image of the batch; give "
-                "them, as in `model(images, masks=masks)`."
-            )
+        masks = given_masks(self, masks)
         mask = patch_mask(masks, self.mask_grid) if masks.shape[1:] == images.shape[2:] else masks
         return Output(self.predictor(images, mask))
 

@@ -10,6 +10,7 @@ from ifam.models.base import Classifier
 from ifam.models.baselines import GivenMask, LateMask, PlainViT, PlainViTAttentive, PlainViTMean, SelectorAlone
 from ifam.models.crops import FrozenCrops, TrainedCrops
 from ifam.models.ifam import IFAM
+from ifam.models.segment_first import BoxCrop, ForegroundBackground, GrayBackground
 from ifam.models.soft_mask import SoftMaskIFAM
 from ifam.saved_models import RENAMED_METHODS
 
@@ -41,6 +42,12 @@ METHODS: dict[str, Method] = {
     "late_mask": Method("the predictor sees the whole image, its final tokens are masked", LateMask),
     "soft_mask": Method("probabilities instead of the mask: every patch is seen to some degree", SoftMaskIFAM),
     "given_mask": Method("the predictor sees the patches of the data set's true masks (the oracle)", GivenMask),
+    "box_crop": Method("a plain ViT that sees the box around the data set's masks", BoxCrop),
+    "gray_background": Method("a plain ViT that sees the data set's masks, and gray around them", GrayBackground),
+    "foreground_background": Method(
+        "a plain ViT that sees the data set's masks and what is around them apart, and classifies both",
+        ForegroundBackground,
+    ),
     "frozen_predictor": Method("the predictor's pretrained transformer is frozen", IFAM, {"predictor_tuning": "none"}),
     "group_dro": Method("a plain ViT trained for its worst group (GroupDRO)", PlainViT, {"group_dro": 0.01}),
     "trained_crops": Method(

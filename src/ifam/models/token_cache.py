@@ -242,18 +242,19 @@ def cached_tokens(selector: nn.Module | None, place: Place | None, half: bool = 
 
 
 @contextmanager
-def reused_tokens(model: nn.Module, folder: Path, images: int) -> Iterator[TokenCache | None]:
+def reused_tokens(model: nn.Module, folder: Path, images: int, half: bool = False) -> Iterator[TokenCache | None]:
     """`cached_tokens` for a model whose selector was frozen in a run beside `folder`; else tokens are not kept.
 
     Args:
         model: A model of any method.
         folder: Folder of the tokens.
         images: Images that will be processed.
+        half: Whether the selector runs within autocast.
     """
     selector: Any = getattr(model, "selector", None)
     used = isinstance(getattr(selector, "backbone", None), Backbone) and folder.is_dir()
     place = Place(folder, images) if used and (folder / backbone_key(selector.backbone)).is_dir() else None
-    with cached_tokens(selector, place) as cache:
+    with cached_tokens(selector, place, half) as cache:
         yield cache
 
 

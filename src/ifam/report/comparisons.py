@@ -18,12 +18,16 @@ _FIGURES = {
     "worst_group": ("worst group %", 100, 1),
     "average": ("average %", 100, 1),
     "macro": ("mean over classes %", 100, 1),
+    "group_gap": ("gap within class", 100, 1),
+    "flips": ("flips %", 100, 1),
     "mask_iou": ("mask IoU", 1, 2),
+    "pixel_iou": ("pixel IoU", 1, 2),
+    "stray": ("stray %", 100, 1),
     "visible_fraction": ("visible %", 100, 1),
     "seconds": ("seconds", 1, 1),
 }
 _SELECTOR = {"selector_worst_group": "worst_group", "selector_average": "average"}
-_COMPARED = ("worst_group", "average", "macro", "mask_iou")
+_COMPARED = ("worst_group", "average", "macro", "group_gap", "flips", "mask_iou")
 _WORST, _AVERAGE = "#0b5a78", "#a8481f"
 
 

@@ -164,7 +164,7 @@ class Training(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         """Update the validation metrics with a batch."""
-        out = self.model.predict_batch(batch)
+        out = self._answers(batch)
         logits = out.logits
         self.accuracy.update(logits.float(), batch.labels, batch.groups_or_classes)
         size = len(batch.images)
@@ -176,6 +176,15 @@ class Training(L.LightningModule):
             if batch.masks is not None:
                 truth = patch_mask(batch.masks, (out.mask.shape[1], out.mask.shape[2]))
                 self.mask_iou.update(out.mask, truth)
+
+    def _answers(self, batch: Batch) -> Output:
+        """The output for a validation batch; while the selector is trained alone, its own."""
+        model = self.model
+        if not isinstance(model, IFAM) or self.current_epoch >= self.selector_epochs:
+            return model.predict_batch(batch)
+        selection = model.select(batch.images)
+        mask = model.mask(selection, batch.images)
+        return Output(None, selection.selector_logits, mask.visible, mask.gate, selection)
 
     def on_validation_epoch_end(self) -> None:
         """Log accuracy, worst group, loss and mask IoU, and whether this epoch is the best so far."""

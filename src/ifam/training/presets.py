@@ -19,6 +19,7 @@ from ifam.errors import IfamError
 from ifam.io import check_absent, write_text
 from ifam.models import registry
 from ifam.models.base import Classifier
+from ifam.models.precision import has_bfloat16
 from ifam.training.losses import fitting_total_variation
 
 Preset = Literal["auto", "laptop", "paper"]
@@ -148,13 +149,6 @@ def _laptop_size(model: ModelConfig) -> int:
         described.append(Backbone(model.predictor_backbone, pretrained=False, **kwargs))
     patch = math.lcm(*(one.patch_size[0] for one in described))
     return max(1, round(LAPTOP_PIXELS / patch)) * patch
-
-
-def has_bfloat16(accelerator: str | None = None) -> bool:
-    """Whether the accelerator (Lightning's name; the best one where None) computes bfloat16 faster than float32."""
-    if accelerator != "cpu" and torch.cuda.is_available():
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def describe(preset: str, reason: str, model: ModelConfig, train: TrainConfig) -> str:
