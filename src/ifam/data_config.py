@@ -187,7 +187,19 @@ class CutConfig(FilesConfig):
 
 
 @dataclass(frozen=True)
-class FolderConfig(CutConfig):
+class ListedConfig(CutConfig):
+    """Settings of data sets whose images are listed in a file.
+
+    Attributes:
+        allow_outside: Read listed files outside of the root, where `..`, an absolute path or a link leads to them. Not
+            taken from a model's settings.
+    """
+
+    allow_outside: bool = False
+
+
+@dataclass(frozen=True)
+class FolderConfig(ListedConfig):
     """Settings of a folder of images.
 
     Attributes:
@@ -247,20 +259,20 @@ class CutoutsConfig:
         check_ranges(vars(self), ranges)
 
 
-class CubConfig(CutConfig):
+class CubConfig(ListedConfig):
     """Settings of CUB."""
 
     benchmark = "cub"
 
 
-class NabirdsConfig(CutConfig):
+class NabirdsConfig(ListedConfig):
     """Settings of NABirds."""
 
     benchmark = "nabirds"
 
 
 @dataclass(frozen=True)
-class WaterbirdsConfig(CutConfig):
+class WaterbirdsConfig(ListedConfig):
     """Settings of Waterbirds.
 
     Attributes:
@@ -348,7 +360,7 @@ class Imagenet9Config(FilesConfig):
 
 
 @dataclass(frozen=True)
-class PartImagenetConfig(CutConfig):
+class PartImagenetConfig(ListedConfig):
     """Settings of PartImageNet.
 
     Attributes:
@@ -368,7 +380,7 @@ class Flowers102Config(FilesConfig):
 
 
 @dataclass(frozen=True)
-class TurtlesConfig(CutConfig):
+class TurtlesConfig(ListedConfig):
     """Settings of SeaTurtleID2022.
 
     Attributes:

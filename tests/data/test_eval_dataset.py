@@ -81,6 +81,23 @@ def test_a_subset_of_the_classes_keeps_their_numbers(extra, tmp_path):
         measured(extra, tree(tmp_path / "others", emu=1))
 
 
+def test_permission_to_leave_the_root_is_not_taken_from_a_model(photos, tmp_path):
+    """The model may be a stranger's; who evaluates it says so again."""
+    rows = [f"{path},{path.parent.name}" for path in sorted(photos.glob("*/*.png"))]
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "images.csv").write_text("\n".join(["path,label", *rows]))
+    data = {"csv": "images.csv", "allow_outside": True}
+    listed = training_list(load_benchmark("folder", tmp_path / "root", data))
+    extra = {"benchmark": "folder", "root": str(tmp_path / "root"), "data": data, **listed}
+    with pytest.raises(IfamError, match=r"outside of .*root .*line 2\).*--data\.allow_outside true"):
+        measured(extra)
+    assert len(measured(extra, allow_outside=True)[0]) == 6
+    other = tree(tmp_path / "other", cat=2, dog=2)
+    (other / "images.csv").write_text("\n".join(["path,label", *rows[:4], *rows[-4:]]))
+    with pytest.raises(IfamError, match=r"outside of .*other .*line 2\)"):
+        measured(extra, other)
+
+
 def test_a_list_is_taken_whole_too(extra, tmp_path):
     tree(tmp_path / "others", cat=2, owl=2)
     rows = [f"others/{name}/{number}.png,{name}" for name in ("cat", "owl") for number in range(2)]

@@ -46,7 +46,7 @@ def load_eval_dataset(
     """
     name, options = eval_options(extra, benchmark, data)
     same_benchmark = name == extra.get("benchmark")
-    trained = dict(extra.get("data") or {}) if same_benchmark else {}
+    trained = _trained_options(extra) if same_benchmark else {}
     source = remembered_root(extra, benchmark, root)
     if name != "folder":
         return name, load_benchmark(name, source, options), options
@@ -64,7 +64,8 @@ def load_eval_dataset(
         if "train" in moved.splits:
             # The same images in another folder.
             return name, moved, options
-    return name, _note_trained_images(images, split or images.default_eval_split, extra), unsplit
+    outside = bool(options.get("allow_outside"))
+    return name, _note_trained_images(images, split or images.default_eval_split, extra, outside), unsplit
 
 
 def eval_options(
@@ -81,10 +82,15 @@ def eval_options(
         IfamError: There is no such data set, or it has no such settings.
     """
     name = benchmark or str(extra.get("benchmark", "pondbirds"))
-    trained = extra.get("data") or {} if name == extra.get("benchmark") else {}
+    trained = _trained_options(extra) if name == extra.get("benchmark") else {}
     options = {**trained, **(data or {})}
     data_config(name, options)
     return name, options
+
+
+def _trained_options(extra: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of the training's data, without the permission to leave the root: the model may be a stranger's."""
+    return {name: value for name, value in (extra.get("data") or {}).items() if name != "allow_outside"}
 
 
 def default_split(images: Benchmark, usual: str) -> str:
@@ -131,14 +137,15 @@ def _warn_if_changed(images: Benchmark, extra: Mapping[str, Any]) -> None:
         )
 
 
-def _note_trained_images(images: Benchmark, split: str, extra: Mapping[str, Any]) -> Benchmark:
+def _note_trained_images(images: Benchmark, split: str, extra: Mapping[str, Any], outside: bool) -> Benchmark:
     """The images, with a note and a warning of how many of a split the model was trained on."""
     root = extra.get("root")
     if extra.get("benchmark") != "folder" or not root or split not in images.splits:
         return images
     try:
         with _no_logs():
-            trained: Any = load_benchmark("folder", root, {**(extra.get("data") or {}), "check": False})
+            options = {**_trained_options(extra), "check": False, "allow_outside": outside}
+            trained: Any = load_benchmark("folder", root, options)
             trained = trained.split("train")
     except IfamError:
         logger.warning(

@@ -11,7 +11,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +23,7 @@ from ifam._typing import Bool, Tensor
 from ifam.data.base import Benchmark
 from ifam.data.images import UNREADABLE, load_image, upright_size, why_unreadable
 from ifam.data.masks import is_ambiguous, load_mask, mask_size, mask_turn
-from ifam.data_config import CutConfig, FilesConfig
+from ifam.data_config import CutConfig, FilesConfig, ListedConfig
 from ifam.errors import IfamError
 from ifam.pulse import reported
 
@@ -142,6 +142,40 @@ def _sizes_differ(record: Record, mask: tuple[int, int], image: tuple[int, int])
 # ------------------------------------------------------------------------------------------------- checks
 
 
+def require_inside(roots: Sequence[Path], records: Iterable[Record], config: ListedConfig) -> None:
+    """Refuse listed files outside of some folders, to which `..`, an absolute path or a link leads.
+
+    A list may come from somebody else, and results, which are shared, contain pictures of what it names.
+
+    Args:
+        roots: The folders; the first is named in the message.
+        records: Images and their masks.
+        config: Allows such files, or not.
+
+    Raises:
+        IfamError: There is such a file, and the settings do not allow it.
+    """
+    if config.allow_outside:
+        return
+    homes = tuple(os.path.join(os.path.realpath(root), "") for root in roots)
+
+    @cache
+    def is_inside(folder: str) -> bool:
+        return os.path.join(os.path.realpath(folder), "").startswith(homes)
+
+    for record in records:
+        for kind, path in (("image", record.path), ("mask", record.mask)):
+            if path is None:
+                continue
+            # Folders are resolved once each; `realpath` takes a system call for each part of a path.
+            if not is_inside(os.path.dirname(path)) or (os.path.islink(path) and not is_inside(os.path.realpath(path))):
+                line = f" ({record.line})" if record.line else ""
+                raise IfamError(
+                    f"The {kind} {path} is outside of {roots[0]}{line}; move it there, or, if you trust the list, "
+                    f"allow files elsewhere with --data.allow_outside true."
+                )
+
+
 def validated(records: Iterable[Record], config: FilesConfig, reader: Reader = IMAGES) -> list[Record]:
     """The records with readable image files; others raise an error, or are left out with a warning."""
     if not (config.check or config.skip_bad):
@@ -255,6 +289,7 @@ def assemble(
     splits: Mapping[str, Sequence[Record]],
     config: FilesConfig,
     *,
+    roots: Sequence[Path] = (),
     reader: Reader = IMAGES,
     files: Callable[[Sequence[Record], Reader], ImageFiles] = ImageFiles,
     group_key: Callable[[Record], Hashable] | None = None,
@@ -266,14 +301,18 @@ def assemble(
         benchmark: All but the splits; a validation split is added to its note.
         splits: Records by split.
         config: A `CutConfig` where a missing "val" is to be split from "train".
+        roots: Folders that listed files must be in, unless a `ListedConfig` allows others; none for files that were
+            found, not listed.
         reader: Reads the files.
         files: Builds examples from records.
         group_key: See `split_validation`.
         every_class: Refuse training images that lack a class.
 
     Raises:
-        IfamError: A file is missing or damaged, a split is empty, or a class has too few images.
+        IfamError: A file is missing, damaged or outside of the root, a split is empty, or a class has too few images.
     """
+    if roots and isinstance(config, ListedConfig):
+        require_inside(roots, (record for records in splits.values() for record in records), config)
     if reader is IMAGES and config.white:
         reader = IMAGES._replace(load=partial(load_image, white=config.white))
     valid = {name: validated(records, config, reader) for name, records in splits.items()}

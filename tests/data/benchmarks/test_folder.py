@@ -745,8 +745,53 @@ def test_paths_may_be_absolute_and_the_list_elsewhere(tmp_path):
     lines = [f"{draw(tmp_path / 'far' / f'{i}.png')},{'ab'[i % 2]}" for i in range(4)]
     (tmp_path / "list.csv").write_text("path,label\n" + "\n".join(lines))
     (tmp_path / "here").mkdir()
-    data = load(tmp_path / "here", csv=str(tmp_path / "list.csv"))
+    data = load(tmp_path / "here", csv=str(tmp_path / "list.csv"), allow_outside=True)
     assert len(data.split("train")) == len(data.split("val")) == 2
+    # The list may be anywhere, as long as what it names is below the root.
+    assert len(load(tmp_path / "far", csv=str(tmp_path / "list.csv")).split("val")) == 2
+
+
+OUTSIDE = {
+    "..": lambda root, secret: f"../{secret.name}",
+    ".. on the way": lambda root, secret: f"in/../../{secret.name}",
+    "absolute": lambda root, secret: str(secret),
+    "a variable": lambda root, secret: "$OUTSIDE/secret.png",
+    "a link": lambda root, secret: (root / "link.png").symlink_to(secret) or "link.png",
+    "a linked folder": lambda root, secret: (root / "far").symlink_to(secret.parent) or f"far/{secret.name}",
+    # The root's name is the beginning of the other's.
+    "a sibling": lambda root, secret: f"../{root.name}-2/secret.png",
+}
+
+
+@pytest.mark.parametrize("column", ["path", "mask", "swapped", "third"])
+@pytest.mark.parametrize("how", OUTSIDE)
+def test_a_listed_file_outside_of_the_root_is_named_with_its_line(tmp_path, monkeypatch, how, column):
+    """A list may come from somebody else, and pages of results, which are shared, show what it names."""
+    root, secret = tmp_path / "root", draw(tmp_path / "secret.png")
+    draw(tmp_path / "root-2" / "secret.png")
+    monkeypatch.setenv("OUTSIDE", str(tmp_path))
+    (root / "in").mkdir(parents=True)
+    rows = [{"path": draw(root / f"{i}.png").name, "label": "ab"[i % 2]} for i in range(4)]
+    rows[2][column] = OUTSIDE[how](root, secret)
+    columns = ("path", "label", "mask", "swapped", "third")
+    lines = [",".join(row.get(name, "") for name in columns) for row in rows]
+    (root / "images.csv").write_text("\n".join([",".join(columns), *lines]))
+    kind = "mask" if column == "mask" else "image"
+    words = rf"The {kind} \S+ is outside of {root} \(\S+images\.csv, line 4\); .*--data\.allow_outside true\.$"
+    with pytest.raises(IfamError, match=words):
+        load(root)
+    assert len(load(root, allow_outside=True).split("val")) == 2
+
+
+def test_a_root_that_is_a_link_and_links_inside_of_it_are_inside(tmp_path):
+    for i in range(4):
+        draw(tmp_path / "real" / "in" / f"{i}.png")
+    (tmp_path / "real" / "linked").symlink_to("in")
+    (tmp_path / "real" / "in" / "one.png").symlink_to("0.png")
+    (tmp_path / "root").symlink_to("real")
+    lines = ["linked/1.png,a", f"{tmp_path}/real/in/2.png,b", f"{tmp_path}/root/in/../in/3.png,a", "in/one.png,b"]
+    (tmp_path / "root" / "images.csv").write_text("path,label\n" + "\n".join(lines))
+    assert len(load(tmp_path / "root").split("train")) == 2
 
 
 def test_a_list_without_training_images_can_be_tested_on(listed):

@@ -73,6 +73,15 @@ def test_cub_names_the_line_that_is_wrong(load, tmp_path, file, line, words):
         load("cub")
 
 
+@pytest.mark.parametrize("name", ["cub", "nabirds", "waterbirds", "turtles", "part_imagenet"])
+def test_a_listed_image_that_is_a_link_out_of_the_root_is_refused(load, tmp_path, tmp_path_factory, name):
+    path = load(name).split("test").paths[0]
+    path.symlink_to(path.rename(tmp_path_factory.mktemp("elsewhere") / path.name))
+    with pytest.raises(IfamError, match=rf"The image {path} is outside of \S+ .*--data\.allow_outside true"):
+        load(name)
+    assert path in load(name, allow_outside=True).split("test").paths
+
+
 def test_nabirds_closes_the_gaps_between_its_labels(load):
     nabirds = load("nabirds")
     # Two categories of one name stay two classes.

@@ -75,7 +75,7 @@ def load_cub(root: Path | None, config: CubConfig) -> Benchmark:
     birds = read_birds(root, root / "images")
     classes = birds.class_names
     empty = Benchmark("cub", {}, classes, classes, keypoint_names=birds.keypoint_names)
-    return assemble(empty, birds.splits, config, files=BirdFiles)
+    return assemble(empty, birds.splits, config, roots=[root], files=BirdFiles)
 
 
 def read_birds(root: Path, images: Path) -> Birds:

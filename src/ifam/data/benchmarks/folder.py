@@ -11,12 +11,13 @@ A CSV file has a header and a row for each image. Two columns are needed, the ot
 
 Where no file is named, `images.csv` in the root is taken if its header has the columns of path and label.
 
-Paths are absolute or relative to the root. A group is what the worst group is taken over; without the column, the
-classes are. Splits have the same names as folders; without the column, or without a row of val, validation images are
-split from the training images. A mask is an image of the same size, below half of its range outside of the object; a
-cell may be empty. The columns `swapped` and `third`, which `ifam prepare cutouts` writes, name pictures of the same
-object in the same position on another class's background and on a third one. Classes are in the order of their names,
-whole numbers in the order of their values.
+Paths are relative to the root, or absolute. A file outside of the root, to which `..`, an absolute path or a link
+leads, needs `allow_outside`, since a list may come from somebody else. A group is what the worst group is taken over;
+without the column, the classes are. Splits have the same names as folders; without the column, or without a row of val,
+validation images are split from the training images. A mask is an image of the same size, below half of its range
+outside of the object; a cell may be empty. The columns `swapped` and `third`, which `ifam prepare cutouts` writes, name
+pictures of the same object in the same position on another class's background and on a third one. Classes are in the
+order of their names, whole numbers in the order of their values.
 """
 
 import logging
@@ -31,7 +32,7 @@ from pathlib import Path
 from ifam.data.base import Benchmark, ImageDataset
 from ifam.data.duplicates import copies_of_images, refuse_repeated_files, warn_of_copies
 from ifam.data.files import Listing, list_images, ordered
-from ifam.data.records import ImageFiles, Record, assemble, validated
+from ifam.data.records import ImageFiles, Record, assemble, require_inside, validated
 from ifam.data.source_files import read_csv
 from ifam.data.splits import (
     ALL,
@@ -218,6 +219,8 @@ def _load_csv(root: Path, path: Path, config: FolderConfig) -> Benchmark:
             f"{stray[0].line} has the class {names[stray[0].label]}, which no training image has; add one or remove "
             f"the line."
         )
+    for records in (*splits.values(), *(other.values() for other in others.values())):
+        require_inside([root], records, config)
     note = "validation images as listed" if "val" in splits else ""
     listed = {name: splits[name] for name in ("train", "val", "test", ALL) if name in splits}
     benchmark = _assemble(Benchmark("folder", {}, names, tuple(groups or names), note), listed, config, config)

@@ -33,4 +33,4 @@ def load_nabirds(root: Path | None, config: NabirdsConfig) -> Benchmark:
     birds = read_birds(root, root / "images")
     classes = birds.class_names
     empty = Benchmark("nabirds", {}, classes, classes, keypoint_names=birds.keypoint_names)
-    return assemble(empty, birds.splits, config, files=BirdFiles)
+    return assemble(empty, birds.splits, config, roots=[root], files=BirdFiles)

@@ -76,7 +76,7 @@ def load_part_imagenet(root: Path | None, config: PartImagenetConfig) -> Benchma
     classes = tuple(lemmas.get(wnid, wnid) for wnid in wnids)
     note = "validation images as published" if "val" in splits else ""
     empty = Benchmark("part_imagenet", {}, classes, classes, note, part_names=tuple(parts))
-    return assemble(empty, splits, config, files=PartFiles)
+    return assemble(empty, splits, config, roots=[root], files=PartFiles)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -52,4 +52,5 @@ def load_turtles(root: Path | None, config: TurtlesConfig) -> Benchmark:
     if unknown:
         notes.append(f"{len(unknown)} test images show turtles that are not in training")
     classes = tuple(numbers)
-    return assemble(Benchmark("turtles", {}, classes, classes, "; ".join(notes)), splits, config, every_class=False)
+    empty = Benchmark("turtles", {}, classes, classes, "; ".join(notes))
+    return assemble(empty, splits, config, roots=[root], every_class=False)

@@ -56,7 +56,7 @@ def load_waterbirds(root: Path | None, config: WaterbirdsConfig) -> Benchmark:
     if config.labels == "species":
         return _by_species(images, splits, config)
     published = Benchmark("waterbirds", {}, CLASSES, GROUPS, "validation images as published")
-    return assemble(published, splits, config, files=BirdFiles)
+    return assemble(published, splits, config, roots=[images, masks or images], files=BirdFiles)
 
 
 def _by_species(images: Path, splits: dict[str, list[Record]], config: WaterbirdsConfig) -> Benchmark:
@@ -75,4 +75,4 @@ def _by_species(images: Path, splits: dict[str, list[Record]], config: Waterbird
         return BirdFiles([replace(record, group=groups[record.path]) for record in records], reader)
 
     # Groups are added after the validation split, so that it is the same as for CUB.
-    return assemble(empty, birds.splits, config, files=grouped)
+    return assemble(empty, birds.splits, config, roots=[cub, images], files=grouped)
