@@ -48,6 +48,8 @@ def shown() -> Iterator[None]:
     try:
         with open(os.devnull, "w", encoding="utf-8") as devnull, warnings.catch_warnings():
             warnings.showwarning = _log_warning
+            # Pillow's, for photographs of 90 megapixels and more; `ifam.data.images.MAX_PIXELS` is the limit here.
+            warnings.filterwarnings("ignore", r"Image size \(\d+ pixels\) exceeds limit")
             if not first_process():
                 sys.stdout = devnull
             yield

@@ -1,7 +1,9 @@
 """Images of every kind: what is white, and which way up."""
 
 import contextlib
+import io
 import struct
+import tracemalloc
 import warnings
 import zlib
 
@@ -11,8 +13,11 @@ import tifffile
 from PIL import Image, TiffImagePlugin
 
 from ifam.data import images, load_benchmark
-from ifam.data.images import load_image
+from ifam.data.images import MAX_PIXELS, load_image, load_rgba
+from ifam.data.masks import load_mask, mask_size
+from ifam.data.records import image_size
 from ifam.errors import IfamError
+from ifam.logs import shown
 
 # Every twelve-bit value that is a multiple of 273, from 0 to 4095.
 TWELVE = np.arange(16, dtype=np.uint16).reshape(4, 4) * 273
@@ -218,3 +223,110 @@ def test_a_damaged_file_is_an_image_or_a_sentence(tmp_path, ending):
             (tmp_path / f"b.{ending}").write_bytes(damaged[: chance.integers(1, len(damaged) + 1)].tobytes())
             with contextlib.suppress(IfamError):
                 assert load_image(tmp_path / f"b.{ending}").mode == "RGB"
+
+
+# --- sizes that would fill the memory ------------------------------------------------------------------------
+
+# Where each format states width and height, after a picture of 8 x 8 pixels was written: (marker, offset, layout).
+STATED = {
+    "png": (b"IHDR", 4, ">II"),
+    "jpg": (b"\xff\xc0", 5, ">HH"),
+    "bmp": (b"BM", 18, "<ii"),
+    "gif": (b"GIF", 6, "<HH"),
+    "webp": (b"VP8 ", 14, "<HH"),
+    "ppm": (b"8 8", 0, None),
+    "tif": (b"\x00\x01\x04\x00\x01\x00\x00\x00", 8, None),
+}
+
+
+def write_bomb(path, side=60_000):
+    """A picture of a few hundred bytes that says it has far more pixels."""
+    kind = path.suffix[1:]
+    marker, offset, layout = STATED[kind]
+    if kind == "tif":
+        tifffile.imwrite(path, np.zeros((8, 8, 3), np.uint8), photometric="rgb")
+        with tifffile.TiffFile(path, mode="r+b") as file:
+            for tag in ("ImageWidth", "ImageLength"):
+                file.pages[0].tags[tag].overwrite(side)
+        return path
+    written = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(written, {"jpg": "jpeg"}.get(kind, kind))
+    content = bytearray(written.getvalue())
+    at = content.index(marker) + offset
+    if layout is None:
+        content[at : at + len(marker)] = b"%d %d" % (side, side)
+    else:
+        side = min(side, 16_383) if kind == "webp" else side
+        struct.pack_into(layout, content, at, side, side)
+    if kind == "png":
+        struct.pack_into(">I", content, 29, zlib.crc32(content[12:29]))
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("lifted", [False, True])
+@pytest.mark.parametrize("read", [load_image, load_rgba, load_mask])
+@pytest.mark.parametrize("kind", STATED)
+def test_a_small_file_that_states_a_huge_picture_is_refused(tmp_path, monkeypatch, kind, read, lifted):
+    """By its header; also where another library has lifted Pillow's own limit."""
+    if lifted:
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    path = write_bomb(tmp_path / f"bomb.{kind}")
+    assert path.stat().st_size < 2000
+    tracemalloc.start()
+    words = rf"^{path} is not a readable \w+ \(it has .*more than 178,956,970.*\); remove"
+    with pytest.raises(IfamError, match=words) as said:
+        read(path)
+    assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    tracemalloc.stop()
+    assert "\n" not in str(said.value)
+
+
+@pytest.mark.parametrize("measure", [image_size, mask_size])
+def test_headers_are_not_trusted_either(tmp_path, measure):
+    with pytest.raises(ValueError, match="178,956,970"):
+        measure(write_bomb(tmp_path / "bomb.png"))
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_an_array_that_states_a_huge_mask_is_refused(tmp_path, whole):
+    """Cut off, or with holes that take no room on the disk."""
+    path = tmp_path / "m.npy"
+    np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(20_000, 10_000))
+    if not whole:
+        path.write_bytes(path.read_bytes()[:1000])
+    tracemalloc.start()
+    with pytest.raises(IfamError, match=rf"not a readable mask \(.*{'178,956,970' if whole else ''}"):
+        load_mask(path)
+    assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    tracemalloc.stop()
+
+
+def test_a_listed_bomb_is_left_out_or_named(tmp_path, caplog):
+    for i in range(4):
+        (tmp_path / "ab"[i % 2]).mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8), (i, 0, 0)).save(tmp_path / "ab"[i % 2] / f"{i}.png")
+    write_bomb(tmp_path / "a" / "bomb.png")
+    with pytest.raises(IfamError, match=r"bomb\.png is not a readable image .*178,956,970"):
+        load_benchmark("folder", tmp_path)
+    data = load_benchmark("folder", tmp_path, {"skip_bad": True})
+    assert sum(map(len, data.splits.values())) == 4
+    assert "bomb.png" in caplog.text
+
+
+@pytest.mark.slow
+def test_a_photograph_of_a_hundred_megapixels_is_read_in_silence(tmp_path, caplog):
+    Image.new("1", (10_000, 10_000), 1).save(tmp_path / "large.png")
+    assert MAX_PIXELS > 10_000**2
+    with shown():
+        assert load_image(tmp_path / "large.png").size == (10_000, 10_000)
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_deep_values_do_not_take_many_times_their_memory(tmp_path, channels):
+    write_deep_png(tmp_path / "deep.png", np.zeros((1000, 4000, channels), np.uint16))
+    tracemalloc.start()
+    load_image(tmp_path / "deep.png")
+    assert tracemalloc.get_traced_memory()[1] < 4e6 * channels * 8 + 1e8
+    tracemalloc.stop()

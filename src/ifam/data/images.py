@@ -5,7 +5,7 @@ import warnings
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, ImageOps
@@ -19,6 +19,9 @@ with suppress(ImportError):
     import_module("pillow_heif").register_heif_opener()
     READS_HEIF = True
 
+# Images with more pixels are not decoded; those of 8 bits would take more than 2 GB, deeper ones up to 5. It is the
+# limit of Pillow, which programs can lift.
+MAX_PIXELS = 178_956_970
 # Pillow, and numpy for masks, can raise anything on a damaged file.
 UNREADABLE = (Exception,)
 # Possible white values where a file does not state one: floats up to 1, and 8, 10, 12, 14 or 16 bits.
@@ -27,9 +30,40 @@ _WHITES = (1, 255, 1023, 4095, 16383, 65535)
 _SCALED = ("PPM", "JPEG2000")
 # Pillow's letters for big and little endian and the machine's own order.
 _OTHER_ORDER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
+# Pixels of more than 8 bits that are scaled at a time.
+_BLOCK = 1 << 20
 _BITS_PER_SAMPLE, _PLANAR, _MAX_SAMPLE, _SMAX_SAMPLE = 258, 284, 281, 341
 # White values guessed in this process, each with the first file that it was guessed for.
 _GUESSES: dict[int, Path] = {}
+
+
+def open_image(source: Path | BinaryIO) -> Image.Image:
+    """Open an image as `Image.open`, without decoding it, unless it is too large to be decoded.
+
+    Raises:
+        ValueError: It states more than `MAX_PIXELS`, which a file of a few kilobytes can do.
+        OSError: It is not an image.
+    """
+    try:
+        image = Image.open(source)
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"it has more than {MAX_PIXELS:,} pixels; save it smaller") from error
+    try:
+        check_pixels(*image.size)
+    except ValueError:
+        image.close()
+        raise
+    return image
+
+
+def check_pixels(width: int, height: int) -> None:
+    """Refuse the size of an image or mask that would fill the memory.
+
+    Raises:
+        ValueError: It has more than `MAX_PIXELS`.
+    """
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"it has {width:,} x {height:,} pixels, more than {MAX_PIXELS:,}; save it smaller")
 
 
 def load_image(path: str | Path, white: int = 0) -> Image.Image:
@@ -50,7 +84,8 @@ def load_image(path: str | Path, white: int = 0) -> Image.Image:
         An RGB image.
 
     Raises:
-        IfamError: The file is not an image, is damaged, or the range of its values is unknown.
+        IfamError: The file is not an image, is damaged, has more than `MAX_PIXELS`, or the range of its values is
+            unknown.
     """
     image = _upright(Path(path), white)
     if image.mode == "RGB":
@@ -68,7 +103,8 @@ def load_rgba(path: str | Path) -> Image.Image:
         An RGBA image, or an RGB image where the file has no transparency.
 
     Raises:
-        IfamError: The file is not an image, is damaged, or the range of its values is unknown.
+        IfamError: The file is not an image, is damaged, has more than `MAX_PIXELS`, or the range of its values is
+            unknown.
     """
     return _upright(Path(path), 0)
 
@@ -76,7 +112,7 @@ def load_rgba(path: str | Path) -> Image.Image:
 def _upright(path: Path, white: int) -> Image.Image:
     """The image with its EXIF orientation applied, as RGBA where it has transparency and as RGB elsewhere."""
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             upright = ImageOps.exif_transpose(_eight_bits(image, path, white))
             if upright.has_transparency_data:
                 return upright.convert("RGBA")
@@ -111,20 +147,21 @@ def _eight_bits(image: Image.Image, path: Path, white: int) -> Image.Image:
     values = _deep_values(image)
     if values is None:
         return image
-    finite = values[np.isfinite(values)]
+    flat = values.reshape(-1, values.shape[2] if values.ndim == 3 else 1)
+    colors, alpha = (flat[:, :-1], flat[:, -1:]) if flat.shape[1] in (2, 4) else (flat, flat[:, :0])
+    finite = colors[np.isfinite(colors)] if colors.dtype.kind == "f" else colors
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
-    colors = values
-    if values.ndim == 3 and values.shape[2] in (2, 4):
-        colors, alpha = values[..., :-1], values[..., -1:]
-        low, high = float(colors.min()), float(colors.max())
     top = white or _stated_white(image) or _guessed_white(image, path, low, high)
     bottom = -top if low < 0 else 0
-    scaled = (np.nan_to_num(colors, posinf=top, neginf=bottom) - bottom) / (top - bottom)
-    if colors is not values:
-        scaled = np.concatenate([scaled, alpha / (top if alpha.max() <= top else 65535)], axis=2)
-    pixels = (scaled * 255).round().clip(0, 255).astype(np.uint8)
+    opaque = top if alpha.max(initial=0) <= top else 65535
+    pixels = np.empty(flat.shape, np.uint8)
+    # In blocks, since floats of the whole image would take many times its memory.
+    for block in (slice(start, start + _BLOCK) for start in range(0, len(flat), _BLOCK)):
+        scaled = (np.nan_to_num(colors[block].astype(np.float64), posinf=top, neginf=bottom) - bottom) / (top - bottom)
+        scaled = np.concatenate([scaled, alpha[block] / opaque], axis=1)
+        pixels[block] = (scaled * 255).round().clip(0, 255)
     # Pillow has no three-dimensional image of a single channel, and reads two as gray and alpha.
-    reduced = Image.fromarray(pixels)
+    reduced = Image.fromarray(pixels.reshape(values.shape))
     reduced.getexif().update(image.getexif())
     return reduced
 
@@ -132,7 +169,7 @@ def _eight_bits(image: Image.Image, path: Path, white: int) -> Image.Image:
 def _deep_values(image: Image.Image) -> np.ndarray | None:
     """Values [H, W] or [H, W, C] of an image with more than 8 bits per channel, not yet loaded; None for others."""
     if image.mode[0] in "IF":
-        return np.asarray(image, dtype=np.float64)
+        return np.asarray(image)
     bits = _tags(image, _BITS_PER_SAMPLE)
     if len(bits) > 1 and max(bits) > 8 and _tags(image, _PLANAR) == (2,):
         raise ValueError("its 16-bit channels are stored one after another; save it as a 16-bit PNG")
@@ -142,10 +179,13 @@ def _deep_values(image: Image.Image) -> np.ndarray | None:
     # Of several channels Pillow keeps the upper 8 bits, where 12-bit values have almost nothing. The lower ones are the
     # upper ones in the other byte order.
     if raw_modes <= {f"{mode};16{order}" for mode in ("RGB", "RGBA") for order in _OTHER_ORDER}:
-        with Image.open(getattr(image, "filename", "")) as again:
+        with open_image(Path(getattr(image, "filename", ""))) as again:
             _tiles(again)[:] = [_in_other_order(tile) for tile in _tiles(again)]
-            lower = np.asarray(again, dtype=np.float64)
-        return np.asarray(image, dtype=np.float64) * 256 + lower
+            lower = np.asarray(again)
+        deep = np.asarray(image).astype(np.uint16)
+        deep <<= 8
+        deep |= lower
+        return deep
     if np.asarray(image).max() < 16:
         raise ValueError("its 16-bit values use the lowest 12 bits only; save it in RGB, or with 8 bits")
     return None

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from ifam._typing import Bool, Tensor
-from ifam.data.images import UNREADABLE, content_of, orientation, upright_size, why_unreadable
+from ifam.data.images import UNREADABLE, check_pixels, content_of, open_image, orientation, upright_size, why_unreadable
 from ifam.errors import IfamError
 
 # Compression artifacts around edges make these formats unsuitable for object indices.
@@ -54,9 +54,10 @@ def load_mask(path: str | Path, image: str | Path | None = None, *, any_value: b
     path = Path(path)
     try:
         if path.suffix.lower() == ".npy":
-            mask = _of_array(np.load(path, allow_pickle=False), any_value)
+            # Mapped: memory is only taken for what the file holds, whatever its header says.
+            mask = _of_array(np.load(path, mmap_mode="r", allow_pickle=False), any_value)
         else:
-            with Image.open(path) as opened:
+            with open_image(path) as opened:
                 opened.load()
                 mask = _turned(_of_image(opened, any_value), orientation(opened) or 1)
         return torch.from_numpy(np.ascontiguousarray(mask if image is None else turn_with(mask, path, Path(image))))
@@ -75,7 +76,7 @@ def mask_size(path: Path) -> tuple[int, int]:
         shape = np.load(path, mmap_mode="r", allow_pickle=False).shape
         height, width = _plane(shape)
         return width, height
-    with Image.open(path) as image:
+    with open_image(path) as image:
         size = upright_size(image)
         image.verify()
         return size
@@ -90,7 +91,7 @@ def mask_turn(mask: Path, size: tuple[int, int], image: Path) -> int:
         image: The file of the image.
     """
     try:
-        with Image.open(image) as opened:
+        with open_image(image) as opened:
             turn, stored = orientation(opened) or 1, opened.size
     except UNREADABLE:
         return 1  # Pillow does not support DICOM, and a damaged image is reported where it is read
@@ -112,7 +113,7 @@ def is_ambiguous(size: tuple[int, int], turn: int) -> bool:
 def _states_orientation(path: Path) -> bool:
     if path.suffix.lower() == ".npy":
         return False
-    with Image.open(path) as opened:
+    with open_image(path) as opened:
         return orientation(opened) is not None
 
 
@@ -126,6 +127,7 @@ def _plane(shape: tuple[int, ...]) -> tuple[int, int]:
         shape = shape[1:]
     if len(shape) not in (2, 3) or (len(shape) == 3 and shape[2] > 4) or 0 in shape:
         raise ValueError(f"its shape is {shape}, but [H, W] is expected")
+    check_pixels(shape[1], shape[0])
     return shape[0], shape[1]
 
 

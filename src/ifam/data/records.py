@@ -21,7 +21,7 @@ from PIL import Image
 
 from ifam._typing import Bool, Tensor
 from ifam.data.base import Benchmark
-from ifam.data.images import UNREADABLE, load_image, upright_size, why_unreadable
+from ifam.data.images import UNREADABLE, load_image, open_image, upright_size, why_unreadable
 from ifam.data.masks import is_ambiguous, load_mask, mask_size, mask_turn
 from ifam.data_config import CutConfig, FilesConfig, ListedConfig
 from ifam.errors import IfamError
@@ -54,7 +54,7 @@ class Record:
 
 def image_size(path: Path) -> tuple[int, int]:
     """Width and height of an image as a viewer would display it, from its header, which is also checked."""
-    with Image.open(path) as image:
+    with open_image(path) as image:
         size = upright_size(image)
         image.verify()
         return size

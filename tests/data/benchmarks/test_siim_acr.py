@@ -4,6 +4,7 @@ import ast
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 import torch
 
@@ -102,6 +103,18 @@ def test_values_are_brought_to_eight_bits(tmp_path, pixels, settings, expected):
     for channel in range(3):
         assert np.array_equal(np.asarray(image)[..., channel], expected)
     assert dicom_size(path) == (WIDTH, HEIGHT)
+
+
+def test_a_file_that_states_a_huge_picture_is_refused(tmp_path):
+    """Before it is decoded: compressed pixels take next to nothing in the file."""
+    path = draw_dicom(tmp_path / "1.2.3.dcm", RAMP * 6, jpeg=True)
+    file = pydicom.dcmread(path)
+    file.Rows = file.Columns = 60_000
+    file.save_as(path)
+    with pytest.raises(IfamError, match=r"not a readable DICOM .*60,000 x 60,000 pixels, more than 178,956,970"):
+        load_dicom(path)
+    with pytest.raises(ValueError, match="178,956,970"):
+        dicom_size(path)
 
 
 def test_compressed_files_are_read(tmp_path):

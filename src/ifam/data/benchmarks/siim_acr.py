@@ -31,6 +31,7 @@ from PIL import Image
 
 from ifam.data.base import Benchmark
 from ifam.data.files import image_files
+from ifam.data.images import check_pixels
 from ifam.data.records import Reader, Record, assemble
 from ifam.data.source_files import find_root
 from ifam.data_config import SiimAcrConfig
@@ -96,6 +97,7 @@ def load_dicom(path: Path) -> Image.Image:
     """
     try:
         file = require_pydicom().dcmread(path)
+        check_pixels(int(file.Columns), int(file.Rows) * int(file.get("NumberOfFrames") or 1))
         pixels = np.asarray(file.pixel_array, dtype=np.float64)
         if pixels.ndim != 2:
             raise ValueError(f"one gray picture is expected, not {pixels.shape}")
@@ -116,7 +118,9 @@ def dicom_size(path: Path) -> tuple[int, int]:
     """Width and height of an X-ray, from its header."""
     try:
         header = require_pydicom().dcmread(path, stop_before_pixels=True)
-        return int(header.Columns), int(header.Rows)
+        width, height = int(header.Columns), int(header.Rows)
+        check_pixels(width, height)
+        return width, height
     except IfamError:
         raise
     except Exception as error:  # see `load_dicom`
