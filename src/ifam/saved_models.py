@@ -21,6 +21,8 @@ from ifam.version import __version__
 _SUFFIXES = {".pt", ".pth", ".ckpt", ".bin", ".safetensors"}
 # Former names of methods in saved models, and their present names.
 RENAMED_METHODS = {"attention_crops": "trained_crops"}
+# Pixels of the largest input that a saved model may ask for.
+_LARGEST_SIDE = 16_384
 # Types of what is saved of the training.
 _EXTRA: dict[str, tuple[type, ...]] = {"benchmark": (str,), "root": (str, type(None)), "data": (dict,)}
 
@@ -166,6 +168,10 @@ def _is_valid(name: str, value: Any) -> bool:
     """Whether a value is valid, as far as the type of its default does not tell."""
     if name == "mask_resolution":
         return value == "patch" or (type(value) is int and value > 0)
+    if name in ("image_size", "selector_image_size") and value is not None:
+        sides = value if isinstance(value, tuple) else (value,)
+        # Rotary positions are computed for as many patches, whatever the weights.
+        return all(type(side) is int and 0 < side <= _LARGEST_SIDE for side in sides)
     if name == "class_names":
         return all(isinstance(one, str) for one in value)
     if name in ("mean", "std") and value is not None:

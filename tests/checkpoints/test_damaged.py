@@ -2,6 +2,7 @@
 
 import io
 import json
+import zipfile
 from dataclasses import replace
 
 import pytest
@@ -28,6 +29,35 @@ def test_what_stands_in_the_place_of_a_file_is_named(tmp_path, read, content, wo
     (tmp_path / "file.xyz").write_bytes(content)
     with pytest.raises(IfamError, match=rf"file\.xyz .*{words}"):
         read(tmp_path / "file.xyz")
+
+
+def test_a_compressed_checkpoint_is_refused_before_it_fills_the_memory(tmp_path):
+    """A kilobyte may hold a megabyte of zeros; torch would read it."""
+    torch.save({"model_state": {"a": torch.zeros(300_000)}}, tmp_path / "large.pt")
+    assert set(read_pickle(tmp_path / "large.pt")) == {"model_state"}
+    with (
+        zipfile.ZipFile(tmp_path / "large.pt") as large,
+        zipfile.ZipFile(tmp_path / "small.pt", "w", zipfile.ZIP_DEFLATED) as small,
+    ):
+        for record in large.infolist():
+            small.writestr(record.filename, large.read(record))
+    assert (tmp_path / "small.pt").stat().st_size < 10_000
+    with pytest.raises(IfamError, match=r"small\.pt is not a valid checkpoint \(its content is compressed"):
+        read_pickle(tmp_path / "small.pt")
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b'{"a":{"dtype":"F32","shape":[1000000,1000000],"data_offsets":[0,4000000000000]}}',
+        b'{"a":{"dtype":"F32","shape":[1000000,1000000],"data_offsets":[0,4]}}',
+    ],
+)
+def test_safetensors_that_state_more_than_they_hold_are_refused(tmp_path, header):
+    for length in (len(header), 1 << 60):
+        (tmp_path / "model.safetensors").write_bytes(length.to_bytes(8, "little") + header + bytes(4))
+        with pytest.raises(IfamError, match=r"model\.safetensors is not a valid safetensors file"):
+            read_safetensors(tmp_path / "model.safetensors")
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ from ifam.checkpoints.authors import to_official
 from ifam.errors import IfamError
 from ifam.models.ifam import IFAM
 
+TINY_VIT = {"depth": 2, "embed_dim": 48, "num_heads": 3}  # of `tiny_model`
 SHA = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -287,6 +288,51 @@ def test_a_configuration_that_fits_no_model_or_not_the_weights(saved, changes, m
     rewrite(saved, **changes)
     with pytest.raises(IfamError, match=message):
         hub.load(saved)
+
+
+STRANGE = {
+    "a model of the hub": {"backbone": "hf-hub:owner/model"},
+    "an id of the hub": {"backbone": "owner/model"},
+    "a tag that is a place": {"backbone": "vit_tiny_patch16_224.hf-hub:owner/model"},
+    "a folder": {"backbone": "dinov2"},
+    "a folder by timm's prefix": {"predictor_backbone": "local-dir:dinov2"},
+    "a checkpoint": {"backbone_kwargs": {**TINY_VIT, "checkpoint_path": "evil.pt"}},
+    "a checkpoint of the predictor": {"predictor_kwargs": {**TINY_VIT, "checkpoint_path": "evil.pt"}},
+    "a cache": {"backbone_kwargs": {**TINY_VIT, "cache_dir": "cache"}},
+    "weights": {"backbone_kwargs": {**TINY_VIT, "pretrained_cfg_overlay": {"file": "evil.pt"}}},
+    "weights of the hub": {"backbone_kwargs": {**TINY_VIT, "pretrained_cfg": {"hf_hub_id": "owner/model"}}},
+    "a wrapper": {"backbone_kwargs": {**TINY_VIT, "features_only": True}},
+    "an object": {"backbone_kwargs": {**TINY_VIT, "block_fn": {"class_path": "os.system", "init_args": {}}}},
+    "a function": {"backbone_kwargs": {**TINY_VIT, "block_fn": "os.system"}},
+    "a size that fills the memory": {"image_size": 10**9},
+}
+
+
+@pytest.mark.parametrize("what", STRANGE)
+def test_settings_of_a_stranger_name_nothing_that_is_opened_downloaded_or_called(saved, stub, monkeypatch, what):
+    (saved.parent / "dinov2").mkdir()
+    (saved.parent / "dinov2" / "config.json").write_text('{"model_type": "dinov2"}')
+    monkeypatch.chdir(saved.parent)
+    rewrite(saved, **STRANGE[what])
+    # A word in the place of a class cannot be called; the rest is refused before anything is built.
+    words = rf"^({saved / 'config.json'} (cannot be used: There is|gives the|does not)|timm cannot build the).*[.]$"
+    with pytest.raises(IfamError, match=words):
+        hub.load(saved)
+    assert stub.asked == []
+
+
+def test_where_weights_came_from_is_not_saved_with_the_model(make_model, tmp_path):
+    """Loading would read them again, or fail where they are gone."""
+    source = make_model()
+    torch.save(source.selector.backbone.vit.state_dict(), tmp_path / "weights.pt")
+    overlay = {"mean": [0.1, 0.2, 0.3], "file": str(tmp_path / "weights.pt")}
+    kwargs = {"checkpoint_path": str(tmp_path / "weights.pt"), "pretrained_cfg_overlay": overlay}
+    model = make_model(backbone_kwargs=kwargs)
+    model.save_pretrained(tmp_path / "model")
+    (tmp_path / "weights.pt").unlink()
+    loaded = hub.load(tmp_path / "model")
+    assert loaded.config.backbone_kwargs == {**TINY_VIT, "pretrained_cfg_overlay": {"mean": [0.1, 0.2, 0.3]}}
+    assert loaded.normalization == model.normalization
 
 
 def test_missing_and_surplus_weights_are_counted_and_the_first_named(saved):

@@ -269,6 +269,21 @@ def test_what_is_no_result_is_refused(tmp_path, content, says):
         write_report([path], tmp_path / "report.html")
 
 
+@pytest.mark.parametrize("how", ["..", "absolute", "link"])
+def test_a_page_shows_no_picture_from_outside_of_the_results(tmp_path, how):
+    """Results may be a stranger's, and the page is shared."""
+    file, _ = write(tmp_path / "results")
+    picture = next((tmp_path / "results").glob("audit_pictures/*seen*"))
+    secret = picture.rename(tmp_path / "secret.webp")
+    name = {"..": "../secret.webp", "absolute": str(secret)}.get(how)
+    if name is None:
+        picture.symlink_to(secret)
+    else:
+        file.write_text(file.read_text().replace(f"audit_pictures/{picture.name}", name))
+    with pytest.raises(IfamError, match=rf"The picture \S+ is outside of {tmp_path / 'results'}, the folder"):
+        write_report([file], tmp_path / "page.html")
+
+
 def test_lost_pictures_and_bad_folders_are_said(tmp_path):
     json_file, _ = write(tmp_path)
     next(tmp_path.glob("audit_pictures/*seen*")).unlink()

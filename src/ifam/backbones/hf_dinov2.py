@@ -15,7 +15,14 @@ import torch
 from ifam._typing import Tensor
 from ifam.backbones.architecture import Vit, check_tensors, mlp_ratio, name_architecture
 from ifam.backbones.timm_compat import Vit as TimmVit
-from ifam.backbones.vit import Size, WeightsUnavailable, create_vit, is_known_backbone, load_weights
+from ifam.backbones.vit import (
+    Size,
+    WeightsUnavailable,
+    create_vit,
+    is_known_backbone,
+    load_weights,
+    without_weight_sources,
+)
 from ifam.config import ModelConfig
 from ifam.errors import IfamError
 from ifam.model_files import CONFIG, WEIGHTS, download, read_json, read_safetensors
@@ -129,7 +136,21 @@ def find_hf_dinov2(source: str) -> Dinov2 | None:
 
 
 def resolve(config: ModelConfig) -> ModelConfig:
-    """The same settings with timm's names in the place of folders, so that a saved model is rebuilt from them alone."""
+    """The settings from which a saved model is rebuilt, with its own weights.
+
+    Folders are replaced by timm's names, and arguments that say where weights are read from are left out.
+    """
+    config = _resolve_folders(config)
+    given = config.predictor_kwargs
+    return replace(
+        config,
+        backbone_kwargs=without_weight_sources(config.backbone_kwargs),
+        predictor_kwargs=None if given is None else without_weight_sources(given),
+    )
+
+
+def _resolve_folders(config: ModelConfig) -> ModelConfig:
+    """The same settings with timm's names in the place of folders."""
     first, second = (
         find_hf_dinov2(config.backbone),
         config.predictor_backbone and find_hf_dinov2(config.predictor_backbone),

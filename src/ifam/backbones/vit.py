@@ -2,8 +2,9 @@
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers.patch_embed import PatchEmbed, resample_patch_embed
 from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models import is_model_in_modules
+from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 
 from ifam._typing import Tensor
@@ -44,6 +46,11 @@ TINY_ARCH: dict[str, Any] = {
     "num_classes": 0,
 }
 
+# Arguments of `timm.create_model` that say where weights are, and entries of its `pretrained_cfg` that do.
+_WEIGHT_ARGUMENTS = {"checkpoint_path", "cache_dir"}
+_PRETRAINED_CONFIGS = {"pretrained_cfg", "pretrained_cfg_overlay"}
+_WEIGHT_ENTRIES = {"url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source", "custom_load"}
+
 # timm's modules that define these families.
 _FAMILIES = ["vision_transformer", "deit", "eva"]
 
@@ -53,8 +60,53 @@ class WeightsUnavailable(IfamError):
 
 
 def is_known_backbone(name: str) -> bool:
-    """Whether timm or this package has a backbone of this name."""
-    return name == TINY or bool(timm.is_model(name))
+    """Whether timm or this package has a backbone of this name, which is neither a path nor a place on the hub."""
+    return name == TINY or (re.fullmatch(r"[\w.-]+", name) is not None and bool(timm.is_model(name)))
+
+
+def without_weight_sources(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of `timm.create_model` without those that say where weights are read from."""
+    kept = {name: value for name, value in kwargs.items() if name not in _WEIGHT_ARGUMENTS}
+    for name in _PRETRAINED_CONFIGS & kept.keys():
+        if isinstance(kept[name], Mapping):
+            kept[name] = {key: value for key, value in kept[name].items() if key not in _WEIGHT_ENTRIES}
+    return kept
+
+
+def check_saved_backbone(name: str, kwargs: Mapping[str, Any], where: Path) -> None:
+    """Refuse what a model's settings, which may be a stranger's, may not name.
+
+    That is anything but a backbone of timm or of this package, and plain values for the arguments of its constructor:
+    no file, no place on the hub, nothing that timm would open, download or call.
+
+    Args:
+        name: The backbone.
+        kwargs: Its arguments.
+        where: The file with the settings.
+
+    Raises:
+        IfamError: They name something else.
+    """
+    if not is_known_backbone(name):
+        raise IfamError(f"{where} cannot be used: {_unknown(name)}")
+    known = {*signature(VisionTransformer).parameters, *signature(Eva).parameters, *_PRETRAINED_CONFIGS}
+    given = dict(kwargs)
+    for one in _PRETRAINED_CONFIGS & kwargs.keys():
+        if isinstance(kwargs[one], Mapping):
+            given |= {f"{one}.{key}": value for key, value in given.pop(one).items()}
+            known |= {f"{one}.{key}" for key in kwargs[one] if key not in _WEIGHT_ENTRIES}
+    wrong = [key for key, value in given.items() if key not in known or not _is_plain(value)]
+    if wrong:
+        raise IfamError(
+            f"{where} gives the backbone {wrong[0]} = {given[wrong[0]]!r}, but only numbers and words for the "
+            f"constructor of a vision transformer are accepted from a file; remove it."
+        )
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is a number, a text, true, false, null, or a list of these."""
+    values = value if isinstance(value, list) else [value]
+    return all(one is None or isinstance(one, bool | int | float | str) for one in values)
 
 
 def create_vit(name: str, image_size: Size | None, pretrained: bool, kwargs: dict[str, Any]) -> Vit:
@@ -76,11 +128,7 @@ def create_vit(name: str, image_size: Size | None, pretrained: bool, kwargs: dic
                 f"(mask_part_dropout, drop_path_rate and proj_drop_rate work)."
             )
     if not is_known_backbone(name):
-        near = difflib.get_close_matches(name, [TINY, *timm.list_models(["vit*", "eva*", "deit*"])], n=3)
-        raise IfamError(
-            f"There is no backbone {name!r}; choose a vision transformer of timm "
-            f"(`timm.list_models('vit*')`) or {TINY!r}{', for example ' + ', '.join(near) if near else ''}."
-        )
+        raise IfamError(_unknown(name))
     patch = kwargs.get("patch_size") or (TINY_ARCH["patch_size"] if name == TINY else _patch_size(name))
     size = to_pair(kwargs.get("img_size") if image_size is None else image_size)
     if isinstance(patch, int):
@@ -103,6 +151,14 @@ def create_vit(name: str, image_size: Size | None, pretrained: bool, kwargs: dic
             load_weights(vit, load_file(path))
     keep_tokens_only(vit)
     return vit
+
+
+def _unknown(name: str) -> str:
+    near = difflib.get_close_matches(name, [TINY, *timm.list_models(["vit*", "eva*", "deit*"])], n=3)
+    return (
+        f"There is no backbone {name!r}; choose a vision transformer of timm "
+        f"(`timm.list_models('vit*')`) or {TINY!r}{', for example ' + ', '.join(near) if near else ''}."
+    )
 
 
 def load_weights(vit: Vit, weights: dict[str, Tensor]) -> None:

@@ -3,6 +3,8 @@
 import pickle
 import re
 import warnings
+import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ def read_pickle(path: Path) -> Any:
     """The content of a file of `torch.save` with tensors and plain Python values; no code in it is run."""
     if foreign := foreign_content(path):
         raise _invalid_checkpoint(path, foreign)
+    if is_compressed(path):
+        raise _invalid_checkpoint(path, "its content is compressed, which torch.save never does")
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(_numpy_scalars()):
             # torch warns of files that it did not write; those are refused below anyway.
@@ -39,6 +43,13 @@ def read_pickle(path: Path) -> Any:
     # A file of any other kind can raise anything.
     except Exception as error:
         raise _invalid_checkpoint(path, first_line(error)) from error
+
+
+def is_compressed(path: Path) -> bool:
+    """Whether a file of the layout of torch.save contains compressed records, of which a few bytes may become many."""
+    with suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+        return any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist())
+    return False
 
 
 def _invalid_checkpoint(path: Path, reason: str) -> IfamError:

@@ -4,8 +4,9 @@ import sys
 import warnings
 from contextlib import suppress
 from importlib import import_module
+from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, ImageOps
@@ -37,7 +38,7 @@ _BITS_PER_SAMPLE, _PLANAR, _MAX_SAMPLE, _SMAX_SAMPLE = 258, 284, 281, 341
 _GUESSES: dict[int, Path] = {}
 
 
-def open_image(source: Path | BinaryIO) -> Image.Image:
+def open_image(source: Path | BytesIO) -> Image.Image:
     """Open an image as `Image.open`, without decoding it, unless it is too large to be decoded.
 
     Raises:

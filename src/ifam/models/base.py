@@ -14,6 +14,7 @@ from ifam.backbones.architecture import check_tensors
 from ifam.backbones.backbone import Backbone, selector_backbone
 from ifam.backbones.hf_dinov2 import resolve
 from ifam.backbones.timm_compat import fill_buffers
+from ifam.backbones.vit import check_saved_backbone
 from ifam.config import Execution, MaskGradient, ModelConfig
 from ifam.errors import IfamError
 from ifam.model_files import CONFIG, WEIGHTS, read_safetensors
@@ -179,12 +180,17 @@ class Classifier(nn.Module):
                 f"{folder} holds a model of the method {method!r}, but one of {cls.method!r} is expected; give one "
                 f"of these (`ifam.checkpoints.hub.load` reads every method)."
             )
+        where = folder / CONFIG
+        check_saved_backbone(config.backbone, config.backbone_kwargs, where)
+        check_saved_backbone(config.predictor_backbone or config.backbone, config.predictor_kwargs or {}, where)
         try:
             # Built on the meta device: no memory is allocated before the weights are loaded.
             with torch.device("meta"):
                 model = cls(config, pretrained=False)
-        except (TypeError, AttributeError, RuntimeError, AssertionError) as error:
-            raise IfamError(f"{folder / CONFIG} does not describe a model ({error}); save the model again.") from error
+        except IfamError:
+            raise
+        except Exception as error:  # timm can raise anything for the settings of a stranger
+            raise IfamError(f"{where} does not describe a model ({error}); save the model again.") from error
         model.method = method
         weights = read_safetensors(folder / WEIGHTS)
         check_tensors({name: tuple(t.shape) for name, t in model.state_dict().items()}, weights)

@@ -9,10 +9,10 @@ from itertools import repeat
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from torchvision.transforms.v2.functional import to_pil_image
 
 from ifam.auditing.run import AuditResult, ImageRow, PictureFiles
+from ifam.data.images import open_image
 from ifam.errors import IfamError
 from ifam.evaluation.accuracy import Accuracy, Evaluation
 from ifam.evaluation.background_gap import Gap, VariantResults
@@ -322,8 +322,8 @@ def _pictures(folder: Path, comparison: ComparisonResult) -> list[PictureGroup]:
     """The pictures of a comparison, as data URIs."""
 
     def embedded(row: ComparedImage) -> ComparedImage:
-        masked = [(name, _uri(folder / parts), _uri(folder / seen)) for name, parts, seen in row.masked]
-        return replace(row, image=_uri(folder / row.image), masked=masked)
+        masked = [(name, _uri(folder, parts), _uri(folder, seen)) for name, parts, seen in row.masked]
+        return replace(row, image=_uri(folder, row.image), masked=masked)
 
     colors = part_colors(comparison.num_parts)
     return [PictureGroup(name, list(map(embedded, rows)), colors) for name, rows in image_rows(comparison).items()]
@@ -398,7 +398,7 @@ def _cases(file: Path, audit: AuditResult, key: str) -> Iterator[Case]:
             continue
         pictures = (row.pictures.input, row.pictures.parts, row.pictures.seen)
         bars = map(_bar, row.leave_one_out, part_colors(len(row.leave_one_out)), repeat(largest))
-        yield Case(row, key, row.side, tuple(_uri(file.parent / name) for name in pictures), tuple(bars))
+        yield Case(row, key, row.side, tuple(_uri(file.parent, name) for name in pictures), tuple(bars))
 
 
 def _bar(value: float, color: tuple[int, int, int], largest: float) -> Bar:
@@ -407,13 +407,16 @@ def _bar(value: float, color: tuple[int, int, int], largest: float) -> Bar:
     return Bar(f"{left:.1f}", f"{width:.1f}", f"{value:+.2f}" if value else "–", color)
 
 
-def _uri(path: Path) -> str:
-    """A picture as a data URI."""
+def _uri(folder: Path, name: str) -> str:
+    """A picture below the folder of the results as a data URI; pages are shared, and results may be a stranger's."""
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise IfamError(f"The picture {path} is outside of {folder}, the folder of the results; write them again.")
     try:
         content = path.read_bytes()
-        with Image.open(io.BytesIO(content)) as image:
+        with open_image(io.BytesIO(content)) as image:
             image.verify()
-    except (OSError, SyntaxError) as error:
+    except (OSError, SyntaxError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "it is not a readable image"
         raise IfamError(
             f"The picture {path} cannot be read ({reason}); keep {path.parent.name}/ next to the results as it was "
