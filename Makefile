@@ -1,5 +1,5 @@
 # Two commands on a fresh machine: `make demo` shows it work, `make test` checks it.
-.PHONY: demo test test-fast test-oldest test-newest check docs format setup clean
+.PHONY: demo test test-fast test-oldest test-newest check licenses wheel docs format setup clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -29,6 +29,12 @@ check: $(READY)  ## lint, formatting, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+licenses: $(READY)  ## every dependency with version and license; fails on GPL, AGPL, none, or a version known to be bad
+	$(BIN)/python -m tools.dependencies
+
+wheel: $(READY)  ## the wheel in dist/, of the same bytes whenever and wherever this commit is built
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/python -m hatchling build --target wheel
 
 # The variable silences the theme's notice about its successor.
 docs: $(VENV)/.docs  ## the documentation as a site in site/, which needs no network

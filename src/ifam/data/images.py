@@ -14,10 +14,11 @@ from PIL import ExifTags, Image, ImageCms, ImageOps
 from ifam.errors import IfamError
 from ifam.io import foreign_content
 
-# The extra `heif`: Pillow reads HEIC after this registration, which every process that reads images needs.
+# The extra `heif`: Pillow reads HEIC after this registration, which every process that reads images needs. The wheels
+# of pillow-heif, which writes HEIC too, contain x265, which is under the GPL.
 READS_HEIF = False
 with suppress(ImportError):
-    import_module("pillow_heif").register_heif_opener()
+    import_module("pi_heif").register_heif_opener()
     READS_HEIF = True
 
 # Images with more pixels are not decoded; those of 8 bits would take more than 2 GB, deeper ones up to 5. It is the
