@@ -96,6 +96,8 @@ ALONE = {
     "test_layers",
     "test_mirror",
     "test_readme",
+    "test_trust",
+    "test_wheel",
 }
 
 MODULES = sorted(

@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+# The parser imports and calls what stands under this key, in settings of any type.
+CODE = "class_path"
 _STR, _NULL = "tag:yaml.org,2002:str", "tag:yaml.org,2002:null"
 
 
@@ -52,6 +54,8 @@ def loader(read: Callable[[str], Any], known: Mapping[str, Any]) -> Callable[[st
             # A value, not settings. YAML does not support paths in another encoding than the locale's.
             return text if _has_surrogates(text) else read(text)
         node = yaml.compose(text, Loader=yaml.SafeLoader)
+        if names_code(node):
+            raise yaml.YAMLError(f"{CODE} names code, which settings do not run; remove it")
         if not isinstance(node, yaml.MappingNode):
             return read(text)
         # `data: null`, in files from before these settings were typed, means no settings.
@@ -60,6 +64,14 @@ def loader(read: Callable[[str], Any], known: Mapping[str, Any]) -> Callable[[st
         return read(yaml.serialize(node, allow_unicode=True))
 
     return load
+
+
+def names_code(node: yaml.Node | None) -> bool:
+    """Whether a key anywhere in a node contains `class_path`, whose value the parser would import and call."""
+    if isinstance(node, yaml.SequenceNode):
+        return any(map(names_code, node.value))
+    pairs = node.value if isinstance(node, yaml.MappingNode) else ()
+    return any(CODE in str(key.value) or names_code(value) for key, value in pairs)
 
 
 def _has_surrogates(text: str) -> bool:

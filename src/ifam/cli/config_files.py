@@ -10,6 +10,7 @@ import yaml
 
 from ifam.errors import IfamError, suggestion
 from ifam.io import local_path
+from ifam.yaml_text import CODE, names_code
 
 _NULL = "tag:yaml.org,2002:null"
 
@@ -64,6 +65,8 @@ def checked(words: list[str], verb: str, known: Mapping[str, Any]) -> list[str]:
         given = value if equals else next(iter(words[place + 1 : place + 2]), None)
         if option.removeprefix("--") in paths and option.startswith("--") and given is not None and not given.strip():
             raise IfamError(f"{option} is an empty path; write one, or leave the option out.")
+        if option.startswith("--") and CODE in option:
+            raise IfamError(f"{option} names code, which settings do not run; leave it out.")
         if not word.strip() and place and not words[place - 1].startswith("--"):
             raise IfamError(f"An empty path is given to `ifam {verb}`; write one, or leave it out.")
     for place, name in config_files(words):
@@ -99,6 +102,8 @@ def check(path: Path, verb: str, known: Mapping[str, Any]) -> None:
         what = "is empty" if node is None else "contains no settings"
         raise IfamError(f"The settings file {path} {what}; write lines such as `seed: 1` into it.")
     _check_keys(node, path)
+    if names_code(node):
+        raise IfamError(f"{path} has a key {CODE}, which names code; settings do not run any, so remove it.")
     for name, key, value in _pairs(node):
         if "." in name and name.partition(".")[0] in known:
             # `train.epochs: 3` is an alternative form of a nested setting, which the parser accepts.
