@@ -45,6 +45,8 @@ class ModelConfig:
             this many pixels, which divide its patches. Hidden pixels of a visible patch are then blanked before it is
             embedded (`ifam.models.pixel_mask`). Methods that do not mask their input have patches.
         edge_aware: For squares, let the outline of the mask follow edges of the image (a guided filter).
+        min_visible: Least share of the selector's patches that are assigned to parts in each image, those that are most
+            like one, so that no object is missed altogether; 0 as in the paper.
         temperature: Softmax temperature tau of the part maps.
         gumbel_noise: Gumbel(0, 1) noise on part maps and mask, in training only.
         part_dropout: Probability that a whole part is dropped from the selector's classifier, in training.
@@ -69,6 +71,7 @@ class ModelConfig:
     selector_image_size: int | tuple[int, int] | None = None
     mask_resolution: int | Literal["patch"] = "patch"
     edge_aware: bool = True
+    min_visible: float = 0.0
     temperature: float = 1.0
     gumbel_noise: bool = True
     part_dropout: float = 0.3
@@ -87,6 +90,7 @@ class ModelConfig:
         "mask_resolution": COUNT,
         "num_parts": COUNT,
         "num_classes": COUNT,
+        "min_visible": PROBABILITY,
         "temperature": POSITIVE,
         "part_dropout": PROBABILITY,
         "mask_part_dropout": PROBABILITY,

@@ -57,7 +57,8 @@ class Selection:
     """The output of the selector: the assignment of patches to parts.
 
     Attributes:
-        assignment_logits: `-||x_p - a_k||^2` up to a constant of each patch, without noise.
+        assignment_logits: `-||x_p - a_k||^2` up to a constant of each patch, without noise; the background's is lower
+            where too few patches would belong to parts (`ModelConfig.min_visible`).
         part_maps: Probability of each part at each patch; sums to 1 over parts. With Gumbel noise
             in training.
         similarity: Dot product of each patch token with each prototype.

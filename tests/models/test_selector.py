@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from ifam.models.selector import Selector, gumbel_like
+from ifam.models.interventions import DropParts
+from ifam.models.selector import Selector, gumbel_like, show_at_least
 
 
 def _by_hand(patches, prototypes, weight, bias, classifier, temperature):
@@ -115,3 +116,42 @@ def test_one_part(make_model, images):
     selection = make_model(num_parts=1).selector(images)
     assert selection.part_maps.shape == (4, 2, 4, 4)
     torch.testing.assert_close(selection.selector_logits, selection.part_scores[:, 0])
+
+
+# --- least visible patches -------------------------------------------------------------------------------
+
+
+def visible(logits):
+    return logits[:, :-1].amax(dim=1) >= logits[:, -1]
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e6])
+@pytest.mark.parametrize("share", [0.01, 0.1, 0.5, 1.0])
+def test_each_image_shows_at_least_a_share_of_its_patches(share, scale):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(20, 4, 5, 6, generator=generator) * scale
+    # From none to all patches of an image belong to parts.
+    logits[:, -1] += torch.linspace(-5, 5, 20)[:, None, None] * scale
+    changed = show_at_least(share, logits)
+    before, after = (visible(one).flatten(1) for one in (logits, changed))
+    least = math.ceil(share * 30)
+    assert torch.equal(after.sum(dim=1), before.sum(dim=1).clamp_min(least))
+    # Those that are most like a part; the parts themselves are as they were.
+    margin = (logits[:, :-1].amax(dim=1) - logits[:, -1]).flatten(1)
+    for row, shown in zip(margin, after, strict=True):
+        assert shown.all() or row[shown].min() > row[~shown].max()
+    assert torch.equal(changed[:, :-1], logits[:, :-1])
+    enough = before.sum(dim=1) >= least
+    assert torch.equal(changed[enough], logits[enough])
+
+
+def test_by_default_nothing_has_to_be_shown():
+    logits = torch.randn(2, 3, 4, 4)
+    assert show_at_least(0.0, logits) is logits
+
+
+def test_what_an_intervention_hides_stays_hidden(make_model, images):
+    model = make_model(num_parts=2, min_visible=0.5).eval()
+    with torch.inference_mode():
+        assert (model(images).visible_fraction >= 0.5).all()
+        assert model(images, [DropParts([0, 1])]).empty.all()

@@ -222,6 +222,7 @@ class PartClassifier(Classifier):
             temperature=config.temperature,
             gumbel_noise=config.gumbel_noise,
             part_dropout=config.part_dropout,
+            min_visible=config.min_visible,
         )
 
     @property

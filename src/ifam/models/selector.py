@@ -1,5 +1,7 @@
 """Stage 1: sees the whole image and assigns every patch to a part or to the background."""
 
+import math
+
 import torch
 from torch import nn
 
@@ -15,6 +17,25 @@ def gumbel_like(logits: Tensor) -> Tensor:
     return -torch.empty_like(logits).exponential_().clamp_min(torch.finfo(logits.dtype).tiny).log()
 
 
+def show_at_least(share: float, logits: Float[Tensor, "B K1 H W"]) -> Float[Tensor, "B K1 H W"]:
+    """Assignment logits with a lower background, in images where fewer patches than a share belong to parts.
+
+    The patches that are most like a part then win just so against the background; the others stay background.
+
+    Args:
+        share: Least share of the patches, up to 1.
+        logits: Logits of parts and background, which is last.
+    """
+    if share == 0:
+        return logits
+    margin = (logits[:, :-1].amax(dim=1) - logits[:, -1]).detach().flatten(1)
+    least = margin.topk(math.ceil(share * margin.shape[1]), dim=1).values[:, -1, None, None]
+    # A little more than needed, against rounding.
+    rounding = 4 * torch.finfo(logits.dtype).eps * logits.detach().abs().amax(dim=(1, 2, 3))[:, None, None]
+    lowered = logits[:, -1] + torch.where(least < 0, least - rounding, 0)
+    return torch.cat([logits[:, :-1], lowered[:, None]], dim=1)
+
+
 class Selector(nn.Module):
     """Part discovery (PDiscoFormer, arXiv 2407.04538; arXiv 2506.08915, section 3.1).
 
@@ -25,6 +46,7 @@ class Selector(nn.Module):
         temperature: Softmax temperature of the part maps.
         gumbel_noise: Sample the part maps in training.
         part_dropout: Probability that a whole part is dropped from the classifier's input, in training.
+        min_visible: Least share of the patches of an image that are assigned to parts.
 
     Attributes:
         token_cache: Keeps the patch tokens of a frozen backbone (`ifam.models.token_cache.cached_tokens`).
@@ -41,11 +63,13 @@ class Selector(nn.Module):
         temperature: float = 1.0,
         gumbel_noise: bool = True,
         part_dropout: float = 0.3,
+        min_visible: float = 0.0,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.temperature = temperature
         self.gumbel_noise = gumbel_noise
+        self.min_visible = min_visible
         width = backbone.width
         self.prototypes = nn.Parameter(torch.empty(num_parts + 1, width).uniform_(-(width**-0.5), width**-0.5))
         self.modulation = nn.LayerNorm([width, num_parts + 1])
@@ -83,6 +107,7 @@ class Selector(nn.Module):
             pooled = torch.einsum("bkp,bpd->bkd", maps.flatten(2), patches) / patches.shape[1]
             features = self.modulation(pooled.mT).mT
             scores = self.classifier(self.part_dropout(features[:, :-1]))
+            logits = show_at_least(self.min_visible, logits)
         return Selection(logits, maps, similarity, features, scores, scores.mean(dim=1))
 
     def _similarity(self, patches: Tensor) -> Tensor:
