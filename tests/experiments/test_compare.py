@@ -23,6 +23,7 @@ from ifam.serialization import to_json
 from ifam.training import presets
 from ifam.training.fit import fit, seed_everything
 from ifam.training.last_layer import retrain
+from ifam.training.module import epochs_of_method
 
 pytestmark = pytest.mark.slow
 
@@ -351,10 +352,10 @@ def parse(path):
 
 
 def test_there_are_recipes():
-    assert [path.stem for path in RECIPES] == ["demo", "digits", "pondbirds"]
+    assert [path.stem for path in RECIPES] == ["demo", "digits", "photographs", "pondbirds"]
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [path for path in RECIPES if path.stem != "photographs"], ids=lambda path: path.stem)
 def test_each_recipe_is_ready_to_train(path):
     settings = parse(path)
     header = dict(re.findall(r"^# (\w+): +(.+)$", path.read_text(), flags=re.MULTILINE))
@@ -374,7 +375,28 @@ def test_each_recipe_is_ready_to_train(path):
     assert settings.out == Path("demo" if path.stem == "demo" else f"runs/compare-{path.stem}")
 
 
+def test_the_recipe_of_photographs_is_ready_to_train(tmp_path):
+    path = next(path for path in RECIPES if path.stem == "photographs")
+    settings = parse(path)
+    assert f"# Command:   ifam compare --config recipes/compare/{path.name}" in path.read_text()
+    model = replace(settings.model, backbone="ifam_tiny")
+    # Patches of 8 pixels, 21 x 21 of them, of which squares of 2 pixels are a quarter of a side.
+    rows = read_rows(settings.methods, model, replace(settings.train, batch_size=4), settings.loss)
+    miniatures.folder(tmp_path / "photographs-95-0")
+    comparison = Comparison(rows, tuple(settings.seeds), settings.benchmark, tmp_path / settings.root)
+    masked = {"given_mask", "box_crop", "gray_background", "foreground_background"}
+    images = comparison.images(0)
+    # The miniature has neither masks nor test images.
+    simple = tuple(row for row in rows if row.method not in masked and not row.retrained)
+    check_rows(replace(comparison, rows=simple), images)
+    assert masked < {row.method for row in rows}
+    assert rows[0].method == "plain_vit"
+    epochs = {epochs_of_method(row.train, build(row.method, row.model, pretrained=False)).epochs for row in rows[:4:3]}
+    assert epochs == {4, 8}
+
+
 def test_one_recipe_has_every_method():
-    rows = read_rows(parse(RECIPES[2]).methods, ModelConfig(), TrainConfig(), LossConfig())
+    path = next(path for path in RECIPES if path.stem == "pondbirds")
+    rows = read_rows(parse(path).methods, ModelConfig(), TrainConfig(), LossConfig())
     assert {row.method for row in rows} == set(METHODS)
     assert replace(rows[0], name="") not in rows[1:]
