@@ -12,12 +12,16 @@ import time
 import pytest
 
 from ifam.cli import main as cli
-from ifam.interruption import Interrupted, handlers, interruptible
+from ifam.interruption import SIGNALS, Interrupted, deferred, handlers, interruptible, leave_stopping_to_parent
 
 QUICK = ["--model.backbone", "ifam_tiny", "--train.batch_size", "16", "--data.num_train", "64", "--data.num_val", "8"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+# Exit status by signal; SIGUSR1 is a batch system's warning that SIGTERM will come.
+STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 143}
+
+
+@pytest.mark.parametrize("number", SIGNALS)
 def test_signals_are_exceptions_inside_and_what_they_were_outside(number):
     before = handlers()
 
@@ -28,8 +32,52 @@ def test_signals_are_exceptions_inside_and_what_they_were_outside(number):
 
     with pytest.raises(Interrupted) as caught:
         wait()
-    assert caught.value.exit_status == 128 + number
+    assert caught.value.exit_status == STATUS[number]
     assert handlers() == before
+
+
+def test_a_deferred_signal_is_a_request_and_then_an_exception():
+    done = []
+
+    def work():
+        with interruptible(), deferred() as stop:
+            os.kill(os.getpid(), signal.SIGUSR1)
+            done.append(stop.number)
+
+    with pytest.raises(Interrupted) as caught:
+        work()
+    assert done == [signal.SIGUSR1]
+    assert caught.value.number == signal.SIGUSR1
+
+
+def test_a_second_signal_does_not_wait(monkeypatch):
+    monkeypatch.setattr("ifam.interruption._REPEATED", 0.0)
+
+    def work():
+        with interruptible(), deferred():
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+
+    with pytest.raises(Interrupted) as caught:
+        work()
+    assert caught.value.number == signal.SIGTERM
+
+
+def test_deferral_changes_nothing_elsewhere():
+    """Python's own handling of Ctrl-C, where no verb runs."""
+
+    def work():
+        with deferred():
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            work()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_other_threads_are_left_alone():
@@ -118,7 +166,22 @@ def test_forks_of_the_process_leave_the_end_to_it():
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning")
+def test_processes_that_load_images_outlive_a_signal_to_their_group():
+    """Their parent finishes its step, and ends them."""
+    child = os.fork()
+    if child == 0:
+        with contextlib.suppress(BaseException):
+            leave_stopping_to_parent()
+            for number in SIGNALS:
+                os.kill(os.getpid(), number)
+            # Not for good: a worker that hangs must end.
+            os._exit(7 if 0 < signal.alarm(0) <= 30 else 1)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+
+
+@pytest.mark.parametrize("number", SIGNALS)
 def test_the_sentence_and_the_status(number, capsys, monkeypatch, tmp_path):
     """The verb is replaced by one that is asked to end at once."""
 
@@ -132,7 +195,7 @@ def test_the_sentence_and_the_status(number, capsys, monkeypatch, tmp_path):
     monkeypatch.setitem(cli.VERBS, "evaluate", verb)
     with pytest.raises(SystemExit) as caught:
         cli.main(["evaluate"])
-    assert caught.value.code == 128 + number
+    assert caught.value.code == STATUS[number]
     name = signal.Signals(number).name
     assert capsys.readouterr().err == f"ifam: Stopped by {name}: nothing was written; the same command starts over.\n"
 
@@ -159,7 +222,10 @@ def ended(words, number, seen, *, group=False, times=1):
     [
         # As from a terminal, by somebody impatient.
         (signal.SIGINT, ["--train.workers", "2"], {"group": True, "times": 3}),
-        # As from a batch system that knows one process.
+        # As from a batch system, before the end and at it.
+        (signal.SIGUSR1, ["--train.workers", "1"], {"group": True}),
+        (signal.SIGTERM, ["--train.workers", "1"], {"group": True}),
+        # As from one that knows one process.
         (signal.SIGTERM, ["--train.devices", "2", "--train.accelerator", "cpu"], {}),
     ],
 )
@@ -167,9 +233,10 @@ def test_a_training_that_is_stopped_does_not_look_finished(number, options, how,
     out = tmp_path / "run"
     last = out / "checkpoints" / "last.ckpt"
     status, said = ended(["train", *QUICK, *options, "--train.epochs", 1000, "--out", out], number, last.exists, **how)
-    assert status == 128 + number
-    assert said[-1].startswith(
-        f"ifam: Stopped by {signal.Signals(number).name}: there is no model yet, and the weights"
+    assert status == STATUS[number]
+    assert said[-1] == (
+        f"ifam: Stopped by {signal.Signals(number).name}: the training is saved in {last}, and "
+        f"`ifam train --out {out} --resume` goes on."
     )
     assert sum("Stopped" in line for line in said) == 1
     assert not (out / "config.json").exists()

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as an exception, so that a run ends with one message and no partial files. Imports no torch."""
+"""Signals as an exception, so that a run ends with one message and no partial files. Imports no torch."""
 
 import os
 import signal
@@ -10,15 +10,19 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# SIGUSR1 is the warning of a batch system that a job is about to end (`sbatch --signal=USR1@90`).
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 
 # Seconds in which further signals count as the same request: `timeout` and batch systems signal a process and its
 # group.
 _REPEATED = 2.0
 
+# Seconds that a process which loads images has left after a signal to its group: its parent finishes a step.
+_GRACE = 30
+
 
 class Interrupted(BaseException):
-    """The process received SIGINT or SIGTERM.
+    """The process received SIGINT, SIGTERM or SIGUSR1.
 
     Args:
         number: Number of the signal.
@@ -30,16 +34,46 @@ class Interrupted(BaseException):
 
     @property
     def exit_status(self) -> int:
-        """Exit status of a process that was ended by the signal, as in shells: 130 or 143."""
-        return 128 + self.number
+        """Exit status, as in shells: 130 for SIGINT, and 143 for SIGTERM and the warning that it will come."""
+        return 128 + (signal.SIGINT if self.number == signal.SIGINT else signal.SIGTERM)
 
     def __str__(self) -> str:
         return signal.Signals(self.number).name
 
 
+class Stop:
+    """A request to stop at the next good moment.
+
+    Attributes:
+        number: Number of the signal; None without a request.
+    """
+
+    number: int | None = None
+
+
+# The innermost block of `deferred`.
+_deferred: list[Stop] = []
+
+
+@contextmanager
+def deferred() -> Iterator[Stop]:
+    """Keep the first signal within the block as a request, instead of raising `Interrupted`; a later one raises it.
+
+    Only within `interruptible`. A request that is left at the end of the block raises `Interrupted` there.
+    """
+    stop = Stop()
+    _deferred.append(stop)
+    try:
+        yield stop
+    finally:
+        _deferred.remove(stop)
+    if stop.number is not None:
+        raise Interrupted(stop.number)
+
+
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Raise `Interrupted` on SIGINT and SIGTERM within the block; no effect outside the main thread."""
+    """Raise `Interrupted` on SIGINT, SIGTERM and SIGUSR1 within the block; no effect outside the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -55,7 +89,9 @@ def interruptible() -> Iterator[None]:
         requests.append((number, now))
         # Other threads, such as those of loaders and loggers, would show errors because of the interruption.
         _silence_threads()
-        if not repeated:
+        if _deferred and _deferred[-1].number is None:
+            _deferred[-1].number = number
+        elif not repeated:
             raise Interrupted(number)
 
     previous = {number: signal.signal(number, interrupt) for number in SIGNALS}
@@ -81,15 +117,29 @@ def _silence_threads() -> None:
     sys.excepthook = threading.excepthook = _show_nothing
 
 
-def _in_child(number: int) -> None:
-    """Handle a signal in a fork of the process, such as a loader of images: its parent ends it after Ctrl-C."""
-    if number != signal.SIGINT:
+def _in_child(number: int, deferred: bool = False) -> None:
+    """Handle a signal in a fork of the process, such as a loader of images: its parent ends it, but for SIGTERM."""
+    if number != signal.SIGTERM:
+        return
+    if deferred or _deferred:
+        signal.alarm(_GRACE)
+    else:
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
 
 
+def leave_stopping_to_parent(worker: int = 0) -> None:
+    """Prepare a process that loads images: it goes on until its parent ends it, also where its group gets a signal.
+
+    Args:
+        worker: Number of the process, which PyTorch passes.
+    """
+    for number in SIGNALS:
+        signal.signal(number, lambda number, frame: _in_child(number, deferred=True))
+
+
 def ignore_signals() -> None:
-    """Ignore SIGINT and SIGTERM from now on, when the process ends anyway.
+    """Ignore all of these signals from now on, when the process ends anyway.
 
     This includes the end of loader processes, for which PyTorch would raise an error.
     """

@@ -19,6 +19,7 @@ from ifam.errors import IfamError
 
 # Enough to detect a full disk before the work whose result would not fit.
 _PROBE = bytes(1 << 16)
+_ELSEWHERE = "choose another place with --out"
 
 
 def local_path(path: str | Path) -> Path:
@@ -105,11 +106,13 @@ def ensure_space(folder: Path, size: int, what: str = "models and checkpoints") 
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, sync: bool = False, advice: str = _ELSEWHERE) -> Iterator[Path]:
     """A temporary path next to a file, which replaces the file when the block ends without an error.
 
     Args:
         path: The file; its parents are created. A link is followed, and a device is written to directly.
+        sync: Whether the content must be on the disk before it replaces the file, in case of a power failure.
+        advice: What to do where it cannot be written.
 
     Raises:
         IfamError: It cannot be written. An existing file is left unchanged.
@@ -118,7 +121,7 @@ def replacing(path: Path) -> Iterator[Path]:
         try:
             yield path
         except OSError as error:
-            raise _unwritable(path, error) from error
+            raise _unwritable(path, error, advice) from error
         return
     target = Path(os.path.realpath(path))
     # Pillow takes the format from the suffix.
@@ -126,12 +129,33 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
+        if sync:
+            _sync(temporary)
         temporary.replace(target)
+        if sync and os.name == "posix":
+            _sync(target.parent)
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise _unwritable(path, error, advice) from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove what processes that were killed have left half-written in a folder."""
+    for path in folder.glob(".*.tmp*"):
+        if re.search(r"\.\d+\.tmp(\.\w+)?$", path.name):
+            with suppress(OSError):
+                path.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -257,5 +281,5 @@ def _is_device(path: Path) -> bool:
     return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
 
 
-def _unwritable(path: Path, error: OSError) -> IfamError:
-    return IfamError(f"{path} cannot be written ({error.strerror or error}); choose another place with --out.")
+def _unwritable(path: Path, error: OSError, advice: str = _ELSEWHERE) -> IfamError:
+    return IfamError(f"{path} cannot be written ({error.strerror or error}); {advice}.")

@@ -27,12 +27,14 @@ def test_training(tmp_path, earlier):
         # Of a training before this one.
         touch(last, earlier)
     assert what_is_left("train", settings, started) == (
-        "there is no model yet, and no epoch was finished; the same command starts over"
+        "there is no model yet, and no step was finished; the same command starts over"
     )
+    goes_on = f"the training is saved in {last}, and `ifam train --out {settings['out']} --resume` goes on"
+    if earlier:
+        # It was gone on with, and stopped before the next checkpoint.
+        assert what_is_left("train", {**settings, "resume": True}, started) == goes_on
     touch(last)
-    assert what_is_left("train", settings, started) == (
-        f"there is no model yet, and the weights of the last whole epoch are in {last}; the same command starts over"
-    )
+    assert what_is_left("train", settings, started) == goes_on
     touch(settings["out"] / "config.json")
     assert what_is_left("train", settings, started) == (
         f"the model is in {settings['out']}, but was not evaluated; `ifam evaluate --model {settings['out']}` does it"
@@ -48,7 +50,7 @@ def test_a_model_that_a_training_was_to_replace(tmp_path):
 
 
 def test_the_folder_of_a_method():
-    assert "no epoch was finished" in what_is_left("train", {"out": None, "method": "never"}, time.time())
+    assert "no step was finished" in what_is_left("train", {"out": None, "method": "never"}, time.time())
 
 
 def test_last_layer_fitted_again(tmp_path):

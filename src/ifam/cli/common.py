@@ -20,6 +20,25 @@ def ensure_no_model(out: Path, overwrite: bool) -> None:
         raise IfamError(f"{out} already contains a model; choose another --out, or replace it with --overwrite.")
 
 
+def ensure_no_stopped_training(out: Path, overwrite: bool) -> None:
+    """Raise an error if the folder contains a training that was stopped, which must not be lost."""
+    if (out / "checkpoints" / "last.ckpt").exists() and not overwrite:
+        raise IfamError(
+            f"{out} already contains a training that was stopped; go on with --resume, or start over with --overwrite."
+        )
+
+
+def is_finished(out: Path, overwrite: bool) -> bool:
+    """Whether a training to go on with is finished: its model is saved and evaluated.
+
+    Raises:
+        IfamError: It is to be overwritten as well.
+    """
+    if overwrite:
+        raise IfamError("--resume goes on with a training, and --overwrite starts over; give one of them.")
+    return all((out / name).exists() for name in ("config.json", "model.safetensors", "results.json"))
+
+
 def check_classes(images: "Benchmark", config: "ModelConfig") -> None:
     """Raise an error unless the classes of the data are those of the model."""
     number, name = config.num_classes, images.name

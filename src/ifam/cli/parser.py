@@ -119,7 +119,7 @@ def parse(args: list[str]) -> tuple[str, dict[str, Any]]:
             f"SIIM-ACR are prepared by `python -m tools.prepare_siim_acr` in a clone of the repository."
         )
     if words[:1] and words[0] in VERBS:
-        words = _joined(_named(words))
+        words = _with_earlier_settings(_joined(_named(words)))
         if words[0] in WANT_GIVEN and last_value(words, "root") and not last_value(words, "benchmark"):
             words.insert(1, "--benchmark=folder")
         known = known_settings(words)
@@ -183,6 +183,16 @@ def _named(words: list[str]) -> list[str]:
     if any(word.partition("=")[0] == option for word in rest):
         raise IfamError(f"{rest[0]!r} stands for {option}, which is given as well; give one of them.")
     return [verb, f"{option}={rest[0]}", *rest[1:]]
+
+
+def _with_earlier_settings(words: list[str]) -> list[str]:
+    """Add the settings file of the training that `ifam train --resume` goes on with; what is given overrides it."""
+    given = last_value(words, "resume")
+    if words[0] != "train" or given is None or given.lower() in ("false", "no", "off", "0"):
+        return words
+    out = local_path(last_value(words, "out") or Path("runs", last_value(words, "method") or "ifam"))
+    file = out / "train.yaml"
+    return [words[0], f"--config={file}", *words[1:]] if file.is_file() else words
 
 
 def _joined(words: list[str]) -> list[str]:

@@ -1,5 +1,6 @@
 """What an interrupted command has written, and how to continue: one clause per verb. Does not import torch."""
 
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,14 +47,11 @@ def _training(command: _Stopped) -> str:
     last = out / "checkpoints" / "last.ckpt"
     if command.written(out / "config.json"):
         return _evaluated_or_not(command, out)
-    if command.written(last):
-        return (
-            f"there is no model yet, and the weights of the last whole epoch are in {last}; the same command starts "
-            f"over"
-        )
+    if last.exists() and (command.settings.get("resume") or command.written(last)):
+        return f"the training is saved in {last}, and `ifam train --out {shlex.quote(str(out))} --resume` goes on"
     if (out / "config.json").exists():
         return f"the earlier model in {out} is as it was; the same command starts over"
-    return "there is no model yet, and no epoch was finished; the same command starts over"
+    return "there is no model yet, and no step was finished; the same command starts over"
 
 
 def _retraining(command: _Stopped) -> str:

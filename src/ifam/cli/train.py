@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ifam.cli.common import ensure_no_model
+from ifam.cli.common import ensure_no_model, ensure_no_stopped_training, is_finished
 from ifam.config import LossConfig, ModelConfig, TrainConfig
 from ifam.distributed import first_process
 from ifam.io import ensure_writable
@@ -18,6 +18,7 @@ def train(
     preset: Literal["auto", "laptop", "paper"] = "auto",
     out: Path | None = None,
     overwrite: bool = False,
+    resume: bool = False,
     model: ModelConfig = ModelConfig(),  # noqa: B008
     train: TrainConfig = TrainConfig(),  # noqa: B008
     loss: LossConfig = LossConfig(),  # noqa: B008
@@ -37,6 +38,8 @@ def train(
             "laptop" without a GPU or below 5,000 training images.
         out: Folder for the model, its resolved configuration, logs and results; by default `runs/METHOD`.
         overwrite: Replace an existing model; it is removed as soon as training begins.
+        resume: Go on where the training in `out` was stopped, with its settings: `ifam train --out DIR --resume` is
+            enough.
         model: The model. The number of classes and their names come from the data.
         train: Training settings.
         loss: Weight of each loss term.
@@ -57,9 +60,16 @@ def train(
     from ifam.training.batches import augmentation
     from ifam.training.fit import check, fit, seed_everything
     from ifam.training.module import epochs_of_method
+    from ifam.training.resume import find_checkpoint
 
     train, out = presets.apply_method_defaults(method, train, given), out or Path("runs") / method
-    ensure_no_model(out, overwrite)
+    if resume and is_finished(out, overwrite):
+        print(f"The training in {out} is finished, and nothing was changed.")
+        return
+    resumed = resume and find_checkpoint(out) is not None
+    if not resumed:
+        ensure_no_model(out, overwrite)
+        ensure_no_stopped_training(out, overwrite)
     ensure_writable(out, folder=True)
     images = load_benchmark(benchmark, root, data)
     config = presets.with_classes(model, images, given)
@@ -83,9 +93,12 @@ def train(
     }
     if first_process():
         print(presets.describe(chosen, reason, setup.config, setup.train))
-    presets.begin_run(settings, out, overwrite)
+        if resume and not resumed:
+            print(f"There is no checkpoint in {out}, so that the training starts from the beginning.")
+    if not resumed:
+        presets.begin_run(settings, out, overwrite)
     tokens, label = out.parent / TOKENS, f"training on {images.name}"
-    result = fit(setup.model, images, setup.train, setup.losses, out, label=label, tokens=tokens)
+    result = fit(setup.model, images, setup.train, setup.losses, out, label=label, tokens=tokens, resume=resumed)
     training_data = {name: settings[name] for name in ("benchmark", "root", "data")} | training_list(images)
     if first_process():
         facts = {"seed": setup.train.seed, "precision": setup.train.precision, "best_epoch": result.best_epoch}

@@ -54,7 +54,7 @@ class TokenCache:
     """The patch tokens of a frozen backbone, which are computed for images that it has not processed before.
 
     Within autocast, tokens are kept in float16, which is more exact than the bfloat16 that they were computed in;
-    otherwise in float32.
+    otherwise in float32. Their first use has the kept values too, so that a training which finds them is the same.
 
     Args:
         backbone: The frozen transformer, in its final place and precision.
@@ -107,9 +107,10 @@ class TokenCache:
         computed: dict[bytes, Tensor] = {}
         if missing:
             tokens = self.backbone(images[missing], queries="patches").float()
-            computed = {digests[i]: row for i, row in zip(missing, tokens, strict=True)}
-            for digest, row in computed.items():
-                self._add(digest, row)
+            computed = {digests[i]: self._add(digests[i], row) for i, row in zip(missing, tokens, strict=True)}
+            # All images of a batch or none: computed again with fewer others, tokens might differ in the last bit.
+            if len(self.fresh) * self.bytes_per_image >= _BUFFER:
+                self.flush()
         self.computed, self.found = self.computed + len(missing), self.found + len(images) - len(missing)
         return torch.stack([computed[d] if d in computed else self._read(d, images.device) for d in digests])
 
@@ -133,19 +134,19 @@ class TokenCache:
         """The tokens of an image."""
         return torch.from_numpy(self.records[digest]["tokens"].astype(np.float32)).to(device)
 
-    def _add(self, digest: bytes, tokens: Tensor) -> None:
-        """Keep the tokens of an image, if there is room and the precision allows it."""
+    def _add(self, digest: bytes, tokens: Tensor) -> Tensor:
+        """Keep the tokens of an image, if there is room and the precision allows it; returns them as they are kept."""
         with np.errstate(over="ignore"):
             values = tokens.cpu().numpy().astype(self.record["tokens"].base)
-        if self.room <= 0 or not np.isfinite(values).all():
-            return
-        self.room -= 1
-        row = np.zeros(1, self.record)
-        row["digest"], row["tokens"], row["checksum"] = np.frombuffer(digest, np.uint8), values, _checksum(values)
-        self.records[digest] = row[0]
-        self.fresh.append(row)
-        if len(self.fresh) * self.bytes_per_image >= _BUFFER:
-            self.flush()
+        if not np.isfinite(values).all():
+            return tokens
+        if self.room > 0:
+            self.room -= 1
+            row = np.zeros(1, self.record)
+            row["digest"], row["tokens"], row["checksum"] = np.frombuffer(digest, np.uint8), values, _checksum(values)
+            self.records[digest] = row[0]
+            self.fresh.append(row)
+        return torch.from_numpy(values.astype(np.float32)).to(tokens.device)
 
     def flush(self) -> None:
         """Write the tokens that are not on disk yet; where that fails, they stay in memory and no more are kept."""

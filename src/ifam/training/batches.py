@@ -1,16 +1,102 @@
-"""Data loaders of training and validation images, distributed over devices, and their augmentation."""
+"""Data loaders of training and validation images, distributed over devices, and their augmentation.
+
+Order and augmentation of an epoch depend on the seed and on the number of the epoch only, so that a training can go on
+in the middle of one.
+"""
 
 import os
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
-from torch.utils.data import DataLoader, RandomSampler, Subset, WeightedRandomSampler
+from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
+from ifam._typing import Float, Tensor
 from ifam.config import TrainConfig
 from ifam.data import Augmentation, Benchmark, TransformedDataset, collate
+from ifam.interruption import leave_stopping_to_parent
 from ifam.models.base import Classifier
+from ifam.training.randomness import Stream, derived_seed, drawing_from
+
+
+class EpochSampler(Sampler[tuple[int, int]]):
+    """Epoch and index of each training image in the order of the epoch: shuffled, or drawn with weights.
+
+    Args:
+        count: Number of training images.
+        seed: Seed of the training.
+        weights: Weights with which images are drawn, with replacement; None for every image once.
+        rank: Number of this device.
+        world_size: Number of devices, each of which has an equal share.
+
+    Attributes:
+        epoch: The epoch, from 0.
+        start: Images of the share that are left out at its beginning, since they were trained on before.
+    """
+
+    def __init__(
+        self, count: int, seed: int, weights: Float[Tensor, " N"] | None = None, rank: int = 0, world_size: int = 1
+    ) -> None:
+        self.count, self.seed, self.weights, self.rank, self.world_size = count, seed, weights, rank, world_size
+        self.epoch = self.start = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Lightning calls this before each epoch."""
+        if epoch != self.epoch:
+            self.epoch, self.start = epoch, 0
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        generator = torch.Generator().manual_seed(derived_seed(self.seed, Stream.ORDER, self.epoch))
+        if self.weights is None:
+            order = torch.randperm(self.count, generator=generator)
+        else:
+            order = torch.multinomial(self.weights, self.count, replacement=True, generator=generator)
+        share = order[self.rank : len(self) * self.world_size : self.world_size]
+        return iter([(self.epoch, index) for index in share[self.start :].tolist()])
+
+    def __len__(self) -> int:
+        return self.count // self.world_size
+
+
+class _AugmentedByEpoch(Dataset[dict[str, Any]]):
+    """Training images by epoch and index, each with random numbers of its own."""
+
+    def __init__(self, images: TransformedDataset, seed: int) -> None:
+        self.images, self.seed = images, seed
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, place: tuple[int, int]) -> dict[str, Any]:
+        with drawing_from(derived_seed(self.seed, Stream.AUGMENTATION, *place)):
+            return self.images[place[1]]
+
+
+class _TrainLoader(DataLoader[Any]):
+    """Batches of training images, which Lightning saves and restores in the middle of an epoch.
+
+    Args:
+        images: The images.
+        sampler: Their order.
+        progress: Returns the epoch and the number of its batches that were trained on; more may have been loaded.
+        **options: Of PyTorch's loader.
+    """
+
+    def __init__(
+        self, images: _AugmentedByEpoch, sampler: EpochSampler, progress: Callable[[], tuple[int, int]], **options: Any
+    ) -> None:
+        super().__init__(images, sampler=sampler, **options)
+        self.order, self.progress = sampler, progress
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the training is."""
+        epoch, batches = self.progress()
+        return {"epoch": epoch, "batches": batches}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on after these batches."""
+        self.order.epoch, self.order.start = state["epoch"], state["batches"] * (self.batch_size or 1)
 
 
 class Batches(L.LightningDataModule):
@@ -35,6 +121,7 @@ class Batches(L.LightningDataModule):
             "persistent_workers": workers > 0,
             "pin_memory": gpu,
             "collate_fn": collate,
+            "worker_init_fn": leave_stopping_to_parent,
         }
 
     def _rank_and_world_size(self) -> tuple[int, int]:
@@ -43,25 +130,27 @@ class Batches(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled images, or every group equally often for GroupDRO; each device loads its share of full batches."""
-        rank, world = self._rank_and_world_size()
         images = TransformedDataset(
             self.benchmark.split("train"),
             self.model.image_size,
             self.model.normalization,
             augmentation(self.config, self.benchmark),
         )
-        order: dict[str, Any] = {"shuffle": True}
+        weights = None
         if self.config.group_dro is not None:
             # Algorithm 1 of arXiv 1911.08731 samples the group first: otherwise a rare one would hardly ever be in a
             # batch.
             groups = self.benchmark.groups("train")
-            order = {"sampler": WeightedRandomSampler((1 / groups.bincount()[groups]).tolist(), len(groups))}
-        if world > 1:
-            sampler = order.get("sampler") or RandomSampler(images)
-            share = DistributedSamplerWrapper(sampler, num_replicas=world, rank=rank, shuffle=False, drop_last=True)
-            order = {"sampler": share}
+            weights = (1 / groups.bincount()[groups]).double()
+        seed = self.config.seed
+        order = EpochSampler(len(images), seed, weights, *self._rank_and_world_size())
         # The presence loss, which is over the batch, would be meaningless for a last batch of one or two images.
-        return DataLoader(images, drop_last=True, **order, **self.shared)
+        return _TrainLoader(_AugmentedByEpoch(images, seed), order, self._progress, drop_last=True, **self.shared)
+
+    def _progress(self) -> tuple[int, int]:
+        """The epoch, and the number of its batches that were trained on."""
+        assert self.trainer is not None
+        return self.trainer.current_epoch, self.trainer.fit_loop.batch_idx + 1
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Every image once, on one of the devices."""

@@ -3,27 +3,30 @@
 import logging
 import os
 import shutil
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import EMAWeightAveraging
 
 from ifam.config import LossConfig, TrainConfig
 from ifam.data import Benchmark
 from ifam.distributed import ended_together
 from ifam.errors import IfamError
-from ifam.io import ensure_space, local_path
+from ifam.interruption import deferred
+from ifam.io import ensure_space, local_path, remove_temporaries
 from ifam.models.base import Classifier
 from ifam.models.token_cache import Place, cached_tokens
 from ifam.progress import Progress
 from ifam.training.batches import Batches, augmentation
 from ifam.training.diagnostics import problems
+from ifam.training.metrics_file import MetricsFile
 from ifam.training.module import Training, epochs_of_method, prepare
-from ifam.training.trainer import KeepSignals, build_trainer, check_devices, quiet, run_folder
+from ifam.training.resume import BEST, FOLDER, Checkpoints, describe_run, find_checkpoint, refuse_other_run
+from ifam.training.trainer import KeepSignals, build_trainer, check_devices, quiet, run_folder, tensorboard
 
 logger = logging.getLogger(__name__)
 
@@ -43,16 +46,6 @@ class FitResult:
     best_epoch: int
 
 
-class _History(L.Callback):
-    """Records the logged values of every epoch."""
-
-    def __init__(self) -> None:
-        self.rows: list[dict[str, float]] = []
-
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.rows.append({name: float(value) for name, value in trainer.callback_metrics.items()})
-
-
 def fit(
     model: Classifier,
     benchmark: Benchmark,
@@ -62,8 +55,12 @@ def fit(
     *,
     label: str = "training",
     tokens: str | Path | None = None,
+    resume: bool = False,
 ) -> FitResult:
     """Train a model on a benchmark's training images, and load the best weights by validation.
+
+    A training that was stopped goes on from the checkpoint in its folder. On a processor, its weights are then those
+    of one that was not stopped, bit by bit.
 
     Args:
         model: The model, of any method; changed in place.
@@ -74,53 +71,51 @@ def fit(
         label: Label of the progress bar.
         tokens: Folder for the tokens of a frozen selector, which later runs use too; they are kept in memory where
             None.
+        resume: Go on from the last checkpoint in the folder, if there is one.
 
     Returns:
         The training curves, the duration and the chosen epoch.
 
     Raises:
         IfamError: There are fewer images than in a batch, true masks that the model needs are missing, the loss is no
-            longer finite, or the disk is full.
+            longer finite, or the disk is full; or the checkpoint is damaged, or one of other settings or images.
     """
     check(benchmark, config, model)
     config = epochs_of_method(config, model)
     seed_everything(config.seed)
     prepare(model, config)
     module = Training(model, config, losses or LossConfig(), benchmark, len(benchmark.split("train")))
-    with quiet(), run_folder(folder) as path:
-        # The model, and two checkpoints with two optimizer moments of each trained weight.
-        sizes = [(p.numel() * p.element_size(), p.requires_grad) for p in model.parameters()]
-        ensure_space(path, sum(3 * size + 4 * size * trained for size, trained in sizes))
-        history = _History()
-        best = ModelCheckpoint(
-            path / "checkpoints",
-            filename="best",
-            monitor="val/choice",
-            mode="max",
-            enable_version_counter=False,
-        )
-        last = ModelCheckpoint(path / "checkpoints", filename="last", enable_version_counter=False)
-        callbacks: list[L.Callback] = [best, last, history, Progress(label)]
+    with quiet(), run_folder(folder) as path, deferred() as stop:
+        _check_space(model, path, config)
+        metrics = MetricsFile(path / "logs" / "metrics.csv")
+        checkpoints = Checkpoints(path / FOLDER, stop, metrics)
+        callbacks: list[L.Callback] = [Progress(label), KeepSignals(), checkpoints]
         if config.ema_decay is not None:
             callbacks.append(EMAWeightAveraging(decay=config.ema_decay))
-        callbacks.append(KeepSignals())
-        trainer = build_trainer(config, losses or LossConfig(), callbacks, path)
+        trainer = build_trainer(config, losses or LossConfig(), callbacks, [metrics, *tensorboard(path)])
+        found = None
+        if folder is not None:
+            kind = trainer.strategy.root_device.type
+            checkpoints.run = describe_run(model, benchmark, config, module.losses, kind, trainer.world_size)
+            found = _found(path, checkpoints.run) if resume else None
+            if trainer.is_global_zero:
+                for place in (path, path / FOLDER, path / "logs"):
+                    remove_temporaries(place)
         logger.info("Augmentation: %s.", augmentation(config, benchmark))
         # Lightning keeps the current mode, and a model that was loaded or trained before is in evaluation mode.
         module.train()
-        started = time.perf_counter()
         try:
-            place = token_place(benchmark, config, tokens, ("train", "val"))
+            kept = token_place(benchmark, config, tokens, ("train", "val"))
             half = not config.precision.startswith("32")
             with (
                 ended_together(trainer.strategy.launcher),
-                cached_tokens(getattr(model, "selector", None), place, half),
+                cached_tokens(getattr(model, "selector", None), kept, half) as checkpoints.cache,
             ):
-                trainer.fit(module, datamodule=Batches(model, benchmark, config))
+                trainer.fit(module, datamodule=Batches(model, benchmark, config), ckpt_path=found, weights_only=True)
         except OSError as error:
             raise IfamError(f"Training was stopped ({error.strerror or error}); its files are in {path}.") from error
-        seconds = time.perf_counter() - started
-        checkpoint = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
+        seconds = checkpoints.seconds
+        checkpoint = torch.load(path / FOLDER / BEST, map_location="cpu", weights_only=True)
         # Several devices read from the folder of the first, which may be temporary.
         trainer.strategy.barrier()
         weights = {k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items() if k.startswith("model.")}
@@ -129,7 +124,30 @@ def fit(
     if module.selector_figures is not None and trainer.is_global_zero:
         for problem in problems(module.selector_figures, module.losses, model.input_backbone.grid):
             logger.warning("%s: %s", label, problem)
-    return FitResult(history.rows, seconds, int(checkpoint["epoch"]) + 1)
+    return FitResult(checkpoints.history, seconds, int(checkpoint["epoch"]) + 1)
+
+
+def _check_space(model: Classifier, folder: Path, config: TrainConfig) -> None:
+    """Refuse a training whose files would fill the disk."""
+    # The model, and three checkpoints, one of them being written, with two optimizer moments of each trained weight.
+    copies = 4 if config.ema_decay is None else 7
+    sizes = [(p.numel() * p.element_size(), p.requires_grad) for p in model.parameters()]
+    there = sum(path.stat().st_size for path in (folder / FOLDER).glob("*.ckpt"))
+    ensure_space(folder, sum(copies * size + 6 * size * trained for size, trained in sizes) - there)
+
+
+def _found(folder: Path, run: Mapping[str, Any]) -> Path | None:
+    """The checkpoint of this run to go on from, if there is one."""
+    found = find_checkpoint(folder)
+    if found is None:
+        return None
+    path, checkpoint = found
+    refuse_other_run(checkpoint, run, folder)
+    loader = checkpoint["loops"]["fit_loop"]["state_dict"]["combined_loader"][0]
+    logger.info(
+        "Training goes on from %s: epoch %d, after %d steps of it.", path, loader["epoch"] + 1, loader["batches"]
+    )
+    return path
 
 
 def token_place(

@@ -26,6 +26,7 @@ from ifam.training.diagnostics import SelectorFigures, SelectorMetric
 from ifam.training.group_dro import group_dro
 from ifam.training.losses import classification, part_terms, weighted_sum
 from ifam.training.optimization import adamw, learning_rate_factor, normalized_weight_decay, parameter_groups
+from ifam.training.randomness import Stream, derived_seed
 from ifam.types import Batch, Output
 
 
@@ -77,7 +78,12 @@ class Training(L.LightningModule):
         self.accuracy = AccuracyByGroup(len(benchmark.group_names))
         self.mask_iou = MaskIoU()
         self.val_loss, self.visible = MeanMetric(), MeanMetric()
+        # Sum of each loss term over the images of this epoch, and their number.
+        self.sums: dict[str, Tensor] = {}
+        self.seen = 0
+        # Rank of the best epoch so far, and its number, from 1.
         self.best: tuple[float, ...] = ()
+        self.best_epoch = 0
         self.selector_metric: SelectorMetric | None = None
         # Those of the best epoch.
         self.selector_figures: SelectorFigures | None = None
@@ -89,8 +95,13 @@ class Training(L.LightningModule):
             self.group_weights: Tensor
             self.register_buffer("group_weights", present / present.sum())
 
+    def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:
+        """Draw the noise of a step from a seed of its own."""
+        place = self.current_epoch, batch_index, self.global_rank
+        torch.manual_seed(derived_seed(self.config.seed, Stream.STEP, *place))
+
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        """The weighted sum of all loss terms, each logged by name."""
+        """The weighted sum of all loss terms."""
         terms = self.terms(batch)
         weights = asdict(self.losses)
         total = weighted_sum(terms, {name: weights[name] for name in terms})
@@ -101,15 +112,35 @@ class Training(L.LightningModule):
                 f"a --train.*_lr_factor."
             )
         for name, value in {**terms, "total": total}.items():
-            self.log(
-                f"train/{name}",
-                value.detach(),
-                on_step=False,
-                on_epoch=True,
-                batch_size=len(batch.images),
-                sync_dist=True,
-            )
+            self.sums[name] = self.sums.get(name, 0) + value.detach().float() * len(batch.images)
+        self.seen += len(batch.images)
         return total
+
+    def on_train_epoch_end(self) -> None:
+        """Log the mean of each loss term by name."""
+        for name, value in self.sums.items():
+            self.log(f"train/{name}", value / self.seen, sync_dist=True)
+        self.sums, self.seen = {}, 0
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save what is not a weight: the best epoch so far, and the sums of this epoch."""
+        figures = self.selector_figures
+        checkpoint["progress"] = {
+            "best": self.best,
+            "best_epoch": self.best_epoch,
+            "selector_figures": None if figures is None else asdict(figures),
+            # Of all devices, which go on with the same.
+            "sums": {name: self.trainer.strategy.reduce(value.clone()) for name, value in self.sums.items()},
+            "seen": self.seen,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore what `on_save_checkpoint` saved."""
+        progress = checkpoint["progress"]
+        self.best, self.best_epoch, self.seen = (progress[name] for name in ("best", "best_epoch", "seen"))
+        self.sums = {name: value.to(self.device) for name, value in progress["sums"].items()}
+        if progress["selector_figures"] is not None:
+            self.selector_figures = SelectorFigures(**progress["selector_figures"])
 
     def terms(self, batch: Batch) -> dict[str, Tensor]:
         """Each loss term of a batch, unweighted."""
@@ -193,12 +224,10 @@ class Training(L.LightningModule):
         loss = float(self.val_loss.compute())
         for name, value in {**figures, "loss": loss}.items():
             self.log(f"val/{name}", value, sync_dist=True)
-        # Ties are frequent in small validation groups. The checkpoint with the highest number is kept: that of the best
-        # epoch.
+        # Ties are frequent in small validation groups.
         other = figures["worst_group" if self.config.monitor == "accuracy" else "accuracy"]
         rank = (figures[self.config.monitor], other, -loss)
         best = self.is_best(rank)
-        self.log("val/choice", float(self.current_epoch + 1 if best else 0), sync_dist=True)
         if self.selector_metric is not None:
             # On every device, which exchange their counts.
             latest = self.selector_metric.figures()
@@ -220,7 +249,7 @@ class Training(L.LightningModule):
         """
         if rank < self.best or self.current_epoch < self.selector_epochs:
             return False
-        self.best = rank
+        self.best, self.best_epoch = rank, self.current_epoch + 1
         return True
 
     def configure_gradient_clipping(
@@ -241,6 +270,7 @@ class Training(L.LightningModule):
         rate = config.base_lr * math.sqrt(batch / 16)
         decay = normalized_weight_decay(config.weight_decay, self.num_images, batch, config.epochs)
         optimizer = adamw(self.groups, config, rate, decay)
-        steps = max(1, round(self.trainer.estimated_stepping_batches / config.epochs))
+        # Lightning's own number would load batches before it knows where to go on.
+        steps = math.ceil(self.num_images // self.trainer.world_size // config.batch_size / config.accumulate)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, steps, config))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import lightning as L
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning_utilities.core.imports import RequirementCache
 
 from ifam.config import LossConfig, TrainConfig
@@ -20,6 +20,7 @@ from ifam.data import Benchmark
 from ifam.errors import IfamError
 from ifam.interruption import handlers
 from ifam.io import local_path
+from ifam.training.resume import CheckpointFiles
 
 logger = logging.getLogger(__name__)
 
@@ -28,20 +29,22 @@ def build_trainer(
     config: TrainConfig,
     losses: LossConfig | None = None,
     callbacks: Sequence[L.Callback] = (),
-    folder: Path | None = None,
+    loggers: Sequence[Logger] = (),
 ) -> L.Trainer:
-    """Lightning's trainer for these settings; without a folder, it logs nothing."""
+    """Lightning's trainer for these settings."""
     _check_slurm()
-    trainer = _lightning(config, callbacks, folder, config.strategy)
+    trainer = _lightning(config, callbacks, loggers, config.strategy)
     unused = losses is not None and (config.selector_epochs > 0 or _may_leave_unused(losses))
     if unused and trainer.world_size > 1 and config.strategy in ("auto", "ddp"):
         # In epochs of the selector alone, and with a term of weight 0, parameters may have no gradient, which the other
         # devices would wait for.
-        trainer = _lightning(config, callbacks, folder, "ddp_find_unused_parameters_true")
+        trainer = _lightning(config, callbacks, loggers, "ddp_find_unused_parameters_true")
     return trainer
 
 
-def _lightning(config: TrainConfig, callbacks: Sequence[L.Callback], folder: Path | None, strategy: str) -> L.Trainer:
+def _lightning(
+    config: TrainConfig, callbacks: Sequence[L.Callback], loggers: Sequence[Logger], strategy: str
+) -> L.Trainer:
     try:
         trainer = L.Trainer(
             accelerator=config.accelerator,
@@ -55,7 +58,8 @@ def _lightning(config: TrainConfig, callbacks: Sequence[L.Callback], folder: Pat
             gradient_clip_val=config.clip_norm or None,
             accumulate_grad_batches=config.accumulate,
             callbacks=[*callbacks],
-            logger=_loggers(folder) if folder else False,
+            logger=[*loggers],
+            plugins=[CheckpointFiles()],
             enable_checkpointing=bool(callbacks),
             log_every_n_steps=1,
             num_sanity_val_steps=0,
@@ -80,12 +84,14 @@ def _may_leave_unused(losses: LossConfig) -> bool:
     return any(weight == 0 for name, weight in asdict(losses).items() if name != "concentration")
 
 
-def _loggers(folder: Path) -> list[Logger]:
-    """CSV, and TensorBoard if it is installed (`pip install 'ifam[tensorboard]'`)."""
-    loggers: list[Logger] = [CSVLogger(folder, name="logs", version="")]
-    if RequirementCache("tensorboard"):
-        loggers.append(TensorBoardLogger(folder, name="logs", version=""))
-    return loggers
+def tensorboard(folder: Path) -> list[Logger]:
+    """A logger for TensorBoard, if it is installed (`pip install 'ifam[tensorboard]'`).
+
+    A training that goes on logs everything again: TensorBoard forgets what was logged from step 0 on.
+    """
+    if not RequirementCache("tensorboard"):
+        return []
+    return [TensorBoardLogger(folder, name="logs", version="", purge_step=0)]
 
 
 def _check_slurm() -> None:
@@ -115,7 +121,7 @@ def check_devices(benchmark: Benchmark, config: TrainConfig, world_size: int) ->
 
 
 class KeepSignals(L.Callback):
-    """Keeps the handlers of SIGINT and SIGTERM: Lightning's would end the training as if it were complete."""
+    """Keeps the handlers of signals: Lightning's would end the training as if it were complete."""
 
     def __init__(self) -> None:
         self.handlers = handlers()
