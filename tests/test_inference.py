@@ -274,15 +274,21 @@ def test_rows_are_written_as_they_come(model, three, tmp_path):
     assert json.loads((out / "predictions.json").read_text())["complete"]
 
 
-def test_a_run_that_was_stopped_is_done_again_in_the_same_folder(model, three, tmp_path):
-    out, calls = tmp_path / "out", []
+def stopping_at(number):
+    """A hook that ends the program before a batch."""
+    calls = []
 
     def stop(*_):
         calls.append(1)
-        if len(calls) == 2:
+        if len(calls) == number:
             raise KeyboardInterrupt
 
-    handle = model.register_forward_pre_hook(stop)
+    return stop
+
+
+def test_a_run_that_was_stopped_is_done_again_in_the_same_folder(model, three, tmp_path):
+    out = tmp_path / "out"
+    handle = model.register_forward_pre_hook(stopping_at(2))
     try:
         with pytest.raises(KeyboardInterrupt):
             predict(model, three, batch_size=2, out=out)
@@ -292,6 +298,36 @@ def test_a_run_that_was_stopped_is_done_again_in_the_same_folder(model, three, t
     assert not json.loads((out / "predictions.json").read_text())["complete"]
     predict(model, three, batch_size=2, out=out)
     assert len(lines(out)) == 3
+
+
+def test_a_run_that_was_stopped_goes_on_when_asked(model, three, tmp_path, monkeypatch):
+    """What is left of one that was killed in the middle of a row: batches that were done are not classified again."""
+    whole = predict(model, three, batch_size=1, out=tmp_path / "whole")
+    out = tmp_path / "out"
+    (three / "a.png").rename(three / "a.txt")
+    (three / "a.png").write_text("no image")
+    with monkeypatch.context() as patch:
+        patch.setattr("ifam.inference._Table.close", lambda *args: None)  # the process is gone
+        handle = model.register_forward_pre_hook(stopping_at(2))
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                predict(model, three, batch_size=1, out=out, skip_bad=True)
+        finally:
+            handle.remove()
+    with (out / "predictions.csv").open("a") as file:
+        file.write("half a r")
+    seen = []
+    for _ in range(2):  # the second time it is finished
+        handle = model.register_forward_pre_hook(lambda *_: seen.append(1))
+        rows = predict(model, three, batch_size=1, out=out, skip_bad=True, resume=True)
+        handle.remove()
+        assert [row.path for row in rows] == [three / "b.png", three / "c.png"]
+        assert [row.probability for row in rows] == [row.probability for row in whole[1:]]
+        assert [row["path"] for row in lines(out)] == [str(row.path) for row in rows]
+        found = json.loads((out / "predictions.json").read_text())
+        assert (found["complete"], len(found["predictions"]), len(found["skipped"])) == (True, 2, 1)
+        assert len(seen) == 1
+    assert not (out / "predictions.jsonl").exists()
 
 
 def test_a_name_that_is_not_utf8_loses_nothing(model, three, tmp_path, capsys, monkeypatch):

@@ -249,12 +249,18 @@ def test_a_comparison_that_is_stopped_keeps_its_runs(tmp_path):
     rows = {"quick": {"method": "plain_vit", "train": {"epochs": 1}}, "endless": {"method": "plain_vit"}}
     (tmp_path / "rows.yaml").write_text(json.dumps({"methods": rows}), encoding="utf-8")
     out, runs = tmp_path / "out", tmp_path / "out" / "runs.jsonl"
+    trainings = set()
+
+    def second_is_saved():
+        trainings.update(file.parts[-3] for file in out.glob("unfinished/*/checkpoints/last.ckpt"))
+        return len(trainings) == 2
+
     words = ["compare", "--config", tmp_path / "rows.yaml", *QUICK, "--train.epochs", 1000, "--num_resamples", 0]
-    status, said = ended([*words, "--out", out], signal.SIGTERM, lambda: runs.exists() and runs.stat().st_size)
+    status, said = ended([*words, "--out", out], signal.SIGTERM, second_is_saved)
     assert status == 143
     assert said[-1] == (
         f"ifam: Stopped by SIGTERM: runs that were done are kept in {runs}, and the same command continues with the "
-        "others."
+        "others, the first of them where it was stopped."
     )
     assert len(runs.read_text(encoding="utf-8").splitlines()) == 1
     assert not (out / "compare.json").exists()

@@ -29,11 +29,12 @@ from ifam.io import (
     run_digest,
     write_json,
 )
-from ifam.model_files import weights_digest
+from ifam.model_files import read_json, weights_digest
 from ifam.models.base import Classifier, device_of, evaluating
 from ifam.models.interventions import Intervention
 from ifam.progress import ProgressBar
 from ifam.report.overlays import triptych
+from ifam.run_log import RunLog
 from ifam.types import Output
 
 logger = logging.getLogger(__name__)
@@ -90,6 +91,7 @@ def predict(
     interventions: Sequence[Intervention] = (),
     overwrite: bool = False,
     white: int = 0,
+    resume: bool = False,
 ) -> list[Prediction]:
     """Classify image files.
 
@@ -104,6 +106,7 @@ def predict(
         overwrite: Replace files in `out`, of any origin; otherwise, only those of the same run.
         white: The value that is white in images of more than 8 bits, as in training (see
             `ifam.data.images.load_image`).
+        resume: Go on where the same run was stopped in `out`, instead of starting over.
 
     Returns:
         One row for each image, in the order of the paths; the files of a folder are sorted by name.
@@ -124,17 +127,20 @@ def predict(
     if folder:
         ensure_writable(folder, folder=True)
     files = _find([paths] if isinstance(paths, str | Path) else paths, folder)
-    table = None if folder is None else _Table(folder, files, model, interventions, overwrite)
+    table = None if folder is None else _Table(folder, files, model, interventions, overwrite, resume)
     rows: list[Prediction] = []
     skipped: list[tuple[Path, str]] = []
+    if table:
+        rows, skipped = table.done()
+    left = dict(islice(files.items(), len(rows) + len(skipped), None))
     complete = False
     try:
-        items = _read(files, model, skipped if skip_bad else None, white)
+        items = _read(left, model, skipped if skip_bad else None, white)
         with evaluating(model):
             while batch := list(islice(items, batch_size)):
                 rows += (done := _classify(batch, model, folder, interventions))
                 if table:
-                    table.add(done)
+                    table.add(done, skipped)
         complete = True
     finally:
         if table:
@@ -298,7 +304,9 @@ def _draw(row: Prediction, item: _Item, output: Output, i: int, folder: Path, mo
 
 
 class _Table:
-    """Writes `predictions.csv` after each batch, and `predictions.json`.
+    """Writes `predictions.csv` after each batch, and `predictions.json` in the end.
+
+    In between, `predictions.jsonl` has every batch, from which a run that was stopped goes on.
 
     Args:
         folder: Their folder.
@@ -306,6 +314,7 @@ class _Table:
         model: The model.
         interventions: Changes to the selection of every image.
         overwrite: Whether files of another run may be replaced.
+        resume: Whether to go on with the batches that this run has done before.
 
     Raises:
         IfamError: There are files of another run, or the folder is that of the images.
@@ -318,7 +327,9 @@ class _Table:
         model: Classifier,
         interventions: Sequence[Intervention],
         overwrite: bool,
+        resume: bool,
     ) -> None:
+        self.folder = folder
         self.csv, self.json = folder / "predictions.csv", folder / "predictions.json"
         self.rows: list[dict[str, Any]] = []
         if any(file.absolute().parent.resolve() == folder.resolve() for file in files):
@@ -331,12 +342,35 @@ class _Table:
         self.conditions["run"] = run_digest(self.conditions)
         others = ["predictions.csv", *(f"{name}.png" for name in files.values())]
         check_folder(folder, "predictions.json", others, self.conditions["run"], overwrite)
+        journal = folder / "predictions.jsonl"
+        if not resume:
+            journal.unlink(missing_ok=True)
+        self.log = RunLog(journal)
+        # As in `predictions.json`, whose rows are those of a run that is finished.
+        entries = [entry for _, entry in self.log.entries() if entry["run"] == self.conditions["run"]]
+        whole = read_json(self.json) if resume else None
+        if whole is not None and whole["complete"]:
+            entries = [whole]
+        self.before = [row for entry in entries for row in entry["predictions"]]
+        self.skipped = entries[-1]["skipped"] if entries else []
 
-    def add(self, rows: Sequence[Prediction]) -> None:
+    def done(self) -> tuple[list[Prediction], list[tuple[Path, str]]]:
+        """Rows of images that were done before, and files that were left out; rows are written again."""
+        rows = [_from_dict(row, self.folder) for row in self.before]
+        if rows:
+            self._write_csv(rows)
+        return rows, [(Path(one["path"]), one["reason"]) for one in self.skipped]
+
+    def add(self, rows: Sequence[Prediction], skipped: Sequence[tuple[Path, str]]) -> None:
         """Write the rows of a batch, before the next one may be interrupted."""
         if not self.rows:
             # Identifies the run before its other files are written.
             self._write_json([], complete=False)
+        self.log.add({"run": self.conditions["run"], **_content(list(map(_as_dict, rows)), skipped)})
+        self._write_csv(rows)
+
+    def _write_csv(self, rows: Sequence[Prediction]) -> None:
+        """Add rows to `predictions.csv`."""
         first = not self.rows
         self.rows += [_as_dict(row) for row in rows]
         with self.csv.open("w" if first else "a", newline="", encoding="utf-8", errors="backslashreplace") as file:
@@ -350,16 +384,27 @@ class _Table:
         """Write `predictions.json`, also after a failure, to keep earlier predictions."""
         if self.rows:
             self._write_json(skipped, complete)
+        if complete or not self.rows:
+            self.log.path.unlink(missing_ok=True)
 
     def _write_json(self, skipped: Sequence[tuple[Path, str]], complete: bool) -> None:
-        left_out = [{"path": str(path), "reason": reason} for path, reason in skipped]
-        content = {"complete": complete, "predictions": self.rows, "skipped": left_out, "conditions": self.conditions}
-        write_json(self.json, content)
+        write_json(self.json, {"complete": complete, **_content(self.rows, skipped), "conditions": self.conditions})
+
+
+def _content(rows: list[dict[str, Any]], skipped: Sequence[tuple[Path, str]]) -> dict[str, Any]:
+    return {"predictions": rows, "skipped": [{"path": str(path), "reason": reason} for path, reason in skipped]}
 
 
 def _as_dict(row: Prediction) -> dict[str, Any]:
     """A row for a table; its picture is named relative to the folder."""
     return {**vars(row), "path": str(row.path), "overlay": row.overlay.name if row.overlay else None}
+
+
+def _from_dict(row: dict[str, Any], folder: Path) -> Prediction:
+    """The opposite of `_as_dict`."""
+    top = tuple((str(name), float(probability)) for name, probability in row["top"])
+    overlay = folder / row["overlay"] if row["overlay"] else None
+    return Prediction(**{**row, "path": Path(row["path"]), "top": top, "overlay": overlay})
 
 
 def _report(skipped: Sequence[tuple[Path, str]]) -> None:

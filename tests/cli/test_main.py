@@ -347,6 +347,55 @@ def test_a_model_is_overwritten_when_asked(pictures, trained, tmp_path):
     assert {path.name for path in (tmp_path / "copy" / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
 
 
+@pytest.fixture
+def stopped(trained, tmp_path):
+    """What is left of the training where it was stopped at the end of its last epoch."""
+    shutil.copytree(trained, tmp_path / "stopped")
+    for name in ("config.json", "model.safetensors", "results.json"):
+        (tmp_path / "stopped" / name).unlink()
+    return tmp_path / "stopped"
+
+
+def test_a_training_that_was_stopped_is_gone_on_with_by_its_folder(trained, stopped):
+    main(["train", "--out", str(stopped), "--resume"])
+    before, after = contents(trained), contents(stopped)
+    for name in ("config.json", "model.safetensors", "train.yaml", "logs/metrics.csv"):
+        assert after[name] == before[name], name
+    results = [json.loads((folder / "results.json").read_text()) for folder in (trained, stopped)]
+    assert results[0]["predictor"] == results[1]["predictor"]
+
+
+def test_a_training_that_is_finished_says_so_and_changes_nothing(trained, capsys):
+    before = contents(trained)
+    main(["train", "--out", str(trained), "--resume"])
+    assert capsys.readouterr().out == f"The training in {trained} is finished, and nothing was changed.\n"
+    assert contents(trained) == before
+
+
+def test_where_there_is_nothing_to_go_on_with_training_begins(pictures, tmp_path, capsys):
+    main(["train", str(pictures), "--out", str(tmp_path / "new"), *QUICK, "--resume"])
+    assert f"There is no checkpoint in {tmp_path / 'new'}, so that the training starts" in capsys.readouterr().out
+    assert (tmp_path / "new" / "results.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "a training that was stopped; go on with --resume, or start over with --overwrite"),
+        (
+            ["--resume", "--train.epochs", "2"],
+            "has a training with train.epochs 1, but now it is 2; leave it as it was",
+        ),
+        (["--resume", "--model.num_parts", "2"], "has a training with model.num_parts 4, but now it is 2"),
+        (["--resume", "--overwrite"], "--resume goes on with what is there, and --overwrite starts over"),
+    ],
+)
+def test_a_training_that_was_stopped_is_not_lost(words, said, stopped, pictures, capsys):
+    before = contents(stopped)
+    assert said in fails(capsys, "train", pictures, "--out", stopped, *QUICK, *words)
+    assert contents(stopped) == before
+
+
 # Verb, what lies in the folder already, and what the verb would write there.
 IN_THE_WAY = {
     "train, results": (["train", *QUICK, *TINY_DATA, "--out", "x"], "x/results.json"),

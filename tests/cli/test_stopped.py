@@ -65,7 +65,17 @@ def test_runs_of_a_comparison(tmp_path, verb):
     settings, runs = {"out": tmp_path}, tmp_path / "runs.jsonl"
     runs.touch()
     assert what_is_left(verb, settings, time.time()) == "no run was finished; the same command starts over"
+    last = tmp_path / "unfinished" / "ifam-0" / "checkpoints" / "last.ckpt"
+    touch(last)
+    assert what_is_left(verb, settings, time.time()) == (
+        f"no run was finished, and the same command goes on with the first one, which is saved in {tmp_path}"
+    )
     touch(runs, 100)
+    assert what_is_left(verb, settings, time.time()) == (
+        f"runs that were done are kept in {runs}, and the same command continues with the others, the first of them "
+        f"where it was stopped"
+    )
+    last.unlink()
     assert what_is_left(verb, settings, time.time()) == (
         f"runs that were done are kept in {runs}, and the same command continues with the others"
     )
@@ -89,7 +99,7 @@ def test_rows_of_predictions(tmp_path):
     assert what_is_left("predict", settings, started) == NOTHING
     touch(file)
     assert what_is_left("predict", settings, started) == (
-        f"rows of images that were done are kept in {file}; the same command starts over"
+        f"rows of images that were done are kept in {file}, and the same command with --resume does the others"
     )
 
 

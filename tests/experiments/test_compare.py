@@ -24,6 +24,7 @@ from ifam.training import presets
 from ifam.training.fit import fit, seed_everything
 from ifam.training.last_layer import retrain
 from ifam.training.module import epochs_of_method
+from ifam.training.resume import Checkpoints
 
 pytestmark = pytest.mark.slow
 
@@ -57,6 +58,32 @@ def lines(out):
 
 def table(out):
     return json.loads((out / "compare.json").read_text())
+
+
+def test_a_training_that_was_stopped_goes_on_where_it_was(done, tmp_path, monkeypatch):
+    """The second training is stopped after its first step."""
+    save, trained = Checkpoints.save, []
+
+    def stopping(self, trainer, name):
+        save(self, trainer, name)
+        trained.append(trainer.global_step)
+        if trained == [1, 2, 2, 2, 1]:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "interval", 0.0)
+        patch.setattr(Checkpoints, "save", stopping)
+        # As Lightning ends a program.
+        with pytest.raises(SystemExit):
+            compare(tmp_path, seeds=[0])
+    assert set(lines(tmp_path / "out")) == {("plain_vit", 0), ("plain_vit+dfr", 0)}
+    (last,) = (tmp_path / "out").glob("unfinished/*/checkpoints/last.ckpt")
+    assert torch.load(last, weights_only=True)["global_step"] == 1
+    out = compare(tmp_path, seeds=[0])
+    assert not (out / "unfinished").exists()
+    for key, run in lines(out).items():
+        for name in ("evaluation", "history", "best_epoch", "groups"):
+            assert run[name] == lines(done)[key][name], (key, name)
 
 
 # --- figures ---------------------------------------------------------------------------------------------

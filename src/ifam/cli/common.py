@@ -28,15 +28,15 @@ def ensure_no_stopped_training(out: Path, overwrite: bool) -> None:
         )
 
 
-def is_finished(out: Path, overwrite: bool) -> bool:
-    """Whether a training to go on with is finished: its model is saved and evaluated.
-
-    Raises:
-        IfamError: It is to be overwritten as well.
-    """
-    if overwrite:
-        raise IfamError("--resume goes on with a training, and --overwrite starts over; give one of them.")
+def is_finished(out: Path) -> bool:
+    """Whether the training in a folder is finished: its model is saved and evaluated."""
     return all((out / name).exists() for name in ("config.json", "model.safetensors", "results.json"))
+
+
+def check_resume(resume: bool, overwrite: bool) -> None:
+    """Raise an error if a command is to go on and to start over."""
+    if resume and overwrite:
+        raise IfamError("--resume goes on with what is there, and --overwrite starts over; give one of them.")
 
 
 def check_classes(images: "Benchmark", config: "ModelConfig") -> None:

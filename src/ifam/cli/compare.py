@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from ifam.cli.common import resolve_device
+from ifam.cli.common import check_resume, resolve_device
 from ifam.config import LossConfig, ModelConfig, TrainConfig
 from ifam.errors import IfamError
 from ifam.io import ensure_writable
@@ -24,6 +24,7 @@ def compare(
     pictures: int = 0,
     device: str = "auto",
     overwrite: bool = False,
+    resume: bool = False,
     model: ModelConfig = ModelConfig(),  # noqa: B008
     train: TrainConfig = TrainConfig(),  # noqa: B008
     loss: LossConfig = LossConfig(),  # noqa: B008
@@ -32,7 +33,8 @@ def compare(
 ) -> None:
     """Train and evaluate several methods over several seeds, and summarize them in one table.
 
-    Each run is saved as soon as it is done: run again, the command continues where it stopped.
+    Each run is saved as soon as it is done, and each training every ten minutes: run again, the command continues
+    where it stopped.
 
     Args:
         methods: Names of methods, or a dict from the name of a row to its `method` and to the fields of `model`,
@@ -52,6 +54,7 @@ def compare(
             drawn for runs that were done before.
         device: Device to evaluate on: "auto" for a GPU if available, or "cpu", "cuda:1", ...
         overwrite: Repeat runs in `out` with other settings or on images that have changed since.
+        resume: Go on where it was stopped, as without this option.
         model: The model, common to all.
         train: Training settings, common to all; the seed comes from `seeds`.
         loss: Weight of each loss term, common to all.
@@ -64,6 +67,7 @@ def compare(
     from ifam.report.results import write_report
     from ifam.training import presets
 
+    check_resume(resume, overwrite)
     ensure_writable(out, folder=True)
     if "train.seed" in given:
         raise IfamError(f"train.seed is {train.seed}, but a comparison takes its seeds from --seeds; leave it out.")

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from ifam.cli.common import check_resume
 from ifam.io import ensure_writable
 
 
@@ -15,6 +16,7 @@ def predict(
     drop_parts: list[int] | None = None,
     keep_parts: list[int] | None = None,
     overwrite: bool = False,
+    resume: bool = False,
 ) -> None:
     """Classify image files, and draw the parts and the visible patches of each.
 
@@ -27,11 +29,13 @@ def predict(
         drop_parts: Parts to hide from the predictor.
         keep_parts: The only parts to show to it.
         overwrite: Replace the content of `out`; otherwise only predictions of the same model for the same images.
+        resume: Go on where the same command was stopped.
     """
     from ifam.checkpoints import hub
     from ifam.inference import predict, print_predictions
     from ifam.models.interventions import DropParts, Intervention, KeepParts
 
+    check_resume(resume, overwrite)
     ensure_writable(out, folder=True)
     changes: list[Intervention] = []
     if drop_parts:
@@ -42,7 +46,7 @@ def predict(
     net = hub.load(saved)
     # Images with more than 8 bits are scaled as in training.
     white = int(saved.extra.get("data", {}).get("white", 0))
-    settings: dict[str, Any] = {"out": out, "overwrite": overwrite, "white": white}
+    settings: dict[str, Any] = {"out": out, "overwrite": overwrite, "white": white, "resume": resume}
     rows = predict(net, images, batch_size=batch_size, skip_bad=skip_bad, interventions=changes, **settings)
     print_predictions(rows, hides=net.masks_input)
     print(f"Pictures and predictions.csv are in {out}.")

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ifam.cli.common import check_resume
 from ifam.errors import IfamError
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ def prepare(
     size: int = 224,
     seed: int = 0,
     overwrite: bool = False,
+    resume: bool = False,
 ) -> None:
     """Make a benchmark from cut-out objects and backgrounds that agree with the classes in training only.
 
@@ -49,9 +51,11 @@ def prepare(
         size: Side of the images in pixels.
         seed: Seed of the division into splits and of the drawings.
         overwrite: Replace a benchmark with other settings in `out`.
+        resume: Go on where it was stopped, as without this option.
     """
     from ifam.data_config import CutoutsConfig
 
+    check_resume(resume, overwrite)
     config = CutoutsConfig(
         _lists("classes", classes), _lists("places", places), correlation, _numbers(count), size, seed
     )

@@ -66,10 +66,14 @@ def _evaluated_or_not(command: _Stopped, out: Path) -> str:
 
 
 def _comparison(command: _Stopped) -> str:
-    runs = command.settings["out"] / "runs.jsonl"
-    if not runs.exists() or not runs.stat().st_size:
-        return "no run was finished; the same command starts over"
-    return f"runs that were done are kept in {runs}, and the same command continues with the others"
+    out = command.settings["out"]
+    runs, saved = out / "runs.jsonl", any(out.glob("unfinished/*/checkpoints/last.ckpt"))
+    where = ", the first of them where it was stopped" if saved else ""
+    if runs.exists() and runs.stat().st_size:
+        return f"runs that were done are kept in {runs}, and the same command continues with the others{where}"
+    if saved:
+        return f"no run was finished, and the same command goes on with the first one, which is saved in {out}"
+    return "no run was finished; the same command starts over"
 
 
 def _challenge(command: _Stopped) -> str:
@@ -92,7 +96,7 @@ def _prediction(command: _Stopped) -> str:
     table = command.settings["out"] / "predictions.csv"
     if not command.written(table):
         return _nothing(command)
-    return f"rows of images that were done are kept in {table}; the same command starts over"
+    return f"rows of images that were done are kept in {table}, and the same command with --resume does the others"
 
 
 _LEFT: dict[str, Callable[[_Stopped], str]] = {

@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ifam.cli.common import ensure_no_model, ensure_no_stopped_training, is_finished
+from ifam.cli.common import check_resume, ensure_no_model, ensure_no_stopped_training, is_finished
 from ifam.config import LossConfig, ModelConfig, TrainConfig
 from ifam.distributed import first_process
 from ifam.io import ensure_writable
@@ -63,7 +63,8 @@ def train(
     from ifam.training.resume import find_checkpoint
 
     train, out = presets.apply_method_defaults(method, train, given), out or Path("runs") / method
-    if resume and is_finished(out, overwrite):
+    check_resume(resume, overwrite)
+    if resume and is_finished(out):
         print(f"The training in {out} is finished, and nothing was changed.")
         return
     resumed = resume and find_checkpoint(out) is not None

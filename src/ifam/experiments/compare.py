@@ -1,10 +1,11 @@
 """`ifam compare`: several methods, trained and evaluated the same way over several seeds.
 
 A run is one method with one seed. It is written to `runs.jsonl` as soon as it is done, and not repeated later; the
-table summarizes all runs.
+table summarizes all runs. A training that was stopped goes on from its last checkpoint.
 """
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -26,7 +27,7 @@ from ifam.evaluation.comparisons import ComparisonResult, MethodInfo, Run, summa
 from ifam.evaluation.flips import flip_rate, has_swaps
 from ifam.experiments.pictures import draw_pictures, with_files
 from ifam.experiments.runs import Runs
-from ifam.io import check_absent, ensure_writable, write_json
+from ifam.io import check_absent, ensure_writable, run_digest, write_json
 from ifam.models.base import Classifier, device_of
 from ifam.models.precision import is_half
 from ifam.models.registry import METHODS, build
@@ -41,6 +42,8 @@ RETRAINED = "+dfr"
 # The split that the last layer is retrained on.
 FITTED = "val"
 RUNS, TABLE = "runs.jsonl", "compare.json"
+# Folder of the checkpoints of a training that is not finished.
+UNFINISHED = "unfinished"
 # In the name of a folder, for the seed.
 SEED = "{seed}"
 
@@ -335,6 +338,7 @@ def run_comparison(
     )
     if rank_and_world_size()[0] == 0:
         write_json(out / TABLE, to_json(result))
+        shutil.rmtree(out / UNFINISHED, ignore_errors=True)
     return result
 
 
@@ -409,6 +413,14 @@ def _train_and_evaluate(
             )
         )
         started = time.perf_counter()
+    if rank_and_world_size()[0] == 0:
+        shutil.rmtree(_unfinished(rows[0], seed, runs), ignore_errors=True)
+
+
+def _unfinished(row: Row, seed: int, runs: Runs) -> Path:
+    """Folder of the checkpoints of a training, until all of its runs are done."""
+    key = {"training": row.training, "images": runs.wanted[row.name, seed]["images"]}
+    return runs.path.parent / UNFINISHED / f"{row.method}-{seed}-{run_digest(key)}"
 
 
 def _trained(
@@ -424,7 +436,8 @@ def _trained(
     seed_everything(seed)
     model = build(row.method, _model(row, images))
     label, tokens = f"{row.name}, seed {seed}", runs.path.parent / TOKENS
-    result = fit(model, images, replace(row.train, seed=seed), row.loss, label=label, tokens=tokens)
+    settings: dict[str, Any] = {"folder": _unfinished(row, seed, runs), "resume": True}
+    result = fit(model, images, replace(row.train, seed=seed), row.loss, label=label, tokens=tokens, **settings)
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
     parameters = {"trained": sum(n for n, trained in sizes if trained), "total": sum(n for n, _ in sizes)}
     facts = {"best_epoch": result.best_epoch, "seconds": result.seconds, "history": result.history}

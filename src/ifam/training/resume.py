@@ -232,11 +232,11 @@ def refuse_other_run(checkpoint: Mapping[str, Any], run: Mapping[str, Any], fold
         if name == "images":
             raise IfamError(
                 f"{folder} has a training on images that have changed since; restore them, or start over with "
-                f"--overwrite instead of --resume."
+                f"--overwrite."
             )
         raise IfamError(
             f"{folder} has a training with {name} {was!r}, but now it is {now!r}; leave it as it was, or start over "
-            f"with --overwrite instead of --resume."
+            f"with --overwrite."
         )
 
 
