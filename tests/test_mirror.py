@@ -82,6 +82,7 @@ ALONE = {
     "checkpoints/test_saved_before",
     "claims/test_claims",
     "claims/test_costs",
+    "claims/test_photographs",
     "data/benchmarks/test_all",
     "data/benchmarks/test_layouts",
     "models/test_grids",

@@ -1,7 +1,9 @@
 """A training that is stopped, killed or out of space goes on, and ends with the weights of one that was not."""
 
 import json
+import os
 import resource
+import signal
 import subprocess
 import sys
 import zipfile
@@ -15,6 +17,7 @@ from ifam.backbones.vit import TINY
 from ifam.config import LossConfig, ModelConfig, TrainConfig
 from ifam.data import load_benchmark
 from ifam.errors import IfamError
+from ifam.interruption import Interrupted, interruptible
 from ifam.models.registry import build
 from ifam.training.batches import Batches
 from ifam.training.fit import fit, seed_everything
@@ -96,6 +99,32 @@ def test_a_training_that_was_stopped_ends_as_one_that_was_not(birds, tmp_path, s
         assert same(weights, again), name
         assert (resumed.history, resumed.best_epoch) == (result.history, result.best_epoch), name
         assert log_again == log, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("training", "calls", "steps"), [(True, 1, 2), (True, 4, 4), (False, 1, 4), (False, 2, 8)])
+def test_a_signal_is_waited_with_until_the_step_is_done(birds, tmp_path, training, calls, steps):
+    """In the first of two batches of a step, in the last step of an epoch, and in the validations, of averages."""
+    config = replace(TRAIN, ema_decay=0.9, accumulate=2)
+    weights, result, log = train(birds, tmp_path / "whole", config)
+    model, seen = make(), []
+
+    def stop(module, args):
+        seen.extend([1] * (module.training == training))
+        if len(seen) == calls:
+            seen.append(1)
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    handle = model.predictor.register_forward_pre_hook(stop)
+    place = {"folder": tmp_path / "run", "tokens": tmp_path / "tokens of run"}
+    with pytest.raises(Interrupted), interruptible():
+        fit(model, birds, config, **place)
+    handle.remove()
+    batches = find_checkpoint(tmp_path / "run")[1]["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["ready"]
+    assert batches == steps
+    again, resumed, log_again = train(birds, tmp_path / "run", config, resume=True)
+    assert same(weights, again)
+    assert (resumed.history, log_again) == (result.history, log)
 
 
 @pytest.mark.slow

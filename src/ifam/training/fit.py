@@ -143,10 +143,8 @@ def _found(folder: Path, run: Mapping[str, Any]) -> Path | None:
         return None
     path, checkpoint = found
     refuse_other_run(checkpoint, run, folder)
-    loader = checkpoint["loops"]["fit_loop"]["state_dict"]["combined_loader"][0]
-    logger.info(
-        "Training goes on from %s: epoch %d, after %d steps of it.", path, loader["epoch"] + 1, loader["batches"]
-    )
+    place = checkpoint["loops"]["fit_loop"]["state_dict"]["combined_loader"][0]
+    logger.info("Training goes on from %s: epoch %d, batch %d.", path, place["epoch"] + 1, place["batches"] + 1)
     return path
 
 

@@ -10,6 +10,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric
+from torchmetrics.utilities.distributed import gather_all_tensors
 
 from ifam._typing import Tensor
 from ifam.backbones.backbone import Backbone
@@ -125,12 +126,13 @@ class Training(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save what is not a weight: the best epoch so far, and the sums of this epoch."""
         figures = self.selector_figures
+        gather = gather_all_tensors if self.trainer.world_size > 1 else lambda value: [value]
         checkpoint["progress"] = {
             "best": self.best,
             "best_epoch": self.best_epoch,
             "selector_figures": None if figures is None else asdict(figures),
-            # Of all devices, which go on with the same.
-            "sums": {name: self.trainer.strategy.reduce(value.clone()) for name, value in self.sums.items()},
+            # Of each device.
+            "sums": {name: gather(value) for name, value in self.sums.items()},
             "seen": self.seen,
         }
 
@@ -138,7 +140,8 @@ class Training(L.LightningModule):
         """Restore what `on_save_checkpoint` saved."""
         progress = checkpoint["progress"]
         self.best, self.best_epoch, self.seen = (progress[name] for name in ("best", "best_epoch", "seen"))
-        self.sums = {name: value.to(self.device) for name, value in progress["sums"].items()}
+        rank = self.global_rank
+        self.sums = {name: values[rank].to(self.device) for name, values in progress["sums"].items()}
         if progress["selector_figures"] is not None:
             self.selector_figures = SelectorFigures(**progress["selector_figures"])
 

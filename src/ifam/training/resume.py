@@ -76,8 +76,9 @@ class Checkpoints(Checkpoint):
         self.run: dict[str, Any] = {}
         self.cache: TokenCache | None = None
         self.history: list[dict[str, float]] = []
-        # Values of the validation of this epoch.
+        # Values of the validation of this epoch, and rows that were logged before the checkpoint.
         self.latest: dict[str, float] = {}
+        self._logged: list[dict[str, float]] = []
         self._before, self._started = 0.0, time.monotonic()
         self._saved = self._started
         # Whether the state is that before a validation, and how long the one before took.
@@ -97,16 +98,15 @@ class Checkpoints(Checkpoint):
         """Restore what `state_dict` returned."""
         self._before, self._started = state_dict["seconds"], time.monotonic()
         self.history, self.latest = state_dict["history"], state_dict["latest"]
-        self.metrics.rows = []
         self._logged = state_dict["rows"]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log again what was logged before the checkpoint."""
         self._saved = time.monotonic()
-        for row in self.__dict__.pop("_logged", ()):
+        for row in self._logged:
             for one in trainer.loggers:
-                one.log_metrics({name: value for name, value in row.items() if name != "step"}, step=row["step"])
-        for one in trainer.loggers:
+                one.log_metrics({name: value for name, value in row.items() if name != "step"}, step=int(row["step"]))
+        for one in trainer.loggers if self._logged else ():
             one.save()
 
     def on_train_batch_end(
