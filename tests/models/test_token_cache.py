@@ -101,6 +101,30 @@ def test_order_batch_and_repetition_do_not_matter(images, tmp_path):
         torch.testing.assert_close(again.flip(0), model.selector.patches(images))
 
 
+@pytest.mark.parametrize("room", [0, 6])
+def test_the_first_use_has_the_values_that_are_kept(images, tmp_path, room):
+    """Tokens so small that float16 rounds them: a training that finds them is the one that computed them."""
+    backbone = tiny().selector.backbone
+    backbone.vit.norm.weight.data.mul_(1e-5)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        computed = backbone(images, queries="patches").float()
+        first = TokenCache(backbone, Place(tmp_path, room), half=True)(images)
+        cache = TokenCache(backbone, Place(tmp_path, 6), half=True)
+        kept, found = cache(images), cache(images)
+    assert torch.equal(first, kept)
+    assert torch.equal(kept, found)
+    assert not torch.equal(computed, kept)
+
+
+def test_a_batch_is_written_as_a_whole(images, tmp_path, monkeypatch):
+    """Of a process that is killed, all images of a batch are known or none: the others are computed with the same."""
+    cache = TokenCache(tiny().selector.backbone, Place(tmp_path, 6))
+    monkeypatch.setattr(token_cache, "_BUFFER", 2 * cache.bytes_per_image)
+    cache(images[:3])
+    (file,) = files(tmp_path)
+    assert len(np.load(file)) == 3
+
+
 @pytest.mark.parametrize("change", ["weights", "size", "image", "precision", "normalization"])
 def test_whatever_differs_is_computed_again(images, tmp_path, change, caplog):
     caplog.set_level(logging.INFO)

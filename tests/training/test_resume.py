@@ -6,12 +6,14 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 import zipfile
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ifam.backbones.vit import TINY
 from ifam.config import LossConfig, ModelConfig, TrainConfig
@@ -99,6 +101,11 @@ def test_a_training_that_was_stopped_ends_as_one_that_was_not(birds, tmp_path, s
         assert same(weights, again), name
         assert (resumed.history, resumed.best_epoch) == (result.history, result.best_epoch), name
         assert log_again == log, name
+    # Logged twice, and shown once.
+    events = EventAccumulator(str(tmp_path / "next epoch" / "logs"))
+    events.Reload()
+    for name in ("train/total", "val/accuracy"):
+        assert [one.value for one in events.Scalars(name)] == pytest.approx([row[name] for row in result.history])
 
 
 @pytest.mark.slow
@@ -281,3 +288,23 @@ def test_trainings_that_are_killed_at_random_moments_end_as_one_that_was_not(tmp
     for number in range(report["runs"]):
         assert outcome(tmp_path / str(number) / "run") == whole, number
         assert not list((tmp_path / str(number)).rglob(".*.tmp*"))
+
+
+@pytest.mark.slow
+def test_a_training_on_two_devices_goes_on(tmp_path):
+    """Its means are over both, each of which has summed up its part of the epoch."""
+    words = [sys.executable, "-W", "ignore", "-m", "ifam.cli", *WORDS, "--train.devices", "2", "--data.num_train", "64"]
+    words += ["--train.accelerator", "cpu", "--train.epochs", "6"]
+    outs = [tmp_path / name / "run" for name in ("whole", "stopped")]
+    with subprocess.Popen(
+        [*words, "--out", str(outs[1])], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    ) as process:
+        until = time.monotonic() + 100
+        while not (outs[1] / FOLDER / LAST).exists() and time.monotonic() < until:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=100)
+    assert process.returncode == 143, said
+    for options in ([*words, "--out", str(outs[0])], [*words, "--out", str(outs[1]), "--resume"]):
+        subprocess.run(options, check=True, capture_output=True, timeout=200)
+    assert outcome(outs[0]) == outcome(outs[1])
