@@ -202,6 +202,14 @@ def test_only_methods_with_a_mask_are_attacked_through_hidden_pixels(done):
     assert "hidden_influence" not in runs["plain_vit", 0]["figures"]
 
 
+@pytest.mark.parametrize("method", ["given_mask", "box_crop"])
+def test_methods_that_are_given_masks_are_compared_too(method, tmp_path):
+    out = compare(tmp_path, methods=[method], seeds=[0], pictures=1)
+    (row,) = table(out)["rows"]
+    assert {"average", "flips", "group_gap"} <= row["figures"].keys()
+    assert all(picture["parts"] is None for picture in row["pictures"])
+
+
 def test_models_are_kept_when_asked(done):
     assert sorted(path.name for path in (done / "models").iterdir()) == sorted(
         f"{name}-{seed}" for name in ("plain_vit", "plain_vit+dfr", "one-part") for seed in (0, 1)

@@ -390,7 +390,7 @@ def _train_and_evaluate(
                 model, models / _folder(row, seed), {**training_data, "best_epoch": training["best_epoch"], **extra}
             )
         figures = {**_figures(evaluation), **flips, "seconds": seconds}
-        if model.masks_input:
+        if model.masks_input and not model.needs_masks:
             figures["hidden_influence"] = hidden_influence(model, images.split(split))
         pictures = []
         if comparison.pictures and seed == comparison.seeds[0] and rank_and_world_size()[0] == 0:
