@@ -141,12 +141,11 @@ def resolve(config: ModelConfig) -> ModelConfig:
     Folders are replaced by timm's names, and arguments that say where weights are read from are left out.
     """
     config = _resolve_folders(config)
-    given = config.predictor_kwargs
-    return replace(
-        config,
-        backbone_kwargs=without_weight_sources(config.backbone_kwargs),
-        predictor_kwargs=None if given is None else without_weight_sources(given),
-    )
+    given: dict[str, Any] = {name: getattr(config, name) for name in ("backbone_kwargs", "predictor_kwargs")}
+    kept: dict[str, Any] = {
+        name: value if value is None else without_weight_sources(value) for name, value in given.items()
+    }
+    return config if kept == given else replace(config, **kept)
 
 
 def _resolve_folders(config: ModelConfig) -> ModelConfig:

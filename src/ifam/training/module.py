@@ -231,6 +231,7 @@ class Training(L.LightningModule):
         other = figures["worst_group" if self.config.monitor == "accuracy" else "accuracy"]
         rank = (figures[self.config.monitor], other, -loss)
         best = self.is_best(rank)
+        self.best_epoch = self.current_epoch + 1 if best else self.best_epoch
         if self.selector_metric is not None:
             # On every device, which exchange their counts.
             latest = self.selector_metric.figures()
@@ -252,7 +253,7 @@ class Training(L.LightningModule):
         """
         if rank < self.best or self.current_epoch < self.selector_epochs:
             return False
-        self.best, self.best_epoch = rank, self.current_epoch + 1
+        self.best = rank
         return True
 
     def configure_gradient_clipping(
