@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageChops, ImageFilter
+from PIL import Image, ImageFilter
 
 LIST, FOLDER = "rough.csv", "rough"
 
@@ -30,11 +30,7 @@ def rough_mask(mask: Image.Image, shift: float, blur: float, angle: float) -> Im
     """
     smooth = mask.filter(ImageFilter.GaussianBlur(blur)).point([255 * (value >= 128) for value in range(256)])
     x, y = round(shift * math.cos(angle)), round(shift * math.sin(angle))
-    # Wide enough that nothing comes in again from the other side.
-    room = Image.new("L", (mask.width + 2 * abs(x), mask.height + 2 * abs(y)))
-    room.paste(smooth, (abs(x), abs(y)))
-    box = (abs(x), abs(y), abs(x) + mask.width, abs(y) + mask.height)
-    return ImageChops.offset(room, x, y).crop(box)
+    return smooth.transform(mask.size, Image.Transform.AFFINE, (1, 0, -x, 0, 1, -y))
 
 
 def write_rough_masks(folder: Path, shift: float, blur: float, seed: int) -> Path:

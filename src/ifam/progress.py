@@ -116,11 +116,8 @@ class Progress(L.Callback):
         if not trainer.is_global_zero:
             return
         self.bar = ProgressBar()
-        total, before = (
-            int(trainer.num_training_batches) * (trainer.max_epochs or 1),
-            trainer.fit_loop.total_batch_idx + 1,
-        )
-        self.task = self.bar.add_task(self.label, total=total, completed=before)
+        total = int(trainer.num_training_batches) * (trainer.max_epochs or 1)
+        self.task = self.bar.add_task(self.label, total=total, completed=trainer.fit_loop.total_batch_idx + 1)
         self.bar.start()
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:

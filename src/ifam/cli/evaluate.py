@@ -74,9 +74,7 @@ def evaluate(
     from ifam.evaluation.accuracy import evaluate_variants
     from ifam.evaluation.background_gap import evaluate_treatments
     from ifam.model_files import weights_digest
-    from ifam.models.base import device_of
     from ifam.models.interventions import DropParts
-    from ifam.models.precision import is_half
     from ifam.models.token_cache import TOKENS, reused_tokens
     from ifam.provenance import warn_if_other_weights
 
@@ -131,8 +129,7 @@ def evaluate(
             results = evaluate_treatments(net, images, interventions=changes, **settings)
         else:
             settings["keypoint_regression"] = keypoint_regression
-            half = is_half(computed, device_of(net))
-            with reused_tokens(net, folder.parent / TOKENS, len(images.split(split)), half):
+            with reused_tokens(net, folder.parent / TOKENS, len(images.split(split)), computed):
                 results = evaluate_variants(net, images, split, variants, **settings)
     if not is_first:
         return

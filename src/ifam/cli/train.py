@@ -52,8 +52,6 @@ def train(
     from ifam.data.eval_dataset import training_list
     from ifam.evaluation.accuracy import evaluate
     from ifam.model_files import weights_digest
-    from ifam.models.base import device_of
-    from ifam.models.precision import is_half
     from ifam.models.token_cache import TOKENS, reused_tokens
     from ifam.report.console import print_evaluation, write_results
     from ifam.training import presets
@@ -106,7 +104,7 @@ def train(
         setup.model.save_pretrained(out, {**training_data, **facts})
     split = images.default_eval_split
     precision = setup.train.precision
-    with reused_tokens(setup.model, tokens, len(images.split(split)), is_half(precision, device_of(setup.model))):
+    with reused_tokens(setup.model, tokens, len(images.split(split)), precision):
         evaluation = evaluate(setup.model, images, split, precision=precision)
     conditions = {**settings, "split": split, "note": images.note, "weights": weights_digest(setup.model.state_dict())}
     try:

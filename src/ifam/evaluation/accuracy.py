@@ -285,19 +285,21 @@ def _accuracy(
 def _mask(rows: Rows, weights: Float[Tensor, "R N"]) -> dict[str, Tensor]:
     """Quality of the mask for each row of weights."""
     intersection, union = (weights @ rows[name].double() for name in ("intersection", "union"))
-    # Two empty masks agree.
-    iou = torch.where(union > 0, intersection / union.clamp_min(1), 1.0)
-    figures = {"mask_iou": iou}
+    figures = {"mask_iou": _iou(intersection, union)}
     if "visible" in rows:
         shown, inside, both = (weights @ rows[f"pixels.{name}"].double() for name in ("shown", "object", "both"))
-        either = shown + inside - both
         figures |= {
-            "pixel_iou": torch.where(either > 0, both / either.clamp_min(1), 1.0),
+            "pixel_iou": _iou(both, shown + inside - both),
             # Without a visible pixel, none is stray.
             "stray": (shown - both) / shown.clamp_min(1),
             "visible_fraction": mean(rows["visible"], weights),
         }
     return figures
+
+
+def _iou(intersection: Float[Tensor, " R"], union: Float[Tensor, " R"]) -> Float[Tensor, " R"]:
+    """Intersection over union; two empty masks agree."""
+    return torch.where(union > 0, intersection / union.clamp_min(1), 1.0)
 
 
 def _as_accuracy(

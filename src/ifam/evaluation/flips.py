@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+from ifam._typing import Int, Tensor
 from ifam.data import Benchmark
 from ifam.evaluation.collect import collect
 from ifam.models.base import Classifier
@@ -18,6 +19,7 @@ def flip_rate(
     benchmark: Benchmark,
     split: str,
     *,
+    answers: Int[Tensor, " N"] | None = None,
     precision: str = "32-true",
     label: str = "swapping backgrounds",
 ) -> float:
@@ -27,11 +29,14 @@ def flip_rate(
         model: A model of any method.
         benchmark: A data set with swapped pictures (`has_swaps`).
         split: Which of its splits.
+        answers: Those to the images as they are, from an evaluation; computed where None.
         precision: As `TrainConfig.precision`; 32 bits where the device has no use for fewer.
         label: Text of the progress bar.
     """
     swapped = getattr(benchmark.split(split), "swapped")()  # noqa: B009
     both = replace(benchmark, splits={**benchmark.splits, "swapped": swapped})
     settings: dict[str, Any] = {"precision": precision, "label": label}
-    before, after = (collect(model, both, name, [()], **settings)[0] for name in (split, "swapped"))
-    return float((before["predictor.answer"] != after["predictor.answer"]).float().mean())
+    if answers is None:
+        answers = collect(model, both, split, [()], **settings)[0]["predictor.answer"]
+    (swapped_rows,) = collect(model, both, "swapped", [()], **settings)
+    return float((answers != swapped_rows["predictor.answer"]).float().mean())

@@ -22,14 +22,14 @@ from ifam.data.fingerprints import fingerprint
 from ifam.data_config import config_type
 from ifam.distributed import rank_and_world_size
 from ifam.errors import IfamError
-from ifam.evaluation.accuracy import Evaluation, evaluate, hidden_influence
+from ifam.evaluation.accuracy import Evaluation, hidden_influence, summarize_rows
+from ifam.evaluation.collect import collect
 from ifam.evaluation.comparisons import ComparisonResult, MethodInfo, Run, summarize
 from ifam.evaluation.flips import flip_rate, has_swaps
 from ifam.experiments.pictures import draw_pictures, with_files
 from ifam.experiments.runs import Runs
 from ifam.io import check_absent, ensure_writable, run_digest, write_json
-from ifam.models.base import Classifier, device_of
-from ifam.models.precision import is_half
+from ifam.models.base import Classifier
 from ifam.models.registry import METHODS, build
 from ifam.models.token_cache import TOKENS, reused_tokens
 from ifam.provenance import provenance
@@ -368,13 +368,13 @@ def _train_and_evaluate(
         split, label = comparison.eval_split(images), f"evaluating {row.name}, seed {seed}"
         swaps = has_swaps(images, split)
         count, precision = len(images.split(split)) * (2 if swaps else 1), row.train.precision
-        with reused_tokens(model, out / TOKENS, count, is_half(precision, device_of(model))):
-            settings: dict[str, Any] = {"num_resamples": comparison.num_resamples, "precision": precision}
-            evaluation = evaluate(model, images, split, **settings, label=label)
-            flips = {}
+        flips = {}
+        with reused_tokens(model, out / TOKENS, count, precision):
+            (collected,) = collect(model, images, split, [()], precision=precision, label=label)
+            evaluation = summarize_rows(model, collected, images, split, comparison.num_resamples)
             if swaps:
-                label = f"swapping backgrounds for {row.name}, seed {seed}"
-                flips["flips"] = flip_rate(model, images, split, precision=precision, label=label)
+                answers, label = collected["predictor.answer"], f"swapping backgrounds for {row.name}, seed {seed}"
+                flips["flips"] = flip_rate(model, images, split, answers=answers, precision=precision, label=label)
         if models is not None and rank_and_world_size()[0] == 0:
             folder = comparison.folder(seed)
             root = None if folder is None else str(folder.absolute())

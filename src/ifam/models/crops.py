@@ -229,7 +229,11 @@ def attention_box(attention: Float[Tensor, "B H W"], share: float = SHARE) -> In
     values, order = attention.flatten(1).sort(dim=1, descending=True, stable=True)
     held_before = values.cumsum(dim=1) - values
     needed = held_before < share * values.sum(dim=1, keepdim=True)
-    inside = torch.zeros_like(needed).scatter(1, order, needed).unflatten(1, attention.shape[1:])
+    return enclosing_box(torch.zeros_like(needed).scatter(1, order, needed).unflatten(1, attention.shape[1:]))
+
+
+def enclosing_box(inside: Bool[Tensor, "B H W"]) -> Int[Tensor, "B 4"]:
+    """Top, left, bottom and right (exclusive) of the smallest box around what is true; the whole, where nothing is."""
     (top, bottom), (left, right) = _ends(inside.any(dim=2)), _ends(inside.any(dim=1))
     return torch.stack([top, left, bottom, right], dim=1)
 

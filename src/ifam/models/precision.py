@@ -17,13 +17,13 @@ def computed_in(precision: str, device: torch.device) -> torch.autocast:
         precision: As `TrainConfig.precision`.
         device: Device of the computation.
     """
-    kind = "cpu" if device.type == "cpu" else None
-    if precision.startswith("bf16"):
-        return torch.autocast(device.type, torch.bfloat16, enabled=has_bfloat16(kind))
-    half = precision.startswith("16") and device.type == "cuda"
-    return torch.autocast(device.type, torch.float16 if half else torch.bfloat16, enabled=half)
+    half = is_half(precision, device)
+    dtype = torch.float16 if half and precision.startswith("16") else torch.bfloat16
+    return torch.autocast(device.type, dtype, enabled=half)
 
 
 def is_half(precision: str, device: torch.device) -> bool:
     """Whether a model computes in fewer than 32 bits on a device."""
-    return bool(computed_in(precision, device)._enabled)
+    if precision.startswith("bf16"):
+        return has_bfloat16("cpu" if device.type == "cpu" else None)
+    return precision.startswith("16") and device.type == "cuda"

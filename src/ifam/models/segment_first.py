@@ -8,14 +8,13 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
-from torchvision.ops import masks_to_boxes
 
 from ifam._typing import Bool, Float, Int, Tensor
 from ifam.config import ModelConfig
 from ifam.models.baselines import OneStage, given_masks
-from ifam.models.crops import crop
+from ifam.models.crops import crop, enclosing_box
 from ifam.models.interventions import Intervention
-from ifam.models.pixel_mask import BLANK
+from ifam.models.pixel_mask import blank_hidden
 from ifam.types import Output
 
 # Margin on each side of a box, as a share of the box's side.
@@ -69,7 +68,7 @@ class GrayBackground(SegmentFirst):
 
     def masked_logits(self, images: Float[Tensor, "B 3 S1 S2"], masks: Bool[Tensor, "B S1 S2"]) -> Float[Tensor, "B C"]:
         """Class logits of the object on gray."""
-        return self.predictor.forward_full(torch.where(masks[:, None], images, BLANK))
+        return self.predictor.forward_full(blank_hidden(images, masks))
 
 
 class ForegroundBackground(SegmentFirst):
@@ -92,8 +91,7 @@ class ForegroundBackground(SegmentFirst):
 
     def masked_logits(self, images: Float[Tensor, "B 3 S1 S2"], masks: Bool[Tensor, "B S1 S2"]) -> Float[Tensor, "B C"]:
         """Class logits of the features of object and background."""
-        inside = masks[:, None]
-        views = torch.cat([torch.where(inside, images, BLANK), torch.where(inside, BLANK, images)])
+        views = torch.cat([blank_hidden(images, masks), blank_hidden(images, ~masks)])
         features = self.input_backbone(views, queries="pooled").chunk(2)
         return self.predictor.classify(torch.cat(features, dim=1))
 
@@ -103,11 +101,7 @@ def object_boxes(masks: Bool[Tensor, "B S1 S2"]) -> Int[Tensor, "B 4"]:
 
     Without object, the box is the image.
     """
-    height, width = masks.shape[1:]
-    whole = ~masks.flatten(1).any(dim=1)
-    left, top, right, bottom = masks_to_boxes(masks | whole[:, None, None]).long().unbind(dim=1)
-    right, bottom = right + 1, bottom + 1
-    across, down = (MARGIN * (right - left)).long(), (MARGIN * (bottom - top)).long()
-    box = ((top - down), (left - across), (bottom + down), (right + across))
-    ends = (height, width, height, width)
-    return torch.stack([side.clamp(0, end) for side, end in zip(box, ends, strict=True)], dim=1)
+    first, last = enclosing_box(masks).split(2, dim=1)
+    margin = (MARGIN * (last - first)).long()
+    size = last.new_tensor(masks.shape[1:])
+    return torch.cat([(first - margin).clamp_min(0), (last + margin).minimum(size)], dim=1)

@@ -26,6 +26,7 @@ from ifam.distributed import first_process
 from ifam.errors import IfamError
 from ifam.io import replacing
 from ifam.model_files import weights_digest
+from ifam.models.precision import is_half
 
 logger = logging.getLogger(__name__)
 
@@ -243,18 +244,21 @@ def cached_tokens(selector: nn.Module | None, place: Place | None, half: bool = 
 
 
 @contextmanager
-def reused_tokens(model: nn.Module, folder: Path, images: int, half: bool = False) -> Iterator[TokenCache | None]:
+def reused_tokens(
+    model: nn.Module, folder: Path, images: int, precision: str = "32-true"
+) -> Iterator[TokenCache | None]:
     """`cached_tokens` for a model whose selector was frozen in a run beside `folder`; else tokens are not kept.
 
     Args:
         model: A model of any method.
         folder: Folder of the tokens.
         images: Images that will be processed.
-        half: Whether the selector runs within autocast.
+        precision: Precision of the answers, as `TrainConfig.precision`.
     """
     selector: Any = getattr(model, "selector", None)
     used = isinstance(getattr(selector, "backbone", None), Backbone) and folder.is_dir()
     place = Place(folder, images) if used and (folder / backbone_key(selector.backbone)).is_dir() else None
+    half = is_half(precision, next(model.parameters()).device)
     with cached_tokens(selector, place, half) as cache:
         yield cache
 

@@ -93,11 +93,11 @@ def fit(
         if config.ema_decay is not None:
             callbacks.append(EMAWeightAveraging(decay=config.ema_decay))
         trainer = build_trainer(config, losses or LossConfig(), callbacks, [metrics, *tensorboard(path)])
-        found = None
+        start = None
         if folder is not None:
             kind = trainer.strategy.root_device.type
             checkpoints.run = describe_run(model, benchmark, config, module.losses, kind, trainer.world_size)
-            found = _found(path, checkpoints.run) if resume else None
+            start = _start(path, checkpoints.run) if resume else None
             if trainer.is_global_zero:
                 for place in (path, path / FOLDER, path / "logs"):
                     remove_temporaries(place)
@@ -111,7 +111,7 @@ def fit(
                 ended_together(trainer.strategy.launcher),
                 cached_tokens(getattr(model, "selector", None), kept, half) as checkpoints.cache,
             ):
-                trainer.fit(module, datamodule=Batches(model, benchmark, config), ckpt_path=found, weights_only=True)
+                trainer.fit(module, datamodule=Batches(model, benchmark, config), ckpt_path=start, weights_only=True)
         except OSError as error:
             raise IfamError(f"Training was stopped ({error.strerror or error}); its files are in {path}.") from error
         seconds = checkpoints.seconds
@@ -136,12 +136,12 @@ def _check_space(model: Classifier, folder: Path, config: TrainConfig) -> None:
     ensure_space(folder, sum(copies * size + 6 * size * trained for size, trained in sizes) - there)
 
 
-def _found(folder: Path, run: Mapping[str, Any]) -> Path | None:
+def _start(folder: Path, run: Mapping[str, Any]) -> Path | None:
     """The checkpoint of this run to go on from, if there is one."""
-    found = find_checkpoint(folder)
-    if found is None:
+    last = find_checkpoint(folder)
+    if last is None:
         return None
-    path, checkpoint = found
+    path, checkpoint = last
     refuse_other_run(checkpoint, run, folder)
     place = checkpoint["loops"]["fit_loop"]["state_dict"]["combined_loader"][0]
     logger.info("Training goes on from %s: epoch %d, batch %d.", path, place["epoch"] + 1, place["batches"] + 1)
