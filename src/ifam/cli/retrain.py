@@ -75,7 +75,9 @@ def retrain(
         print(f"Not evaluated: {name} has no test images except those that were fitted to. The model is in {out}.")
         return
     print(f"Evaluated on {images.describe(eval_split)}.")
-    evaluation = evaluate(net, images, eval_split, num_resamples=num_resamples, **shared)
+    # As `ifam evaluate` does with the model that is saved here.
+    precision = str(extra.get("precision", "32-true"))
+    evaluation = evaluate(net, images, eval_split, num_resamples=num_resamples, precision=precision, **shared)
     source = remembered_root(extra, benchmark, root)
     conditions = {
         "model": model,
