@@ -119,3 +119,19 @@ def test_an_empty_batch(make):
     tokens = layout.assemble(torch.zeros(1, 1, 4), layout.gather(torch.zeros(0, 5, 4)))
     assert layout.rows(tokens)[0].numel() == 0
     assert layout.first(tokens).numel() == 0
+
+
+def test_the_gradient_of_what_all_images_share_does_not_depend_on_threads(make):
+    """Positions are read by every image: their gradient is summed in the same order, however many threads there are."""
+    visible = torch.rand(32, 100) < 0.4
+    table = torch.randn(1, 100, 192, requires_grad=True)
+    layout = make(visible, 5)
+    grad = torch.randn_like(layout.gather(table))
+    threads, gradients = torch.get_num_threads(), []
+    try:
+        for number in (1, *[4] * 20):
+            torch.set_num_threads(number)
+            gradients += torch.autograd.grad(layout.gather(table), table, grad)
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(gradient, gradients[0]) for gradient in gradients)

@@ -625,6 +625,35 @@ def test_the_same_seed_gives_the_same_weights_bit_for_bit(birds):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model_changes", "train_changes"),
+    [
+        ({}, {}),
+        ({}, {"selector_tuning": "all"}),
+        ({"mask_gradient": "full", "execution": "padded"}, {}),
+        ({"mask_resolution": 4, "selector_image_size": 96, "min_visible": 0.05}, {"precision": "bf16-mixed"}),
+    ],
+    ids=["as usual", "all weights", "hidden patches, padded", "squares of pixels in bf16"],
+)
+def test_a_training_on_several_threads_is_repeated_bit_for_bit_on_a_busy_machine(birds, model_changes, train_changes):
+    threads, trained = torch.get_num_threads(), []
+    # Threads that are interrupted finish in another order.
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2)]
+    try:
+        torch.set_num_threads(3)
+        for _ in range(2):
+            model = make(config=replace(MODEL, **model_changes))
+            fit(model, birds, replace(TRAIN, crop=0.5, base_lr=1e-2, batch_size=8, **train_changes))
+            trained.append(weights(model))
+    finally:
+        torch.set_num_threads(threads)
+        for process in busy:
+            process.kill()
+            process.wait()
+    assert not differing(*trained)
+
+
+@pytest.mark.slow
 def test_the_seed_of_training_alone_decides_order_and_noise(birds):
     runs = []
     for seed in (0, 1):

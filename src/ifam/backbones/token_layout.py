@@ -50,8 +50,7 @@ class Padded:
 
     def gather(self, values: Float[Tensor, "B2 P *D"]) -> Float[Tensor, "B N *D"]:
         """The values of the patches in this layout, zeros in the padding; a batch of one is broadcast."""
-        batch = 0 if len(values) == 1 else torch.arange(len(self.index), device=values.device)[:, None]
-        chosen = values[batch, self.index]
+        chosen = _gather(values, torch.arange(len(self.index), device=values.device)[:, None], self.index)
         if self.real is None:
             return chosen
         # Padding indexes hidden patches, whose values may be NaN: they are replaced, not multiplied by 0.
@@ -124,7 +123,7 @@ class Packed:
 
     def gather(self, values: Float[Tensor, "B2 P *D"]) -> Float[Tensor, "1 N *D"]:
         """The values of the patches in this layout; a batch of one is broadcast."""
-        return values[0 if len(values) == 1 else self.image, self.patch][None]
+        return _gather(values, self.image, self.patch)[None]
 
     def assemble(self, prefix: Float[Tensor, "1 F D"], patches: Float[Tensor, "1 N D"]) -> Float[Tensor, "1 M D"]:
         """The prefix tokens, the same for all images, before the patches of each image."""
@@ -281,6 +280,16 @@ class HiddenTokens:
         self.keys_values.append((key, value))
         # Hidden outputs of the last block are unused, so they are skipped.
         return attend_visible(query, query_lengths=self.layout.counts) if query.shape[2] else query
+
+
+def _gather(values: Float[Tensor, "B2 P *D"], image: Int[Tensor, "..."], patch: Int[Tensor, "..."]) -> Tensor:
+    """The values of these patches of these images; a batch of one is broadcast."""
+    if len(values) > 1:
+        return values[image, patch]
+    # Several images take the same row, whose gradient is a sum: on several threads, that of indexing would be added up
+    # in any order, and two equal trainings would differ.
+    rows = F.embedding(patch, values.reshape(values.shape[1], -1))
+    return rows.reshape(*patch.shape, *values.shape[2:])
 
 
 class _Rows:
