@@ -32,6 +32,7 @@ SHARED = {
     "cli/retrain": ("training/test_last_layer", "the verb and what it runs"),
     "experiments/pictures": ("experiments/test_compare", "pictures are drawn of a comparison's models"),
     "checkpoints/safe_pickle": ("checkpoints/test_damaged", "files that hold code or are damaged"),
+    "commands": ("cli/test_repeat", "what results record of the command that wrote them"),
     "config": ("cli/test_main", "settings are read by the command line"),
     "data/_drawing": ("data/benchmarks/test_pondbirds", "what is drawn"),
     **{

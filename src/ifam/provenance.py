@@ -1,10 +1,16 @@
 """Provenance of a result: version, revision, time, and the digest of the weights that it was measured on."""
 
 import logging
+import platform
 import subprocess
 import time
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
+import torch
+
+from ifam.commands import running
 from ifam.errors import IfamError
 from ifam.model_files import WEIGHTS, read_json, read_safetensors, weights_digest
 from ifam.version import __version__
@@ -44,6 +50,34 @@ def warn_if_other_weights(result: Path, weights: str) -> None:
     measured = weights_of_result(result)
     if measured not in (None, weights):
         _log.warning("%s was measured on other weights than those next to it now.", result)
+
+
+def record() -> dict[str, Any]:
+    """All that it takes to repeat a result: the command, what it ran on, and `provenance`."""
+    return {**provenance(), "command": running(), "environment": environment()}
+
+
+def environment() -> dict[str, Any]:
+    """What bits of a result may depend on beside the settings: versions, processor, GPU, and number of threads."""
+    packages = {name: version(name) for name in ("torch", "torchvision", "timm", "lightning")}
+    return {
+        "python": platform.python_version(),
+        **packages,
+        "processor": _processor(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _processor() -> str:
+    """Name of the processor, and the instructions that PyTorch uses on it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    except OSError:
+        names = []
+    name = names[0] if names else platform.processor() or platform.machine()
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def provenance() -> dict[str, str | None]:

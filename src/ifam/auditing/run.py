@@ -23,7 +23,7 @@ from ifam.models.baselines import PlainViT
 from ifam.models.ifam import IFAM
 from ifam.models.masking import patch_mask
 from ifam.progress import ProgressBar
-from ifam.provenance import provenance
+from ifam.provenance import record
 from ifam.serialization import IN_MEMORY, to_json
 from ifam.types import Batch
 
@@ -235,7 +235,7 @@ def audit(
         posthoc=posthoc,
         mask_iou=_mask_iou(inputs, outputs),
         images=_rows(inputs, outputs, certificate, backgrounds, parts),
-        conditions={**conditions, **settings, **provenance()},
+        conditions={**conditions, **settings, **record()},
         pictures=Pictures(denormalize(inputs.images, model.normalization), outputs.part_maps, outputs.mask),
     )
 

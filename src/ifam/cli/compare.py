@@ -1,14 +1,19 @@
 """`ifam compare`."""
 
 from collections.abc import Collection
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from ifam import commands
 from ifam.cli.common import check_resume, resolve_device
 from ifam.config import LossConfig, ModelConfig, TrainConfig
 from ifam.errors import IfamError
 from ifam.io import ensure_writable
+
+if TYPE_CHECKING:
+    from ifam.experiments.compare import Row
 
 
 def compare(
@@ -78,6 +83,21 @@ def compare(
     rows = read_rows(["plain_vit", "ifam"] if methods is None else methods, model, train, loss, given, complete)
     if rank_and_world_size()[0] == 0:
         print(presets.describe(chosen, reason, rows[0].model, rows[0].train))
+    commands.complete(
+        {
+            "methods": {row.name: _complete_entry(row) for row in rows},
+            "seeds": all_seeds,
+            "benchmark": benchmark,
+            "root": root,
+            "data": data or {},
+            "split": split,
+            "preset": chosen,
+            "save_models": save_models,
+            "num_resamples": num_resamples,
+            "pictures": pictures,
+            "device": device,
+        }
+    )
     comparison = Comparison(rows, all_seeds, benchmark, root, data or {}, split, num_resamples, pictures)
     settings = {"save_models": save_models, "overwrite": overwrite}
     result = run_comparison(comparison, out, device=resolve_device(device), **settings)
@@ -89,3 +109,12 @@ def compare(
     finally:
         page = write_report([out / TABLE], out / "compare.html", overwrite=True)
     print(f"Open {page} to look; the figures are in {out / TABLE}.")
+
+
+def _complete_entry(row: "Row") -> dict[str, Any]:
+    """A row as `read_rows` takes it, with all of its settings."""
+    from ifam.experiments.compare import RETRAINED
+
+    train = {name: value for name, value in asdict(row.train).items() if name != "seed"}
+    settings = {"model": asdict(row.model), "train": train, "loss": asdict(row.loss)}
+    return {"method": row.method + (RETRAINED if row.retrained else ""), **settings}

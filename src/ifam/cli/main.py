@@ -7,6 +7,7 @@ from typing import Any
 
 from ifam.cli.parser import VERBS, parse
 from ifam.cli.stopped import what_is_left
+from ifam.commands import recorded
 from ifam.distributed import first_process, wait_for_first
 from ifam.errors import IfamError
 from ifam.interruption import Interrupted, ignore_signals, interruptible
@@ -23,7 +24,15 @@ def main(args: list[str] | None = None) -> None:
     try:
         with shown(), interruptible():
             verb, settings = parse(sys.argv[1:] if args is None else args)
-            VERBS[verb](**settings)
+            if verb != "repeat":
+                _run(verb, settings)
+                return
+            repetition = VERBS[verb](**settings)
+            with repetition.words() as words:
+                verb, settings = parse(words)
+            _run(verb, settings)
+            if first_process() and not repetition.is_equal():
+                sys.exit(1)
     except IfamError as error:
         wait_for_first()
         print(f"ifam: {_plain(error)}", file=sys.stderr)
@@ -35,6 +44,11 @@ def main(args: list[str] | None = None) -> None:
             state = what_is_left(verb, settings, started)
             print(f"ifam: Stopped by {interrupted}: {state}.", file=sys.stderr)
         sys.exit(interrupted.exit_status)
+
+
+def _run(verb: str, settings: dict[str, Any]) -> None:
+    with recorded(verb, settings):
+        VERBS[verb](**settings)
 
 
 def _use_utf8() -> None:

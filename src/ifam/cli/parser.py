@@ -22,6 +22,7 @@ from ifam.cli.demo import demo
 from ifam.cli.evaluate import evaluate
 from ifam.cli.predict import predict
 from ifam.cli.prepare import prepare
+from ifam.cli.repeat import repeat
 from ifam.cli.report import report
 from ifam.cli.retrain import retrain
 from ifam.cli.thresholds import thresholds
@@ -43,6 +44,7 @@ VERBS: dict[str, Any] = {
     "predict": predict,
     "audit": audit,
     "report": report,
+    "repeat": repeat,
     "convert": convert,
     "prepare": prepare,
 }
@@ -62,6 +64,7 @@ ABOUT = {
     **dict.fromkeys(("train", "compare"), "root"),
     **dict.fromkeys(("evaluate", "audit", "thresholds", "retrain", "challenge"), "model"),
     "prepare": "kind",
+    "repeat": "result",
 }
 
 # Verbs whose required arguments are positional.

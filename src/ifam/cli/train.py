@@ -5,6 +5,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from ifam import commands
 from ifam.cli.common import check_resume, ensure_no_model, ensure_no_stopped_training, is_finished
 from ifam.config import LossConfig, ModelConfig, TrainConfig
 from ifam.distributed import first_process
@@ -50,6 +51,7 @@ def train(
     """
     from ifam.data import load_benchmark
     from ifam.data.eval_dataset import training_list
+    from ifam.data.fingerprints import fingerprint
     from ifam.evaluation.accuracy import evaluate
     from ifam.model_files import weights_digest
     from ifam.models.token_cache import TOKENS, reused_tokens
@@ -90,6 +92,7 @@ def train(
         "train": {**asdict(setup.train), **asdict(augmentation(setup.train, images))},
         "loss": asdict(setup.losses),
     }
+    commands.complete(settings)
     if first_process():
         print(presets.describe(chosen, reason, setup.config, setup.train))
         if resume and not resumed:
@@ -107,6 +110,7 @@ def train(
     with reused_tokens(setup.model, tokens, len(images.split(split)), precision):
         evaluation = evaluate(setup.model, images, split, precision=precision)
     conditions = {**settings, "split": split, "note": images.note, "weights": weights_digest(setup.model.state_dict())}
+    conditions["images"] = fingerprint(images, dict.fromkeys(("train", "val", split)))
     try:
         print_evaluation(evaluation, f"{images.name}, {split}")
     finally:

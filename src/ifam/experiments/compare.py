@@ -32,7 +32,7 @@ from ifam.io import check_absent, ensure_writable, run_digest, write_json
 from ifam.models.base import Classifier
 from ifam.models.registry import METHODS, build
 from ifam.models.token_cache import TOKENS, reused_tokens
-from ifam.provenance import provenance
+from ifam.provenance import provenance, record
 from ifam.serialization import flat, to_json
 from ifam.training import last_layer, presets
 from ifam.training.fit import check, fit, seed_everything
@@ -328,7 +328,7 @@ def run_comparison(
             sharing = sorted((row for row in missing if row.training == training), key=lambda row: row.retrained)
             _train_and_evaluate(comparison, sharing, seed, images, runs, save_models, device)
     shared = {key: value for key, value in settings[rows[0].name].items() if key not in ("method", "retrained")}
-    conditions = {**shared, "seeds": list(seeds), "threads": torch.get_num_threads(), **provenance()}
+    conditions = {**shared, "seeds": list(seeds), **record()}
     result = ComparisonResult(
         [comparison.describe(row) for row in rows],
         summarize([with_files(runs.done[row.name, seed], out) for row in rows for seed in seeds]),

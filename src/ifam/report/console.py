@@ -14,7 +14,7 @@ from ifam.evaluation.challenge import Challenge, ClassRobustness
 from ifam.evaluation.metrics import GroupAccuracy
 from ifam.evaluation.part_quality import PartQuality
 from ifam.io import write_json
-from ifam.provenance import provenance
+from ifam.provenance import record
 from ifam.serialization import to_json
 
 # Longer lists of classes are cut to those with the lowest accuracy; the file has all of them.
@@ -211,4 +211,4 @@ def write_challenge(challenge: Challenge, path: Path, conditions: Mapping[str, A
 
 
 def _write(content: Mapping[str, Any], path: Path, conditions: Mapping[str, Any]) -> None:
-    write_json(path, {**content, "conditions": to_json({**conditions, **provenance()})}, default=str)
+    write_json(path, {**content, "conditions": to_json({**conditions, **record()})}, default=str)

@@ -269,6 +269,11 @@ def _read(file: Path) -> list[Result]:
     )
 
 
+def _shown(conditions: Mapping[str, Any]) -> dict[str, Any]:
+    """Conditions without the command, which has the same settings again."""
+    return {name: value for name, value in conditions.items() if name != "command"}
+
+
 def _treatments(file: Path, results: VariantResults, conditions: Mapping[str, Any]) -> list[Result]:
     """A result for each treatment; the first has the gap."""
     treatments = [
@@ -313,7 +318,7 @@ def _page(run: str, results: Sequence[Result]) -> Page:
         if history := _history(result.file.parent / "logs" / "metrics.csv"):
             method = str(result.conditions.get("method", "ifam"))
             page.curves.append((name, curve_charts({method: history})))
-        shown = {key: value for key, value in flat(result.conditions) if value not in (None, "", [], {})}
+        shown = {key: value for key, value in flat(_shown(result.conditions)) if value not in (None, "", [], {})}
         page.conditions.append((name, shown))
     return page
 

@@ -1,0 +1,171 @@
+"""`ifam repeat`."""
+
+import logging
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ifam.errors import IfamError
+
+_log = logging.getLogger(__name__)
+
+# Files that hold a result.
+RESULTS = ("results.json", "compare.json", "audit.json", "challenge.json")
+# Verbs that write them; no other is run, whatever a file says.
+_VERBS = ("audit", "challenge", "compare", "demo", "evaluate", "retrain", "train")
+# Verbs that write a result to a file, not to a folder.
+_TO_FILE = ("evaluate",)
+_TO_RESUME = ("train", "compare")
+# What differs between two runs without being a figure: durations, and where the result is and was made.
+_NO_FIGURES = {"seconds", "elapsed", "provenance", "settings", "pictures"}
+# Differing figures that are shown.
+_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Repetition:
+    """A command that runs again, and the results before and after.
+
+    Attributes:
+        before: File of the result.
+        after: File that the command will write.
+        verb: Name of the command.
+        settings: Its settings.
+        options: Options beside these.
+    """
+
+    before: Path
+    after: Path
+    verb: str
+    settings: Mapping[str, Any]
+    options: list[str]
+
+    @contextmanager
+    def words(self) -> Iterator[list[str]]:
+        """The command as words; within the block, its settings are in a file."""
+        from ifam import yaml_text
+
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "settings.yaml"
+            file.write_text(yaml_text.dump(self.settings), encoding="utf-8")
+            yield [self.verb, f"--config={file}", *self.options]
+
+    def is_equal(self) -> bool:
+        """Whether all figures came out the same; prints those that did not."""
+        old, new = (dict(figures(_read(file))) for file in (self.before, self.after))
+        differing = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+        if not differing:
+            print(f"All {len(old):,} figures of {self.before} came out the same, to the last bit.")
+            return True
+        print(f"{len(differing):,} of {len({**old, **new}):,} figures differ between {self.before} and {self.after}:")
+        for name in differing[:_SHOWN]:
+            print(f"  {name}: {old.get(name)} before, {new.get(name)} now")
+        if len(differing) > _SHOWN:
+            print(f"  and {len(differing) - _SHOWN:,} more")
+        return False
+
+
+def repeat(result: Path, out: Path | None = None, resume: bool = False, overwrite: bool = False) -> Repetition:
+    """Run the command of a result again, on the same images and number of threads, and compare all figures.
+
+    On the same processor and with the same versions, they come out the same to the last bit; where something is
+    different, it is named first. The exit status is 1 if a figure differs.
+
+    Args:
+        result: A file written by audit, challenge, compare, demo, evaluate, retrain or train, or a folder with one.
+        out: Folder for the new result; by default `FOLDER-repeat` beside that of the result.
+        resume: Go on where the repetition of a training or comparison was stopped.
+        overwrite: Replace the content of `out`.
+    """
+    import torch
+
+    from ifam.provenance import environment
+
+    file = _file(result)
+    content = _read(file)
+    conditions = content["conditions"]
+    command = conditions.get("command")
+    is_command = isinstance(command, Mapping) and isinstance(command.get("settings"), Mapping)
+    if not is_command or command.get("verb") not in _VERBS:
+        raise IfamError(
+            f"{file} does not say which command wrote it, as those of Python programs and of ifam 0.1 do not; run the "
+            f"command again yourself."
+        )
+    verb, settings = command["verb"], dict(command["settings"])
+    if resume and verb not in _TO_RESUME:
+        raise IfamError(f"{file} was written by `ifam {verb}`, which starts over; leave --resume out.")
+    folder = out or file.absolute().parent.with_name(f"{file.absolute().parent.name}-repeat")
+    if folder.absolute() == file.absolute().parent:
+        raise IfamError(f"{folder} is the folder of the result itself, which would be lost; choose another --out.")
+    then, now = conditions.get("environment") or {}, environment()
+    # As many threads as before: sums are divided among them.
+    if isinstance(threads := then.get("threads"), int) and threads > 0:
+        torch.set_num_threads(threads)
+        now["threads"] = threads
+    changed = [(name, value) for name, value in then.items() if value != now.get(name)]
+    if changes := [f"{name} was {value} and is {now.get(name)}" for name, value in changed]:
+        _log.warning("Figures may differ, since not everything is as it was: %s.", "; ".join(changes))
+    _check_images(verb, conditions, settings, file)
+    target = folder / file.name if verb in _TO_FILE else folder
+    flags = [f"--{name}" for name, value in (("resume", resume), ("overwrite", overwrite)) if value]
+    print(f"Repeating `ifam {verb}` of {file}; the new result will be in {folder}.")
+    return Repetition(file, folder / file.name, verb, settings, [f"--out={target}", *flags])
+
+
+def figures(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """The figures of a result with their names; and the digests of weights and images that they belong to."""
+    if isinstance(value, Mapping):
+        for key, one in value.items():
+            if key == "conditions":
+                yield from ((f"conditions.{fact}", one[fact]) for fact in ("weights", "images") if fact in one)
+            elif key not in _NO_FIGURES:
+                yield from figures(one, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, list):
+        for place, one in enumerate(value):
+            yield from figures(one, f"{name}[{place}]")
+    else:
+        yield name, value
+
+
+def _file(result: Path) -> Path:
+    """The file of a result."""
+    if not result.is_dir():
+        return result
+    there = [result / name for name in RESULTS if (result / name).is_file()]
+    if len(there) != 1:
+        names = " and ".join(file.name for file in there) or "no result"
+        raise IfamError(f"{result} contains {names}; name one file, such as {result / RESULTS[0]}.")
+    return there[0]
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """The content of a result."""
+    from ifam.model_files import read_json
+
+    content = read_json(file)
+    if content is None:
+        raise IfamError(f"There is no file {file}; give a result, such as runs/ifam/results.json.")
+    if not isinstance(content.get("conditions"), Mapping):
+        raise IfamError(f"{file} is not a result; give one of {', '.join(RESULTS)}.")
+    return content
+
+
+def _check_images(verb: str, conditions: Mapping[str, Any], settings: Mapping[str, Any], file: Path) -> None:
+    """Refuse other images before hours of work on them."""
+    from ifam.data import load_benchmark
+    from ifam.data.fingerprints import fingerprint
+
+    digest = conditions.get("images")
+    if verb not in ("train", "evaluate", "audit") or not isinstance(digest, str):
+        return
+    root = conditions.get("root")
+    images = load_benchmark(str(conditions["benchmark"]), Path(root) if root else None, conditions.get("data") or {})
+    split = str(conditions["split"])
+    names = [name for name in images.treatments if name in images.splits] if split == "treatments" else [split]
+    if verb == "train":
+        names = [*dict.fromkeys(("train", "val", split))]
+    if fingerprint(images, names) != digest:
+        raise IfamError(f"The images of {images.name} have changed since {file} was written; restore them.")

@@ -1,0 +1,140 @@
+"""`ifam repeat`: a result file holds all that it takes to come by the same figures again."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from ifam.cli.main import main
+from ifam.data import load_benchmark
+from ifam.experiments.compare import Comparison, read_rows, run_comparison
+from ifam.training.presets import TINY_LOSS, TINY_MODEL, TINY_TRAIN
+
+DATA = [f"--data.{name}={value}" for name, value in (("num_train", 32), ("num_val", 16), ("num_test", 16))]
+QUICK = ["--model.backbone=ifam_tiny", "--train.accelerator=cpu", "--train.epochs=1", "--train.batch_size=8", *DATA]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A model with its result, of settings that are not those of the preset, and of a folder that is named briefly."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        main(["train", "--out=model", "--train.seed=5", "--model.part_dropout=0.1", "--data.correlation=0.9", *QUICK])
+        options = ["--drop_parts=[1]", "--num_resamples=20", "--seed=3", "--out=evaluation/results.json"]
+        main(["evaluate", "--model=model", *options])
+    return folder
+
+
+@pytest.fixture
+def copy(trained, tmp_path):
+    return shutil.copytree(trained, tmp_path / "copy")
+
+
+def changed(file, change):
+    """A result of which something is changed."""
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+    return file
+
+
+def refused(capsys, *words):
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        main(["repeat", *map(str, words)])
+    assert caught.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("ifam: ")
+    assert said.count("\n") == 1
+    return said
+
+
+@pytest.mark.slow
+def test_a_training_and_an_evaluation_are_repeated_to_the_last_bit_from_another_folder(trained, tmp_path, capsys):
+    for result, name in ((trained / "model", "new"), (trained / "evaluation" / "results.json", "again")):
+        main(["repeat", str(result), "--out", str(tmp_path / name)])
+        assert "came out the same, to the last bit." in capsys.readouterr().out.splitlines()[-1]
+    assert (tmp_path / "new" / "model.safetensors").read_bytes() == (trained / "model/model.safetensors").read_bytes()
+    files = (trained / "evaluation" / "results.json", tmp_path / "again" / "results.json")
+    first, again = (json.loads(file.read_text()) for file in files)
+    assert again["conditions"]["interventions"] == first["conditions"]["interventions"] == {"drop_parts": [1]}
+    assert again["predictor"] == first["predictor"]
+
+
+@pytest.mark.slow
+def test_a_comparison_is_repeated_with_the_settings_of_every_row(tmp_path, capsys):
+    rows = "{plain_vit: {train: {clip_norm: null}}, without noise: {method: ifam, model: {gumbel_noise: false}}}"
+    out = tmp_path / "comparison"
+    main(["compare", f"--methods={rows}", "--seeds=[2]", f"--out={out}", "--num_resamples=0", *QUICK])
+    main(["repeat", str(out / "compare.json")])
+    assert "came out the same, to the last bit." in capsys.readouterr().out.splitlines()[-1]
+    files = (out / "runs.jsonl", tmp_path / "comparison-repeat" / "runs.jsonl")
+    first, again = ([json.loads(line)["settings"] for line in file.read_text().splitlines()] for file in files)
+    assert again == first
+    assert first[0]["train"]["clip_norm"] is None
+    assert first[1]["model"]["gumbel_noise"] is False
+
+
+@pytest.mark.slow
+def test_figures_that_differ_are_named_and_the_status_is_1(copy, capsys):
+    def lower(content):
+        content["predictor"]["average"] -= 0.25
+
+    file = changed(copy / "evaluation" / "results.json", lower)
+    with pytest.raises(SystemExit) as caught:
+        main(["repeat", str(file)])
+    assert caught.value.code == 1
+    said = capsys.readouterr().out
+    assert "1 of " in said
+    assert "predictor.average:" in said
+
+
+@pytest.mark.slow
+def test_the_number_of_threads_is_that_of_the_result_and_other_versions_are_named(copy, capsys):
+    def elsewhere(content):
+        content["conditions"]["environment"] |= {"threads": 3, "torch": "2.0.0"}
+
+    file, threads = changed(copy / "evaluation" / "results.json", elsewhere), torch.get_num_threads()
+    try:
+        main(["repeat", str(file)])
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
+    said = capsys.readouterr()
+    assert f"torch was 2.0.0 and is {torch.__version__.partition('+')[0]}" in said.err
+    assert "threads" not in said.err
+
+
+def test_images_that_have_changed_are_refused_before_the_work(copy, capsys, tmp_path):
+    file = changed(copy / "model" / "results.json", lambda content: content["conditions"].update(images="0" * 16))
+    said = refused(capsys, file, "--out", tmp_path / "new")
+    assert "have changed" in said
+    assert not (tmp_path / "new").exists()
+
+
+def test_what_cannot_be_repeated_is_one_sentence(copy, capsys, tmp_path):
+    results = copy / "model" / "results.json"
+    before = results.read_bytes()
+    assert "choose another --out" in refused(capsys, results, "--out", copy / "model")
+    assert "There is no file" in refused(capsys, tmp_path / "nothing.json")
+    assert "no result" in refused(capsys, tmp_path)
+    assert "leave --resume out" in refused(capsys, copy / "evaluation" / "results.json", "--resume")
+    assert results.read_bytes() == before
+    (copy / "model" / "audit.json").write_text("{}")
+    assert "name one file" in refused(capsys, copy / "model")
+    assert "is not a result" in refused(capsys, copy / "model" / "audit.json")
+    changed(results, lambda content: content["conditions"]["command"].update(verb="prepare"))
+    assert "does not say which command" in refused(capsys, results)
+    changed(results, lambda content: content["conditions"].update(command=None))
+    assert "does not say which command" in refused(capsys, results)
+
+
+@pytest.mark.slow
+def test_a_result_of_a_python_program_says_that_no_command_wrote_it(tmp_path, capsys):
+    data = {"num_train": 32, "num_val": 8, "num_test": 8}
+    rows = read_rows({"plain_vit": {"train": {"epochs": 1, "batch_size": 8}}}, TINY_MODEL, TINY_TRAIN, TINY_LOSS)
+    run_comparison(Comparison(rows, (0,), "pondbirds", data=data, num_resamples=0), tmp_path / "out")
+    assert len(load_benchmark("pondbirds", options=data).split("train")) == 32
+    assert "Python program" in refused(capsys, tmp_path / "out")
