@@ -26,6 +26,7 @@ RANKS = [
         "config",
         "data_config",
         "interruption",
+        "launch",
         "distributed",
         "logs",
         "pulse",
@@ -54,6 +55,7 @@ ORDER = {
         *(
             "precision",
             "token_cache",
+            "noise",
             "selector",
             "interventions",
             "masking",

@@ -6,26 +6,39 @@ module, so torch is imported only where it is needed.
 
 import atexit
 import os
+import signal
 import subprocess
+import sys
+import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from ifam.errors import IfamError
+from ifam.errors import IfamError, ReportedError
+from ifam.launch import launched
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 # Seconds that other processes wait before they report an error.
 _FIRST_REPORTS = 3.0
+# Seconds in which a process ends by itself after another one has failed.
+_GRACE = 10.0
+# Key under which a process that fails says so.
+_FAILED = "ifam/failed"
 
-_RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
+# Processes that Lightning has started from this one.
+_started: list[subprocess.Popen[bytes]] = []
+# Whether they are being ended by this one.
+_ending = threading.Event()
 
 
 def first_process() -> bool:
     """Whether this is the first of all processes, by the environment: it alone prints and writes."""
-    return all(os.environ.get(name, "") in ("", "0") for name in _RANKS)
+    # Those of `torchrun` may be numbered in another order than Slurm's, which starts it on each machine.
+    names = ("RANK",) if os.environ.get("RANK") else ("LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
+    return all(os.environ.get(name, "") in ("", "0") for name in names)
 
 
 def wait_for_first() -> None:
@@ -36,6 +49,8 @@ def wait_for_first() -> None:
 
 def rank_and_world_size() -> tuple[int, int]:
     """Rank of this process in its group, and number of processes; (0, 1) without a group."""
+    if "torch" not in sys.modules:
+        return 0, 1
     from torch import distributed
 
     if distributed.is_available() and distributed.is_initialized():
@@ -45,17 +60,40 @@ def rank_and_world_size() -> tuple[int, int]:
 
 @contextmanager
 def process_group() -> Iterator[bool]:
-    """Join the processes that `torchrun` has started, if any; true in the first, which alone writes."""
+    """Join the processes that `torchrun` or `srun` has started, if any; true in the first, which alone writes.
+
+    Raises:
+        IfamError: A variable that Slurm sets for each process is missing.
+    """
     from torch import distributed
 
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or distributed.is_initialized():
+    launch = launched()
+    if launch is None or launch.processes == 1 or distributed.is_initialized():
         yield rank_and_world_size()[0] == 0
         return
-    distributed.init_process_group("gloo")
+    if launch.program == "srun":
+        from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+
+        slurm = SLURMEnvironment()
+        # Sets the variables of both for PyTorch, as it does in training.
+        os.environ.update(MASTER_ADDR=slurm.main_address, MASTER_PORT=str(slurm.main_port))
+    distributed.init_process_group("gloo", rank=launch.rank, world_size=launch.processes)
     try:
-        yield rank_and_world_size()[0] == 0
+        yield launch.rank == 0
     finally:
-        distributed.destroy_process_group()
+        leave_group()
+
+
+def leave_group() -> None:
+    """Leave the group of processes, if there is one; PyTorch would end a process that does not with a crash."""
+    from torch import distributed
+
+    if rank_and_world_size()[1] > 1:
+        with suppress(RuntimeError):
+            distributed.destroy_process_group()
+
+
+# ------------------------------------------------------------------------------------------------- exchange
 
 
 def sum_over_processes(values: "Tensor") -> "Tensor":
@@ -68,44 +106,137 @@ def sum_over_processes(values: "Tensor") -> "Tensor":
     return values
 
 
+def of_processes(values: "Tensor") -> "Tensor":
+    """The tensors of all processes, stacked; they have the same shape, and no gradient."""
+    import torch
+
+    _, processes = rank_and_world_size()
+    if processes == 1:
+        return values.detach()[None]
+    stacked = [torch.empty_like(values) for _ in range(processes)]
+    torch.distributed.all_gather(stacked, values.detach().contiguous())
+    return torch.stack(stacked)
+
+
+def objects_of_processes(value: Any) -> list[Any]:
+    """Any objects of all processes, in the order of their ranks."""
+    from torch import distributed
+
+    _, processes = rank_and_world_size()
+    if processes == 1:
+        return [value]
+    values = [None] * processes
+    distributed.all_gather_object(values, value)
+    return values
+
+
+# ------------------------------------------------------------------------------------------------ joint end
+
+
 @contextmanager
-def ended_together(launcher: Any) -> Iterator[None]:
-    """End the processes that Lightning has started on an error in this one, and this one on an error in theirs.
+def ended_together(launcher: Any = None) -> Iterator[None]:
+    """End all processes on an error in one of them, which alone reports it.
 
     Args:
-        launcher: Lightning's launcher, with the processes in `procs`; None, or without these, where it starts none.
+        launcher: Lightning's launcher, with the processes that it starts in `procs`; None where it starts none.
 
     Raises:
-        IfamError: Another process has ended with an error, so that communication in this one failed.
+        ReportedError: Another process has ended with an error, so that communication in this one failed.
+        IfamError: Another process was killed.
     """
-
-    def started() -> Sequence[subprocess.Popen[bytes]]:
-        return getattr(launcher, "procs", ())
-
-    def end() -> None:
-        for process in started():
-            process.kill()
-
-    # They may still run after the training, together with this one.
-    atexit.register(end)
+    if hasattr(launcher, "procs"):
+        threading.Thread(target=_watch, args=(launcher,), daemon=True).start()
+        # They may still run after the training, together with this one.
+        atexit.register(end_started)
     try:
         yield
     except RuntimeError as error:
-        failed = _failed(started())
-        end()
-        if failed:
-            raise IfamError("Another process of this training ended with an error, which is shown above.") from error
-        raise
-    except BaseException:
-        end()
+        cause = _cause(error)
+        if cause is None:
+            announce_error()
+        end_started()
+        if cause is None:
+            raise
+        raise cause from error
+    except BaseException as error:
+        if isinstance(error, Exception):
+            announce_error()
+        end_started()
         raise
 
 
-def _failed(processes: Sequence[subprocess.Popen[bytes]]) -> bool:
-    """Whether one of the processes has ended with an error; waits a few seconds for it."""
-    deadline = time.monotonic() + 2 * _FIRST_REPORTS
-    while processes and time.monotonic() < deadline:
-        if any(process.poll() for process in processes):
-            return True
-        time.sleep(0.1)
-    return False
+def announce_error() -> None:
+    """Tell the other processes, if there are any, that this one ends with an error and reports it."""
+    with suppress(RuntimeError):
+        if (store := _store()) is not None:
+            store.set(_FAILED, str(rank_and_world_size()[0]))
+
+
+def reported_elsewhere() -> bool:
+    """Whether another process ends with an error, and reports it."""
+    if any(process.poll() == 2 for process in _started):
+        return True
+    try:
+        store = _store()
+        return store is not None and bool(store.check([_FAILED]))
+    except RuntimeError:
+        # The first process, which keeps the store, has ended before this one.
+        return not first_process()
+
+
+def end_started() -> None:
+    """End the processes that Lightning has started from this one."""
+    _ending.set()
+    for process in _started:
+        process.kill()
+
+
+def _store() -> Any:
+    """What the processes of a group share besides tensors; None without a group."""
+    from torch import distributed
+
+    world = distributed.group.WORLD if rank_and_world_size()[1] > 1 else None
+    return None if world is None else world.get_group_store()
+
+
+def _cause(error: RuntimeError) -> IfamError | None:
+    """Why communication failed; None for an error of another kind."""
+    from torch import distributed
+
+    if rank_and_world_size()[1] == 1 or not (isinstance(error, distributed.DistError) or "gloo" in str(error)):
+        return None
+    deadline = time.monotonic() + 1
+    while not (reported := reported_elsewhere()) and not _killed() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    if reported:
+        return ReportedError("Another process ended with an error, which is shown above.")
+    return IfamError(
+        f"{_killed() or 'The connection to another process was lost: it was probably killed'}, for lack of memory or "
+        f"by the system; start again, after a training with --resume."
+    )
+
+
+def _killed() -> str:
+    """Which process that was started from this one has ended without a report; empty if none."""
+    for number, process in enumerate(_started, 1):
+        if status := process.poll():
+            how = signal.Signals(-status).name if status < 0 else f"status {status}"
+            return f"Process {number} of this training was ended ({how})"
+    return ""
+
+
+def _watch(launcher: Any) -> None:
+    """Take over the processes that Lightning starts, and end this one if one of them fails and it does not notice.
+
+    Lightning would kill this process without a word, within five seconds.
+    """
+    while not _ending.wait(0.1):
+        while launcher.procs:
+            _started.append(launcher.procs.pop(0))
+        if any(process.poll() for process in _started) and not _ending.wait(_GRACE):
+            # It waits for a GPU, or for a connection.
+            if not reported_elsewhere():
+                print(f"ifam: {_killed()}; start again, after a training with --resume.", file=sys.stderr, flush=True)
+            for process in _started:
+                process.kill()
+            os._exit(2)

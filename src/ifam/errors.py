@@ -7,6 +7,10 @@ class IfamError(ValueError):
     """An error of the input, not of the program. The command line prints its sentence and exits with 2."""
 
 
+class ReportedError(IfamError):
+    """Another process has ended with an error, which it reports itself. The command line exits with 2 in silence."""
+
+
 def suggestion(name: str, known: Iterable[str]) -> str:
     """A suffix for messages on an unknown name: " (did you mean 'epochs'?)", or nothing."""
     import difflib

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from ifam.models.interventions import DropParts
-from ifam.models.selector import Selector, gumbel_like, show_at_least
+from ifam.models.noise import gumbel_like
+from ifam.models.selector import Selector, show_at_least
 
 
 def _by_hand(patches, prototypes, weight, bias, classifier, temperature):

@@ -1,6 +1,5 @@
 """`ifam evaluate`."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -70,7 +69,7 @@ def evaluate(
     from ifam.checkpoints import hub
     from ifam.data.eval_dataset import eval_options, load_eval_dataset, remembered_root
     from ifam.data.fingerprints import fingerprint
-    from ifam.distributed import process_group
+    from ifam.distributed import first_process, process_group
     from ifam.evaluation.accuracy import evaluate_variants
     from ifam.evaluation.background_gap import evaluate_treatments
     from ifam.model_files import weights_digest
@@ -91,7 +90,7 @@ def evaluate(
     if all_treatments and (leave_one_out or keypoint_regression):
         raise IfamError("leave_one_out and keypoint_regression need a single split; name it with --split.")
     split = split or images.default_eval_split
-    if not all_treatments and os.environ.get("RANK", "0") == "0":
+    if not all_treatments and first_process():
         print(images.describe(split))
     changes, record = _interventions(extra, model, net, drop_parts, keep_parts, drop_unsure)
     record |= {} if mask_from is None else {"mask_from": mask_from}

@@ -8,8 +8,15 @@ from typing import Any
 from ifam.cli.parser import VERBS, parse
 from ifam.cli.stopped import what_is_left
 from ifam.commands import recorded
-from ifam.distributed import first_process, wait_for_first
-from ifam.errors import IfamError
+from ifam.distributed import (
+    announce_error,
+    end_started,
+    first_process,
+    leave_group,
+    reported_elsewhere,
+    wait_for_first,
+)
+from ifam.errors import IfamError, ReportedError
 from ifam.interruption import Interrupted, ignore_signals, interruptible
 from ifam.logs import shown
 
@@ -34,12 +41,19 @@ def main(args: list[str] | None = None) -> None:
             if first_process() and not repetition.is_equal():
                 sys.exit(1)
     except IfamError as error:
-        wait_for_first()
-        print(f"ifam: {_plain(error)}", file=sys.stderr)
+        if not isinstance(error, ReportedError):
+            announce_error()
+            wait_for_first()
+            print(f"ifam: {_plain(error)}", file=sys.stderr, flush=True)
+        _leave_others()
         sys.exit(2)
     except Interrupted as interrupted:
         if is_program:
             ignore_signals()
+        if reported_elsewhere():
+            # Whoever has started the processes ends them all when one fails.
+            _leave_others()
+            sys.exit(2)
         if first_process():
             state = what_is_left(verb, settings, started)
             print(f"ifam: Stopped by {interrupted}: {state}.", file=sys.stderr)
@@ -49,6 +63,12 @@ def main(args: list[str] | None = None) -> None:
 def _run(verb: str, settings: dict[str, Any]) -> None:
     with recorded(verb, settings):
         VERBS[verb](**settings)
+
+
+def _leave_others() -> None:
+    """End the processes that this one has started, and leave the others."""
+    end_started()
+    leave_group()
 
 
 def _use_utf8() -> None:

@@ -1,7 +1,8 @@
 """Runs a model on a split and collects one row per image.
 
-Process i of n takes the images i, i + n, i + 2 n, ...; all processes return all rows, in the order of the split.
-Figures are computed from the rows, so they do not depend on batch size or number of processes.
+Process i of n takes the batches i, i + n, i + 2 n, ...; all processes return all rows, in the order of the split.
+Figures are computed from the rows, so they do not depend on the number of processes: batches are the same, and so is
+each answer to the last bit, with the same number of threads. Other batch sizes may change that bit.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,12 +10,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import distributed
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 
 from ifam._typing import Bool, Tensor
 from ifam.data import Benchmark, TransformedDataset, collate
-from ifam.distributed import rank_and_world_size
+from ifam.distributed import ended_together, objects_of_processes, rank_and_world_size
 from ifam.errors import IfamError
 from ifam.evaluation.part_quality import Annotations, annotations, part_rows
 from ifam.models.base import Classifier, device_of, evaluating
@@ -65,18 +65,17 @@ def collect(
     model.check_interventions(true_masks or any(variants))
     examples = TransformedDataset(benchmark.split(split), model.image_size, model.normalization)
     rank, world = rank_and_world_size()
-    indices = range(rank, len(examples), world)
+    batches = torch.arange(len(examples)).split(batch_size)[rank::world]
     annotated = (len(benchmark.keypoint_names), len(benchmark.part_names))
     collate_fn = partial(_collate, annotated=annotated)
-    loader = DataLoader(Subset(examples, indices), batch_size=batch_size, num_workers=workers, collate_fn=collate_fn)
-    batches: list[list[Rows]] = [[] for _ in variants]
+    sampler = [batch.tolist() for batch in batches]
+    loader = DataLoader(examples, batch_sampler=sampler, num_workers=workers, collate_fn=collate_fn)
+    collected: list[list[Rows]] = [[] for _ in variants]
     device = device_of(model)
-    done = 0
-    with evaluating(model), ProgressBar(disable=rank > 0) as bar:
-        task = bar.add_task(label, total=len(indices))
-        for batch, known, parts in loader:
-            index = torch.tensor(indices[done : done + len(known)])
-            batch, done = batch.to(device), done + len(known)
+    with ended_together(), evaluating(model), ProgressBar(disable=rank > 0) as bar:
+        task = bar.add_task(label, total=sum(map(len, batches)))
+        for index, (batch, known, parts) in zip(batches, loader, strict=True):
+            batch = batch.to(device)
             if (true_masks or model.needs_masks) and not bool(known.all()):
                 raise IfamError(
                     f"{benchmark.name} has no mask for image {int(index[~known][0])} of its split {split!r}; "
@@ -84,12 +83,12 @@ def collect(
                 )
             with computed_in(precision, device):
                 outputs = list(_outputs(model, batch, variants, true_masks))
-            for rows, out, changes in zip(batches, outputs, variants, strict=True):
+            for rows, out, changes in zip(collected, outputs, variants, strict=True):
                 rows.append({"index": index, **_rows(benchmark, batch, known, out, model.masks_input)})
                 if out.selection is not None and not (true_masks or changes):
                     rows[-1] |= part_rows(out.part_maps, parts, annotated[1], batch.masks, known)
             bar.advance(task, len(known))
-    return [gather(rows, len(examples)) for rows in batches]
+        return [gather(rows, len(examples)) for rows in collected]
 
 
 def _collate(
@@ -191,12 +190,7 @@ def gather(rows: Sequence[Rows], total: int) -> Rows:
     """
     # A process may have no image at all.
     local = {name: torch.cat([batch[name] for batch in rows]) for name in (rows[0] if rows else ())}
-    shares: list[Any] = [local]
-    _, world = rank_and_world_size()
-    if world > 1:
-        shares = [None] * world
-        distributed.all_gather_object(shares, local)
-    shares = [share for share in shares if share]
+    shares: list[Rows] = [share for share in objects_of_processes(local) if share]
     joined = {name: torch.cat([share[name] for share in shares]) for name in shares[0]}
     order = joined["index"].argsort()
     assert torch.equal(joined["index"][order], torch.arange(total)), "an image is missing or was counted twice"

@@ -1,5 +1,7 @@
 """Metrics over groups and masks, exact for any number of devices and any batch size."""
 
+import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -7,6 +9,7 @@ import torch
 from torchmetrics import Metric
 
 from ifam._typing import Float, Int, Tensor
+from ifam.distributed import objects_of_processes
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,29 @@ class AccuracyByGroup(Metric):
                 for name, correct, count in zip(names, self.correct, self.count, strict=True)
                 if count > 0
             }
+
+
+class ExactMean:
+    """Mean of a value of each image, to the last bit the same in whatever order the images come.
+
+    The values of all devices are added exactly, and the sum is rounded once (`math.fsum`).
+    """
+
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def update(self, values: Float[Tensor, " B"]) -> None:
+        """Add the values of a batch."""
+        self.values += values.double().tolist()
+
+    def mean(self) -> float:
+        """The mean over all devices, each of which must call this; NaN where there is no image."""
+        values = list(itertools.chain.from_iterable(objects_of_processes(self.values)))
+        return math.fsum(values) / len(values) if values else math.nan
+
+    def reset(self) -> None:
+        """Forget all values."""
+        self.values = []
 
 
 class MaskIoU(Metric):

@@ -4,7 +4,7 @@ import torch
 from torch.nn import functional as F
 
 from ifam._typing import Bool, Float, Tensor
-from ifam.models.selector import gumbel_like
+from ifam.models.noise import gumbel_like, kept_parts
 from ifam.types import Mask, Selection
 
 
@@ -43,7 +43,7 @@ def sample_assignment(
         logits = logits + gumbel_like(logits)
     probabilities = (logits / temperature).softmax(dim=1)
     if training and part_dropout > 0:
-        keep = torch.rand(logits[:, :-1].shape[:2], device=logits.device)[:, :, None, None] >= part_dropout
+        keep = kept_parts(logits[:, :-1], part_dropout)[:, :, None, None]
         parts = logits[:, :-1].masked_fill(~keep, -torch.inf)
         return torch.cat([parts, logits[:, -1:]], dim=1), (probabilities[:, :-1] * keep).sum(dim=1)
     return logits, probabilities[:, :-1].sum(dim=1)

@@ -7,14 +7,9 @@ from torch import nn
 
 from ifam._typing import Float, Tensor
 from ifam.backbones.backbone import Backbone
+from ifam.models.noise import dropped_parts, gumbel_like
 from ifam.models.token_cache import TokenCache
 from ifam.types import Selection
-
-
-def gumbel_like(logits: Tensor) -> Tensor:
-    """Gumbel(0, 1) noise of the same shape."""
-    # -log of an exponential sample; the clamp keeps a sample that underflowed to 0 finite.
-    return -torch.empty_like(logits).exponential_().clamp_min(torch.finfo(logits.dtype).tiny).log()
 
 
 def show_at_least(share: float, logits: Float[Tensor, "B K1 H W"]) -> Float[Tensor, "B K1 H W"]:
@@ -73,7 +68,7 @@ class Selector(nn.Module):
         width = backbone.width
         self.prototypes = nn.Parameter(torch.empty(num_parts + 1, width).uniform_(-(width**-0.5), width**-0.5))
         self.modulation = nn.LayerNorm([width, num_parts + 1])
-        self.part_dropout = nn.Dropout1d(part_dropout)
+        self.part_dropout = part_dropout
         self.classifier = nn.Linear(width, num_classes, bias=False)
 
     def forward(self, images: Tensor) -> Selection:
@@ -106,7 +101,8 @@ class Selector(nn.Module):
             maps = self._maps(logits)
             pooled = torch.einsum("bkp,bpd->bkd", maps.flatten(2), patches) / patches.shape[1]
             features = self.modulation(pooled.mT).mT
-            scores = self.classifier(self.part_dropout(features[:, :-1]))
+            parts = features[:, :-1]
+            scores = self.classifier(dropped_parts(parts, self.part_dropout) if self.training else parts)
             logits = show_at_least(self.min_visible, logits)
         return Selection(logits, maps, similarity, features, scores, scores.mean(dim=1))
 

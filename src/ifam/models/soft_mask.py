@@ -3,13 +3,11 @@
 It is easy to train, but its map is not faithful: information on faint patches spreads to others in the first block.
 """
 
-import torch
-
 from ifam._typing import Bool, Float, Tensor
 from ifam.models.ifam import IFAM
 from ifam.models.masking import make_mask, resize_mask, resize_values
+from ifam.models.noise import gumbel_like, kept_parts
 from ifam.models.predictor import Predictor
-from ifam.models.selector import gumbel_like
 from ifam.types import Mask, Selection
 
 # Keeps the logarithm of a zero weight finite; such a patch has a relative attention weight of 1e-10.
@@ -68,6 +66,5 @@ class SoftMaskIFAM(IFAM):
             maps = ((logits + gumbel_like(logits)) / config.temperature).softmax(dim=1)
         parts = maps[:, :-1]
         if self.training and config.mask_part_dropout > 0:
-            keep = torch.rand(parts.shape[:2], device=parts.device) >= config.mask_part_dropout
-            parts = parts * keep[:, :, None, None]
+            parts = parts * kept_parts(parts, config.mask_part_dropout)[:, :, None, None]
         return parts.amax(dim=1)

@@ -222,7 +222,7 @@ def cached_tokens(selector: nn.Module | None, place: Place | None, half: bool = 
     """
     backbone: Any = getattr(selector, "backbone", None)
     keeps = hasattr(selector, "token_cache")
-    if selector is None or place is None or not keeps or not _is_deterministic(backbone):
+    if selector is None or place is None or not keeps or drops_inside(backbone):
         yield None
         return
     cache = _with_room(TokenCache(backbone, place, half), place)
@@ -263,10 +263,10 @@ def reused_tokens(
         yield cache
 
 
-def _is_deterministic(backbone: Backbone) -> bool:
-    """Whether the backbone has neither dropout nor stochastic depth."""
+def drops_inside(backbone: Backbone) -> bool:
+    """Whether the backbone has dropout or stochastic depth, so that it draws random numbers in training."""
     rates = [getattr(module, name, 0.0) for module in backbone.modules() for name in ("p", "drop_prob")]
-    return not any(isinstance(rate, float) and rate > 0 for rate in rates)
+    return any(isinstance(rate, float) and rate > 0 for rate in rates)
 
 
 def _with_room(cache: TokenCache, place: Place) -> TokenCache | None:

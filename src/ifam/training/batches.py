@@ -4,13 +4,14 @@ Order and augmentation of an epoch depend on the seed and on the number of the e
 in the middle of one.
 """
 
+import math
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import lightning as L
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler, Subset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ifam._typing import Float, Tensor
 from ifam.config import TrainConfig
@@ -18,6 +19,14 @@ from ifam.data import Augmentation, Benchmark, TransformedDataset, collate
 from ifam.interruption import leave_stopping_to_parent
 from ifam.models.base import Classifier
 from ifam.training.randomness import Stream, derived_seed, drawing_from
+
+# Images in a batch of validation, as in `ifam evaluate`: no setting, so that none changes a figure.
+VALIDATION_BATCH = 64
+
+
+def validation_batches(benchmark: Benchmark) -> int:
+    """Number of batches of validation images, over all devices."""
+    return math.ceil(len(benchmark.split("val")) / VALIDATION_BATCH)
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
@@ -153,11 +162,18 @@ class Batches(L.LightningDataModule):
         return self.trainer.current_epoch, self.trainer.fit_loop.batch_idx + 1
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """Every image once, on one of the devices."""
+        """Every image once, in whole batches of the same images however many devices there are.
+
+        Which numbers a processor rounds, and so the last bit of an answer, depends on the size of its batch. All
+        devices have the same number of batches, which Lightning expects; further ones have a single image, and
+        `ifam.training.module.Training` leaves them out.
+        """
         rank, world = self._rank_and_world_size()
         images = TransformedDataset(self.benchmark.split("val"), self.model.image_size, self.model.normalization)
-        share = images if world == 1 else Subset(images, range(rank, len(images), world))
-        return DataLoader(share, shuffle=False, **self.shared)
+        batches = list(torch.arange(len(images)).split(VALIDATION_BATCH))
+        batches += [torch.zeros(1, dtype=torch.long)] * (-len(batches) % world)
+        share = [batch.tolist() for batch in batches[rank::world]]
+        return DataLoader(images, batch_sampler=share, **{**self.shared, "batch_size": 1})
 
 
 def augmentation(config: TrainConfig, benchmark: Benchmark) -> Augmentation:

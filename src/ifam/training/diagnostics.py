@@ -61,6 +61,7 @@ class SelectorMetric(Metric):
 
     full_state_update = False
     visible: Tensor
+    cells: Tensor
     patches: Tensor
     images: Tensor
     right: Tensor
@@ -70,18 +71,20 @@ class SelectorMetric(Metric):
     def __init__(self, num_parts: int, num_classes: int) -> None:
         super().__init__()
         self.num_parts, self.num_classes = num_parts, num_classes
-        self.add_state("visible", torch.zeros(()), dist_reduce_fx="sum")
         sizes = {"patches": num_parts + 1, "images": num_parts + 1, "labels": num_classes, "answers": num_classes}
         for name, size in sizes.items():
             self.add_state(name, torch.zeros(size, dtype=torch.long), dist_reduce_fx="sum")
-        self.add_state("right", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+        for name in ("right", "visible", "cells"):
+            self.add_state(name, torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, out: Output, labels: Int[Tensor, " B"]) -> None:
         """Count a batch."""
         assert out.selection is not None
+        assert out.mask is not None
         won = torch.nn.functional.one_hot(out.selection.winners.flatten(1), self.num_parts + 1)
         answers = out.selection.selector_logits.argmax(dim=1)
-        self.visible += out.visible_fraction.sum()
+        self.visible += out.mask.sum()
+        self.cells += out.mask.numel()
         self.patches += won.sum(dim=(0, 1))
         self.images += won.any(dim=1).sum(dim=0)
         self.right += (answers == labels).sum()
@@ -96,7 +99,7 @@ class SelectorMetric(Metric):
         """The figures of all images on all devices."""
         with self.sync_context():
             return SelectorFigures(
-                visible=float(self.visible / self.labels.sum()),
+                visible=int(self.visible) / int(self.cells),
                 patches=tuple((self.patches / self.patches.sum()).tolist()),
                 images=tuple(self.images.tolist()),
                 right=int(self.right),

@@ -104,20 +104,21 @@ def fit(
         logger.info("Augmentation: %s.", augmentation(config, benchmark))
         # Lightning keeps the current mode, and a model that was loaded or trained before is in evaluation mode.
         module.train()
-        try:
-            kept = token_place(benchmark, config, tokens, ("train", "val"))
-            half = not config.precision.startswith("32")
-            with (
-                ended_together(trainer.strategy.launcher),
-                cached_tokens(getattr(model, "selector", None), kept, half) as checkpoints.cache,
-            ):
-                trainer.fit(module, datamodule=Batches(model, benchmark, config), ckpt_path=start, weights_only=True)
-        except OSError as error:
-            raise IfamError(f"Training was stopped ({error.strerror or error}); its files are in {path}.") from error
-        seconds = checkpoints.seconds
-        checkpoint = torch.load(path / FOLDER / BEST, map_location="cpu", weights_only=True)
-        # Several devices read from the folder of the first, which may be temporary.
-        trainer.strategy.barrier()
+        with ended_together(trainer.strategy.launcher):
+            try:
+                kept = token_place(benchmark, config, tokens, ("train", "val"))
+                half = not config.precision.startswith("32")
+                with cached_tokens(getattr(model, "selector", None), kept, half) as checkpoints.cache:
+                    batches = Batches(model, benchmark, config)
+                    trainer.fit(module, datamodule=batches, ckpt_path=start, weights_only=True)
+            except OSError as error:
+                reason = error.strerror or error
+                raise IfamError(f"Training was stopped ({reason}); its files are in {path}.") from error
+            seconds = checkpoints.seconds
+            # Several devices read from the folder of the first, which may be temporary.
+            best = trainer.strategy.broadcast(path / FOLDER / BEST)
+            checkpoint = torch.load(best, map_location="cpu", weights_only=True)
+            trainer.strategy.barrier()
         weights = {k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items() if k.startswith("model.")}
         model.load_state_dict(weights)
     model.eval()

@@ -4,18 +4,20 @@ The terms shape the part maps of the selector; they come from PDiscoNet (arXiv 2
 (arXiv 2407.04538) and iFAM (arXiv 2506.08915). In every equation a[b,k,i,j] is the probability of part k at
 row i and column j of image b, k = K is the background, and v[b,k] is the feature of a part.
 
-Half-precision inputs are computed in float32, also under autocast. Every term is a scalar over the given batch: with
-several devices, over the share of each device.
+Half-precision inputs are computed in float32, also under autocast. Every term is a scalar over the given batch. Of
+several processes, each has an equal share of the total batch: terms that are means over images are those of the share,
+and their mean over processes is that of the total batch; `presence`, a maximum, is that of the total batch itself.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch.nn import functional as F
 
 from ifam._typing import Float, Int, Tensor
+from ifam.distributed import of_processes
 from ifam.errors import IfamError
 from ifam.training.affine import Affine, inverse_transform
 
@@ -31,18 +33,32 @@ def classification(logits: Float[Tensor, "B C"], labels: Int[Tensor, " B"]) -> S
     return F.cross_entropy(_widen(logits), labels)
 
 
-def presence(part_maps: Maps) -> Scalar:
+def presence(part_maps: Maps, *, of_all: Callable[[Tensor], Tensor] = of_processes) -> Scalar:
     """Every foreground part is somewhere in the batch: L_p1 of arXiv 2407.04538, from arXiv 2309.03173.
 
         1 - mean over k < K of max over b, i, j of (3x3 mean of a[b,k])[i,j]
 
     The pooling has stride 1 and no padding; on a grid of fewer than 3 rows or columns its window shrinks to
-    the grid. At a tie the maximum has a subgradient.
+    the grid. At a tie the gradient is shared equally. With several processes the batch is that of all: the value is the
+    same in each, and the gradient is this one's share times their number, since trainers average gradients over
+    processes.
+
+    Args:
+        part_maps: Probabilities, background last.
+        of_all: Stacks a tensor of all processes.
 
     Raises:
         IfamError: If there is no foreground part.
     """
-    return (1 - _mean_pool(_foreground(part_maps)).amax(dim=(0, 2, 3))).mean()
+    pooled = _mean_pool(_foreground(part_maps))
+    own = pooled.amax(dim=(0, 2, 3))
+    ties = (pooled == own[:, None, None]).sum(dim=(0, 2, 3))
+    maxima, counts = of_all(torch.stack([own.detach(), ties.to(own)])).unbind(dim=1)
+    highest = maxima.amax(dim=0)
+    counts = counts * (maxima == highest)
+    # The share of this process in the cells that are highest of all.
+    share = len(counts) * ties * (own.detach() == highest) / counts.sum(dim=0)
+    return (1 - (highest + share * (own - own.detach()))).mean()
 
 
 def enforced_presence(part_maps: Maps) -> Scalar:

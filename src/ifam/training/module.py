@@ -9,20 +9,22 @@ import torch
 from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 from torch.nn import functional as F
-from torchmetrics import MeanMetric
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from ifam._typing import Tensor
 from ifam.backbones.backbone import Backbone
 from ifam.config import LossConfig, TrainConfig
 from ifam.data import Benchmark
+from ifam.distributed import rank_and_world_size
 from ifam.errors import IfamError
-from ifam.evaluation.metrics import AccuracyByGroup, MaskIoU
+from ifam.evaluation.metrics import AccuracyByGroup, ExactMean, MaskIoU
 from ifam.models.base import Classifier, PartClassifier
 from ifam.models.ifam import IFAM
 from ifam.models.masking import patch_mask
 from ifam.models.selector import Selector
+from ifam.models.token_cache import drops_inside
 from ifam.training.affine import Affine, sample_affine, transform
+from ifam.training.batches import validation_batches
 from ifam.training.diagnostics import SelectorFigures, SelectorMetric
 from ifam.training.group_dro import group_dro
 from ifam.training.losses import classification, part_terms, weighted_sum
@@ -75,10 +77,12 @@ class Training(L.LightningModule):
         self.model, self.config, self.losses, self.num_images = model, config, losses, num_images
         self.groups = parameter_groups(model, config)
         self.fixed_tokens = config.selector_tuning == "none"
+        self.drops_inside = any(drops_inside(one) for one in model.modules() if isinstance(one, Backbone))
         self.selector_epochs = epochs_of_method(config, model).selector_epochs
         self.accuracy = AccuracyByGroup(len(benchmark.group_names))
         self.mask_iou = MaskIoU()
-        self.val_loss, self.visible = MeanMetric(), MeanMetric()
+        self.val_loss, self.visible = ExactMean(), ExactMean()
+        self.val_batches = validation_batches(benchmark)
         # Sum of each loss term over the images of this epoch, and their number.
         self.sums: dict[str, Tensor] = {}
         self.seen = 0
@@ -97,9 +101,10 @@ class Training(L.LightningModule):
             self.register_buffer("group_weights", present / present.sum())
 
     def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:
-        """Draw the noise of a step from a seed of its own."""
-        place = self.current_epoch, batch_index, self.global_rank
-        torch.manual_seed(derived_seed(self.config.seed, Stream.STEP, *place))
+        """Draw the noise of a step from a seed of its own, the same on all devices (see `ifam.models.noise`)."""
+        # What transformers drop inside is drawn for the images of each device.
+        device = self.global_rank if self.drops_inside else 0
+        torch.manual_seed(derived_seed(self.config.seed, Stream.STEP, self.current_epoch, batch_index, device))
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """The weighted sum of all loss terms."""
@@ -197,12 +202,14 @@ class Training(L.LightningModule):
         return {name: loss}
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
-        """Update the validation metrics with a batch."""
+        """Update the validation metrics with a batch, unless it only keeps this device in step with the others."""
+        rank, devices = rank_and_world_size()
+        if batch_index * devices + rank >= self.val_batches:
+            return
         out = self._answers(batch)
-        logits = out.logits
-        self.accuracy.update(logits.float(), batch.labels, batch.groups_or_classes)
-        size = len(batch.images)
-        self.val_loss.update(classification(logits, batch.labels), size)
+        logits = out.logits.float()
+        self.accuracy.update(logits, batch.labels, batch.groups_or_classes)
+        self.val_loss.update(F.cross_entropy(logits, batch.labels, reduction="none"))
         if self.selector_metric is not None:
             self.selector_metric.update(out, batch.labels)
         if out.mask is not None:
@@ -224,9 +231,8 @@ class Training(L.LightningModule):
         """Log accuracy, worst group, loss and mask IoU, and whether this epoch is the best so far."""
         self.accuracy.compute()
         figures = {"accuracy": self.accuracy.average(), "worst_group": self.accuracy.worst()}
-        loss = float(self.val_loss.compute())
-        for name, value in {**figures, "loss": loss}.items():
-            self.log(f"val/{name}", value, sync_dist=True)
+        loss = self.val_loss.mean()
+        logged = {**figures, "loss": loss}
         # Ties are frequent in small validation groups.
         other = figures["worst_group" if self.config.monitor == "accuracy" else "accuracy"]
         rank = (figures[self.config.monitor], other, -loss)
@@ -237,10 +243,13 @@ class Training(L.LightningModule):
             latest = self.selector_metric.figures()
             self.selector_figures = latest if best else self.selector_figures
             self.selector_metric.reset()
-        if self.visible.update_called:
-            self.log("val/visible_fraction", self.visible.compute(), sync_dist=True)
+        if not math.isnan(visible := self.visible.mean()):
+            logged["visible_fraction"] = visible
         if self.mask_iou.known():
-            self.log("val/mask_iou", self.mask_iou.compute(), sync_dist=True)
+            logged["mask_iou"] = float(self.mask_iou.compute())
+        for name, value in logged.items():
+            # Of values that are the same on all devices, the maximum is exact; their mean might not be.
+            self.log(f"val/{name}", value, sync_dist=True, reduce_fx="max")
         self.accuracy.reset()
         self.mask_iou.reset()
         self.val_loss.reset()

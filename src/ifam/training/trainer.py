@@ -7,10 +7,13 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import lightning as L
+import torch
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning_utilities.core.imports import RequirementCache
@@ -20,6 +23,7 @@ from ifam.data import Benchmark
 from ifam.errors import IfamError
 from ifam.interruption import handlers
 from ifam.io import local_path
+from ifam.launch import launched
 from ifam.training.resume import CheckpointFiles
 
 logger = logging.getLogger(__name__)
@@ -31,8 +35,12 @@ def build_trainer(
     callbacks: Sequence[L.Callback] = (),
     loggers: Sequence[Logger] = (),
 ) -> L.Trainer:
-    """Lightning's trainer for these settings."""
-    _check_slurm()
+    """Lightning's trainer for these settings, on the processes that `torchrun` or `srun` has started, if any.
+
+    Raises:
+        IfamError: A setting is invalid, or does not fit to these processes.
+    """
+    config = _on_processes(config)
     trainer = _lightning(config, callbacks, loggers, config.strategy)
     unused = losses is not None and (config.selector_epochs > 0 or _may_leave_unused(losses))
     if unused and trainer.world_size > 1 and config.strategy in ("auto", "ddp"):
@@ -42,9 +50,41 @@ def build_trainer(
     return trainer
 
 
+def _on_processes(config: TrainConfig) -> TrainConfig:
+    """The settings, with the number of devices and machines that other programs have started processes for.
+
+    With fewer devices than processes, each process would train alone.
+    """
+    launch = launched()
+    if launch is None:
+        return config
+    for name, value, usual in (("devices", launch.per_node, "auto"), ("num_nodes", launch.nodes, 1)):
+        given = getattr(config, name)
+        if str(given) not in (str(value), str(usual), "-1"):
+            raise IfamError(
+                f"train.{name} is {given}, but {launch.program} has started {launch.per_node} process"
+                f"{'es' * (launch.per_node > 1)} on each of {launch.nodes} machine{'s' * (launch.nodes > 1)}, one for "
+                f"each device; leave train.{name} out."
+            )
+    if config.accelerator != "cpu" and torch.cuda.device_count() > launch.per_node:
+        logger.warning(
+            "%d GPUs are visible, but %s has started %d process%s on each machine, each of which uses one.",
+            *(torch.cuda.device_count(), launch.program, launch.per_node, "es" * (launch.per_node > 1)),
+        )
+    return replace(config, devices=launch.per_node, num_nodes=launch.nodes)
+
+
 def _lightning(
     config: TrainConfig, callbacks: Sequence[L.Callback], loggers: Sequence[Logger], strategy: str
 ) -> L.Trainer:
+    if "fsdp" in strategy and (config.accelerator == "cpu" or not torch.cuda.is_available()):
+        raise IfamError(
+            f"train.strategy is {strategy!r}, which Lightning runs on GPUs only; use 'ddp' (or 'auto') on processors."
+        )
+    plugins: list[Any] = [CheckpointFiles()]
+    if "SLURM_NTASKS" in os.environ and launched() is None:
+        # A single task of Slurm may start processes for its devices, for which Lightning would wait otherwise.
+        plugins.append(LightningEnvironment())
     try:
         trainer = L.Trainer(
             accelerator=config.accelerator,
@@ -59,7 +99,7 @@ def _lightning(
             accumulate_grad_batches=config.accumulate,
             callbacks=[*callbacks],
             logger=[*loggers],
-            plugins=[CheckpointFiles()],
+            plugins=plugins,
             enable_checkpointing=bool(callbacks),
             log_every_n_steps=1,
             num_sanity_val_steps=0,
@@ -94,18 +134,8 @@ def tensorboard(folder: Path) -> list[Logger]:
     return [TensorBoardLogger(folder, name="logs", version="", purge_step=0)]
 
 
-def _check_slurm() -> None:
-    """Refuse an incomplete set of SLURM variables, since Lightning would need the others."""
-    missing = [name for name in ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID") if name not in os.environ]
-    if "SLURM_NTASKS" in os.environ and missing and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
-        raise IfamError(
-            f"SLURM_NTASKS is set in the environment, but {missing[0]} is not; start the training with `srun`, or "
-            f"unset SLURM_NTASKS."
-        )
-
-
 def check_devices(benchmark: Benchmark, config: TrainConfig, world_size: int) -> None:
-    """Refuse more devices than there are images for."""
+    """Refuse more devices than there are training images for."""
     count = len(benchmark.split("train"))
     if count // world_size < config.batch_size:
         each = count // world_size
@@ -113,10 +143,6 @@ def check_devices(benchmark: Benchmark, config: TrainConfig, world_size: int) ->
         raise IfamError(
             f"{benchmark.name} has {count} training images, on {world_size} devices {each} each, fewer than a batch of "
             f"{config.batch_size}; use fewer devices{smaller}."
-        )
-    if len(benchmark.split("val")) < world_size:
-        raise IfamError(
-            f"{benchmark.name} has {len(benchmark.split('val'))} validation images for {world_size} devices; use fewer."
         )
 
 
@@ -161,6 +187,8 @@ def quiet() -> Iterator[None]:
             ".*Grad strides do not match bucket view strides.*",
             # Lightning uses a name that PyTorch has deprecated.
             ".*isinstance.treespec, LeafSpec.*",
+            # In an interactive job.
+            ".*`srun` command is available on your system but is not used.*",
             # A run replaces an earlier one in the same folder.
             ".*directory .* exists and is not empty.*",
         ):
