@@ -21,12 +21,15 @@ from ifam.launch import launched
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Seconds that other processes wait before they report an error.
-_FIRST_REPORTS = 3.0
+# Seconds that other processes wait before they report an error, where they have no connection yet.
+_FIRST_REPORTS = 5.0
 # Seconds in which a process ends by itself after another one has failed.
 _GRACE = 10.0
-# Key under which a process that fails says so.
+_RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
+# Key under which processes that fail are counted.
 _FAILED = "ifam/failed"
+# Whether this process is the one to report an error; None as long as it has none.
+_announced: bool | None = None
 
 # Processes that Lightning has started from this one.
 _started: list[subprocess.Popen[bytes]] = []
@@ -37,14 +40,13 @@ _ending = threading.Event()
 def first_process() -> bool:
     """Whether this is the first of all processes, by the environment: it alone prints and writes."""
     # Those of `torchrun` may be numbered in another order than Slurm's, which starts it on each machine.
-    names = ("RANK",) if os.environ.get("RANK") else ("LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
+    names = _RANKS[:1] if os.environ.get("RANK") else _RANKS
     return all(os.environ.get(name, "") in ("", "0") for name in names)
 
 
-def wait_for_first() -> None:
-    """Let the first process report an error: if it fails too, it ends the others, and only one message is shown."""
-    if not first_process():
-        time.sleep(_FIRST_REPORTS)
+def is_one_of_several() -> bool:
+    """Whether this process may be one of several, by the environment."""
+    return any(name in os.environ for name in _RANKS)
 
 
 def rank_and_world_size() -> tuple[int, int]:
@@ -78,10 +80,9 @@ def process_group() -> Iterator[bool]:
         # Sets the variables of both for PyTorch, as it does in training.
         os.environ.update(MASTER_ADDR=slurm.main_address, MASTER_PORT=str(slurm.main_port))
     distributed.init_process_group("gloo", rank=launch.rank, world_size=launch.processes)
-    try:
-        yield launch.rank == 0
-    finally:
-        leave_group()
+    # On an error, whoever reports it leaves the group afterwards: the others would end it at once.
+    yield launch.rank == 0
+    leave_group()
 
 
 def leave_group() -> None:
@@ -165,11 +166,22 @@ def ended_together(launcher: Any = None) -> Iterator[None]:
         raise
 
 
-def announce_error() -> None:
-    """Tell the other processes, if there are any, that this one ends with an error and reports it."""
-    with suppress(RuntimeError):
-        if (store := _store()) is not None:
-            store.set(_FAILED, str(rank_and_world_size()[0]))
+def announce_error() -> bool:
+    """Whether this process, which ends with an error, is the one to report it: the first that says so in its group.
+
+    Without a group, the first process is given time: if it fails too, it ends the others.
+    """
+    global _announced
+    if _announced is None:
+        try:
+            store = _store()
+            _announced = store is None or store.add(_FAILED, 1) == 1
+        except RuntimeError:
+            # The first process, which keeps the store, has ended before this one.
+            _announced = first_process()
+        if store is None and not first_process():
+            time.sleep(_FIRST_REPORTS)
+    return _announced
 
 
 def reported_elsewhere() -> bool:
@@ -180,7 +192,7 @@ def reported_elsewhere() -> bool:
         store = _store()
         return store is not None and bool(store.check([_FAILED]))
     except RuntimeError:
-        # The first process, which keeps the store, has ended before this one.
+        # As above.
         return not first_process()
 
 

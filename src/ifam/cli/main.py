@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from typing import Any
+from typing import Any, NoReturn
 
 from ifam.cli.parser import VERBS, parse
 from ifam.cli.stopped import what_is_left
@@ -12,13 +12,16 @@ from ifam.distributed import (
     announce_error,
     end_started,
     first_process,
+    is_one_of_several,
     leave_group,
     reported_elsewhere,
-    wait_for_first,
 )
 from ifam.errors import IfamError, ReportedError
 from ifam.interruption import Interrupted, ignore_signals, interruptible
 from ifam.logs import shown
+
+# Seconds in which another process reports its error, before the end of this one ends it.
+_OTHERS_REPORT = 0.5
 
 
 def main(args: list[str] | None = None) -> None:
@@ -41,19 +44,17 @@ def main(args: list[str] | None = None) -> None:
             if first_process() and not repetition.is_equal():
                 sys.exit(1)
     except IfamError as error:
-        if not isinstance(error, ReportedError):
-            announce_error()
-            wait_for_first()
+        if isinstance(error, ReportedError):
+            time.sleep(_OTHERS_REPORT)
+        elif announce_error():
             print(f"ifam: {_plain(error)}", file=sys.stderr, flush=True)
-        _leave_others()
-        sys.exit(2)
+        _end(2, is_program)
     except Interrupted as interrupted:
         if is_program:
             ignore_signals()
         if reported_elsewhere():
             # Whoever has started the processes ends them all when one fails.
-            _leave_others()
-            sys.exit(2)
+            _end(2, is_program)
         if first_process():
             state = what_is_left(verb, settings, started)
             print(f"ifam: Stopped by {interrupted}: {state}.", file=sys.stderr)
@@ -65,10 +66,17 @@ def _run(verb: str, settings: dict[str, Any]) -> None:
         VERBS[verb](**settings)
 
 
-def _leave_others() -> None:
-    """End the processes that this one has started, and leave the others."""
+def _end(status: int, is_program: bool) -> NoReturn:
+    """End this process and those that it has started, and leave the others; at once if it is one of several.
+
+    Until Python has ended, which takes seconds, the others would not be ended, and would report the same error.
+    """
     end_started()
     leave_group()
+    if is_program and is_one_of_several():
+        sys.stdout.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def _use_utf8() -> None:
