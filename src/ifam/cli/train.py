@@ -61,6 +61,7 @@ def train(
     from ifam.training.fit import check, fit, seed_everything
     from ifam.training.module import epochs_of_method
     from ifam.training.resume import find_checkpoint
+    from ifam.training.trainer import on_processes
 
     train, out = presets.apply_method_defaults(method, train, given), out or Path("runs") / method
     check_resume(resume, overwrite)
@@ -72,6 +73,7 @@ def train(
         ensure_no_model(out, overwrite)
         ensure_no_stopped_training(out, overwrite)
     ensure_writable(out, folder=True)
+    on_processes(train)
     images = load_benchmark(benchmark, root, data)
     config = presets.with_classes(model, images, given)
     seed_everything(train.seed)

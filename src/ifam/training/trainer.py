@@ -40,7 +40,7 @@ def build_trainer(
     Raises:
         IfamError: A setting is invalid, or does not fit to these processes.
     """
-    config = _on_processes(config)
+    config = on_processes(config)
     trainer = _lightning(config, callbacks, loggers, config.strategy)
     unused = losses is not None and (config.selector_epochs > 0 or _may_leave_unused(losses))
     if unused and trainer.world_size > 1 and config.strategy in ("auto", "ddp"):
@@ -50,11 +50,25 @@ def build_trainer(
     return trainer
 
 
-def _on_processes(config: TrainConfig) -> TrainConfig:
+def on_processes(config: TrainConfig) -> TrainConfig:
     """The settings, with the number of devices and machines that other programs have started processes for.
 
     With fewer devices than processes, each process would train alone.
+
+    Raises:
+        IfamError: The settings do not fit to these processes, or a variable that Slurm sets is missing, or the strategy
+            cannot be used.
     """
+    if "fsdp" in config.strategy and (config.accelerator == "cpu" or not torch.cuda.is_available()):
+        raise IfamError(
+            f"train.strategy is {config.strategy!r}, which Lightning and PyTorch run on GPUs only; use 'ddp' (or "
+            f"'auto') on processors."
+        )
+    if "fsdp" in config.strategy and config.clip_norm:
+        raise IfamError(
+            f"train.clip_norm is {config.clip_norm:g}, but Lightning cannot clip the norm of gradients with the "
+            f"strategy {config.strategy!r}; set --train.clip_norm 0, or use 'ddp'."
+        )
     launch = launched()
     if launch is None:
         return config
@@ -77,10 +91,6 @@ def _on_processes(config: TrainConfig) -> TrainConfig:
 def _lightning(
     config: TrainConfig, callbacks: Sequence[L.Callback], loggers: Sequence[Logger], strategy: str
 ) -> L.Trainer:
-    if "fsdp" in strategy and (config.accelerator == "cpu" or not torch.cuda.is_available()):
-        raise IfamError(
-            f"train.strategy is {strategy!r}, which Lightning runs on GPUs only; use 'ddp' (or 'auto') on processors."
-        )
     plugins: list[Any] = [CheckpointFiles()]
     if "SLURM_NTASKS" in os.environ and launched() is None:
         # A single task of Slurm may start processes for its devices, for which Lightning would wait otherwise.
