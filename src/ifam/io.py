@@ -190,9 +190,14 @@ def foreign_content(path: Path) -> str:
     """What a file contains instead of the expected content, and how to fix it; empty if nothing is recognized."""
     try:
         with path.open("rb") as file:
-            start = file.read(512).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+            return foreign_bytes(file.read(512))
     except OSError:
         return ""
+
+
+def foreign_bytes(start: bytes) -> str:
+    """`foreign_content` of a file that begins with these bytes."""
+    start = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if not start:
         return "the file is empty; copy or download it again"
     if start.startswith(b"version https://git-lfs"):

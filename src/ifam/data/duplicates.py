@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ifam.data.fingerprints import sample
+from ifam.data.members import file_size, open_file
 from ifam.data.records import Record
 from ifam.errors import IfamError
 from ifam.pulse import reported
@@ -70,7 +71,7 @@ def _alike(paths: Sequence[Path], key: Callable[[Path], Hashable]) -> list[list[
 
 
 def _size(path: Path) -> int:
-    return path.stat().st_size
+    return file_size(path)
 
 
 def _beginning(path: Path) -> bytes:
@@ -78,7 +79,7 @@ def _beginning(path: Path) -> bytes:
 
 
 def _content(path: Path) -> bytes:
-    with path.open("rb") as file:
+    with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").digest()
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from ifam.data import Benchmark, load_benchmark
 from ifam.data.duplicates import count_shared
 from ifam.data.fingerprints import list_digest
+from ifam.data.shards import expand_pattern
 from ifam.data_config import data_config
 from ifam.errors import IfamError
 
@@ -114,7 +115,7 @@ def remembered_root(extra: Mapping[str, Any], benchmark: str | None, root: Path 
     if root is not None or not extra.get("root") or benchmark not in (None, extra.get("benchmark")):
         return root
     source = Path(extra["root"])
-    if not source.exists():
+    if not source.exists() and not expand_pattern(source):
         raise IfamError(
             f"The model was trained on images in {source}, which does not exist here; give their folder with --root."
         )

@@ -10,6 +10,7 @@ import torch
 
 from ifam._typing import Tensor
 from ifam.data.base import Benchmark
+from ifam.data.members import file_size, is_file, open_file
 from ifam.data.records import Record
 from ifam.pulse import reported
 
@@ -60,7 +61,7 @@ def list_digest(benchmark: Benchmark) -> dict[str, Any]:
     digest = hashlib.sha256()
     for number, (path, name) in enumerate(files):
         relative = os.path.relpath(path.absolute(), top)
-        size = path.stat().st_size if path.is_file() else 0
+        size = file_size(path) if is_file(path) else 0
         digest.update(os.fsencode(f"{relative}|{name}|{size}|"))
         if number % (len(files) // _FEW + 1) == 0:
             digest.update(sample(path))
@@ -87,8 +88,8 @@ def _add_files(digest: Any, records: Sequence[Record]) -> None:
 def sample(path: Path) -> bytes:
     """The size of a file and pieces of its content; a constant where it cannot be read, which is reported elsewhere."""
     try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
+        size = file_size(path)
+        with open_file(path) as file:
             if size <= _WHOLE:
                 return f"{size}|".encode() + file.read()
             pieces = []

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, ImageCms, ImageOps
+from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 
+from ifam.data.members import is_member, open_file, read_start
 from ifam.errors import IfamError
-from ifam.io import foreign_content
+from ifam.io import foreign_bytes
 
 # The extra `heif`: Pillow reads HEIC after this registration, which every process that reads images needs. The wheels
 # of pillow-heif, which writes HEIC too, contain x265, which is under the GPL.
@@ -47,9 +48,17 @@ def open_image(source: Path | BytesIO) -> Image.Image:
         OSError: It is not an image.
     """
     try:
-        image = Image.open(source)
+        if isinstance(source, Path) and is_member(source):
+            with open_file(source) as file:
+                image = Image.open(BytesIO(file.read()))
+            # Formats that are read twice are found again by it.
+            image.filename = str(source)
+        else:
+            image = Image.open(source)
     except Image.DecompressionBombError as error:
         raise ValueError(f"it has more than {MAX_PIXELS:,} pixels; save it smaller") from error
+    except UnidentifiedImageError:
+        raise UnidentifiedImageError(f"cannot identify image file {str(source)!r}") from None
     try:
         check_pixels(*image.size)
     except ValueError:
@@ -129,17 +138,14 @@ def _upright(path: Path, white: int) -> Image.Image:
 def why_unreadable(path: Path, error: Exception) -> str:
     """Why a file cannot be read: its actual content, or the message of the reader without the path."""
     message = " ".join(str(error).replace(f" {str(path)!r}", "").split()).rstrip(".")
-    return foreign_content(path) or _needs_library(path) or message or type(error).__name__
+    start = read_start(path, 512)
+    foreign = "" if start is None else foreign_bytes(start) or _needs_library(start)
+    return foreign or message or type(error).__name__
 
 
-def _needs_library(path: Path) -> str:
-    """Which library an image needs that is not installed, by its content; empty if none."""
-    try:
-        with path.open("rb") as file:
-            kind = file.read(12)[4:]
-    except OSError:
-        return ""
-    if kind in (b"ftypheic", b"ftypheix", b"ftypmif1") and not READS_HEIF:
+def _needs_library(start: bytes) -> str:
+    """Which library an image needs that is not installed, by its first bytes; empty if none."""
+    if start[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1") and not READS_HEIF:
         return "it is a HEIC image, and reading those needs `pip install 'ifam[heif]'`"
     return ""
 
@@ -271,7 +277,8 @@ def orientation(image: Image.Image) -> int | None:
 
 def content_of(image: Image.Image) -> bytes:
     """The bytes of an opened image's file."""
-    return Path(getattr(image, "filename", "")).read_bytes()
+    with open_file(Path(getattr(image, "filename", ""))) as file:
+        return file.read()
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:

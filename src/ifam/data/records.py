@@ -23,6 +23,7 @@ from ifam._typing import Bool, Tensor
 from ifam.data.base import Benchmark
 from ifam.data.images import UNREADABLE, load_image, open_image, upright_size, why_unreadable
 from ifam.data.masks import is_ambiguous, load_mask, mask_size, mask_turn
+from ifam.data.members import is_file
 from ifam.data_config import CutConfig, FilesConfig, ListedConfig
 from ifam.errors import IfamError
 from ifam.pulse import reported
@@ -219,8 +220,7 @@ def _problem(record: Record, reader: Reader, decode: bool) -> tuple[str, str] | 
         kinds.append(("mask", record.mask, _MASKS))
     sizes = []
     for kind, path, (load, size_of) in kinds:
-        # Unlike `path.is_file()`, this does not raise for names that are too long.
-        if not os.path.isfile(path):
+        if not is_file(path):
             short = "there is no such file" if kind == "image" else f"there is no mask {path}"
             return short, f"The {kind} {path} does not exist{line}"
         try:

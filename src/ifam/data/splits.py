@@ -103,6 +103,11 @@ def _content(folder: Path) -> str:
     return "classes" if any(list_images(folder / name).paths for name in sub_folders(folder)) else ""
 
 
+def contains_images(root: Path) -> bool:
+    """Whether a folder has class folders with images, or folders of splits that have."""
+    return any(_content(root / name) for name in sub_folders(root))
+
+
 def count_images(folder: Path) -> int:
     """Number of images directly in a folder."""
     extensions = readable_extensions()

@@ -124,6 +124,14 @@ class MaskIoU(Metric):
         with self.sync_context():
             return int(self.union) > 0
 
+    def pooled(self) -> float:
+        """`compute` as a number, also on a device that has counted nothing."""
+        with self.sync_context():
+            return float(self._iou())
+
     def compute(self) -> Tensor:
         """IoU; 1 where both masks are empty everywhere."""
+        return self._iou()
+
+    def _iou(self) -> Tensor:
         return torch.where(self.union > 0, self.intersection / self.union.clamp_min(1), 1.0)

@@ -229,7 +229,6 @@ class Training(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log accuracy, worst group, loss and mask IoU, and whether this epoch is the best so far."""
-        self.accuracy.compute()
         figures = {"accuracy": self.accuracy.average(), "worst_group": self.accuracy.worst()}
         loss = self.val_loss.mean()
         logged = {**figures, "loss": loss}
@@ -246,7 +245,7 @@ class Training(L.LightningModule):
         if not math.isnan(visible := self.visible.mean()):
             logged["visible_fraction"] = visible
         if self.mask_iou.known():
-            logged["mask_iou"] = float(self.mask_iou.compute())
+            logged["mask_iou"] = self.mask_iou.pooled()
         for name, value in logged.items():
             # Of values that are the same on all devices, the maximum is exact; their mean might not be.
             self.log(f"val/{name}", value, sync_dist=True, reduce_fx="max")

@@ -25,7 +25,7 @@ import os
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,6 +33,7 @@ from ifam.data.base import Benchmark, ImageDataset
 from ifam.data.duplicates import copies_of_images, refuse_repeated_files, warn_of_copies
 from ifam.data.files import Listing, list_images, ordered
 from ifam.data.records import ImageFiles, Record, assemble, require_inside, validated
+from ifam.data.shards import Sample, find_shards, read_samples, shard_split
 from ifam.data.source_files import read_csv
 from ifam.data.splits import (
     ALL,
@@ -46,11 +47,14 @@ from ifam.data.splits import (
 from ifam.data_config import FolderConfig
 from ifam.errors import IfamError
 from ifam.io import local_path
+from ifam.pulse import reported
 
 logger = logging.getLogger(__name__)
 
 # What `ifam prepare cutouts` writes: the list of images, last, and its settings, first.
 LIST, SETTINGS = "images.csv", "cutouts.json"
+# Those of one image in a shard.
+_MEMBERS = ("KEY.jpg", "KEY.cls or KEY.json")
 
 
 def load_folder(root: Path | None, config: FolderConfig) -> Benchmark:
@@ -67,6 +71,9 @@ def load_folder(root: Path | None, config: FolderConfig) -> Benchmark:
     """
     if root is None:
         raise IfamError("The benchmark 'folder' needs the folder of the images; give --root DIR.")
+    shards = [] if config.csv or (root / LIST).is_file() else find_shards(root)
+    if shards:
+        return _load_shards(root, shards, config)
     if not root.is_dir():
         raise IfamError(f"There is no folder {root}; give one whose sub-folders are the classes (--root DIR).")
     path = _list_file(root, config)
@@ -211,20 +218,26 @@ def _load_csv(root: Path, path: Path, config: FolderConfig) -> Benchmark:
         for name, column in (("swapped", config.swapped_column), ("third", config.third_column)):
             if other := row.get(column):
                 others[name][record.path] = replace(record, path=_listed_path(root, other, where))
+    for records in (*splits.values(), *(other.values() for other in others.values())):
+        require_inside([root], records, config)
+    return _with_others(_listed(splits, classes, groups, config), others, config)
+
+
+def _listed(
+    splits: Mapping[str, list[Record]], classes: Mapping[str, int], groups: Mapping[str, int], config: FolderConfig
+) -> Benchmark:
+    """The benchmark of images that state their class, group and split."""
     names = config.classes or tuple(classes)
     known = {record.label for record in splits.get("train", [])} if not config.classes else set()
     stray = [r for records in splits.values() for r in records if known and r.label not in known]
     if stray:
         raise IfamError(
-            f"{stray[0].line} has the class {names[stray[0].label]}, which no training image has; add one or remove "
-            f"the line."
+            f"{stray[0].line or stray[0].path} has the class {names[stray[0].label]}, which no training image has; "
+            f"add one or remove {'the line' if stray[0].line else 'the image'}."
         )
-    for records in (*splits.values(), *(other.values() for other in others.values())):
-        require_inside([root], records, config)
     note = "validation images as listed" if "val" in splits else ""
     listed = {name: splits[name] for name in ("train", "val", "test", ALL) if name in splits}
-    benchmark = _assemble(Benchmark("folder", {}, names, tuple(groups or names), note), listed, config, config)
-    return _with_others(benchmark, others, config)
+    return _assemble(Benchmark("folder", {}, names, tuple(groups or names), note), listed, config, config)
 
 
 def _with_others(benchmark: Benchmark, others: Mapping[str, Mapping[Path, Record]], config: FolderConfig) -> Benchmark:
@@ -288,6 +301,45 @@ def _listed_classes(path: Path, rows: Iterable[tuple[int, Mapping[str, str]]], c
         raise IfamError(f"{path} has a single class, {next(iter(classes))}; at least two are needed.")
     warn_of_similar_names(classes)
     return classes
+
+
+# --------------------------------------------------------------------------------------------------- shards
+
+
+def _load_shards(root: Path, shards: Sequence[Path], config: FolderConfig) -> Benchmark:
+    left_out: Counter[str] = Counter()
+    found = [
+        (shard, one) for shard in reported(shards, "reading shards") for one in read_samples(shard, config, left_out)
+    ]
+    if left_out:
+        reasons = ", ".join(f"{count} {kind}" for kind, count in left_out.most_common())
+        logger.warning("%s: %d images in %d shards; left out %s.", root, len(found), len(shards), reasons)
+    if not found:
+        raise IfamError(f"{shards[0]} has no image with a class; write it as {', '.join(_MEMBERS)}.")
+    classes = _listed_classes(root, enumerate(sample.row for _, sample in found), config)
+    groups = _numbered(sample.row.get(config.group_column, "") for _, sample in found)
+    splits: dict[str, list[Record]] = {}
+    named = [_split_of_sample(shard, root, sample, config) for shard, sample in found]
+    for (_, sample), split in zip(found, named, strict=True):
+        group = class_name(sample.row.get(config.group_column, ""))
+        for kind, missing in (("group", groups and not group), ("split", any(named) and not split)):
+            if missing:
+                raise IfamError(f"{sample.image} has no {kind}, but other images have one; add it to its JSON.")
+        label = classes[class_name(sample.row[config.label_column])]
+        split = split or ("train" if config.val_fraction else ALL)
+        splits.setdefault(split, []).append(Record(sample.image, label, groups[group] if groups else None, sample.mask))
+    return _listed(splits, classes, groups, config)
+
+
+def _split_of_sample(shard: Path, root: Path, sample: Sample, config: FolderConfig) -> str:
+    """The split that an image or the name of its shard states; empty where none does."""
+    of_shard = shard_split(shard, root)
+    if config.split_column not in sample.row:
+        return of_shard
+    split = _split_of(sample.row, config, str(sample.image))
+    if of_shard not in ("", split):
+        raise IfamError(f"{sample.image} has the split {split!r}, but its shard is named as one of {of_shard!r}.")
+    return split
 
 
 def _listed_path(root: Path, cell: str, where: str) -> Path:

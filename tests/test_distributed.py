@@ -1,0 +1,171 @@
+"""Several real processes end together, and one of them speaks; started by Lightning, torchrun and as Slurm does."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ifam.cli.main import main
+from ifam.distributed import first_process
+from processes import in_two_processes
+from shards import picture, samples, write_shard
+from test_launch import SRUN
+
+IFAM = [sys.executable, "-m", "ifam.cli"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "ifam.cli"]
+QUICK = [
+    *("--model.backbone", "ifam_tiny", "--model.image_size", "40", "--train.batch_size", "4", "--train.epochs", "2"),
+    *("--train.accelerator", "cpu"),
+]
+# An image that the second of two processes reads in the first epoch.
+OF_SECOND = 14
+
+
+def photos(folder, bad=()):
+    """Shards with 16 images for training; of some, the end is missing, which only decoding notices."""
+    for split, numbers in {"train": range(16), "test": range(16, 23), "val": range(23, 28)}.items():
+        members = samples(numbers)
+        members |= {f"{n:04d}.jpg": picture(n, kind="jpg")[:900] for n in bad if n in numbers}
+        write_shard(folder / f"{split}-000.tar", members)
+    return folder
+
+
+def outcome(run):
+    """The figures of a training."""
+    results = json.loads((run / "results.json").read_text(encoding="utf-8"))
+    return {name: value for name, value in results.items() if name != "conditions"}, (
+        run / "logs" / "metrics.csv"
+    ).read_bytes()
+
+
+def test_the_first_process_of_torchrun_is_the_first_on_whatever_machine(monkeypatch):
+    for rank, slurm in (("0", "1"), ("1", "0")):
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("SLURM_PROCID", slurm)
+        assert first_process() == (rank == "0")
+    monkeypatch.delenv("RANK")
+    assert first_process()
+
+
+def start(words, **variables):
+    """A process with one thread, since the number of threads decides about the last bit."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([*map(str, words)], **streams, env=environment)
+
+
+@pytest.fixture(scope="module")
+def ways(tmp_path_factory):
+    """The same training, started in three ways: its folder, and what each process that was started prints."""
+    folder = tmp_path_factory.mktemp("ways")
+    words = ["train", "--root", photos(folder / "photos"), *QUICK, "--out"]
+    outs = {name: folder / "runs" / name for name in ("lightning", "torchrun", "slurm")}
+    tasks = [SRUN | {"SLURM_PROCID": rank, "SLURM_LOCALID": rank, "MASTER_ADDR": "127.0.0.1"} for rank in ("0", "1")]
+    started = {
+        "lightning": [start([*IFAM, *words, outs["lightning"], "--train.devices", "2"])],
+        "torchrun": [start([*TORCHRUN, *words, outs["torchrun"]])],
+        "slurm": [start([*IFAM, *words, outs["slurm"]], **task) for task in tasks],
+    }
+    said = {name: [process.communicate(timeout=300) for process in several] for name, several in started.items()}
+    for name, several in started.items():
+        assert not any(process.returncode for process in several), said[name]
+    return {name: (outs[name], *zip(*said[name], strict=True)) for name in outs}
+
+
+@pytest.mark.slow
+def test_however_processes_are_started_they_train_together(ways):
+    first, *others = (outcome(out) for out, _, _ in ways.values())
+    assert others == [first, first]
+    # Two steps of eight images in each epoch, not four of four.
+    assert b"\n0,1," in first[1]
+    assert b"\n1,3," in first[1]
+
+
+@pytest.mark.slow
+def test_one_of_the_processes_speaks(ways):
+    for out, printed, errors in ways.values():
+        text = "".join(printed)
+        assert text.count("Preset ") == text.count(f"The model is in {out}") == 1
+        assert [line.split(":")[0] for line in "".join(errors).splitlines() if line.startswith("epoch")] == [
+            "epoch 1 of 2",
+            "epoch 2 of 2",
+        ]
+    assert [bool(text) for text in ways["slurm"][1]] == [True, False]
+    assert ways["slurm"][2][1] == ""
+
+
+# --- the end ---------------------------------------------------------------------------------------------
+
+
+def _command(rank, folder, words):
+    """Run a command line in one of several processes, and note what it says and how it ends."""
+    with (folder / f"output {rank}").open("w", encoding="utf-8") as sys.stdout:
+        sys.stderr = sys.stdout
+        code = 0
+        try:
+            main(words)
+        except SystemExit as end:
+            code = end.code
+    (folder / f"status {rank}").write_text(str(code), encoding="utf-8")
+    os._exit(0)
+
+
+def ended(folder, words):
+    """Lines and status of each of two processes that run a command line."""
+    in_two_processes(_command, folder, folder, [*map(str, words)])
+    output = [(folder / f"output {rank}").read_text(encoding="utf-8").splitlines() for rank in range(2)]
+    return output, [(folder / f"status {rank}").read_text(encoding="utf-8") for rank in range(2)]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("bad", "steps"), [((OF_SECOND,), "training"), (range(16), "training"), (range(16, 23), "evaluation")]
+)
+def test_an_error_in_one_process_or_in_all_is_one_sentence(bad, steps, tmp_path):
+    words = ["train", "--root", photos(tmp_path / "photos", bad), *QUICK, "--out", tmp_path / "run"]
+    output, status = ended(tmp_path, words)
+    assert status == ["2", "2"]
+    said = [line for lines in output for line in lines if line.startswith("ifam: ")]
+    assert len(said) == 1, output
+    assert "is not a readable image (image file is truncated" in said[0]
+    assert not any("Traceback" in line or "gloo" in line for lines in output for line in lines)
+    assert (tmp_path / "run" / "model.safetensors").exists() == (steps == "evaluation")
+
+
+def children(process):
+    """Numbers of the processes that another one has started."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            if path.read_text().rpartition(")")[2].split()[1] == str(process):
+                found.append(int(path.parent.name))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc lists processes")
+@pytest.mark.parametrize("how", ["an error", "a kill"])
+def test_what_lightning_has_started_ends_together_with_status_2(how, tmp_path):
+    """Lightning itself would kill the first process within five seconds, without a word."""
+    bad = [OF_SECOND] if how == "an error" else []
+    words = ["train", "--root", photos(tmp_path / "photos", bad), *QUICK, "--train.devices", "2"]
+    words += ["--out", tmp_path / "run", "--train.epochs", "2" if bad else "10000"]
+    with start([*IFAM, *words]) as run:
+        until = time.monotonic() + 100
+        last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+        while not (bad or last.exists()) and time.monotonic() < until:
+            time.sleep(0.05)
+        for child in children(run.pid) if not bad else ():
+            os.kill(child, signal.SIGKILL)
+        _, errors = run.communicate(timeout=100)
+    said = [line for line in errors.splitlines() if not line.startswith(("epoch", "Augmentation"))]
+    assert run.returncode == 2
+    assert len(said) == 1, errors
+    assert ("is not a readable image" if bad else "Process 1 of this training was ended (SIGKILL)") in said[0]
