@@ -4,6 +4,8 @@ import csv
 import itertools
 import math
 import re
+import subprocess
+import sys
 from dataclasses import asdict, fields, replace
 from types import SimpleNamespace
 
