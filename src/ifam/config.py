@@ -45,8 +45,9 @@ class ModelConfig:
             this many pixels, which divide its patches. Hidden pixels of a visible patch are then blanked before it is
             embedded (`ifam.models.pixel_mask`). Methods that do not mask their input have patches.
         edge_aware: For squares, let the outline of the mask follow edges of the image (a guided filter).
-        min_visible: Least share of the selector's patches that are assigned to parts in each image, those that are most
-            like one, so that no object is missed altogether; 0 as in the paper.
+        min_visible: Least share of each image that is assigned to parts, those patches that are most like one, and is
+            visible (in training, before noise and dropped parts), so that no object is missed altogether; 0 as in the
+            paper.
         temperature: Softmax temperature tau of the part maps.
         gumbel_noise: Gumbel(0, 1) noise on part maps and mask, in training only.
         part_dropout: Probability that a whole part is dropped from the selector's classifier, in training.

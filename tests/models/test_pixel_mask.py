@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from ifam.errors import IfamError
 from ifam.models.ifam import IFAM
-from ifam.models.interventions import DropParts, UseMask
+from ifam.models.interventions import DropParts, DropUnsure, UseMask
 from ifam.models.pixel_mask import blank_hidden, cell_mask, guided_filter, patch_gate, visible_patches
 from ifam.models.registry import build
 
@@ -153,6 +153,29 @@ def test_interventions_after_a_mask_of_pixels_still_hide(make_model, images):
     out = model(images, [UseMask(everything), DropParts([0])])
     assert torch.equal(out.mask, enlarge(winners != 0, (32, 32)))
     assert not model(images, [UseMask(everything), DropParts([0, 1, 2])]).mask.any()
+
+
+@pytest.mark.parametrize("edge_aware", [False, True])
+@pytest.mark.parametrize("resolution", [2, 16])
+def test_no_pixel_of_a_patch_that_an_intervention_hides_is_shown(make_model, images, edge_aware, resolution):
+    model = make_model(mask_resolution=resolution, edge_aware=edge_aware)
+    whole = model(images)
+    for part in range(3):
+        mask = model(images, [DropParts([part])]).mask
+        assert not (mask & enlarge(whole.selection.winners == part, mask.shape[1:])).any()
+    limits = whole.similarity[:, :3].amax(dim=(0, 2, 3))
+    best = model(images, [DropUnsure(limits)])
+    assert not (best.mask & enlarge(best.selection.winners == 3, best.mask.shape[1:])).any()
+
+
+def test_squares_as_large_as_patches_take_a_mask_of_pixels(make_model, images):
+    model = make_model(mask_resolution=16)
+    pixels = torch.zeros(4, 64, 64, dtype=torch.bool)
+    pixels[:, 16:48, 16:40] = True
+    expected = torch.zeros(4, 4, 4, dtype=torch.bool)
+    expected[:, 1:3, 1:3] = True
+    assert torch.equal(model(images, [UseMask(pixels)]).mask, expected)
+    assert torch.equal(model(images, [UseMask(expected)]).mask, expected)
 
 
 def test_a_patch_with_too_few_visible_cells_is_hidden(make_model, images):

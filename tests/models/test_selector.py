@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from ifam.models.interventions import DropParts
+from ifam.models.interventions import DropParts, UseMask
 from ifam.models.noise import gumbel_like
 from ifam.models.selector import Selector, show_at_least
 
@@ -146,13 +146,44 @@ def test_each_image_shows_at_least_a_share_of_its_patches(share, scale):
     assert torch.equal(changed[enough], logits[enough])
 
 
+@pytest.mark.parametrize(
+    ("index", "value", "expected"),
+    [
+        (0, torch.nan, [1, 2]),
+        (0, -torch.inf, [1, 2]),
+        (0, torch.inf, [0, 2]),
+        (1, torch.nan, [1, 2]),
+        (1, -torch.inf, [0, 2]),
+        (1, torch.inf, [1, 2]),
+    ],
+)
+def test_a_logit_that_is_not_finite_matters_to_its_patch_only(index, value, expected):
+    logits = torch.tensor([[1.0, 2.0, 3.0, 0.0], [9.0, 9.0, 9.0, 9.0]])
+    logits[index, 0] = value
+    shown = visible(show_at_least(0.5, logits[None, :, None]))
+    assert shown.flatten().nonzero().flatten().tolist() == expected
+
+
 def test_by_default_nothing_has_to_be_shown():
     logits = torch.randn(2, 3, 4, 4)
     assert show_at_least(0.0, logits) is logits
 
 
-def test_what_an_intervention_hides_stays_hidden(make_model, images):
-    model = make_model(num_parts=2, min_visible=0.5).eval()
+@pytest.mark.parametrize("selector_image_size", [None, 32, 48, 128])
+@pytest.mark.parametrize("resolution", ["patch", 2, 16])
+def test_the_predictor_is_shown_as_much_and_what_an_intervention_hides_stays_hidden(
+    make_model, resolution, selector_image_size
+):
+    settings = {"mask_resolution": resolution, "selector_image_size": selector_image_size}
+    model = make_model(num_parts=2, min_visible=0.2, **settings)
+    with torch.no_grad():
+        # Every patch is much more like the background.
+        model.selector.prototypes[-1] = 0
+        model.selector.prototypes[:-1] *= 10
+    images = torch.randn(16, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        assert (model(images).visible_fraction >= 0.5).all()
+        out = model(images)
+        assert (out.visible_fraction >= 0.2).all()
+        assert torch.equal(out.gate, out.mask.float())
         assert model(images, [DropParts([0, 1])]).empty.all()
+        assert model(images, [UseMask(torch.zeros_like(out.selection.winners, dtype=torch.bool))]).empty.all()

@@ -9,7 +9,7 @@ from ifam.backbones.backbone import predictor_backbone
 from ifam.config import ModelConfig
 from ifam.models.base import PartClassifier
 from ifam.models.masking import assignment_mask, resize_gated_mask, sample_assignment
-from ifam.models.pixel_mask import cell_grid, cell_mask, intervened_mask
+from ifam.models.pixel_mask import cell_grid, cell_mask, intervened_mask, show_share
 from ifam.models.predictor import Predictor
 from ifam.types import Mask, Output, PixelSelection, Selection
 
@@ -63,9 +63,13 @@ class IFAM(PartClassifier):
         drawn = sample_assignment(
             selection, self.training, config.temperature, config.gumbel_noise, config.mask_part_dropout
         )
+        assigned = assignment_mask(*drawn)
         if isinstance(selection, PixelSelection):
-            mask = resize_gated_mask(assignment_mask(*drawn), self.mask_grid)
-            return intervened_mask(selection, mask, self.mask_grid, grid)
+            mask = resize_gated_mask(assigned, self.mask_grid)
+            return intervened_mask(selection, mask, self.mask_grid, grid, self.masks_pixels)
         if self.masks_pixels:
-            return cell_mask(*drawn, self.mask_grid, grid, images if config.edge_aware else None)
-        return resize_gated_mask(assignment_mask(*drawn), grid)
+            mask = cell_mask(*drawn, self.mask_grid, grid, images if config.edge_aware else None)
+        else:
+            mask = resize_gated_mask(assigned, grid)
+        # Noise and dropped parts may show less in training.
+        return mask if self.training else show_share(mask, assigned.visible, config.min_visible, grid)

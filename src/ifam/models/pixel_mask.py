@@ -5,6 +5,7 @@ pixels or single ones: hidden pixels are replaced by a constant before the patch
 little influence as hidden patches, whatever their values. A patch is visible if enough of its cells are.
 """
 
+import math
 from typing import Literal
 
 import torch
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 from ifam._typing import Bool, Float, Tensor
 from ifam.backbones.backbone import Backbone
 from ifam.errors import IfamError
-from ifam.models.masking import enlarge, patch_mask, patch_mean, resize_mask
+from ifam.models.masking import enlarge, patch_mask, patch_mean, resize_mask, resize_values
 from ifam.types import Mask, PixelSelection
 
 # Share of the cells of a patch from which it is visible: with less, it costs a token and shows next to nothing.
@@ -54,7 +55,7 @@ def cell_mask(
     """A mask of cells from the assignment of patches.
 
     The probability of the best part against the background, at least one half where a patch is visible, is
-    interpolated; a cell is visible from one half on.
+    interpolated; a cell is visible from one half on, unless its patch can belong to no part, as after `DropParts`.
 
     Args:
         logits: Which part each patch of the selector belongs to.
@@ -66,11 +67,38 @@ def cell_mask(
     # A logit is -inf where an intervention has excluded a part, or the background.
     best = torch.sigmoid(logits[:, :-1].amax(dim=1) - logits[:, -1]).detach()
     both = _interpolated(torch.stack([best, foreground], dim=1), cells, guide)
-    visible, gate = drop_sparse(both[:, 0] >= 0.5, grid), both[:, 1]
+    # The outline of the other patches must not bring back what an intervention has hidden.
+    allowed = resize_mask((logits[:, :-1] > -torch.inf).any(dim=1), cells)
+    visible, gate = drop_sparse((both[:, 0] >= 0.5) & allowed, grid), both[:, 1]
     return Mask(visible, visible.to(gate.dtype) + (gate - gate.detach()))
 
 
-def intervened_mask(selection: PixelSelection, mask: Mask, cells: tuple[int, int], grid: tuple[int, int]) -> Mask:
+def show_share(mask: Mask, assigned: Bool[Tensor, "B H2 W2"], share: float, grid: tuple[int, int]) -> Mask:
+    """Show whole patches in images of which less than a share is visible though more belongs to parts.
+
+    Single patches that are barely like a part vanish when they are interpolated, or brought to another grid. Shown are
+    the patches of the predictor that hold the most of them, and as many as needed, or more where they hold the same.
+
+    Args:
+        mask: The mask of patches or of cells.
+        assigned: Which patches of the selector belong to parts.
+        share: Least share (`ModelConfig.min_visible`).
+        grid: Rows and columns of the predictor's patches.
+    """
+    if share == 0:
+        return mask
+    visible = mask.visible
+    held = resize_values(assigned.float(), grid).flatten(1)
+    least = held.topk(math.ceil(share * held.shape[1]), dim=1).values[:, -1:]
+    patches = ((held > 0) & (held >= least)).unflatten(1, grid)
+    short = visible.flatten(1).sum(dim=1) < share * (visible.shape[1] * visible.shape[2])
+    visible = visible | (enlarge(patches, (visible.shape[1], visible.shape[2])) & short[:, None, None])
+    return Mask(visible, visible.to(mask.gate.dtype) + (mask.gate - mask.gate.detach()))
+
+
+def intervened_mask(
+    selection: PixelSelection, mask: Mask, cells: tuple[int, int], grid: tuple[int, int], masks_pixels: bool
+) -> Mask:
     """The mask that an intervention has set, without what later ones have hidden.
 
     Args:
@@ -78,6 +106,7 @@ def intervened_mask(selection: PixelSelection, mask: Mask, cells: tuple[int, int
         mask: The mask of its parts, on the grid of the cells.
         cells: Rows and columns of cells; those of the patches if the model masks patches.
         grid: Rows and columns of the predictor's patches.
+        masks_pixels: Whether the model masks squares of pixels, which may be as large as its patches.
 
     Raises:
         IfamError: The mask is finer than the selector's patches, and the model masks patches, or its cells do not fit.
@@ -85,8 +114,8 @@ def intervened_mask(selection: PixelSelection, mask: Mask, cells: tuple[int, int
     (batch, rows, columns), own = selection.pixels.shape, tuple(selection.assignment_logits.shape[2:])
     if cells == grid and (rows, columns) == own:
         return mask
-    if (rows, columns) != own and (cells == grid or rows % cells[0] or columns % cells[1]):
-        more = "" if cells == grid else f", or [{batch}, {cells[0]}, {cells[1]}] for its squares of pixels"
+    if (rows, columns) != own and (not masks_pixels or rows % cells[0] or columns % cells[1]):
+        more = f", or [{batch}, {cells[0]}, {cells[1]}] for its squares of pixels" if masks_pixels else ""
         raise IfamError(
             f"UseMask got a mask of shape {[batch, rows, columns]}, but [{batch}, {own[0]}, {own[1]}] is expected: one "
             f"value for each of the selector's patches, for every image{more}."

@@ -23,10 +23,13 @@ def show_at_least(share: float, logits: Float[Tensor, "B K1 H W"]) -> Float[Tens
     """
     if share == 0:
         return logits
+    # A patch whose logits are no numbers is like no part.
     margin = (logits[:, :-1].amax(dim=1) - logits[:, -1]).detach().flatten(1)
+    margin = margin.masked_fill(margin.isnan(), -torch.inf)
     least = margin.topk(math.ceil(share * margin.shape[1]), dim=1).values[:, -1, None, None]
     # A little more than needed, against rounding.
-    rounding = 4 * torch.finfo(logits.dtype).eps * logits.detach().abs().amax(dim=(1, 2, 3))[:, None, None]
+    largest = logits.detach().nan_to_num(0.0, 0.0, 0.0).abs().amax(dim=(1, 2, 3))[:, None, None]
+    rounding = 4 * torch.finfo(logits.dtype).eps * largest
     lowered = logits[:, -1] + torch.where(least < 0, least - rounding, 0)
     return torch.cat([logits[:, :-1], lowered[:, None]], dim=1)
 
