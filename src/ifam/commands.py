@@ -11,6 +11,8 @@ from ifam.io import local_path
 
 # Where results go and what they replace, and the names of the settings that were set: no figure depends on these.
 _LEFT_OUT = ("out", "overwrite", "resume", "given")
+# Settings that name a folder, or a model elsewhere.
+_FOLDERS = ("model", "backbone", "predictor_backbone")
 
 _running: ContextVar[dict[str, Any] | None] = ContextVar("running", default=None)
 
@@ -49,5 +51,5 @@ def _plain(value: Any, name: str = "") -> Any:
         return {str(key): _plain(one, str(key)) for key, one in value.items() if key not in _LEFT_OUT}
     if isinstance(value, list | tuple):
         return [_plain(one) for one in value]
-    is_folder = name in ("model", "backbone") and isinstance(value, str) and local_path(value).is_dir()
+    is_folder = name in _FOLDERS and isinstance(value, str) and local_path(value).is_dir()
     return str(local_path(value).absolute()) if is_folder or isinstance(value, Path) else value

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from ifam.cli.main import main
+from ifam.commands import recorded, running
+from ifam.config import ModelConfig
 from ifam.data import load_benchmark
 from ifam.experiments.compare import Comparison, read_rows, run_comparison
 from ifam.training.presets import TINY_LOSS, TINY_MODEL, TINY_TRAIN
@@ -75,6 +77,11 @@ def test_a_comparison_is_repeated_with_the_settings_of_every_row(tmp_path, capsy
     assert again == first
     assert first[0]["train"]["clip_norm"] is None
     assert first[1]["model"]["gumbel_noise"] is False
+    digests = json.loads((out / "compare.json").read_text())["conditions"]["images"]
+    assert digests == {"2": first[0]["images"]}
+    file = changed(out / "compare.json", lambda content: content["conditions"].update(images={"2": "0" * 16}))
+    assert "have changed" in refused(capsys, file, "--out", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.slow
@@ -112,6 +119,48 @@ def test_images_that_have_changed_are_refused_before_the_work(copy, capsys, tmp_
     said = refused(capsys, file, "--out", tmp_path / "new")
     assert "have changed" in said
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "value", "said"),
+    [
+        ("conditions", "environment", [1], "environment is [1]"),
+        ("conditions", "root", 5, "root is 5"),
+        ("conditions", "data", [1], "data is [1]"),
+        ("conditions", "split", None, "does not say which images"),
+        ("settings", "seed", float("nan"), "seed in {file} is nan"),
+        ("settings", "later", 1, "{file}: `ifam evaluate` has no setting 'later'"),
+        ("settings", "data", {"later": 1}, "{file}: pondbirds has no setting 'later'"),
+    ],
+)
+def test_a_result_that_was_edited_or_is_of_a_later_version_is_named(copy, capsys, tmp_path, place, name, value, said):
+    def edit(content):
+        conditions = content["conditions"]
+        (conditions if place == "conditions" else conditions["command"]["settings"])[name] = value
+
+    file = changed(copy / "evaluation" / "results.json", edit)
+    assert said.format(file=file) in refused(capsys, file, "--out", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("threads", [True, 2**40])
+def test_an_impossible_number_of_threads_is_not_set(copy, capsys, threads):
+    change = {"threads": threads}
+    file = changed(
+        copy / "evaluation/results.json", lambda content: content["conditions"]["environment"].update(change)
+    )
+    main(["repeat", str(file)])
+    assert "came out the same" in capsys.readouterr().out
+
+
+def test_folders_of_both_backbones_are_recorded_with_their_whole_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("small", "large"):
+        (tmp_path / name).mkdir()
+    with recorded("train", {"model": ModelConfig(backbone="small", predictor_backbone="large")}):
+        model = running()["settings"]["model"]
+    assert (model["backbone"], model["predictor_backbone"]) == (str(tmp_path / "small"), str(tmp_path / "large"))
 
 
 def test_what_cannot_be_repeated_is_one_sentence(copy, capsys, tmp_path):

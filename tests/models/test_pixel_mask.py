@@ -223,6 +223,8 @@ def test_a_mask_of_another_grid_is_refused(make_model, images):
         coarse(images, [UseMask(torch.ones(4, 64, 64, dtype=torch.bool))])
     with pytest.raises(IfamError, match=r"\[4, 32, 32\] for its squares"):
         fine(images, [UseMask(torch.ones(4, 48, 48, dtype=torch.bool))])
+    with pytest.raises(IfamError, match=r"torch\.bool is expected"):
+        fine(images, [UseMask(torch.ones(4, 64, 64))])
     with pytest.raises(IfamError, match=r"\[4, 4, 4\] or"):
         fine.predictor(images, torch.ones(4, 16, 16, dtype=torch.bool))
 

@@ -74,6 +74,32 @@ def test_the_object_on_gray_is_the_plain_model_on_a_gray_picture():
 
 
 @pytest.mark.parametrize("name", METHODS)
+def test_a_mask_that_does_not_fit_its_image_is_refused(name):
+    images, masks = example()
+    model = make(name)
+    for wrong in (masks[:, ::8, ::8], masks[:, :30, :30], masks[:1], masks[0]):
+        with pytest.raises(IfamError, match=r"masks for .* \[3, 32, 32\] is expected"):
+            answers(model, images, wrong)
+
+
+@pytest.mark.parametrize("name", [*METHODS, "given_mask"])
+def test_a_mask_that_is_not_binary_is_refused(name):
+    images, masks = example()
+    for wrong in (masks.float(), masks.byte() * 255):
+        with pytest.raises(IfamError, match=r"torch\.bool is expected"):
+            answers(make(name), images, wrong)
+
+
+@pytest.mark.parametrize("name", [*METHODS, "given_mask"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_any_precision_and_no_image_at_all(name, dtype):
+    images, masks = example()
+    model = make(name).to(dtype)
+    assert answers(model, images.to(dtype), masks).dtype == dtype
+    assert answers(model, images[:0].to(dtype), masks[:0]).shape == (0, 2)
+
+
+@pytest.mark.parametrize("name", METHODS)
 def test_each_needs_masks_and_takes_empty_ones(name):
     images, masks = example()
     model = make(name)

@@ -1,9 +1,12 @@
 """`ifam repeat`."""
 
+import io
 import logging
+import re
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,31 @@ _TO_RESUME = ("train", "compare")
 _NO_FIGURES = {"seconds", "elapsed", "provenance", "settings", "pictures"}
 # Differing figures that are shown.
 _SHOWN = 10
+# More are a mistake in the file, and would take the machine down.
+_MOST_THREADS = 1024
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What a result says of its conditions, beside the command.
+
+    Attributes:
+        environment: As `ifam.provenance.environment` returned it.
+        images: Digest of the images, or that of each seed; the results of some verbs have none.
+        benchmark: Name of the data set.
+        split: Split that was evaluated.
+        root: Folder of the images.
+        data: Settings of the data set.
+        seeds: Seeds of a comparison.
+    """
+
+    environment: Mapping[str, Any] | None = None
+    images: str | Mapping[str, str] | None = None
+    benchmark: str | None = None
+    split: str | None = None
+    root: str | None = None
+    data: Mapping[str, Any] | None = None
+    seeds: list[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -45,13 +73,27 @@ class Repetition:
 
     @contextmanager
     def words(self) -> Iterator[list[str]]:
-        """The command as words; within the block, its settings are in a file."""
+        """The command as words; within the block, its settings are in a file, for which errors name the result."""
         from ifam import yaml_text
 
+        said = io.StringIO()
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "settings.yaml"
             file.write_text(yaml_text.dump(self.settings), encoding="utf-8")
-            yield [self.verb, f"--config={file}", *self.options]
+
+            def named(message: str) -> str:
+                return re.sub(
+                    rf"{re.escape(str(file))}(, line \d+)?(, column \d+)?", lambda _: str(self.before), message
+                )
+
+            try:
+                with redirect_stderr(said):
+                    yield [self.verb, f"--config={file}", *self.options]
+            except IfamError as error:
+                raise IfamError(named(str(error))) from error
+            finally:
+                # The parser prints its errors itself.
+                print(named(said.getvalue()), end="", file=sys.stderr)
 
     def is_equal(self) -> bool:
         """Whether all figures came out the same; prints those that did not."""
@@ -83,11 +125,11 @@ def repeat(result: Path, out: Path | None = None, resume: bool = False, overwrit
     import torch
 
     from ifam.provenance import environment
+    from ifam.serialization import from_json
 
     file = _file(result)
-    content = _read(file)
-    conditions = content["conditions"]
-    command = conditions.get("command")
+    stated = _read(file)["conditions"]
+    command = stated.get("command")
     is_command = isinstance(command, Mapping) and isinstance(command.get("settings"), Mapping)
     if not is_command or command.get("verb") not in _VERBS:
         raise IfamError(
@@ -100,15 +142,19 @@ def repeat(result: Path, out: Path | None = None, resume: bool = False, overwrit
     folder = out or file.absolute().parent.with_name(f"{file.absolute().parent.name}-repeat")
     if folder.absolute() == file.absolute().parent:
         raise IfamError(f"{folder} is the folder of the result itself, which would be lost; choose another --out.")
-    then, now = conditions.get("environment") or {}, environment()
+    try:
+        conditions = from_json(Conditions, stated)
+    except ValueError as error:
+        raise IfamError(f"{file} is damaged ({error}); restore it.") from error
+    then, now = conditions.environment or {}, environment()
     # As many threads as before: sums are divided among them.
-    if isinstance(threads := then.get("threads"), int) and threads > 0:
+    if type(threads := then.get("threads")) is int and 0 < threads <= _MOST_THREADS:
         torch.set_num_threads(threads)
         now["threads"] = threads
     changed = [(name, value) for name, value in then.items() if value != now.get(name)]
     if changes := [f"{name} was {value} and is {now.get(name)}" for name, value in changed]:
         _log.warning("Figures may differ, since not everything is as it was: %s.", "; ".join(changes))
-    _check_images(verb, conditions, settings, file)
+    _check_images(verb, conditions, file)
     target = folder / file.name if verb in _TO_FILE else folder
     flags = [f"--{name}" for name, value in (("resume", resume), ("overwrite", overwrite)) if value]
     print(f"Repeating `ifam {verb}` of {file}; the new result will be in {folder}.")
@@ -153,19 +199,25 @@ def _read(file: Path) -> dict[str, Any]:
     return content
 
 
-def _check_images(verb: str, conditions: Mapping[str, Any], settings: Mapping[str, Any], file: Path) -> None:
+def _check_images(verb: str, conditions: Conditions, file: Path) -> None:
     """Refuse other images before hours of work on them."""
     from ifam.data import load_benchmark
     from ifam.data.fingerprints import fingerprint
+    from ifam.experiments.compare import Comparison
 
-    digest = conditions.get("images")
-    if verb not in ("train", "evaluate", "audit") or not isinstance(digest, str):
+    if conditions.images is None or verb not in ("train", "evaluate", "audit", "compare"):
         return
-    root = conditions.get("root")
-    images = load_benchmark(str(conditions["benchmark"]), Path(root) if root else None, conditions.get("data") or {})
-    split = str(conditions["split"])
-    names = [name for name in images.treatments if name in images.splits] if split == "treatments" else [split]
-    if verb == "train":
-        names = [*dict.fromkeys(("train", "val", split))]
-    if fingerprint(images, names) != digest:
-        raise IfamError(f"The images of {images.name} have changed since {file} was written; restore them.")
+    name, split = conditions.benchmark, conditions.split
+    if name is None or (split is None and verb != "compare"):
+        raise IfamError(f"{file} does not say which images its figures are of; restore it.")
+    root, data = Path(conditions.root) if conditions.root else None, dict(conditions.data or {})
+    now: str | dict[str, str]
+    if split is None or verb == "compare":
+        digests = Comparison((), tuple(conditions.seeds or ()), name, root, data).digests()
+        now = {str(seed): digest for seed, digest in digests.items()}
+    else:
+        images = load_benchmark(name, root, data)
+        names = [name for name in images.treatments if name in images.splits] if split == "treatments" else [split]
+        now = fingerprint(images, dict.fromkeys(("train", "val", split)) if verb == "train" else names)
+    if now != conditions.images:
+        raise IfamError(f"The images of {name} have changed since {file} was written; restore them.")

@@ -328,7 +328,8 @@ def run_comparison(
             sharing = sorted((row for row in missing if row.training == training), key=lambda row: row.retrained)
             _train_and_evaluate(comparison, sharing, seed, images, runs, save_models, device)
     shared = {key: value for key, value in settings[rows[0].name].items() if key not in ("method", "retrained")}
-    conditions = {**shared, "seeds": list(seeds), **record()}
+    images_of = {str(seed): digests[seed] for seed in seeds}
+    conditions = {**shared, "seeds": list(seeds), "images": images_of, **record()}
     result = ComparisonResult(
         [comparison.describe(row) for row in rows],
         summarize([with_files(runs.done[row.name, seed], out) for row in rows for seed in seeds]),

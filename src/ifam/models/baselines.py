@@ -116,16 +116,20 @@ class AttentivePool(nn.Module):
         return pooled[:, 0]
 
 
-def given_masks(model: Classifier, masks: Bool[Tensor, "B S1 S2"] | None) -> Bool[Tensor, "B S1 S2"]:
+def given_masks(model: Classifier, masks: Tensor | None) -> Bool[Tensor, "..."]:
     """The true masks of a batch, for a model that needs them.
 
     Raises:
-        IfamError: There are none.
+        IfamError: There are none, or they are not binary.
     """
     if masks is None:
         raise IfamError(
             f"{model.method} needs the true mask of each image, but got none, or not for every image of the batch; "
             f"give them, as in `model(images, masks=masks)`."
+        )
+    if masks.dtype != torch.bool:
+        raise IfamError(
+            f"The masks for {model.method} are {masks.dtype}, but torch.bool is expected: compare them (`masks > 0.5`)."
         )
     return masks
 

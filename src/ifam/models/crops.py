@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ifam._typing import Bool, Float, Int, Tensor
-from ifam.backbones.backbone import Backbone, predictor_backbone, selector_backbone
+from ifam.backbones.backbone import Backbone, predictor_backbone, resize_images, selector_backbone
 from ifam.backbones.gated_attention import OverrideSDPA
 from ifam.config import ModelConfig
 from ifam.models.base import Classifier
@@ -257,10 +257,10 @@ def crop(
     """
     edges = box * box.new_tensor(images.shape[2:] * 2) // box.new_tensor(grid * 2)
     crops = [
-        image[None, :, top:bottom, left:right]
+        resize_images(image[None, :, top:bottom, left:right], size)
         for image, (top, left, bottom, right) in zip(images, edges.tolist(), strict=True)
     ]
-    return torch.cat([F.interpolate(one, size, mode="bilinear", antialias=True) for one in crops])
+    return torch.cat([images.new_empty(0, images.shape[1], *size), *crops])
 
 
 def peak_boxes(
@@ -315,4 +315,4 @@ def equal_crops(
     rows = top[:, None] + torch.arange(height, device=box.device)
     columns = left[:, None] + torch.arange(width, device=box.device)
     crops = images[image[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-    return F.interpolate(crops, size, mode="bilinear", antialias=True)
+    return resize_images(crops, size)

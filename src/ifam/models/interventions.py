@@ -97,10 +97,14 @@ class UseMask:
         """A copy of the selection that yields this mask."""
         batch, _, rows, columns = selection.assignment_logits.shape
         mask = self.mask.to(selection.assignment_logits.device)
+        if mask.dtype != torch.bool:
+            raise IfamError(
+                f"UseMask got a mask of {mask.dtype}, but torch.bool is expected: compare it (`mask > 0.5`)."
+            )
         finer = mask.ndim > 1 and mask.shape[-2] > rows and mask.shape[-1] > columns
         if tuple(mask.shape) == (rows, columns) or (finer and mask.ndim == 2 and mask.shape != (batch, rows * columns)):
             mask = mask.expand(batch, -1, -1)
-        if finer and mask.ndim == 3 and len(mask) == batch and mask.dtype == torch.bool:
+        if finer and mask.ndim == 3 and len(mask) == batch:
             # Patches of which any pixel is visible belong to a part, so that later interventions apply to them.
             patches = F.adaptive_max_pool2d(mask.float()[:, None], (rows, columns))[:, 0] > 0
             return replace(UseMask(patches)(selection), pixels=mask)
@@ -108,10 +112,6 @@ class UseMask:
             raise IfamError(
                 f"UseMask got a mask of shape {list(mask.shape)}, but [{batch}, {rows}, {columns}] is expected: "
                 f"one value for each of the selector's patches, for every image."
-            )
-        if mask.dtype != torch.bool:
-            raise IfamError(
-                f"UseMask got a mask of {mask.dtype}, but torch.bool is expected: compare it (`mask > 0.5`)."
             )
         visible = mask.reshape(batch, 1, rows, columns)
         allowed = visible.expand_as(selection.assignment_logits).clone()

@@ -11,6 +11,7 @@ from torch import nn
 
 from ifam._typing import Bool, Float, Int, Tensor
 from ifam.config import ModelConfig
+from ifam.errors import IfamError
 from ifam.models.baselines import OneStage, given_masks
 from ifam.models.crops import crop, enclosing_box
 from ifam.models.interventions import Intervention
@@ -37,10 +38,17 @@ class SegmentFirst(OneStage):
             masks: True where the object is, bool [B, S, S].
 
         Raises:
-            IfamError: There is no mask, or there are interventions.
+            IfamError: There is no mask, it has another size than its image, or there are interventions.
         """
         self.check_interventions(interventions)
-        return Output(self.masked_logits(images, given_masks(self, masks)))
+        self.input_backbone.check_images(images)
+        masks, expected = given_masks(self, masks), [len(images), *images.shape[2:]]
+        if list(masks.shape) != expected:
+            raise IfamError(
+                f"The masks for {self.method} have shape {list(masks.shape)}, but {expected} is expected: one value "
+                f"for each pixel of every image."
+            )
+        return Output(self.masked_logits(images, masks))
 
     def masked_logits(self, images: Float[Tensor, "B 3 S1 S2"], masks: Bool[Tensor, "B S1 S2"]) -> Float[Tensor, "B C"]:
         """Class logits of images with their masks."""
