@@ -23,6 +23,15 @@ def _seeded():
     torch.manual_seed(0)
 
 
+@pytest.fixture
+def one_thread():
+    """One thread in this process, as in each of `processes.in_processes`: their number decides about the last bit."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def wake(module):
     """Random values in every weight, so that no layer scale, bias or token near zero hides an error."""
     with torch.no_grad():

@@ -24,7 +24,7 @@ from ifam.models.masking import patch_mask
 from ifam.report.console import print_evaluation
 from ifam.types import Output
 from miniatures import MINIATURES
-from processes import in_two_processes
+from processes import in_processes
 
 SIZE = 64
 
@@ -322,15 +322,15 @@ def _process(rank, folder, model, data):
 @pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="PyTorch without distributed")
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning")
-@pytest.mark.parametrize("count", [7, 1])
-def test_two_processes_find_what_one_finds(tiny_model, tmp_path, count):
-    """Seven images are four and three; of a single one, the second process has none."""
+@pytest.mark.parametrize(("count", "processes"), [(7, 2), (7, 3), (1, 3)])
+def test_several_processes_find_exactly_what_one_finds(tiny_model, tmp_path, one_thread, count, processes):
+    """Seven images are batches of two, two, two and one; of a single one, all processes but one have none."""
     some = [None, *masks(6)][-count:]
     data = benchmark([0, 1, 2, 3, 4, 0, 1][:count], classes=5, masks=some, size=SIZE, kind=Noisy)
-    in_two_processes(_process, tmp_path, tmp_path, tiny_model, data)
-    expected = json.loads(json.dumps(asdict(evaluate(tiny_model, data, num_resamples=40))))
+    in_processes(processes, _process, tmp_path, tmp_path, tiny_model, data)
+    expected = json.loads(json.dumps(asdict(evaluate(tiny_model, data, batch_size=2, num_resamples=40))))
     assert expected["count"] == count
-    for rank in range(2):
+    for rank in range(processes):
         assert json.loads((tmp_path / f"{rank}.json").read_text()) == expected
 
 

@@ -1,13 +1,14 @@
 """Metrics against hand-computed cases and scikit-learn, in one process and in two."""
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
 from sklearn.metrics import accuracy_score, jaccard_score
 
-from ifam.evaluation.metrics import AccuracyByGroup, MaskIoU
+from ifam.evaluation.metrics import AccuracyByGroup, ExactMean, MaskIoU
 from processes import in_two_processes
 
 # Six images: answers 0 1 1 0 2 2.
@@ -96,6 +97,21 @@ def test_mask_iou_by_hand():
     assert iou.compute() == pytest.approx(1 / 4)  # one patch in common, four in either, over both images
 
 
+def test_the_mean_is_exact_in_any_order():
+    values = torch.rand(1000).mul(20).exp()
+    means = set()
+    for seed in range(5):
+        order = torch.randperm(1000, generator=torch.Generator().manual_seed(seed))
+        mean = ExactMean()
+        for part in values[order].split(1 + 7 * seed):
+            mean.update(part)
+        means.add(mean.mean())
+    assert means == {float(sum(map(Fraction, values.tolist())) / 1000)}
+    assert math.isnan(ExactMean().mean())
+    mean.reset()
+    assert math.isnan(mean.mean())
+
+
 def test_two_empty_masks_agree():
     iou, nothing = MaskIoU(), torch.zeros(2, 3, 3).bool()
     iou.update(nothing, nothing)
@@ -120,10 +136,13 @@ def _process(rank, folder):
     metric.update(LOGITS[mine], LABELS[mine], GROUPS[mine])
     iou.update(torch.tensor([[[True, rank == 0]]]), torch.tensor([[[True, True]]]))
     # Masks that one device alone has seen: the other waits for no one.
-    lone = MaskIoU()
+    lone, mean = MaskIoU(), ExactMean()
     if rank == 0:
         lone.update(torch.tensor([[[True]]]), torch.tensor([[[True]]]))
+        mean.update(torch.tensor([1e8, 0.1, -1e8]))
     assert lone.known()
+    assert lone.pooled() == 1
+    assert mean.mean() == float(torch.tensor(0.1)) / 3
     assert not MaskIoU().known()
     values = [metric.average(), metric.worst(), metric.by_name(NAMES)["a"].count, float(iou.compute())]
     # Asked once more: what is known of the other device must not be counted twice.

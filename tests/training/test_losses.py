@@ -57,6 +57,25 @@ def test_presence_is_the_best_pooled_patch_of_the_batch():
     assert_close(losses.presence(two_channels(part)), torch.tensor(1 - 5 / 9))
 
 
+@pytest.mark.parametrize("sizes", [(4,), (2, 2), (1, 1, 1, 1)])
+def test_presence_of_several_processes_is_that_of_the_total_batch(sizes):
+    """The value in each is the same, and the mean of their gradients that of one, also at ties between processes."""
+    whole = torch.rand(4, 4, 5, 5, dtype=torch.double)
+    whole[1, 0], whole[3, 0, 1:] = 1.0, 1.0  # nine windows in one process are as high as six in another
+    whole.requires_grad_()
+    value = losses.presence(whole)
+    value.backward()
+    parts = [part.detach().clone().requires_grad_() for part in whole.split(sizes)]
+    sent = []
+    for part in parts:
+        losses.presence(part, of_all=lambda own: sent.append(own) or own[None])
+    for part in parts:
+        other = losses.presence(part, of_all=lambda own: torch.stack(sent))
+        assert_close(other, value)
+        other.backward()
+    assert_close(torch.cat([part.grad for part in parts]) / len(parts), whole.grad)
+
+
 def test_presence_is_the_mean_over_foreground_parts_only():
     maps = torch.zeros(1, 3, 3, 3)
     maps[:, 0] = 1.0  # present everywhere; part 1 and the background nowhere

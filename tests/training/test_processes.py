@@ -17,6 +17,7 @@ from shards import samples, write_shard
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.usefixtures("one_thread"),
     pytest.mark.skipif(not torch.distributed.is_available(), reason="PyTorch without distributed"),
     pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning"),
 ]
@@ -24,15 +25,6 @@ pytestmark = [
 MODEL = ModelConfig("ifam_tiny", image_size=40, num_parts=2, backbone_kwargs={"depth": 1, "embed_dim": 32})
 RATES = {"prototype_lr_factor": 10.0, "modulation_lr_factor": 10.0, "head_lr_factor": 10.0}
 TRAIN = TrainConfig(2, 12, 1e-3, **RATES, crop=0.5, monitor="accuracy", accelerator="cpu")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """As in each of several processes: the number of threads decides about the last bit."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def birds(train=36, val=8):

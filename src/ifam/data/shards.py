@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ifam.data.files import entries, is_hidden, list_images, readable_extensions, sub_folders
+from ifam.data.files import entries, is_hidden, readable_extensions, sub_folders
 from ifam.data.members import read_headers
 from ifam.data.splits import SPLIT_NAMES, contains_images
 from ifam.data_config import FolderConfig
@@ -165,7 +165,7 @@ def expand_pattern(root: Path) -> list[Path]:
         )
     if not text.lower().endswith(".tar") or root.is_dir():
         return []
-    paths = list(map(Path, _braces(text)))
+    paths = list(dict.fromkeys(map(Path, _braces(text))))
     for path in paths:
         if not path.is_file():
             of = f" of {root}" if len(paths) > 1 else ""
@@ -191,33 +191,28 @@ def _braces(text: str) -> Iterator[str]:
 
 
 def find_shards(root: Path) -> list[Path]:
-    """The shards that a root names, or that its folder contains; none where it has images in class folders.
+    """The shards that a root names, or that its folder holds; none where it has images in class folders.
 
     Args:
-        root: A folder with shards, at any depth or in folders of splits, or a pattern of their names.
+        root: A folder with shards, or with folders of them, or a pattern of their names.
 
     Raises:
-        IfamError: A named shard does not exist, or there are compressed ones only.
+        IfamError: A named shard does not exist, or is compressed.
     """
     if not root.is_dir():
         return expand_pattern(root)
-    places = [root, *(root / name for name in sub_folders(root) if name.casefold() in SPLIT_NAMES)]
-    names = [(place, entry.name) for place in places for entry in entries(place)]
-    plain = [place / name for place, name in names if name.lower().endswith(".tar")]
-    compressed = [place / name for place, name in names if re.search(r"\.(tgz|tar\.\w+)$", name.lower())]
-    if not plain and not compressed:
-        return []
-    if contains_images(root):
-        logger.warning(
-            "%s has images in class folders, which are used; %s and other tar files beside them are left out.",
-            *(root, (plain + compressed)[0]),
-        )
+    images = contains_images(root)
+    places = [root] if images else [root, *(root / name for name in sub_folders(root))]
+    paths = [place / entry.name for place in places for entry in entries(place)]
+    shards = [path for path in paths if path.suffix.lower() == ".tar" and path.is_file()]
+    compressed = [path for path in paths if re.search(r"\.(tgz|tar\.\w+)$", path.name.lower())]
+    if images and shards:
+        logger.warning("%s has images in class folders, which are used; %s is left out.", root, shards[0])
+    if images:
         return []
     if compressed:
-        raise IfamError(
-            f"{compressed[0]} is compressed; unpack it to a plain tar file (images are compressed already)."
-        )
-    return [path for path in list_images(root, extensions={".tar"}).paths if path.is_file()]
+        raise IfamError(f"{compressed[0]} is compressed; unpack it to a plain tar file, in which images are found.")
+    return shards
 
 
 def shard_split(shard: Path, root: Path) -> str:
