@@ -39,7 +39,7 @@ RANKS = [
     ["checkpoints", "evaluation", "training"],
     ["auditing"],
     ["report"],
-    ["experiments", "inference"],
+    ["prediction_table", "experiments", "inference"],
     ["__init__"],
     ["cli"],
 ]
