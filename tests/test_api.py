@@ -31,6 +31,7 @@ PUBLIC = {
     "audit",
     "evaluate",
     "fit",
+    "iter_predictions",
     "load_benchmark",
     "load_official",
     "losses",

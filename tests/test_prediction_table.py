@@ -1,8 +1,13 @@
 """Rows are on the disk as they are computed, and a run that was stopped goes on."""
 
 import csv
+import gc
 import json
 import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,8 +15,9 @@ from PIL import Image
 
 from ifam.config import ModelConfig
 from ifam.errors import IfamError
-from ifam.inference import predict, print_predictions
+from ifam.inference import iter_predictions, predict, print_predictions
 from ifam.models.ifam import IFAM
+from ifam.prediction_table import Prediction
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +54,96 @@ def test_rows_are_written_as_they_come(model, three, tmp_path):
     assert seen == [0, 1, 2]
     assert [row["path"] for row in lines(out)] == [str(row.path) for row in rows]
     assert json.loads((out / "predictions.json").read_text())["complete"]
+
+
+def test_rows_come_as_they_are_computed_and_do_not_stay(model, three, tmp_path):
+    """Of any number of images, no more rows are in memory than those of a batch."""
+    for number in range(30):
+        os.link(three / "a.png", three / f"{number}.png")
+    calls, most = [], 0
+    handle = model.register_forward_pre_hook(lambda *_: calls.append(1))
+    try:
+        for count, _row in enumerate(iter_predictions(model, three, batch_size=3, out=tmp_path / "out"), 1):
+            assert len(calls) == -(-count // 3)
+            most = max(most, sum(type(one) is Prediction for one in gc.get_objects()))
+    finally:
+        handle.remove()
+    assert count == 33
+    assert most <= 2 * 3
+    assert len(json.loads((tmp_path / "out" / "predictions.json").read_text())["predictions"]) == 33
+
+
+def test_an_iteration_that_is_left_keeps_its_rows_and_goes_on(model, three, tmp_path):
+    out = tmp_path / "out"
+    rows = iter_predictions(model, three, batch_size=1, out=out, pictures=False)
+    first = next(rows)
+    rows.close()
+    kept = json.loads((out / "predictions.json").read_text())
+    assert (kept["complete"], len(kept["predictions"])) == (False, 1)
+    calls = []
+    handle = model.register_forward_pre_hook(lambda *_: calls.append(1))
+    rest = list(iter_predictions(model, three, batch_size=1, out=out, pictures=False, resume=True))
+    handle.remove()
+    assert (rest[0], len(rest), len(calls)) == (first, 3, 2)
+    assert sorted(path.name for path in out.iterdir()) == ["predictions.csv", "predictions.json"]
+    with pytest.raises(IfamError, match="other conditions"):
+        predict(model, three, out=out)
+
+
+def test_files_left_out_after_the_last_image_are_in_the_table(model, three, tmp_path):
+    for name in ("b", "d", "e"):
+        (three / f"{name}.png").write_text("no image")
+    predict(model, three, batch_size=1, out=tmp_path / "out", skip_bad=True)
+    kept = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert [os.path.basename(row["path"]) for row in kept["predictions"]] == ["a.png", "c.png"]
+    assert [os.path.basename(row["path"]) for row in kept["skipped"]] == ["b.png", "d.png", "e.png"]
+
+
+def test_many_rows_are_printed_one_by_one(capsys):
+    """Each before the next one is asked for; a few are one table."""
+    shown = []
+
+    def rows(number):
+        for count in range(number):
+            shown.append(capsys.readouterr().out)
+            yield Prediction(Path(f"{count}.png"), 0, "a bird", 0.75, (("a bird", 0.75),), 0.5, count == 3, None)
+
+    print_predictions(rows(40))
+    assert shown[-1] == "38.png  a bird  75.0%  50%\n"
+    assert "image  class  probability  visible\n" in "".join(shown)
+    assert "3.png  a bird  75.0%  nothing\n" in "".join(shown)
+    shown.clear()
+    capsys.readouterr()
+    print_predictions(rows(20))
+    assert not any(shown)
+    assert "┃ image" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_reader_that_leaves_stops_the_run_with_a_sentence(model, three, tmp_path):
+    """As in `ifam predict photos | head -3`."""
+    for number in range(60):
+        os.link(three / "a.png", three / f"{number}.png")
+    model.save_pretrained(tmp_path / "model")
+    words = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        "ifam.cli",
+        "predict",
+        str(three),
+        "--model",
+        str(tmp_path / "model"),
+    ]
+    words += ["--out", str(tmp_path / "out"), "--pictures", "false", "--batch_size", "1"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        said = process.stderr.read()
+    assert process.returncode == 141
+    assert re.fullmatch(r"ifam: Stopped by SIGPIPE: rows .* with --resume does the others\.\n", said)
+    assert 0 < len(lines(tmp_path / "out")) < 63
 
 
 def stopping_at(number):

@@ -8,7 +8,7 @@ from ifam.run_log import RunLog
 
 def test_lines_are_kept_at_once_and_read_again(tmp_path):
     log = RunLog(tmp_path / "new" / "log.jsonl")
-    assert not log.lines
+    assert log.empty
     for entry in ({"a": "\u2028 ü"}, {"a": [1, None]}):
         log.add(entry)
     assert list(RunLog(log.path).entries()) == [(1, {"a": "\u2028 ü"}), (2, {"a": [1, None]})]

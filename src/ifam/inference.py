@@ -2,10 +2,12 @@
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import islice
+import signal
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -18,6 +20,7 @@ from ifam.data.base import FitAndCrop
 from ifam.data.files import list_images
 from ifam.data.images import load_image
 from ifam.errors import IfamError
+from ifam.interruption import Interrupted
 from ifam.io import ensure_writable, local_path, printable, replacing
 from ifam.models.base import Classifier, device_of, evaluating
 from ifam.models.interventions import Intervention
@@ -31,17 +34,18 @@ logger = logging.getLogger(__name__)
 _TOP = 5
 # Largest side of displayed images in pixels, the input size of the paper's models.
 _DISPLAY = 518
-_QUIET_UP_TO = 20
+# Up to this many images, there is no progress bar, and one table of all.
+_FEW = 20
 
 
 @dataclass(frozen=True)
 class _Item:
-    """A file that was read: the model's input, and the same crop in a resolution for display."""
+    """A file that was read: the model's input, and the same crop in a resolution for display, if it is drawn."""
 
     path: Path
     name: str
     pixels: Tensor
-    display: Image.Image
+    display: Image.Image | None
 
 
 def predict(
@@ -55,6 +59,7 @@ def predict(
     overwrite: bool = False,
     white: int = 0,
     resume: bool = False,
+    pictures: bool = True,
 ) -> list[Prediction]:
     """Classify image files.
 
@@ -70,6 +75,7 @@ def predict(
         white: The value that is white in images of more than 8 bits, as in training (see
             `ifam.data.images.load_image`).
         resume: Go on where the same run was stopped in `out`, instead of starting over.
+        pictures: Write a picture of each image to `out`, beside the tables.
 
     Returns:
         One row for each image, in the order of the paths; the files of a folder are sorted by name.
@@ -77,6 +83,29 @@ def predict(
     Raises:
         IfamError: A path is missing, a file is not an image, there are no images, the model has no parts or does not
             support interventions, or `out` cannot be written or contains the images or files of another run.
+    """
+    settings: dict[str, Any] = {"batch_size": batch_size, "out": out, "skip_bad": skip_bad, "white": white}
+    settings |= {"interventions": interventions, "overwrite": overwrite, "resume": resume, "pictures": pictures}
+    return list(iter_predictions(model, paths, **settings))
+
+
+def iter_predictions(
+    model: Classifier,
+    paths: str | Path | Sequence[str | Path],
+    *,
+    batch_size: int = 16,
+    out: str | Path | None = None,
+    skip_bad: bool = False,
+    interventions: Sequence[Intervention] = (),
+    overwrite: bool = False,
+    white: int = 0,
+    resume: bool = False,
+    pictures: bool = True,
+) -> Iterator[Prediction]:
+    """Classify any number of image files; rows come as they are computed, and memory does not grow with them.
+
+    Arguments, rows and errors are those of `ifam.predict`. What can be checked before the first image is checked at
+    once. Where the iteration ends early, rows in `out` are kept, and `resume` goes on after them.
     """
     if not model.selects_parts:
         raise IfamError(
@@ -90,40 +119,85 @@ def predict(
     if folder:
         ensure_writable(folder, folder=True)
     files = _find([paths] if isinstance(paths, str | Path) else paths, folder)
-    table = None if folder is None else PredictionTable(folder, files, model, interventions, overwrite, resume)
-    rows: list[Prediction] = []
-    skipped: list[tuple[Path, str]] = []
-    if table:
-        rows, skipped = table.done()
-    left = dict(islice(files.items(), len(rows) + len(skipped), None))
-    complete = False
+    table = None
+    if folder is not None:
+        table = PredictionTable(folder, files, model, interventions, pictures, overwrite, resume)
+
+    def classified(batch: Sequence[_Item]) -> list[Prediction]:
+        return _classify(batch, model, folder if pictures else None, interventions)
+
+    def read(files: Iterable[tuple[Path, str]], skipped: list[tuple[Path, str]], total: int) -> Iterator[_Item]:
+        return _read(files, total, model, skipped if skip_bad else None, white, folder is not None and pictures)
+
+    return _rows(files, table, read, classified, batch_size)
+
+
+def _rows(
+    files: Mapping[Path, str],
+    table: PredictionTable | None,
+    read: Callable[[Iterable[tuple[Path, str]], list[tuple[Path, str]], int], Iterator[_Item]],
+    classified: Callable[[Sequence[_Item]], list[Prediction]],
+    batch_size: int,
+) -> Iterator[Prediction]:
+    """Rows of the files that were done before, and of the others, which are read and classified in batches."""
+    count, complete = 0, False
     try:
-        items = _read(left, model, skipped if skip_bad else None, white)
-        with evaluating(model):
-            while batch := list(islice(items, batch_size)):
-                rows += (done := _classify(batch, model, folder, interventions))
-                if table:
-                    table.add(done, skipped)
+        for row in () if table is None else table.before():
+            count += 1
+            yield row
+        skipped = [] if table is None else table.skipped
+        done = count + len(skipped)
+        items = read(islice(files.items(), done, None), skipped, len(files) - done)
+        while batch := list(islice(items, batch_size)):
+            rows = classified(batch)
+            if table is not None:
+                table.add(rows)
+            count += len(rows)
+            yield from rows
         complete = True
     finally:
-        if table:
-            table.close(skipped, complete)
+        if table is not None:
+            table.close(complete)
     if skipped:
         _report(skipped)
-    if not rows:
+    if not count:
         raise IfamError(
             f"None of the {len(files)} files is a readable image, such as {next(iter(files))}; check the paths."
         )
-    return rows
 
 
-def print_predictions(rows: Sequence[Prediction], *, hides: bool = True) -> None:
-    """Print one line per image; `hides` tells whether the model masks its input."""
-    table = Table("image", "class", "probability", "visible" if hides else "in the mask, which hides nothing")
-    for row in rows:
-        visible = "nothing" if row.empty else f"{row.visible_fraction:.0%}"
-        table.add_row(printable(row.path), row.class_name, f"{row.probability:.1%}", visible)
+def print_predictions(rows: Iterable[Prediction], *, hides: bool = True) -> None:
+    """Print a table of a few images, or a line for each of many as it comes.
+
+    Args:
+        rows: The rows.
+        hides: Whether the model masks its input.
+    """
+    rows = iter(rows)
+    columns = ("image", "class", "probability", "visible" if hides else "in the mask, which hides nothing")
+    few = list(islice(rows, _FEW + 1))
+    if len(few) > _FEW:
+        for cells in chain([columns], map(_cells, chain(few, rows))):
+            _print("  ".join(cells))
+        return
+    table = Table(*columns)
+    for row in few:
+        table.add_row(*_cells(row))
     PlainConsole().print(table)
+
+
+def _print(line: str) -> None:
+    """Print a line at once."""
+    try:
+        print(line, flush=True)
+    except BrokenPipeError as error:
+        # As in `ifam predict photos | head`.
+        raise Interrupted(signal.SIGPIPE) from error
+
+
+def _cells(row: Prediction) -> tuple[str, ...]:
+    visible = "nothing" if row.empty else f"{row.visible_fraction:.0%}"
+    return printable(row.path), printable(row.class_name), f"{row.probability:.1%}", visible
 
 
 def preprocess(image: Image.Image, model: Classifier) -> Float[Tensor, "3 S1 S2"]:
@@ -206,13 +280,17 @@ def _unused(name: str, taken: set[str]) -> str:
 
 
 def _read(
-    files: dict[Path, str], model: Classifier, skipped: list[tuple[Path, str]] | None, white: int
+    files: Iterable[tuple[Path, str]],
+    total: int,
+    model: Classifier,
+    skipped: list[tuple[Path, str]] | None,
+    white: int,
+    drawn: bool,
 ) -> Iterator[_Item]:
     """Read the files one by one; bad ones are added to `skipped`, or raise where it is None."""
-    quiet = len(files) <= _QUIET_UP_TO
-    with ProgressBar(console=PlainConsole(stderr=True), disable=quiet) as bar:
-        task = bar.add_task("predicting", total=len(files))
-        for path, name in files.items():
+    with ProgressBar(console=PlainConsole(stderr=True), disable=total <= _FEW) as bar:
+        task = bar.add_task("predicting", total=total)
+        for path, name in files:
             try:
                 image = load_image(path, white)
             except IfamError as error:
@@ -220,7 +298,7 @@ def _read(
                     raise
                 skipped.append((path, str(error.__cause__)))
             else:
-                yield _Item(path, name, preprocess(image, model), display_crop(image, model))
+                yield _Item(path, name, preprocess(image, model), display_crop(image, model) if drawn else None)
             bar.advance(task)
 
 
@@ -231,7 +309,8 @@ def _classify(
     """Rows for a batch of images, their pictures written to the folder."""
     device = device_of(model)
     images = torch.stack([item.pixels for item in batch]).to(device)
-    output = model(images, interventions)
+    with evaluating(model):
+        output = model(images, interventions)
     probabilities = output.logits.float().softmax(dim=1).cpu()
     classes = model.config.class_names or tuple(f"class {c}" for c in range(model.config.num_classes))
     visible, empty = output.visible_fraction.tolist(), output.empty.tolist()
@@ -247,6 +326,7 @@ def _classify(
 def _draw(row: Prediction, item: _Item, output: Output, i: int, folder: Path, model: Classifier) -> Prediction:
     """The row with its picture, which is written to the folder."""
     assert output.mask is not None, "only models that select parts are drawn"
+    assert item.display is not None, "a picture is drawn of what was read for it"
     if not model.masks_input:
         seen = f"{row.visible_fraction:.0%} of the patches in the mask, which hides nothing"
     elif row.empty:
@@ -263,7 +343,7 @@ def _draw(row: Prediction, item: _Item, output: Output, i: int, folder: Path, mo
     path = folder / f"{item.name}.png"
     with replacing(path) as temporary:
         picture.save(temporary)
-    return Prediction(**{**vars(row), "overlay": path})
+    return replace(row, overlay=path)
 
 
 def _report(skipped: Sequence[tuple[Path, str]]) -> None:

@@ -22,7 +22,7 @@ _GRACE = 30
 
 
 class Interrupted(BaseException):
-    """The process received SIGINT, SIGTERM or SIGUSR1.
+    """The process received SIGINT, SIGTERM or SIGUSR1, or nobody reads what it prints, which is SIGPIPE.
 
     Args:
         number: Number of the signal.
@@ -35,7 +35,7 @@ class Interrupted(BaseException):
     @property
     def exit_status(self) -> int:
         """Exit status, as in shells: 130 for SIGINT, and 143 for SIGTERM and the warning that it will come."""
-        return 128 + (signal.SIGINT if self.number == signal.SIGINT else signal.SIGTERM)
+        return 128 + (signal.SIGTERM if str(self) == "SIGUSR1" else self.number)
 
     def __str__(self) -> str:
         return signal.Signals(self.number).name

@@ -278,7 +278,7 @@ def check_folder(folder: Path, result: str, others: Iterable[str], run: str, ove
     if (folder / result).exists():
         check_replaceable(folder / result, run, overwrite)
     else:
-        check_absent([folder / name for name in others], overwrite)
+        check_absent((folder / name for name in others), overwrite)
 
 
 def _is_device(path: Path) -> bool:

@@ -1,20 +1,24 @@
 """The tables of `ifam predict`: rows on the disk as they are computed, from which a run that was stopped goes on."""
 
 import csv
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from ifam.errors import IfamError
-from ifam.io import check_folder, run_digest, write_json
+from ifam.io import check_folder, replacing, run_digest
 from ifam.model_files import read_json, weights_digest
 from ifam.models.base import Classifier
 from ifam.models.interventions import Intervention
 from ifam.run_log import RunLog
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Prediction:
     """The prediction for one file.
 
@@ -43,15 +47,21 @@ class Prediction:
 class PredictionTable:
     """Writes `predictions.csv` after each batch, and `predictions.json` in the end.
 
-    In between, `predictions.jsonl` has every batch, from which a run that was stopped goes on.
+    In between, `predictions.jsonl` has every batch, from which a run that was stopped goes on: no row stays in memory.
 
     Args:
         folder: Their folder.
         files: The images, and the names of their pictures.
         model: The model.
         interventions: Changes to the selection of every image.
+        pictures: Whether there is a picture of each image.
         overwrite: Whether files of another run may be replaced.
         resume: Whether to go on with the batches that this run has done before.
+
+    Attributes:
+        finished: Whether this run was finished before.
+        rows: Number of rows that were written.
+        skipped: Files that were left out, with the reason.
 
     Raises:
         IfamError: There are files of another run, or the folder is that of the images.
@@ -60,81 +70,113 @@ class PredictionTable:
     def __init__(
         self,
         folder: Path,
-        files: dict[Path, str],
+        files: Mapping[Path, str],
         model: Classifier,
         interventions: Sequence[Intervention],
+        pictures: bool,
         overwrite: bool,
         resume: bool,
     ) -> None:
         self.folder = folder
         self.csv, self.json = folder / "predictions.csv", folder / "predictions.json"
-        self.rows: list[dict[str, Any]] = []
-        if any(file.absolute().parent.resolve() == folder.resolve() for file in files):
+        if any(parent.resolve() == folder.resolve() for parent in {file.parent for file in files}):
             raise IfamError(f"{folder} is the folder of the images; choose another --out for the pictures of them.")
         self.conditions: dict[str, Any] = {
             "weights": weights_digest(model.state_dict()),
             "interventions": list(map(str, interventions)),
-            "images": [str(file.absolute()) for file in files],
+            "pictures": pictures,
+            "images": len(files),
+            "paths": _digest(files),
         }
         self.conditions["run"] = run_digest(self.conditions)
-        others = ["predictions.csv", *(f"{name}.png" for name in files.values())]
-        check_folder(folder, "predictions.json", others, self.conditions["run"], overwrite)
+        others = chain([self.csv.name], (f"{name}.png" for name in files.values() if pictures))
+        check_folder(folder, self.json.name, others, self.conditions["run"], overwrite)
         journal = folder / "predictions.jsonl"
         if not resume:
             journal.unlink(missing_ok=True)
         self.log = RunLog(journal)
-        # As in `predictions.json`, whose rows are those of a run that is finished.
-        entries = [entry for _, entry in self.log.entries() if entry["run"] == self.conditions["run"]]
         whole = read_json(self.json) if resume else None
-        if whole is not None and whole["complete"]:
-            entries = [whole]
-        self.before = [row for entry in entries for row in entry["predictions"]]
-        self.skipped = entries[-1]["skipped"] if entries else []
+        self._whole = whole if whole is not None and whole["complete"] else None
+        self.finished = self._whole is not None
+        self.rows = self._recorded = 0
+        self.skipped: list[tuple[Path, str]] = []
 
-    def done(self) -> tuple[list[Prediction], list[tuple[Path, str]]]:
-        """Rows of images that were done before, and files that were left out; rows are written again."""
-        rows = [_from_dict(row, self.folder) for row in self.before]
-        if rows:
+    def before(self) -> Iterator[Prediction]:
+        """Rows of images that were done before, which are written to `predictions.csv` again."""
+        for entry in self._entries() if self._whole is None else [self._whole]:
+            rows = [_from_dict(row, self.folder) for row in entry["predictions"]]
+            self.skipped += [(Path(one["path"]), one["reason"]) for one in entry["skipped"]]
+            self._recorded = len(self.skipped)
             self._write_csv(rows)
-        return rows, [(Path(one["path"]), one["reason"]) for one in self.skipped]
+            yield from rows
 
-    def add(self, rows: Sequence[Prediction], skipped: Sequence[tuple[Path, str]]) -> None:
+    def add(self, rows: Sequence[Prediction]) -> None:
         """Write the rows of a batch, before the next one may be interrupted."""
         if not self.rows:
             # Identifies the run before its other files are written.
-            self._write_json([], complete=False)
-        self.log.add({"run": self.conditions["run"], **_content(list(map(_as_dict, rows)), skipped)})
+            self._write_json(complete=False)
+        skipped = [{"path": str(path), "reason": reason} for path, reason in self.skipped[self._recorded :]]
+        self.log.add({"run": self.conditions["run"], "predictions": list(map(_as_dict, rows)), "skipped": skipped})
+        self._recorded = len(self.skipped)
         self._write_csv(rows)
+
+    def close(self, complete: bool) -> None:
+        """Write `predictions.json`, also after a failure, to keep earlier predictions."""
+        if self.rows and not self.finished:
+            if self._recorded < len(self.skipped):
+                self.add([])
+            self._write_json(complete)
+        if complete or not self.rows:
+            self.log.path.unlink(missing_ok=True)
+
+    def _entries(self) -> Iterator[dict[str, Any]]:
+        """The batches of this run in the journal."""
+        return (entry for _, entry in self.log.entries() if entry["run"] == self.conditions["run"])
 
     def _write_csv(self, rows: Sequence[Prediction]) -> None:
         """Add rows to `predictions.csv`."""
         first = not self.rows
-        self.rows += [_as_dict(row) for row in rows]
+        self.rows += len(rows)
         with self.csv.open("w" if first else "a", newline="", encoding="utf-8", errors="backslashreplace") as file:
             writer = csv.DictWriter(file, fieldnames=[field.name for field in fields(Prediction)])
             if first:
                 writer.writeheader()
-            for row in self.rows[-len(rows) :]:
+            for row in map(_as_dict, rows):
                 writer.writerow({**row, "top": "; ".join(f"{name} {p:.4f}" for name, p in row["top"])})
 
-    def close(self, skipped: Sequence[tuple[Path, str]], complete: bool) -> None:
-        """Write `predictions.json`, also after a failure, to keep earlier predictions."""
-        if self.rows:
-            self._write_json(skipped, complete)
-        if complete or not self.rows:
-            self.log.path.unlink(missing_ok=True)
+    def _write_json(self, complete: bool) -> None:
+        """Write `predictions.json` from the journal, a line for each row."""
 
-    def _write_json(self, skipped: Sequence[tuple[Path, str]], complete: bool) -> None:
-        write_json(self.json, {"complete": complete, **_content(self.rows, skipped), "conditions": self.conditions})
+        def lines(key: str) -> Iterator[str]:
+            rows = (row for entry in self._entries() for row in entry[key])
+            return (("" if number == 0 else ",\n") + _json(row) for number, row in enumerate(rows))
+
+        with (
+            replacing(self.json) as temporary,
+            temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file,
+        ):
+            file.write(f'{{\n"complete": {_json(complete)},\n"predictions": [\n')
+            file.writelines(lines("predictions"))
+            file.write('\n],\n"skipped": [\n')
+            file.writelines(lines("skipped"))
+            file.write(f'\n],\n"conditions": {_json(self.conditions)}\n}}\n')
 
 
-def _content(rows: list[dict[str, Any]], skipped: Sequence[tuple[Path, str]]) -> dict[str, Any]:
-    return {"predictions": rows, "skipped": [{"path": str(path), "reason": reason} for path, reason in skipped]}
+def _json(content: Any) -> str:
+    return json.dumps(content, ensure_ascii=False)
+
+
+def _digest(files: Iterable[Path]) -> str:
+    """A digest of the absolute paths of all images, in their order."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(os.fsencode(file.absolute()) + b"\0")
+    return digest.hexdigest()[:16]
 
 
 def _as_dict(row: Prediction) -> dict[str, Any]:
     """A row for a table; its picture is named relative to the folder."""
-    return {**vars(row), "path": str(row.path), "overlay": row.overlay.name if row.overlay else None}
+    return {**asdict(row), "path": str(row.path), "overlay": row.overlay.name if row.overlay else None}
 
 
 def _from_dict(row: dict[str, Any], folder: Path) -> Prediction:

@@ -1,6 +1,7 @@
 """Progress with rate and time left: a bar in a terminal, a line per minute in a log."""
 
 import logging
+import sys
 import time
 from typing import Any
 
@@ -57,6 +58,8 @@ class ProgressBar(RichProgress):
             TextColumn("left"),
             TimeRemainingColumn(),
             console=console,
+            # What is printed goes above the bar, on its console: not where it is to go to a file.
+            redirect_stdout=sys.stdout.isatty(),
             disable=disable or not console.is_terminal,
         )
 

@@ -2,7 +2,9 @@
 
 import json
 import os
+from codecs import getincrementaldecoder
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +26,24 @@ class RunLog:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
-            text = path.read_text(encoding="utf-8")
+            self._size = self._whole_lines()
         except OSError as error:
             raise self._unwritable(error) from error
         except ValueError as error:
             raise IfamError(f"{path} is not text in UTF-8 ({error}); remove it, or choose another --out.") from error
-        # Other characters that end a line, such as U+2028, may be in names.
-        whole = text[: text.rfind("\n") + 1]
-        self.lines, self._size = whole.split("\n")[:-1], len(whole.encode())
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is no line."""
+        return self._size == 0
 
     def entries(self) -> Iterator[tuple[int, Any]]:
-        """Number, from 1, and content of each line.
+        """Number, from 1, and content of each line, which are read one by one.
 
         Raises:
             IfamError: A line is damaged.
         """
-        for number, line in enumerate(self.lines, 1):
+        for number, line in enumerate(self._lines(), 1):
             try:
                 yield number, json.loads(line)
             except ValueError as error:
@@ -47,6 +51,20 @@ class RunLog:
                     f"{self.path}, line {number} is damaged ({error}); remove the file to start over, or choose "
                     f"another --out."
                 ) from error
+
+    def _whole_lines(self) -> int:
+        """Bytes of the lines that were finished; the last character of the one after them may be cut."""
+        decoder, size = getincrementaldecoder("utf-8")(), 0
+        with self.path.open("rb") as file:
+            for line in file:
+                decoder.decode(line)
+                size += len(line) if line.endswith(b"\n") else 0
+        return size
+
+    def _lines(self) -> Iterator[bytes]:
+        """Lines that were finished. In bytes, only a line feed ends one: names may hold others, such as U+2028."""
+        with self.path.open("rb") as file:
+            yield from takewhile(lambda line: line.endswith(b"\n"), file)
 
     def add(self, entry: Any) -> None:
         """Write a line to the disk: what comes after it may be interrupted.
@@ -65,7 +83,6 @@ class RunLog:
                 self._size = file.tell()
         except OSError as error:
             raise self._unwritable(error) from error
-        self.lines.append(line)
 
     def _unwritable(self, error: OSError) -> IfamError:
         reason = error.strerror or error

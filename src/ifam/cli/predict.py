@@ -17,8 +17,11 @@ def predict(
     keep_parts: list[int] | None = None,
     overwrite: bool = False,
     resume: bool = False,
+    pictures: bool = True,
 ) -> None:
     """Classify image files, and draw the parts and the visible patches of each.
+
+    Rows are printed and written to `predictions.csv` as they are computed.
 
     Args:
         images: Files, or folders of files.
@@ -30,9 +33,10 @@ def predict(
         keep_parts: The only parts to show to it.
         overwrite: Replace the content of `out`; otherwise only predictions of the same model for the same images.
         resume: Go on where the same command was stopped.
+        pictures: Draw a picture of each image; without, only the tables are written.
     """
     from ifam.checkpoints import hub
-    from ifam.inference import predict, print_predictions
+    from ifam.inference import iter_predictions, print_predictions
     from ifam.models.interventions import DropParts, Intervention, KeepParts
 
     check_resume(resume, overwrite)
@@ -47,6 +51,6 @@ def predict(
     # Images with more than 8 bits are scaled as in training.
     white = int(saved.extra.get("data", {}).get("white", 0))
     settings: dict[str, Any] = {"out": out, "overwrite": overwrite, "white": white, "resume": resume}
-    rows = predict(net, images, batch_size=batch_size, skip_bad=skip_bad, interventions=changes, **settings)
-    print_predictions(rows, hides=net.masks_input)
-    print(f"Pictures and predictions.csv are in {out}.")
+    settings |= {"batch_size": batch_size, "skip_bad": skip_bad, "pictures": pictures}
+    print_predictions(iter_predictions(net, images, interventions=changes, **settings), hides=net.masks_input)
+    print(f"{'Pictures and predictions.csv are' if pictures else 'predictions.csv is'} in {out}.")

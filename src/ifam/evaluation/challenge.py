@@ -239,7 +239,7 @@ def as_bytes(image: Any) -> UInt8[Tensor, "3 H W"]:
 
 def _resume(log: RunLog, header: Mapping[str, Any], scheduler: PairScheduler) -> RunLog:
     """Replay the outcomes of the log into the scheduler; write the header to a new log."""
-    if not log.lines:
+    if log.empty:
         log.add(header)
         return log
     for number, entry in log.entries():
