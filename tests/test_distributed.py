@@ -10,9 +10,14 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from ifam.cli.main import main
+from ifam.config import ModelConfig, TrainConfig
+from ifam.data import load_benchmark
 from ifam.distributed import first_process
+from ifam.models.registry import build
+from ifam.training.fit import fit
 from processes import in_two_processes
 from shards import picture, samples, write_shard
 from test_launch import SRUN
@@ -169,3 +174,91 @@ def test_what_lightning_has_started_ends_together_with_status_2(how, tmp_path):
     assert run.returncode == 2
     assert len(said) == 1, errors
     assert ("is not a readable image" if bad else "Process 1 of this training was ended (SIGKILL)") in said[0]
+
+
+# --- none outlives the one that started it ------------------------------------------------------------
+
+# What a process that starts another one for a device does, and what that one does.
+PARENT = """
+import subprocess, sys, time
+from ifam.distributed import ended_together
+with ended_together(None):
+    child = subprocess.Popen([sys.executable, "-c", sys.argv[1]], stdout=subprocess.PIPE)
+    print(child.pid, child.stdout.readline().decode(), flush=True)
+    time.sleep(60)
+"""
+CHILD = """
+import time
+from ifam.distributed import end_with_parent
+{}
+print(flush=True)
+time.sleep(60)
+"""
+
+
+def is_alive(process):
+    """Whether a process runs; a zombie does not."""
+    try:
+        with open(f"/proc/{process}/stat", encoding="ascii") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def alive_after(process, seconds):
+    """Whether a process is still alive after some seconds; returns as soon as it is not."""
+    until = time.monotonic() + seconds
+    while is_alive(process) and time.monotonic() < until:
+        time.sleep(0.05)
+    return is_alive(process)
+
+
+def descendants(process):
+    """Processes that a process has started, and theirs."""
+    listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    found = [process]
+    for pid, parent in sorted(tuple(map(int, line.split())) for line in listed.splitlines()):
+        if parent in found:
+            found.append(pid)
+    return found[1:]
+
+
+needs_proc = pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs /proc")
+
+
+@needs_proc
+@pytest.mark.parametrize("follows", [True, False])
+def test_a_process_for_another_device_ends_with_the_one_that_started_it(follows):
+    """Also if that one is killed; a process that was started for something else goes on."""
+    words = [sys.executable, "-c", PARENT, CHILD.format("end_with_parent()" if follows else "")]
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as parent:
+        child = int(parent.stdout.readline())
+        parent.kill()
+        parent.wait()
+        try:
+            assert alive_after(child, 10 if follows else 2.5) != follows
+        finally:
+            if not follows:
+                os.kill(child, signal.SIGKILL)
+
+
+def train(folder):
+    """A training that takes long, with two processes that load images."""
+    torch.set_num_threads(1)
+    birds = load_benchmark("pondbirds", options={"num_train": 64, "num_val": 8, "num_test": 8})
+    model = build("plain_vit", ModelConfig("ifam_tiny", image_size=40, num_classes=2))
+    fit(model, birds, TrainConfig(1000, 8, accelerator="cpu", workers=2), folder=folder)
+
+
+@needs_proc
+@pytest.mark.slow
+def test_processes_that_load_images_end_with_a_training_that_is_killed(tmp_path):
+    training = torch.multiprocessing.get_context("fork").Process(target=train, args=(tmp_path,))
+    training.start()
+    until = time.monotonic() + 60
+    while len(loaders := descendants(training.pid)) < 4 and time.monotonic() < until:
+        time.sleep(0.1)
+    training.kill()
+    training.join()
+    assert len(loaders) == 4, "two for training images and two for validation images"
+    assert not any(alive_after(loader, 15) for loader in loaders)

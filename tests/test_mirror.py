@@ -68,7 +68,7 @@ SHARED = {
     "saved_models": ("checkpoints/test_hub", "saved here, read there"),
     **{
         f"training/{name}": ("training/test_fit", "pieces of the training loop")
-        for name in ("batches", "module", "optimization", "trainer")
+        for name in ("batches", "module", "optimization")
     },
     "training/metrics_file": ("training/test_resume", "log files go on with the training"),
     "training/randomness": ("training/test_resume", "random numbers go on with the training"),

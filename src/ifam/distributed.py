@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from ifam.errors import IfamError, ReportedError
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 _FIRST_REPORTS = 5.0
 # Seconds in which a process ends by itself after another one has failed.
 _GRACE = 10.0
+
+# Environment variable with the number of the process that has started another one for a device.
+_PARENT = "IFAM_PARENT"
+
 _RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
 # Key under which processes that fail are counted.
 _FAILED = "ifam/failed"
@@ -145,12 +150,14 @@ def ended_together(launcher: Any = None) -> Iterator[None]:
         ReportedError: Another process has ended with an error, so that communication in this one failed.
         IfamError: Another process was killed.
     """
+    end_with_parent()
     if hasattr(launcher, "procs"):
         threading.Thread(target=_watch, args=(launcher,), daemon=True).start()
         # They may still run after the training, together with this one.
         atexit.register(end_started)
     try:
-        yield
+        with _known_as_parent():
+            yield
     except RuntimeError as error:
         cause = _cause(error)
         if cause is None:
@@ -164,6 +171,41 @@ def ended_together(launcher: Any = None) -> Iterator[None]:
             announce_error()
         end_started()
         raise
+
+
+@contextmanager
+def _known_as_parent() -> Iterator[None]:
+    """Tell processes that are started in the block which one has started them."""
+    os.environ[_PARENT] = str(os.getpid())
+    try:
+        yield
+    finally:
+        os.environ.pop(_PARENT, None)
+
+
+def end_with_parent() -> None:
+    """End this process when the one that started it for another device ends, in whatever way.
+
+    By itself, it would wait for the others until the time limit of a communication, which is half an hour. A process
+    that nobody has started for this purpose goes on without its parent.
+    """
+    parent = os.environ.pop(_PARENT, None)
+    if parent is None and "TORCHELASTIC_RUN_ID" in os.environ:
+        parent = str(os.getppid())
+    if parent is not None:
+        _follow(int(parent))
+
+
+@cache
+def _follow(parent: int) -> None:
+    """End this process as soon as that is no longer its parent."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="ifam-parent", daemon=True).start()
 
 
 def announce_error() -> bool:

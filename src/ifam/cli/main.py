@@ -11,6 +11,7 @@ from ifam.commands import recorded
 from ifam.distributed import (
     announce_error,
     end_started,
+    end_with_parent,
     first_process,
     is_one_of_several,
     leave_group,
@@ -29,6 +30,7 @@ def main(args: list[str] | None = None) -> None:
     started, is_program = time.time(), args is None
     if args is None:
         _use_utf8()
+    end_with_parent()
     settings: dict[str, Any] = {}
     verb = ""
     try:

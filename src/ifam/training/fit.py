@@ -4,6 +4,7 @@ import logging
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from ifam.training.diagnostics import problems
 from ifam.training.metrics_file import MetricsFile
 from ifam.training.module import Training, epochs_of_method, prepare
 from ifam.training.resume import BEST, FOLDER, Checkpoints, describe_run, find_checkpoint, refuse_other_run
-from ifam.training.trainer import KeepSignals, build_trainer, check_devices, quiet, run_folder, tensorboard
+from ifam.training.trainer import KeepSignals, build_trainer, check_devices, quiet, released, run_folder, tensorboard
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +86,7 @@ def fit(
     seed_everything(config.seed)
     prepare(model, config)
     module = Training(model, config, losses or LossConfig(), benchmark, len(benchmark.split("train")))
-    with quiet(), run_folder(folder) as path, deferred() as stop:
+    with quiet(), run_folder(folder) as path, deferred() as stop, ExitStack() as stack:
         _check_space(model, path, config)
         metrics = MetricsFile(path / "logs" / "metrics.csv")
         checkpoints = Checkpoints(path / FOLDER, stop, metrics)
@@ -93,14 +94,14 @@ def fit(
         if config.ema_decay is not None:
             callbacks.append(EMAWeightAveraging(decay=config.ema_decay))
         trainer = build_trainer(config, losses or LossConfig(), callbacks, [metrics, *tensorboard(path)])
-        start = None
+        stack.enter_context(released(trainer))
+        first, start = trainer.is_global_zero, None
         if folder is not None:
             kind = trainer.strategy.root_device.type
             checkpoints.run = describe_run(model, benchmark, config, module.losses, kind, trainer.world_size)
             start = _start(path, checkpoints.run) if resume else None
-            if trainer.is_global_zero:
-                for place in (path, path / FOLDER, path / "logs"):
-                    remove_temporaries(place)
+            for place in (path, path / FOLDER, path / "logs") if first else ():
+                remove_temporaries(place)
         logger.info("Augmentation: %s.", augmentation(config, benchmark))
         # Lightning keeps the current mode, and a model that was loaded or trained before is in evaluation mode.
         module.train()
@@ -122,7 +123,7 @@ def fit(
         weights = {k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items() if k.startswith("model.")}
         model.load_state_dict(weights)
     model.eval()
-    if module.selector_figures is not None and trainer.is_global_zero:
+    if module.selector_figures is not None and first:
         for problem in problems(module.selector_figures, module.losses, model.input_backbone.grid):
             logger.warning("%s: %s", label, problem)
     return FitResult(checkpoints.history, seconds, int(checkpoint["epoch"]) + 1)
@@ -207,6 +208,6 @@ def check(benchmark: Benchmark, config: TrainConfig, model: Classifier | None = 
     for split in ("train", "val"):
         if model is not None and model.needs_masks:
             benchmark.require_masks(split, f"The method {model.method}")
-    with quiet():
-        devices = build_trainer(config).world_size
+    with quiet(), released(build_trainer(config)) as trainer:
+        devices = trainer.world_size
     check_devices(benchmark, config, devices)

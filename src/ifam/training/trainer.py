@@ -88,6 +88,20 @@ def on_processes(config: TrainConfig) -> TrainConfig:
     return replace(config, devices=launch.per_node, num_nodes=launch.nodes)
 
 
+@contextmanager
+def released(trainer: L.Trainer) -> Iterator[L.Trainer]:
+    """Use a trainer within the block, at whose end all that it refers to may be freed.
+
+    The trainer and its loops refer to each other, and its metrics to the strategy. So model, optimizer and images would
+    stay until Python's collector runs, which few new objects give no occasion for.
+    """
+    try:
+        yield trainer
+    finally:
+        vars(trainer.strategy).clear()
+        vars(trainer).clear()
+
+
 def _lightning(
     config: TrainConfig, callbacks: Sequence[L.Callback], loggers: Sequence[Logger], strategy: str
 ) -> L.Trainer:
