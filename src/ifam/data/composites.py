@@ -18,7 +18,7 @@ import math
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -214,14 +214,9 @@ class Painter:
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self._object = lru_cache(max(8, _CACHE // (4 * int(SCALES[1] * size) ** 2)))(self._read_object)
-        self._piece = lru_cache(max(8, _CACHE // (3 * 6 * size**2)))(self._read_piece)
-
-    def _read_object(self, cutout: Cutout) -> Image.Image:
-        return load_cutout(cutout, self.size)
-
-    def _read_piece(self, piece: Piece) -> Image.Image:
-        return load_piece(piece, self.size)
+        # Not of methods: the images would stay until Python's collector of cycles runs.
+        self._object = lru_cache(max(8, _CACHE // (4 * int(SCALES[1] * size) ** 2)))(partial(load_cutout, size=size))
+        self._piece = lru_cache(max(8, _CACHE // (3 * 6 * size**2)))(partial(load_piece, size=size))
 
     def draw(self, composite: Composite) -> dict[str, Image.Image]:
         """The pictures of an image by column of the list: RGB, and for "mask" gray, 255 on the object."""
