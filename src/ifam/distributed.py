@@ -259,7 +259,7 @@ def _cause(error: RuntimeError) -> IfamError | None:
 
     if rank_and_world_size()[1] == 1 or not (isinstance(error, distributed.DistError) or "gloo" in str(error)):
         return None
-    deadline = time.monotonic() + 1
+    deadline = time.monotonic() + _FIRST_REPORTS
     while not (reported := reported_elsewhere()) and not _killed() and time.monotonic() < deadline:
         time.sleep(0.05)
     if reported:
