@@ -64,6 +64,7 @@ SHARED = {
     "report/challenge_sheet": ("evaluation/test_challenge", "the picture of a challenge"),
     "report/console": ("cli/test_evaluate", "what the verbs print"),
     "report/evaluation_tables": ("report/test_results", "tables of the page"),
+    "report/result_files": ("report/test_results", "what the page is made of"),
     "report/tables": ("report/test_results", "tables of the page"),
     "saved_models": ("checkpoints/test_hub", "saved here, read there"),
     **{

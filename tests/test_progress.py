@@ -11,8 +11,8 @@ from ifam.config import ModelConfig, TrainConfig
 from ifam.console import PlainConsole
 from ifam.data import load_benchmark
 from ifam.models.registry import build
-from ifam.progress import ProgressBar
-from ifam.pulse import Pulse, described, duration, reported
+from ifam.progress import Progress, ProgressBar
+from ifam.pulse import Pulse, described, duration, progress, reported, still_working
 from ifam.training.fit import fit
 
 
@@ -93,6 +93,87 @@ def test_a_terminal_gets_a_bar_and_no_lines(often):
         bar.refresh()
     assert "1/2" in screen.getvalue()
     assert not often.messages
+
+
+@pytest.mark.parametrize("environment", [{"TERM": "dumb"}, {"FORCE_COLOR": "1"}])
+def test_where_no_bar_can_be_drawn_again_there_are_lines(often, monkeypatch, environment):
+    """A terminal that cannot move its cursor, and a file that is to have colors."""
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    file = io.StringIO()
+    with ProgressBar(console=PlainConsole(file=file, force_terminal=True if "TERM" in environment else None)) as bar:
+        bar.add_task("reading", total=2)
+        time.sleep(0.05)
+    assert "reading: 0 of 2" in often.messages[0]
+    assert "\x1b" not in file.getvalue()
+
+
+class ZMQInteractiveShell:
+    """By whose name programs know that they run in a notebook."""
+
+
+@pytest.mark.slow
+def test_a_notebook_gets_plain_lines(often, monkeypatch, capsys):
+    """Without the widgets of notebooks, and with a log that nobody has set up."""
+    monkeypatch.setattr("builtins.get_ipython", ZMQInteractiveShell, raising=False)
+    birds = load_benchmark("pondbirds", options={"num_train": 16, "num_val": 64, "num_test": 8})
+    often.set_level(logging.WARNING, "ifam")
+    often.clear()
+    model = build("plain_vit", ModelConfig("ifam_tiny", image_size=40, num_classes=2))
+    fit(model, birds, TrainConfig(1, 8, accelerator="cpu"), label="training on birds")
+    assert list(reported([1, 2], "checking")) == [1, 2]
+    said = capsys.readouterr()
+    lines = said.out.splitlines()
+    assert any(re.fullmatch(r"training on birds: \d of 2, .*", line) for line in lines)
+    assert any(re.fullmatch(r"epoch 1 of 1: val accuracy [\d.]+%, worst group [\d.]+%", line) for line in lines)
+    assert any(re.fullmatch(r"checking: 1 of 2, .*", line) for line in lines)
+    assert "\x1b" not in said.out + said.err
+    assert not often.messages
+
+
+def test_what_is_printed_beside_a_bar_goes_where_it_was_to_go(capsys):
+    """`ifam predict photos > rows.txt` in a terminal, whose bar is on standard error."""
+    screen = io.StringIO()
+    with ProgressBar(console=PlainConsole(file=screen, force_terminal=True, width=100)) as bar:
+        bar.add_task("reading", total=2)
+        print("a row")
+    assert capsys.readouterr().out == "a row\n"
+    assert "a row" not in screen.getvalue()
+
+
+def test_work_that_nothing_else_describes_still_says_something(often):
+    with still_working("ifam audit"):
+        time.sleep(0.1)
+        assert re.fullmatch(r"ifam audit: still working, \d s gone", often.messages[-1])
+        with log_bar() as bar:
+            bar.add_task("reading", total=2)
+            often.clear()
+            time.sleep(0.1)
+            assert progress().startswith("reading: 0 of 2")
+    assert {message.partition(":")[0] for message in often.messages[1:]} == {"reading"}
+    assert progress() == ""
+
+
+def test_what_is_under_way_is_the_innermost_work():
+    for _ in reported([1], "outer", 3):
+        assert progress().startswith("outer: 0 of 3")
+        with ProgressBar(disable=True, console=PlainConsole(file=io.StringIO())) as silent:
+            silent.add_task("inner", total=2)
+            assert progress().startswith("outer")
+        with log_bar() as bar:
+            bar.add_task("inner", total=2)
+            assert progress().startswith("inner: 0 of 2")
+    assert progress() == ""
+
+
+@pytest.mark.slow
+def test_a_training_of_many_epochs_does_not_log_each(caplog, monkeypatch):
+    monkeypatch.setattr(Progress, "many", 3)
+    caplog.set_level(logging.INFO, "ifam")
+    birds = load_benchmark("pondbirds", options={"num_train": 8, "num_val": 4, "num_test": 8})
+    model = build("plain_vit", ModelConfig("ifam_tiny", image_size=40, num_classes=2))
+    fit(model, birds, TrainConfig(6, 8, accelerator="cpu"))
+    assert [line[:12] for line in caplog.messages if line.startswith("epoch")] == ["epoch 1 of 6", "epoch 6 of 6"]
 
 
 @pytest.mark.slow

@@ -288,7 +288,7 @@ def _read(
     drawn: bool,
 ) -> Iterator[_Item]:
     """Read the files one by one; bad ones are added to `skipped`, or raise where it is None."""
-    with ProgressBar(console=PlainConsole(stderr=True), disable=total <= _FEW) as bar:
+    with ProgressBar(disable=total <= _FEW) as bar:
         task = bar.add_task("predicting", total=total)
         for path, name in files:
             try:

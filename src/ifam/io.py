@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from ifam.distributed import first_process
 from ifam.errors import IfamError
@@ -139,6 +139,22 @@ def replacing(path: Path, *, sync: bool = False, advice: str = _ELSEWHERE) -> It
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def appending(path: Path) -> Iterator[TextIO]:
+    """A text file to add lines to, which are on the disk when the block ends.
+
+    Raises:
+        IfamError: It cannot be written.
+    """
+    try:
+        with path.open("a", encoding="utf-8", newline="") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise _unwritable(path, error) from error
 
 
 def _sync(path: Path) -> None:

@@ -1,9 +1,12 @@
-"""Progress with rate and time left: a bar in a terminal, a line per minute in a log."""
+"""Progress with rate and time left: a bar in a terminal or a notebook, a line per minute in a log."""
 
-import logging
+import math
+import os
 import sys
 import time
-from typing import Any
+from contextlib import ExitStack
+from importlib.util import find_spec
+from typing import Any, ClassVar
 
 import lightning as L
 from rich.console import Console
@@ -21,9 +24,7 @@ from rich.progress import Progress as RichProgress
 from rich.text import Text
 
 from ifam.console import PlainConsole
-from ifam.pulse import Pulse, described
-
-logger = logging.getLogger(__name__)
+from ifam.pulse import Pulse, described, say, under_way
 
 
 class RateColumn(ProgressColumn):
@@ -35,8 +36,18 @@ class RateColumn(ProgressColumn):
         return Text("" if speed is None else f"{speed:.1f}/s", style="progress.data.speed")
 
 
+def _shows_bars(console: Console) -> bool:
+    """Whether a bar can be drawn again and again in its place."""
+    if console.is_jupyter:
+        # Without them, rich draws nothing.
+        return find_spec("ipywidgets") is not None
+    # This variable is about colors, but rich takes what it is set for to be a terminal.
+    forced = "FORCE_COLOR" in os.environ and not console.file.isatty()
+    return console.is_terminal and not console.is_dumb_terminal and not forced
+
+
 class ProgressBar(RichProgress):
-    """A bar with count, rate, elapsed and remaining time; where the output is not a terminal, lines in the log.
+    """A bar with count, rate, elapsed and remaining time, on standard error; where none can be drawn, lines in the log.
 
     Args:
         disable: Show and log nothing.
@@ -44,8 +55,10 @@ class ProgressBar(RichProgress):
     """
 
     def __init__(self, *, disable: bool = False, console: Console | None = None) -> None:
-        console = console or PlainConsole()
-        self.pulse = None if disable or console.is_terminal else Pulse(self._described)
+        console = console or PlainConsole(stderr=True)
+        bars = _shows_bars(console)
+        self.pulse = None if disable or bars else Pulse(self._described)
+        self._under_way = ExitStack()
         # Start time of each task, and its progress then; the last one is the current task.
         self.begun: dict[TaskID, tuple[float, float]] = {}
         super().__init__(
@@ -58,20 +71,27 @@ class ProgressBar(RichProgress):
             TextColumn("left"),
             TimeRemainingColumn(),
             console=console,
-            # What is printed goes above the bar, on its console: not where it is to go to a file.
+            # What is printed meanwhile goes above the bar, but not if it is to go to a file.
             redirect_stdout=sys.stdout.isatty(),
-            disable=disable or not console.is_terminal,
+            redirect_stderr=sys.stderr.isatty(),
+            disable=disable or not bars,
         )
 
     def start(self) -> None:
         """Start the bar, or the log."""
         super().start()
+        if self.pulse is not None or not self.disable:
+            self._under_way.enter_context(under_way(self._described))
         if self.pulse is not None:
             self.pulse.start()
 
     def stop(self) -> None:
         """Stop the bar, or the log."""
+        if self.console.is_jupyter:
+            # There, rich leaves the bar as it was up to a tenth of a second before.
+            self.refresh()
         super().stop()
+        self._under_way.close()
         if self.pulse is not None:
             self.pulse.stop()
 
@@ -110,9 +130,13 @@ class Progress(L.Callback):
         label: Label of the bar.
     """
 
+    # With more epochs than this, not every one is logged: none within ten seconds after another, except for the last.
+    many: ClassVar[int] = 100
+
     def __init__(self, label: str) -> None:
         self.label = label
         self.bar: ProgressBar | None = None
+        self.logged = -math.inf
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Open the bar."""
@@ -143,15 +167,18 @@ class Progress(L.Callback):
         """Log the validation metrics."""
         if self.bar is not None:
             self.bar.remove_task(self.validation)
+            epochs, epoch, now = trainer.max_epochs or 1, trainer.current_epoch + 1, time.monotonic()
+            if self.many < epochs != epoch and now - self.logged < Pulse.first:
+                return
+            self.logged = now
             metrics = trainer.callback_metrics
             note = ", ".join(
                 f"{name} {float(metrics[key]):.1%}"
                 for key, name in (("val/accuracy", "val accuracy"), ("val/worst_group", "worst group"))
                 if key in metrics
             )
-            epoch = trainer.current_epoch
-            alone = " (the selector alone)" if epoch < getattr(pl_module, "selector_epochs", 0) else ""
-            logger.info("epoch %d of %d%s: %s", epoch + 1, trainer.max_epochs, alone, note)
+            alone = " (the selector alone)" if epoch <= getattr(pl_module, "selector_epochs", 0) else ""
+            say(f"epoch {epoch} of {epochs}{alone}: {note}")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Close the bar."""

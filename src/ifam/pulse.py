@@ -1,15 +1,48 @@
-"""Log the progress of long work: first after ten seconds, then once per minute. Imports no torch."""
+"""Progress of long work as text: in the log first after ten seconds, then once per minute. Imports no torch."""
 
 import logging
 import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import contextmanager
 from typing import ClassVar, TypeVar
+
+from rich.console import Console
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+# Describe the work that is under way, the innermost last.
+_under_way: list[Callable[[], str]] = []
+
+
+@contextmanager
+def under_way(describe: Callable[[], str]) -> Iterator[None]:
+    """Let `progress` describe work within the block.
+
+    Args:
+        describe: Returns the progress as text; empty where there is nothing to say.
+    """
+    _under_way.append(describe)
+    try:
+        yield
+    finally:
+        _under_way.remove(describe)
+
+
+def progress() -> str:
+    """Progress of the work that is under way in this process, the innermost that says something; or empty."""
+    return next(filter(None, (describe() for describe in reversed(_under_way))), "")
+
+
+def say(line: str) -> None:
+    """Log a line; in a notebook whose log nobody has set up, print it."""
+    if logger.isEnabledFor(logging.INFO) or not Console().is_jupyter:
+        logger.info("%s", line)
+    else:
+        print(line, flush=True)
 
 
 class Pulse:
@@ -40,8 +73,24 @@ class Pulse:
         seconds = self.first
         while not self._ended.wait(seconds):
             if line := self._describe():
-                logger.info("%s", line)
+                say(line)
             seconds = self.interval
+
+
+@contextmanager
+def still_working(what: str) -> Iterator[None]:
+    """Log that work goes on within the block, where nothing else describes it.
+
+    Args:
+        what: Name of the work.
+    """
+    begun = time.monotonic()
+    pulse = Pulse(lambda: "" if progress() else f"{what}: still working, {duration(time.monotonic() - begun)} gone")
+    pulse.start()
+    try:
+        yield
+    finally:
+        pulse.stop()
 
 
 def reported(items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
@@ -54,14 +103,19 @@ def reported(items: Iterable[T], label: str, total: int | None = None) -> Iterat
     """
     total = len(items) if total is None and isinstance(items, Sized) else total
     begun = time.monotonic()
-    due = begun + Pulse.first
+    due, count = begun + Pulse.first, 0
+
+    def describe() -> str:
+        return described(label, count, total, time.monotonic() - begun)
+
     # Without a thread, which would not end if the iteration is abandoned.
-    for count, item in enumerate(items, 1):
-        yield item
-        now = time.monotonic()
-        if now >= due:
-            logger.info("%s", described(label, count, total, now - begun))
-            due = now + Pulse.interval
+    with under_way(describe):
+        for item in items:
+            yield item
+            count += 1
+            if (now := time.monotonic()) >= due:
+                say(describe())
+                due = now + Pulse.interval
 
 
 def described(label: str, done: int | float, total: int | float | None, seconds: float, before: int | float = 0) -> str:

@@ -11,6 +11,25 @@ from typing import Any
 from ifam.errors import IfamError
 
 
+def read_log(path: Path) -> Iterator[tuple[int, Any]]:
+    """Number, from 1, and content of each line that was finished, read one by one.
+
+    Args:
+        path: The file.
+
+    Raises:
+        IfamError: A line is damaged.
+    """
+    # In bytes, only a line feed ends a line: names may hold other characters that do, such as U+2028.
+    with path.open("rb") as file:
+        for number, line in enumerate(takewhile(lambda line: line.endswith(b"\n"), file), 1):
+            try:
+                yield number, json.loads(line)
+            except ValueError as error:
+                advice = "remove the file to start over, or choose another --out"
+                raise IfamError(f"{path}, line {number} is damaged ({error}); {advice}.") from error
+
+
 class RunLog:
     """Lines that are kept at once and read again later.
 
@@ -43,14 +62,7 @@ class RunLog:
         Raises:
             IfamError: A line is damaged.
         """
-        for number, line in enumerate(self._lines(), 1):
-            try:
-                yield number, json.loads(line)
-            except ValueError as error:
-                raise IfamError(
-                    f"{self.path}, line {number} is damaged ({error}); remove the file to start over, or choose "
-                    f"another --out."
-                ) from error
+        return read_log(self.path)
 
     def _whole_lines(self) -> int:
         """Bytes of the lines that were finished; the last character of the one after them may be cut."""
@@ -60,11 +72,6 @@ class RunLog:
                 decoder.decode(line)
                 size += len(line) if line.endswith(b"\n") else 0
         return size
-
-    def _lines(self) -> Iterator[bytes]:
-        """Lines that were finished. In bytes, only a line feed ends one: names may hold others, such as U+2028."""
-        with self.path.open("rb") as file:
-            yield from takewhile(lambda line: line.endswith(b"\n"), file)
 
     def add(self, entry: Any) -> None:
         """Write a line to the disk: what comes after it may be interrupted.

@@ -20,6 +20,7 @@ from ifam.distributed import (
 from ifam.errors import IfamError, ReportedError
 from ifam.interruption import Interrupted, ignore_signals, interruptible
 from ifam.logs import shown
+from ifam.pulse import still_working
 
 # Seconds in which another process reports its error, before the end of this one ends it.
 _OTHERS_REPORT = 0.5
@@ -64,7 +65,7 @@ def main(args: list[str] | None = None) -> None:
 
 
 def _run(verb: str, settings: dict[str, Any]) -> None:
-    with recorded(verb, settings):
+    with recorded(verb, settings), still_working(f"ifam {verb}"):
         VERBS[verb](**settings)
 
 

@@ -99,12 +99,20 @@ def _prediction(command: _Stopped) -> str:
     return f"rows of images that were done are kept in {table}, and the same command with --resume does the others"
 
 
+def _report(command: _Stopped) -> str:
+    out = command.settings.get("out")
+    if out is None or not command.written(out):
+        return _nothing(command)
+    return f"the page is in {out}, and the same command writes it again"
+
+
 _LEFT: dict[str, Callable[[_Stopped], str]] = {
     "train": _training,
     "retrain": _retraining,
     "compare": _comparison,
     "challenge": _challenge,
     "predict": _prediction,
+    "report": _report,
     "prepare": _preparation,
     "demo": _comparison,
 }

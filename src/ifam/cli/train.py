@@ -56,6 +56,7 @@ def train(
     from ifam.model_files import weights_digest
     from ifam.models.token_cache import TOKENS, reused_tokens
     from ifam.report.console import print_evaluation, write_results
+    from ifam.run_files import kept_status
     from ifam.training import presets
     from ifam.training.batches import augmentation
     from ifam.training.fit import check, fit, seed_everything
@@ -101,22 +102,28 @@ def train(
             print(f"There is no checkpoint in {out}, so that the training starts from the beginning.")
     if not resumed:
         presets.begin_run(settings, out, overwrite)
-    tokens, label = out.parent / TOKENS, f"training on {images.name}"
-    result = fit(setup.model, images, setup.train, setup.losses, out, label=label, tokens=tokens, resume=resumed)
-    training_data = {name: settings[name] for name in ("benchmark", "root", "data")} | training_list(images)
-    if first_process():
-        facts = {"seed": setup.train.seed, "precision": setup.train.precision, "best_epoch": result.best_epoch}
-        setup.model.save_pretrained(out, {**training_data, **facts})
-    split = images.default_eval_split
-    precision = setup.train.precision
-    with reused_tokens(setup.model, tokens, len(images.split(split)), precision):
-        evaluation = evaluate(setup.model, images, split, precision=precision)
-    conditions = {**settings, "split": split, "note": images.note, "weights": weights_digest(setup.model.state_dict())}
-    conditions["images"] = fingerprint(images, dict.fromkeys(("train", "val", split)))
-    try:
-        print_evaluation(evaluation, f"{images.name}, {split}")
-    finally:
+    with kept_status(out):
+        tokens, label = out.parent / TOKENS, f"training on {images.name}"
+        result = fit(setup.model, images, setup.train, setup.losses, out, label=label, tokens=tokens, resume=resumed)
+        training_data = {name: settings[name] for name in ("benchmark", "root", "data")} | training_list(images)
         if first_process():
-            write_results(evaluation, out / "results.json", conditions)
+            facts = {"seed": setup.train.seed, "precision": setup.train.precision, "best_epoch": result.best_epoch}
+            setup.model.save_pretrained(out, {**training_data, **facts})
+        split = images.default_eval_split
+        precision = setup.train.precision
+        with reused_tokens(setup.model, tokens, len(images.split(split)), precision):
+            evaluation = evaluate(setup.model, images, split, precision=precision)
+        conditions = {
+            **settings,
+            "split": split,
+            "note": images.note,
+            "weights": weights_digest(setup.model.state_dict()),
+            "images": fingerprint(images, dict.fromkeys(("train", "val", split))),
+        }
+        try:
+            print_evaluation(evaluation, f"{images.name}, {split}")
+        finally:
+            if first_process():
+                write_results(evaluation, out / "results.json", conditions)
     try_out = f"predict --model {out} IMAGES" if setup.model.selects_parts else f"evaluate --model {out}"
     print(f"The model is in {out}: try `ifam {try_out}`.")

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from ifam._typing import Bool, Float, Int, Tensor
+from ifam.pulse import reported
 
 # Lower and upper end.
 Interval = tuple[float, float]
@@ -30,7 +31,7 @@ def resamples(images: int, number: int, seed: int = 0) -> Iterator[Float[Tensor,
     """
     generator = torch.Generator().manual_seed(seed)
     step = max(1, _CHUNK // images)
-    for start in range(0, number, step):
+    for start in reported(range(0, number, step), "bootstrap intervals, by parts"):
         rows = min(step, number - start)
         drawn = torch.randint(images, (rows, images), generator=generator)
         drawn += images * torch.arange(rows)[:, None]

@@ -33,6 +33,7 @@ from ifam.models.base import Classifier
 from ifam.models.registry import METHODS, build
 from ifam.models.token_cache import TOKENS, reused_tokens
 from ifam.provenance import provenance, record
+from ifam.run_files import kept_status
 from ifam.serialization import flat, to_json
 from ifam.training import last_layer, presets
 from ifam.training.fit import check, fit, seed_everything
@@ -318,29 +319,35 @@ def run_comparison(
     digests = comparison.digests()
     wanted = {(row.name, seed): {**settings[row.name], "images": digests[seed]} for seed in seeds for row in rows}
     runs = Runs(out / RUNS, wanted, overwrite=overwrite)
-    for seed in seeds:
-        missing = [row for row in rows if (row.name, seed) not in runs.done]
-        if not missing:
-            continue
-        images = comparison.images(seed)
-        # Rows that differ in the last layer only share one training; rows without retraining come first.
-        for training in dict.fromkeys(row.training for row in missing):
-            sharing = sorted((row for row in missing if row.training == training), key=lambda row: row.retrained)
-            _train_and_evaluate(comparison, sharing, seed, images, runs, save_models, device)
-    shared = {key: value for key, value in settings[rows[0].name].items() if key not in ("method", "retrained")}
-    images_of = {str(seed): digests[seed] for seed in seeds}
-    conditions = {**shared, "seeds": list(seeds), "images": images_of, **record()}
-    result = ComparisonResult(
-        [comparison.describe(row) for row in rows],
-        summarize([with_files(runs.done[row.name, seed], out) for row in rows for seed in seeds]),
-        conditions,
-        comparison.about,
-        max((row.model.num_parts for row in rows), default=0) if comparison.pictures else 0,
-    )
-    if rank_and_world_size()[0] == 0:
-        write_json(out / TABLE, to_json(result))
-        shutil.rmtree(out / UNFINISHED, ignore_errors=True)
+    with kept_status(out, list(wanted)):
+        for seed in seeds:
+            _run_seed(comparison, seed, runs, save_models, device)
+        shared = {key: value for key, value in settings[rows[0].name].items() if key not in ("method", "retrained")}
+        images_of = {str(seed): digests[seed] for seed in seeds}
+        conditions = {**shared, "seeds": list(seeds), "images": images_of, **record()}
+        result = ComparisonResult(
+            [comparison.describe(row) for row in rows],
+            summarize([with_files(runs.done[row.name, seed], out) for row in rows for seed in seeds]),
+            conditions,
+            comparison.about,
+            max((row.model.num_parts for row in rows), default=0) if comparison.pictures else 0,
+        )
+        if rank_and_world_size()[0] == 0:
+            write_json(out / TABLE, to_json(result))
+            shutil.rmtree(out / UNFINISHED, ignore_errors=True)
     return result
+
+
+def _run_seed(comparison: Comparison, seed: int, runs: Runs, save_models: bool, device: torch.device | str) -> None:
+    """The missing runs of a seed."""
+    missing = [row for row in comparison.rows if (row.name, seed) not in runs.done]
+    if not missing:
+        return
+    images = comparison.images(seed)
+    # Rows that differ in the last layer only share one training; rows without retraining come first.
+    for training in dict.fromkeys(row.training for row in missing):
+        sharing = sorted((row for row in missing if row.training == training), key=lambda row: row.retrained)
+        _train_and_evaluate(comparison, sharing, seed, images, runs, save_models, device)
 
 
 def _train_and_evaluate(

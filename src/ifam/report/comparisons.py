@@ -261,15 +261,20 @@ _CURVES = {
 
 def curves(result: ComparisonResult) -> dict[str, dict[str, list[tuple[int | float, float]]]]:
     """Training curves of each method with the first seed, as (epoch, value), by name."""
-    return {
-        row.name: {
-            name: [(epoch + 1, values[key]) for epoch, values in enumerate(row.history) if key in values]
-            for key, name in _CURVES.items()
-            if any(key in values for values in row.history)
-        }
-        for row in result.rows
-        if row.history
-    }
+    return {row.name: history_curves(row.history) for row in result.rows if row.history}
 
 
-__all__ = ["chart", "comparison_section", "curves", "image_rows", "print_comparison", "title"]
+def history_curves(history: Sequence[Mapping[str, float]]) -> dict[str, list[tuple[int | float, float]]]:
+    """Training curves as (epoch, value), by name.
+
+    Args:
+        history: For each epoch, the logged values by name.
+    """
+    curves: dict[str, list[tuple[int | float, float]]] = {}
+    for key, name in _CURVES.items():
+        if points := [(epoch, values[key]) for epoch, values in enumerate(history, 1) if key in values]:
+            curves[name] = [*points]
+    return curves
+
+
+__all__ = ["chart", "comparison_section", "curves", "history_curves", "image_rows", "print_comparison", "title"]

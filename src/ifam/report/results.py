@@ -1,60 +1,37 @@
 """A page for any number of results (audits, comparisons, evaluations), with pictures and training curves."""
 
 import base64
-import csv
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 from torchvision.transforms.v2.functional import to_pil_image
+from yaml import YAMLError
 
 from ifam.auditing.run import AuditResult, ImageRow, PictureFiles
 from ifam.data.images import open_image
 from ifam.errors import IfamError
 from ifam.evaluation.accuracy import Accuracy, Evaluation
-from ifam.evaluation.background_gap import Gap, VariantResults
 from ifam.evaluation.comparisons import ComparisonResult
 from ifam.io import check_replaceable, ensure_writable, local_path, run_digest, write_json, write_text
-from ifam.model_files import read_json
 from ifam.provenance import is_stale
 from ifam.report.audit_tables import sections, worst_group
-from ifam.report.comparisons import ComparedImage, comparison_section, curves, image_rows, title
+from ifam.report.comparisons import ComparedImage, comparison_section, curves, history_curves, image_rows
 from ifam.report.evaluation_tables import evaluation_tables
 from ifam.report.html import curve_charts, environment
 from ifam.report.overlays import part_colors, part_overlay, predictor_view, save_picture, thumbnail
+from ifam.report.result_files import Result, read_results, result_files, unreadable
 from ifam.report.tables import Section, Table, share
-from ifam.serialization import flat, from_json
+from ifam.report.unfinished import UnfinishedRun, find_unfinished
+from ifam.run_files import METRICS, history
+from ifam.serialization import flat
 
 PICTURES = "audit_pictures"
-_RESULTS = ("audit.json", "compare.json", "results.json")
-
-
-@dataclass(frozen=True)
-class Result:
-    """A result read from a file.
-
-    Attributes:
-        file: Its file.
-        content: The audit, evaluation or comparison.
-        conditions: Its conditions.
-        gap: The background gap, for the first of several treatments.
-    """
-
-    file: Path
-    content: AuditResult | Evaluation | ComparisonResult
-    conditions: Mapping[str, Any]
-    gap: Gap | None = None
-
-
-@dataclass(frozen=True)
-class _Header:
-    """Fields common to all kinds of files."""
-
-    kind: str = ""
-    conditions: Mapping[str, Any] = field(default_factory=dict)
+# Title of a page about one thing.
+_TITLES: Mapping[type, str] = {AuditResult: "Audit", ComparisonResult: "Comparison", UnfinishedRun: "Run"}
 
 
 @dataclass(frozen=True)
@@ -137,13 +114,14 @@ class Page:
         headline: The outcome in a line.
         summary: A row for each model.
         audits: The audits.
-        comparisons: Comparisons of several methods.
+        sections: Runs that are not finished, and comparisons of several methods.
         pictures: Images of comparisons.
         cases: Pictures, flagged ones first.
         colors: Color of each part.
         tables: Accuracies of each evaluation.
         curves: Charts of each training.
         conditions: Conditions of each result.
+        running: Whether a run still runs, so that the page is loaded again every ten seconds.
     """
 
     title: str
@@ -151,13 +129,14 @@ class Page:
     headline: str
     summary: Table
     audits: list[AuditView] = field(default_factory=list)
-    comparisons: list[Section] = field(default_factory=list)
+    sections: list[Section] = field(default_factory=list)
     pictures: list[PictureGroup] = field(default_factory=list)
     cases: list[Case] = field(default_factory=list)
     colors: Sequence[tuple[int, int, int]] = ()
     tables: list[Table] = field(default_factory=list)
     curves: list[tuple[str, list[dict[str, Any]]]] = field(default_factory=list)
     conditions: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    running: bool = False
 
     @property
     def choices(self) -> dict[str, list[tuple[str, str]]]:
@@ -203,12 +182,13 @@ def write_audit(audit: AuditResult, folder: str | Path) -> tuple[Path, Path]:
 
 
 def write_report(results: Sequence[str | Path], out: str | Path, *, overwrite: bool = False) -> Path:
-    """Write one self-contained page for any number of results.
+    """Write one self-contained page for any number of results, and runs that are not finished.
 
     Args:
-        results: Files written by `ifam audit`, `compare`, `evaluate`, `train` or `demo`, or folders that contain one.
+        results: Files written by `ifam audit`, `compare`, `evaluate`, `train` or `demo`, or folders that contain one,
+            or in which a training or a comparison runs or was stopped.
         out: File of the page.
-        overwrite: Replace any existing file; otherwise only a page for the same files is replaced.
+        overwrite: Replace any existing file; otherwise only a page for the same files and folders is replaced.
 
     Returns:
         Its path.
@@ -217,91 +197,67 @@ def write_report(results: Sequence[str | Path], out: str | Path, *, overwrite: b
         IfamError: There is no result, a file is not a valid result, or the page cannot be written or would replace a
             result or another file.
     """
-    out = local_path(out)
+    out, paths = local_path(out), [local_path(path) for path in results]
     ensure_writable(out)
-    files = [file for path in results for file in _files(local_path(path))]
-    if not files:
+    if not paths:
         raise IfamError("There is no result to report; give files such as audit.json or results.json.")
+    unfinished = unfinished_runs(paths)
+    files = [file for path in paths for file in result_files(path, required=str(path) not in unfinished)]
     if out.resolve() in {file.resolve() for file in files}:
         raise IfamError(f"{out} is one of the results of the page; choose another --out.")
-    run = run_digest({"results": [str(file.absolute()) for file in files]})
+    run = run_digest({"results": [str(path.absolute()) for path in paths]})
     check_replaceable(out, run, overwrite)
-    read = [result for file in files for result in _read(file)]
+    read = [result for file in files for result in read_results(file)]
     try:
-        page = _page(run, read)
+        page = _page(run, read, list(unfinished.values()))
     except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
-        raise _unreadable(files, f"{type(error).__name__}: {error}") from error
+        raise unreadable(files, f"{type(error).__name__}: {error}") from error
     text = environment().get_template("results.html.j2").render(page=page)
     write_text(out, text)
     return out
 
 
-def _files(path: Path) -> list[Path]:
-    """A file itself, or the results in a folder and in its evaluations."""
-    if not path.is_dir():
-        return [path]
-    files = [file for name in _RESULTS if (file := path / name).is_file()]
-    files += sorted(path.glob("evaluations/*/results.json"))
-    if not files:
-        raise IfamError(f"{path} contains neither audit.json, results.json nor compare.json; give a folder that does.")
-    return files
+def unfinished_runs(paths: Iterable[str | Path]) -> dict[str, UnfinishedRun]:
+    """Runs that are not finished, by their folder.
+
+    Args:
+        paths: Files and folders.
+
+    Raises:
+        IfamError: The files of one are damaged.
+    """
+    found = {}
+    for path in map(local_path, paths):
+        try:
+            run = find_unfinished(path) if path.is_dir() else None
+        except (KeyError, TypeError, AttributeError, ValueError, YAMLError) as error:
+            raise unreadable([path], f"{type(error).__name__}: {error}") from error
+        if run is not None:
+            found[str(path)] = run
+    return found
 
 
-def _read(file: Path) -> list[Result]:
-    """The results in a file: one, or one for each treatment."""
-    content = read_json(file)
-    if content is None:
-        raise IfamError(f"There is no file {file}; give an audit.json or results.json.")
-    try:
-        header = from_json(_Header, content)
-        if header.kind == "audit":
-            return [Result(file, from_json(AuditResult, content), header.conditions)]
-        if "treatments" in content:
-            return _treatments(file, from_json(VariantResults, content), header.conditions)
-        if "predictor" in content:
-            return [Result(file, from_json(Evaluation, content), header.conditions)]
-        if header.kind == "comparison":
-            return [Result(file, from_json(ComparisonResult, content), header.conditions)]
-    except ValueError as error:
-        raise _unreadable([file], str(error)) from error
-    raise IfamError(
-        f"{file} is not a valid result; give a file written by `ifam audit`, `compare`, `demo`, `evaluate` or `train`."
-    )
-
-
-def _shown(conditions: Mapping[str, Any]) -> dict[str, Any]:
-    """Conditions without the command, which has the same settings again."""
-    return {name: value for name, value in conditions.items() if name != "command"}
-
-
-def _treatments(file: Path, results: VariantResults, conditions: Mapping[str, Any]) -> list[Result]:
-    """A result for each treatment; the first has the gap."""
-    treatments = [
-        Result(file, evaluation, {**conditions, "split": name}) for name, evaluation in results.treatments.items()
-    ]
-    return [replace(one, gap=None if number else results.gap) for number, one in enumerate(treatments)]
-
-
-def _unreadable(files: Sequence[Path], reason: str) -> IfamError:
-    named = ", ".join(map(str, files))
-    return IfamError(f"{named} cannot be read as results ({reason}); write them again with this version of ifam.")
-
-
-def _page(run: str, results: Sequence[Result]) -> Page:
+def _page(run: str, results: Sequence[Result], unfinished: Sequence[UnfinishedRun]) -> Page:
     """The content of the page."""
     named = list(zip(_names(results), results, strict=True))
     audits = [(name, result.file, result.content) for name, result in named if isinstance(result.content, AuditResult)]
     columns = ("", "worst group", "accuracy", "images", "mask IoU", "visible", "hidden pixels", "other background")
     rows = [row for name, result in named for row in _summary(result.content, name)]
     comparisons = [result.content for result in results if isinstance(result.content, ComparisonResult)]
-    alone = len(results) == 1
+    about_runs = [one.section for one in unfinished] + [comparison_section(comparison) for comparison in comparisons]
+    kinds = [type(one) for one in (*unfinished, *(result.content for result in results))]
+    alone = len(kinds) == 1
     page = Page(
         run=run,
-        title="Audit" if alone and audits else "Comparison" if alone and comparisons else "Results",
-        headline=title(comparisons[0]) if alone and comparisons else _headline([a for *_, a in audits], len(results)),
+        title=_TITLES.get(kinds[0], "Results") if alone else "Results",
+        headline=about_runs[0].title if alone and about_runs else _headline([a for *_, a in audits], len(results)),
         summary=Table("Worst group first; figures are of the evaluated images", columns, tuple(rows)),
-        comparisons=[comparison_section(comparison) for comparison in comparisons],
+        sections=about_runs,
+        running=any(one.running for one in unfinished),
     )
+    for one in unfinished:
+        page.curves += [(one.name, charts)] if (charts := curve_charts(one.curves)) else []
+        page.conditions += [(one.name, _shown(one.settings))] if one.settings else []
     for number, (name, file, audit) in enumerate(audits):
         page.audits.append(AuditView(name, str(number), audit.passed, audit.verdict, sections(audit)))
         page.cases += _cases(file, audit, str(number))
@@ -315,12 +271,17 @@ def _page(run: str, results: Sequence[Result]) -> Page:
             page.pictures += _pictures(result.file.parent, content)
             if charts := curve_charts(curves(content)):
                 page.curves.append((f"seed {content.conditions['seeds'][0]}", charts))
-        if history := _history(result.file.parent / "logs" / "metrics.csv"):
+        if epochs := history(result.file.parent / METRICS):
             method = str(result.conditions.get("method", "ifam"))
-            page.curves.append((name, curve_charts({method: history})))
-        shown = {key: value for key, value in flat(_shown(result.conditions)) if value not in (None, "", [], {})}
-        page.conditions.append((name, shown))
+            page.curves.append((name, curve_charts({method: history_curves(epochs)})))
+        page.conditions.append((name, _shown(result.conditions)))
     return page
+
+
+def _shown(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that say something, on one level; without the command, which has the same ones again."""
+    said = {name: value for name, value in settings.items() if name != "command"}
+    return {key: value for key, value in flat(said) if value not in (None, "", [], {})}
 
 
 def _pictures(folder: Path, comparison: ComparisonResult) -> list[PictureGroup]:
@@ -428,22 +389,3 @@ def _uri(folder: Path, name: str) -> str:
             f"written, or write them again."
         ) from error
     return f"data:image/webp;base64,{base64.b64encode(content).decode()}"
-
-
-def _history(path: Path) -> dict[str, list[tuple[int | float, float]]]:
-    """Training curves from Lightning's log, if it exists: means over the steps of each epoch."""
-    if not path.is_file():
-        return {}
-    titles = {
-        "train/total": "training loss",
-        "val/accuracy": "validation accuracy",
-        "val/worst_group": "validation worst group",
-        "val/mask_iou": "validation mask IoU",
-    }
-    values: dict[str, dict[int, list[float]]] = {}
-    with path.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            for key, title in titles.items():
-                if row.get(key):
-                    values.setdefault(title, {}).setdefault(int(float(row["epoch"])) + 1, []).append(float(row[key]))
-    return {title: [(e, sum(v) / len(v)) for e, v in sorted(epochs.items())] for title, epochs in values.items()}

@@ -22,6 +22,7 @@ from ifam.io import ensure_space, local_path, remove_temporaries
 from ifam.models.base import Classifier
 from ifam.models.token_cache import Place, cached_tokens
 from ifam.progress import Progress
+from ifam.run_files import METRICS, history
 from ifam.training.batches import Batches, augmentation
 from ifam.training.diagnostics import problems
 from ifam.training.metrics_file import MetricsFile
@@ -88,7 +89,7 @@ def fit(
     module = Training(model, config, losses or LossConfig(), benchmark, len(benchmark.split("train")))
     with quiet(), run_folder(folder) as path, deferred() as stop, ExitStack() as stack:
         _check_space(model, path, config)
-        metrics = MetricsFile(path / "logs" / "metrics.csv")
+        metrics = MetricsFile(path / METRICS)
         checkpoints = Checkpoints(path / FOLDER, stop, metrics)
         callbacks: list[L.Callback] = [Progress(label), KeepSignals(), checkpoints]
         if config.ema_decay is not None:
@@ -117,8 +118,9 @@ def fit(
                 raise IfamError(f"Training was stopped ({reason}); its files are in {path}.") from error
             seconds = checkpoints.seconds
             # Several devices read from the folder of the first, which may be temporary.
-            best = trainer.strategy.broadcast(path / FOLDER / BEST)
-            checkpoint = torch.load(best, map_location="cpu", weights_only=True)
+            written = trainer.strategy.broadcast(path)
+            checkpoint = torch.load(written / FOLDER / BEST, map_location="cpu", weights_only=True)
+            curves = history(written / METRICS)
             trainer.strategy.barrier()
         weights = {k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items() if k.startswith("model.")}
         model.load_state_dict(weights)
@@ -126,7 +128,7 @@ def fit(
     if module.selector_figures is not None and first:
         for problem in problems(module.selector_figures, module.losses, model.input_backbone.grid):
             logger.warning("%s: %s", label, problem)
-    return FitResult(checkpoints.history, seconds, int(checkpoint["epoch"]) + 1)
+    return FitResult(curves, seconds, int(checkpoint["epoch"]) + 1)
 
 
 def _check_space(model: Classifier, folder: Path, config: TrainConfig) -> None:

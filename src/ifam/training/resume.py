@@ -49,7 +49,11 @@ class CheckpointFiles(TorchCheckpointIO):
         """
         advice = "the checkpoint before it is kept: make room, and go on with --resume"
         with replacing(Path(path), sync=True, advice=advice) as temporary, temporary.open("wb") as file:
-            torch.save(checkpoint, file)
+            try:
+                torch.save(checkpoint, file)
+            except RuntimeError as error:
+                # PyTorch's own error about a file that ends too early, in the place of that of a full disk.
+                raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
 
 
 class Checkpoints(Checkpoint):
@@ -64,7 +68,6 @@ class Checkpoints(Checkpoint):
         run: What the training depends on (`describe_run`).
         cache: Tokens of a frozen selector, written before each checkpoint: computed again in other batches, they might
             differ in the last bit.
-        history: For each epoch, every logged value by name.
         seconds: Duration of the training until now.
     """
 
@@ -75,10 +78,8 @@ class Checkpoints(Checkpoint):
         self.folder, self.stop, self.metrics = folder, stop, metrics
         self.run: dict[str, Any] = {}
         self.cache: TokenCache | None = None
-        self.history: list[dict[str, float]] = []
-        # Values of the validation of this epoch, and rows that were logged before the checkpoint.
-        self.latest: dict[str, float] = {}
-        self._logged: list[dict[str, float]] = []
+        # Rows that were logged before the checkpoint.
+        self._logged = 0
         self._before, self._started = 0.0, time.monotonic()
         self._saved = self._started
         # Whether the state is that before a validation, and how long the one before took.
@@ -90,23 +91,26 @@ class Checkpoints(Checkpoint):
         return self._before + time.monotonic() - self._started
 
     def state_dict(self) -> dict[str, Any]:
-        """What goes on with the training: settings, duration and logged values."""
-        logged = {"history": self.history, "latest": self.latest, "rows": self.metrics.rows}
-        return {"run": self.run, "seconds": self.seconds, **logged}
+        """What goes on with the training: settings, duration and number of the logged rows."""
+        return {"run": self.run, "seconds": self.seconds, "logged": self.metrics.rows}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         self._before, self._started = state_dict["seconds"], time.monotonic()
-        self.history, self.latest = state_dict["history"], state_dict["latest"]
-        self._logged = state_dict["rows"]
+        self._logged = state_dict["logged"]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Log again what was logged before the checkpoint."""
+        """Log again what was logged before the checkpoint; its own file goes on."""
         self._saved = time.monotonic()
-        for row in self._logged:
-            for one in trainer.loggers:
-                one.log_metrics({name: value for name, value in row.items() if name != "step"}, step=int(row["step"]))
-        for one in trainer.loggers if self._logged else ():
+        if not self._logged:
+            return
+        self.metrics.restore(self._logged)
+        others = [one for one in trainer.loggers if one is not self.metrics]
+        for row in self.metrics.written():
+            values = {name: float(value) for name, value in row.items() if value and name != "step"}
+            for one in others:
+                one.log_metrics(values, step=int(row["step"]))
+        for one in others:
             one.save()
 
     def on_train_batch_end(
@@ -139,17 +143,11 @@ class Checkpoints(Checkpoint):
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Save at the end of an epoch."""
         self._validates, self._validation = False, time.monotonic() - self._began
-        self.latest = {name: float(value) for name, value in trainer.callback_metrics.items()}
         # The best one first: where the training is stopped in between, it goes on before this validation.
         if pl_module.best_epoch == trainer.current_epoch + 1:
             self.save(trainer, BEST)
         self.save(trainer, LAST)
         self._end_if_asked(trainer)
-
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Record the values of an epoch."""
-        values = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        self.history.append({**self.latest, **values})
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Before a validation, let Lightning begin with it: it goes on with one that had begun, from the beginning."""
@@ -274,6 +272,6 @@ def _read(path: Path) -> dict[str, Any]:
         if (wrong := file.testzip()) is not None:
             raise ValueError(f"the checksum of {wrong} is wrong")
     checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    if Checkpoints.__qualname__ not in checkpoint["callbacks"]:
+    if "logged" not in checkpoint["callbacks"].get(Checkpoints.__qualname__, {}):
         raise ValueError("it is of an earlier version of ifam")
     return checkpoint
