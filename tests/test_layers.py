@@ -32,7 +32,7 @@ RANKS = [
         "pulse",
         "io",
     ],
-    ["serialization", "run_log"],
+    ["commands", "serialization", "run_log"],
     ["run_files"],
     ["console", "progress", "yaml_text", "model_files", "saved_models", "provenance"],
     ["backbones", "data"],

@@ -14,8 +14,10 @@ from ifam.ranges import (
     PROBABILITY,
     SEED,
     SHARE,
+    SIDE,
     Range,
     check_ranges,
+    check_types,
 )
 
 MaskGradient = Literal["full", "visible", "none"]
@@ -86,11 +88,11 @@ class ModelConfig:
     # Shown by `--help`; `--help-all` shows all.
     common: ClassVar[tuple[str, ...]] = ("backbone", "image_size", "num_parts")
     ranges: ClassVar[dict[str, Range]] = {
-        "image_size": COUNT,
-        "selector_image_size": COUNT,
-        "mask_resolution": COUNT,
-        "num_parts": COUNT,
-        "num_classes": COUNT,
+        "image_size": SIDE,
+        "selector_image_size": SIDE,
+        "mask_resolution": Range("'patch' or a whole number of at least 1", low=1),
+        "num_parts": Range("a whole number of at least 1, up to 10000", low=1, high=10_000),
+        "num_classes": Range("a whole number of at least 1, up to 1000000", low=1, high=1_000_000),
         "min_visible": PROBABILITY,
         "temperature": POSITIVE,
         "part_dropout": PROBABILITY,
@@ -101,6 +103,7 @@ class ModelConfig:
     }
 
     def __post_init__(self) -> None:
+        check_types(type(self), vars(self))
         check_ranges(vars(self), self.ranges)
         for name in ("backbone_kwargs", "predictor_kwargs"):
             if taken := [key for key in ("name", "image_size", "pretrained") if key in (getattr(self, name) or {})]:
@@ -138,6 +141,7 @@ class LossConfig:
     common: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
+        check_types(type(self), vars(self), "loss.")
         check_ranges(vars(self), dict.fromkeys(vars(self), OFF_OR_POSITIVE), "loss.")
 
 
@@ -265,6 +269,7 @@ class TrainConfig:
     }
 
     def __post_init__(self) -> None:
+        check_types(type(self), vars(self), "train.")
         check_ranges(vars(self), self.ranges, "train.")
         if self.devices == 0:
             raise IfamError("train.devices is 0, but -1 (all) or a whole number of at least 1 is expected.")

@@ -3,17 +3,15 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, make_dataclass
 from functools import cache
-from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal
 
 from ifam.errors import IfamError, suggestion
-from ifam.ranges import NATURAL, NOT_NEGATIVE, SEED, SHARE, Range, check_ranges
+from ifam.ranges import NATURAL, NOT_NEGATIVE, SEED, SHARE, Range, check_ranges, check_types
 
 Content = Literal["full", "background", "object"]
 Background = Literal["as_drawn", "swapped", "redrawn"]
 Treatment = Literal["original", "mixed_same", "mixed_rand", "mixed_next", "only_fg", "no_fg", "only_bg_b", "only_bg_t"]
 TurtleSplit = Literal["split_closed", "split_closed_random", "split_open"]
-
-_EXPECTED = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
 @dataclass(frozen=True)
@@ -26,30 +24,8 @@ class DataConfig:
     ranges: ClassVar[dict[str, Range]] = {}
 
     def __post_init__(self) -> None:
-        for name, kind in get_type_hints(type(self)).items():
-            if get_origin(kind) is ClassVar:
-                continue
-            value = getattr(self, name)
-            if not _fits(value, kind):
-                expected = self.ranges[name].expected if name in self.ranges else _expected(kind)
-                raise IfamError(f"{self.benchmark}: {name} is {value!r}, but {expected} is expected.")
+        check_types(type(self), vars(self), f"{self.benchmark}: ")
         check_ranges(vars(self), self.ranges, f"{self.benchmark}: ")
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    """Whether a value is of a type; `bool` does not count as a number, unlike in Python."""
-    if get_origin(kind) is Literal:
-        return value in get_args(kind)
-    if get_origin(kind) is tuple:
-        return isinstance(value, tuple | list) and all(isinstance(one, str) for one in value)
-    number = int | float if kind is float else kind
-    return isinstance(value, number) and isinstance(value, bool) == (kind is bool)
-
-
-def _expected(kind: Any) -> str:
-    if get_origin(kind) is Literal:
-        return " or ".join(map(repr, get_args(kind)))
-    return _EXPECTED.get(kind, "a list of names")
 
 
 @dataclass(frozen=True)
@@ -229,6 +205,11 @@ class FolderConfig(ListedConfig):
     third_column: str = "third"
     classes: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if wrong := [name for name in self.classes if not name.strip() or self.classes.count(name) > 1]:
+            raise IfamError(f"folder: classes has {wrong[0]!r}, but a different name for each class is expected.")
+
 
 @dataclass(frozen=True)
 class CutoutsConfig:
@@ -256,6 +237,7 @@ class CutoutsConfig:
             "seed": SEED,
             "size": Range("a whole number from 32 to 4096", low=32, high=4096),
         }
+        check_types(type(self), vars(self))
         check_ranges(vars(self), ranges)
 
 

@@ -22,7 +22,7 @@ from ifam.data.images import load_image
 from ifam.errors import IfamError
 from ifam.interruption import Interrupted
 from ifam.io import ensure_writable, local_path, printable, replacing
-from ifam.models.base import Classifier, device_of, evaluating
+from ifam.models.base import Classifier, device_of, evaluating, finite_logits
 from ifam.models.interventions import Intervention
 from ifam.prediction_table import Prediction, PredictionTable
 from ifam.progress import ProgressBar
@@ -113,8 +113,8 @@ def iter_predictions(
             f"selector, late_mask or soft_mask (`ifam evaluate` supports every method)."
         )
     model.check_interventions(interventions)
-    if batch_size < 1:
-        raise IfamError(f"batch_size is {batch_size}, but at least 1 is needed.")
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise IfamError(f"batch_size is {batch_size!r}, but a whole number of at least 1 is needed.")
     folder = None if out is None else local_path(out)
     if folder:
         ensure_writable(folder, folder=True)
@@ -158,12 +158,10 @@ def _rows(
     finally:
         if table is not None:
             table.close(complete)
+    if not count:
+        raise IfamError(f"None of the files is a readable image (the first is {next(iter(files))}); check the paths.")
     if skipped:
         _report(skipped)
-    if not count:
-        raise IfamError(
-            f"None of the {len(files)} files is a readable image, such as {next(iter(files))}; check the paths."
-        )
 
 
 def print_predictions(rows: Iterable[Prediction], *, hides: bool = True) -> None:
@@ -311,7 +309,7 @@ def _classify(
     images = torch.stack([item.pixels for item in batch]).to(device)
     with evaluating(model):
         output = model(images, interventions)
-    probabilities = output.logits.float().softmax(dim=1).cpu()
+    probabilities = finite_logits(output).softmax(dim=1).cpu()
     classes = model.config.class_names or tuple(f"class {c}" for c in range(model.config.num_classes))
     visible, empty = output.visible_fraction.tolist(), output.empty.tolist()
     rows = []

@@ -20,6 +20,8 @@ from ifam.errors import IfamError
 # Enough to detect a full disk before the work whose result would not fit.
 _PROBE = bytes(1 << 16)
 _ELSEWHERE = "choose another place with --out"
+# Longer words are shortened in messages.
+_LONGEST_WORD = 500
 
 
 def local_path(path: str | Path) -> Path:
@@ -200,6 +202,12 @@ def printable(text: object) -> str:
     escaped = str(text).encode("utf-8", "backslashreplace").decode()
     # Non-breaking spaces and the joiners of emoji and some scripts are harmless.
     return "".join(c if c.isprintable() or c in "\n\t\u00a0\u202f\u200c\u200d" else repr(c)[1:-1] for c in escaped)
+
+
+def one_line(text: object) -> str:
+    """A printable text on one line, in which very long words are shortened."""
+    line = printable(str(text).strip()).replace("\n", "\\n").replace("\t", "\\t")
+    return re.sub(rf"\S{{{_LONGEST_WORD},}}", lambda word: f"{word[0][:200]}[...]{word[0][-50:]}", line)
 
 
 def foreign_content(path: Path) -> str:

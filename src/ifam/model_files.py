@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ifam._typing import Tensor
-from ifam.errors import IfamError
+from ifam.errors import IfamError, first_line
 from ifam.io import foreign_content, local_path
 
 WEIGHTS = "model.safetensors"
@@ -47,14 +47,24 @@ def read_json(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        settings = json.loads(path.read_text(encoding="utf-8-sig"))
+        settings = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_without_repeats)
     except (OSError, ValueError, RecursionError) as error:
         raise IfamError(
             f"{path} cannot be read as JSON ({foreign_content(path) or error}); restore it, or write it again."
         ) from error
     if not isinstance(settings, dict):
-        raise IfamError(f"{path} contains a {type(settings).__name__}, but an object of settings is expected.")
+        kind = type(settings).__name__
+        raise IfamError(f"{path} contains a {kind}, but an object of settings is expected; restore it.")
     return settings
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; a name that is in it twice is an error, and not the last of the two."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} is in it twice")
+    return content
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -62,16 +72,15 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise IfamError(f"{path.parent} has no {path.name}; give a folder with the weights.")
     try:
+        # The reader's own error would be that there is no such file.
+        path.open("rb").close()
         return load_file(path)
-    except (SafetensorError, OSError) as error:
+    except OSError as error:
+        raise IfamError(f"{path} cannot be read ({error.strerror or error}); change its permissions.") from error
+    except SafetensorError as error:
         raise IfamError(
             f"{path} is not a valid safetensors file ({foreign_content(path) or first_line(error)}); re-download it."
         ) from error
-
-
-def first_line(error: BaseException) -> str:
-    """The first nonblank line of the message of an error."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def weights_digest(tensors: Mapping[str, Tensor]) -> str:
@@ -111,6 +120,8 @@ def write_model(folder: str | Path, tensors: Mapping[str, Tensor], config: Mappi
             weights,
             metadata={"format": "pt"},
         )
+        # Written for its owner alone; whoever may read the settings may read the weights.
+        weights.chmod(settings.stat().st_mode)
         # The folder never has the weights of one model and the settings of another: the old settings are removed first.
         (folder / CONFIG).unlink(missing_ok=True)
         weights.replace(folder / WEIGHTS)

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from itertools import chain
 from pathlib import Path
@@ -77,7 +78,7 @@ class PredictionTable:
         overwrite: bool,
         resume: bool,
     ) -> None:
-        self.folder = folder
+        self.folder, self._is_new = folder, not folder.exists()
         self.csv, self.json = folder / "predictions.csv", folder / "predictions.json"
         if any(parent.resolve() == folder.resolve() for parent in {file.parent for file in files}):
             raise IfamError(f"{folder} is the folder of the images; choose another --out for the pictures of them.")
@@ -96,7 +97,7 @@ class PredictionTable:
             journal.unlink(missing_ok=True)
         self.log = RunLog(journal)
         whole = read_json(self.json) if resume else None
-        self._whole = whole if whole is not None and whole["complete"] else None
+        self._whole = whole if whole is not None and whole.get("complete") else None
         self.finished = self._whole is not None
         self.rows = self._recorded = 0
         self.skipped: list[tuple[Path, str]] = []
@@ -104,8 +105,14 @@ class PredictionTable:
     def before(self) -> Iterator[Prediction]:
         """Rows of images that were done before, which are written to `predictions.csv` again."""
         for entry in self._entries() if self._whole is None else [self._whole]:
-            rows = [_from_dict(row, self.folder) for row in entry["predictions"]]
-            self.skipped += [(Path(one["path"]), one["reason"]) for one in entry["skipped"]]
+            try:
+                rows = [_from_dict(row, self.folder) for row in entry["predictions"]]
+                self.skipped += [(Path(one["path"]), str(one["reason"])) for one in entry["skipped"]]
+            except (KeyError, TypeError, ValueError) as error:
+                raise IfamError(
+                    f"{self.log.path} or {self.json.name} beside it was not written by `ifam predict`; start over, "
+                    f"without --resume."
+                ) from error
             self._recorded = len(self.skipped)
             self._write_csv(rows)
             yield from rows
@@ -128,10 +135,14 @@ class PredictionTable:
             self._write_json(complete)
         if complete or not self.rows:
             self.log.path.unlink(missing_ok=True)
+        if self._is_new and not self.rows:
+            with suppress(OSError):
+                self.folder.rmdir()
 
     def _entries(self) -> Iterator[dict[str, Any]]:
         """The batches of this run in the journal."""
-        return (entry for _, entry in self.log.entries() if entry["run"] == self.conditions["run"])
+        entries = (entry for _, entry in self.log.entries())
+        return (entry for entry in entries if isinstance(entry, dict) and entry.get("run") == self.conditions["run"])
 
     def _write_csv(self, rows: Sequence[Prediction]) -> None:
         """Add rows to `predictions.csv`."""

@@ -3,7 +3,6 @@
 This module handles the files only; models are saved and loaded by their classes, which `ifam.checkpoints.hub` selects.
 """
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -11,18 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from ifam._typing import Tensor
-from ifam.config import ModelConfig
+from ifam.config import PRECISIONS, ModelConfig
 from ifam.errors import IfamError
 from ifam.io import local_path
 from ifam.model_files import CONFIG, WEIGHTS, download, read_json, read_safetensors, write_model
+from ifam.ranges import check_ranges, check_types
 from ifam.version import __version__
 
 # Suffixes of files with weights, which are not ids of models.
-_SUFFIXES = {".pt", ".pth", ".ckpt", ".bin", ".safetensors"}
+_SUFFIXES = {".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".onnx"}
 # Former names of methods in saved models, and their present names.
 RENAMED_METHODS = {"attention_crops": "trained_crops"}
-# Pixels of the largest input that a saved model may ask for.
-_LARGEST_SIDE = 16_384
 # Types of what is saved of the training.
 _EXTRA: dict[str, tuple[type, ...]] = {"benchmark": (str,), "root": (str, type(None)), "data": (dict,)}
 
@@ -70,10 +68,10 @@ def locate(source: str | Path, revision: str | None = None) -> Path:
     """A local folder of a saved model."""
     path = find(source, revision)
     if not path.is_dir():
-        raise IfamError(
-            f"{path} is a file, but a folder that `save_pretrained` wrote is expected; `ifam.load_official` "
-            f"reads files of the paper's authors."
-        )
+        mend = "`ifam.load_official` reads files of the paper's authors"
+        if path.suffix == ".onnx":
+            mend = "give the folder of the model that was exported"
+        raise IfamError(f"{path} is a file, but a folder that `save_pretrained` wrote is expected; {mend}.")
     return path
 
 
@@ -118,19 +116,27 @@ def read(source: str | Path, *, revision: str | None = None) -> SavedModel:
     # JSON has lists instead of tuples.
     tuples = ("class_names", "mean", "std", "image_size", "selector_image_size")
     settings |= {key: tuple(settings[key]) for key in tuples if isinstance(settings.get(key), list)}
-    # Those of None accept any type, and so does this one: "patch" or a number.
-    defaults = asdict(ModelConfig()) | {"mask_resolution": None}
-    wrong = [name for name, value in settings.items() if not (_like(value, defaults[name]) and _is_valid(name, value))]
-    if wrong:
-        raise IfamError(
-            f"{path} does not describe a model: {wrong[0]} is {settings[wrong[0]]!r}, but a value like "
-            f"{getattr(ModelConfig(), wrong[0])!r} is expected; save the model again."
-        )
+    try:
+        check_types(ModelConfig, settings)
+        check_ranges(settings, ModelConfig.ranges)
+        config = ModelConfig(**settings)
+    except IfamError as error:
+        raise IfamError(f"{path} does not describe a model: {str(error).rstrip('.')}; save the model again.") from None
+    _check_extra(path, extra)
+    return SavedModel(path.parent, method, config, extra)
+
+
+def _check_extra(path: Path, extra: Any) -> None:
+    """Refuse what was saved beside the settings where it is not as it was written."""
     if not isinstance(extra, dict):
         raise IfamError(f"{path} has {extra!r} under `extra`, but an object is expected; save the model again.")
-    if invalid := [key for key, kinds in _EXTRA.items() if key in extra and not isinstance(extra[key], kinds)]:
-        raise IfamError(f"{path} has the invalid {invalid[0]} {extra[invalid[0]]!r} under `extra`; save it again.")
-    return SavedModel(path.parent, method, ModelConfig(**settings), extra)
+    invalid = {key: extra[key] for key, kinds in _EXTRA.items() if key in extra and not isinstance(extra[key], kinds)}
+    if not invalid:
+        white, precision = extra.get("data", {}).get("white", 0), extra.get("precision", PRECISIONS[0])
+        invalid |= {} if type(white) is int and white >= 0 else {"data": {"white": white}}
+        invalid |= {} if precision in PRECISIONS else {"precision": precision}
+    for key, value in invalid.items():
+        raise IfamError(f"{path} has the invalid {key} {value!r} under `extra`; save the model again.")
 
 
 def _method(path: Path, name: Any) -> str:
@@ -156,25 +162,3 @@ def _settings(source: str | Path, revision: str | None) -> tuple[Path, dict[str,
             f"models that the authors of the paper published."
         )
     return path, settings
-
-
-def _like(value: Any, default: Any) -> bool:
-    """Whether a value has the type of a default; a default of None accepts any type."""
-    kinds = (int, float) if isinstance(default, float) else type(default)
-    return default is None or (isinstance(value, kinds) and isinstance(value, bool) == isinstance(default, bool))
-
-
-def _is_valid(name: str, value: Any) -> bool:
-    """Whether a value is valid, as far as the type of its default does not tell."""
-    if name == "mask_resolution":
-        return value == "patch" or (type(value) is int and value > 0)
-    if name in ("image_size", "selector_image_size") and value is not None:
-        sides = value if isinstance(value, tuple) else (value,)
-        # Rotary positions are computed for as many patches, whatever the weights.
-        return all(type(side) is int and 0 < side <= _LARGEST_SIDE for side in sides)
-    if name == "class_names":
-        return all(isinstance(one, str) for one in value)
-    if name in ("mean", "std") and value is not None:
-        numbers = isinstance(value, tuple) and all(_like(one, 0.0) and math.isfinite(one) for one in value)
-        return numbers and len(value) == 3 and (name == "mean" or min(value) > 0)
-    return not isinstance(value, float) or math.isfinite(value)

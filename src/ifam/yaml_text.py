@@ -13,6 +13,31 @@ import yaml
 # The parser imports and calls what stands under this key, in settings of any type.
 CODE = "class_path"
 _STR, _NULL = "tag:yaml.org,2002:str", "tag:yaml.org,2002:null"
+# Values in a text, with those that `*name` repeats: a few lines could stand for billions of them.
+_MOST_VALUES = 100_000
+
+
+def compose(text: str) -> yaml.Node | None:
+    """The nodes of a YAML text; None where it is empty.
+
+    Raises:
+        yaml.YAMLError: It is not valid, or too large or too deep to be read.
+    """
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except RecursionError:
+        raise yaml.YAMLError("it is nested too deeply") from None
+    nodes, count = [root], 0
+    while nodes:
+        node = nodes.pop()
+        count += 1
+        if count > _MOST_VALUES:
+            raise yaml.YAMLError(f"with what `*name` repeats, it has more than {_MOST_VALUES:,} values")
+        if isinstance(node, yaml.SequenceNode):
+            nodes += node.value
+        elif isinstance(node, yaml.MappingNode):
+            nodes += [one for pair in node.value for one in pair]
+    return root
 
 
 def text_settings(known: Mapping[str, Any]) -> dict[str, bool]:
@@ -49,19 +74,26 @@ def loader(read: Callable[[str], Any], known: Mapping[str, Any]) -> Callable[[st
     """
     names = text_settings(known)
 
+    def value(text: str) -> Any:
+        try:
+            return read(text)
+        except (ValueError, AttributeError, RecursionError) as error:
+            # A date that does not exist, a number of thousands of digits, a text with the tag of a number.
+            raise yaml.YAMLError("a number or date in it is not valid; write another") from error
+
     def load(text: str) -> Any:
         if ":" not in text or text.strip().endswith(":"):
             # A value, not settings. YAML does not support paths in another encoding than the locale's.
-            return text if _has_surrogates(text) else read(text)
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+            return text if _has_surrogates(text) else value(text)
+        node = compose(text)
         if names_code(node):
             raise yaml.YAMLError(f"{CODE} names code, which settings do not run; remove it")
         if not isinstance(node, yaml.MappingNode):
-            return read(text)
+            return value(text)
         # `data: null`, in files from before these settings were typed, means no settings.
         node.value = [(key, value) for key, value in node.value if key.value != "data" or value.tag != _NULL]
         _make_text_below(node, names)
-        return read(yaml.serialize(node, allow_unicode=True))
+        return value(yaml.serialize(node, allow_unicode=True))
 
     return load
 

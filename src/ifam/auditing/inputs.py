@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from ifam._typing import Bool, Float, Int, Tensor
 from ifam.data import Benchmark, ImageDataset, TransformedDataset, evenly_spaced
 from ifam.errors import IfamError
-from ifam.models.base import device_of
+from ifam.models.base import device_of, finite_logits
 from ifam.models.ifam import IFAM
 from ifam.models.masking import resize_mask
 from ifam.models.pixel_mask import visible_patches
@@ -132,7 +132,7 @@ def compute_outputs(
             out = model(batch)
         logits = out.selection.assignment_logits
         batch_outputs = ModelOutputs(
-            logits=out.logits,
+            logits=finite_logits(out),
             mask=out.mask,
             gate=out.gate,
             part_maps=out.part_maps,

@@ -14,6 +14,9 @@ from ifam._typing import Tensor
 from ifam.backbones.vit import create_vit
 from ifam.errors import IfamError
 
+# Types of weights; smaller ones are for storage, and the processor does not compute in them.
+_WEIGHT_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
 Shapes = Mapping[str, Sequence[int]]
 
 # DINOv2's models in timm, by width.
@@ -245,11 +248,17 @@ def check_tensors(
         if name in tensors and tuple(tensors[name].shape) != tuple(shape)
     ]
     kinds = [f"{name} ({tensor.dtype})" for name, tensor in tensors.items() if not _is_weight(name, tensor)]
+    damaged = [
+        name
+        for name, tensor in tensors.items()
+        if _is_weight(name, tensor) and not (tensor.is_meta or tensor.isfinite().all())
+    ]
     problems = [
         _count(missing, "missing"),
         _count(surplus, "surplus"),
         _count(wrong, "of the wrong shape"),
         _count(kinds, "of a type that cannot hold weights"),
+        _count(damaged, "not finite"),
     ]
     if any(problems):
         raise IfamError(
@@ -259,7 +268,7 @@ def check_tensors(
 
 
 def _is_weight(name: str, tensor: Tensor) -> bool:
-    return tensor.is_floating_point() or name.endswith("prefix_attn_mask")
+    return tensor.dtype in _WEIGHT_TYPES or name.endswith("prefix_attn_mask")
 
 
 def preview(items: Sequence[str], limit: int = 3) -> str:

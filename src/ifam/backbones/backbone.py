@@ -104,14 +104,16 @@ class Backbone(nn.Module):
         self.check_images(images)
         if self.input_size != self.image_size:
             images = resize_images(images, self.image_size)
-        if self.input_affine is None:
-            return images
-        scale, shift = (images.new_tensor(values)[:, None, None] for values in self.input_affine)
-        return images * scale + shift
+        if self.input_affine is not None:
+            scale, shift = (images.new_tensor(values)[:, None, None] for values in self.input_affine)
+            images = images * scale + shift
+        return images
 
     def check_images(self, images: Tensor) -> None:
         """Raise an `IfamError` unless the images have the size that is expected."""
         height, width = self.input_size
+        if not isinstance(images, Tensor):
+            raise IfamError(f"The images are a {type(images).__name__}, but a tensor of PyTorch is expected.")
         if images.ndim != 4 or tuple(images.shape[1:]) != (3, height, width):
             raise IfamError(
                 f"The images have shape {list(images.shape)}, but the model expects [B, 3, {height}, {width}]; "
@@ -151,7 +153,7 @@ class Backbone(nn.Module):
         Raises:
             IfamError: The images have another size than `input_size`.
         """
-        images = self.prepare_images(images)
+        images = self.prepare_images(images).to(next(self.vit.parameters()).dtype)
         if visible is None and bias is None and queries == "all":
             tokens: Tensor = self.vit.forward_features(images)
             return tokens

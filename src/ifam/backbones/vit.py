@@ -21,7 +21,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 from ifam._typing import Tensor
 from ifam.backbones.timm_compat import Vit, keep_tokens_only
-from ifam.errors import IfamError
+from ifam.errors import IfamError, first_line
 from ifam.io import foreign_content
 
 # Channel means and standard deviations of ImageNet.
@@ -46,6 +46,8 @@ TINY_ARCH: dict[str, Any] = {
     "num_classes": 0,
 }
 
+# Blocks of a model in a file; those in use have up to 48.
+_MOST_BLOCKS = 1000
 # Arguments of `timm.create_model` that say where weights are, and entries of its `pretrained_cfg` that do.
 _WEIGHT_ARGUMENTS = {"checkpoint_path", "cache_dir"}
 _PRETRAINED_CONFIGS = {"pretrained_cfg", "pretrained_cfg_overlay"}
@@ -96,6 +98,8 @@ def check_saved_backbone(name: str, kwargs: Mapping[str, Any], where: Path) -> N
             given |= {f"{one}.{key}": value for key, value in given.pop(one).items()}
             known |= {f"{one}.{key}" for key in kwargs[one] if key not in _WEIGHT_ENTRIES}
     wrong = [key for key, value in given.items() if key not in known or not _is_plain(value)]
+    # Each block takes memory before the weights are read.
+    wrong += ["depth"] if isinstance(depth := given.get("depth"), int) and depth > _MOST_BLOCKS else []
     if wrong:
         raise IfamError(
             f"{where} gives the backbone {wrong[0]} = {given[wrong[0]]!r}, but only numbers and words for the "
@@ -198,7 +202,7 @@ def _build(name: str, size: tuple[int, int] | None, pretrained: bool, kwargs: di
         return _from_timm(name, pretrained, fixed if is_model_in_modules(name, _FAMILIES) else given)
     except (TypeError, AssertionError) as error:
         raise IfamError(
-            f"timm cannot build the backbone {name!r} with {given} ({error}); choose a vision "
+            f"timm cannot build the backbone {name!r} with {given} ({first_line(error)}); choose a vision "
             f"transformer (`timm.list_models('vit*')`), and backbone_kwargs that its constructor takes."
         ) from error
 

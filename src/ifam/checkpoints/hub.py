@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError
 
@@ -13,9 +14,9 @@ from ifam._typing import Tensor
 from ifam.backbones.architecture import count_heads
 from ifam.checkpoints.authors import RGB, Layout, from_official, to_official
 from ifam.checkpoints.safe_pickle import read_pickle
-from ifam.errors import IfamError
+from ifam.errors import IfamError, first_line, located
 from ifam.io import check_absent, ensure_writable, local_path
-from ifam.model_files import CONFIG, WEIGHTS, first_line, read_json, read_safetensors, write_model
+from ifam.model_files import CONFIG, WEIGHTS, read_json, read_safetensors, write_model
 from ifam.models.base import Classifier
 from ifam.models.ifam import IFAM
 from ifam.models.registry import METHODS
@@ -133,8 +134,10 @@ def load_official(
         IfamError: The file is not such a checkpoint, is damaged or incomplete, contains code, contradicts its
             `config.json`, or something cannot be inferred.
     """
-    tensors, settings = _read_official(find(path_or_hub_id, revision))
-    return from_official(tensors, settings, num_heads=num_heads, image_size=image_size, mean=mean, std=std)
+    path = find(path_or_hub_id, revision)
+    tensors, settings = _read_official(path)
+    with located(path):
+        return from_official(tensors, settings, num_heads=num_heads, image_size=image_size, mean=mean, std=std)
 
 
 def convert(
@@ -218,4 +221,7 @@ def _read_official(path: Path) -> tuple[Mapping[str, Any], dict[str, Any]]:
             f"{path} holds a {type(state).__name__}, but a snapshot (a dict with `model_state`) or a "
             f"state dict is expected; give one of those."
         )
+    for name, tensor in state.items():
+        if isinstance(tensor, Tensor) and (tensor.layout != torch.strided or tensor.is_meta):
+            raise IfamError(f"{path} holds a sparse or empty tensor under {name!r}; save it again as a dense one.")
     return state, {}

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ifam.errors import IfamError
+from ifam.errors import IfamError, first_line
 from ifam.io import foreign_content
-from ifam.model_files import first_line
 
 
 def read_pickle(path: Path) -> Any:
@@ -42,7 +41,8 @@ def read_pickle(path: Path) -> Any:
         ) from error
     # A file of any other kind can raise anything.
     except Exception as error:
-        raise _invalid_checkpoint(path, first_line(error)) from error
+        known = isinstance(error, OSError | RuntimeError | EOFError)
+        raise _invalid_checkpoint(path, first_line(error) if known else "it is damaged or of another kind") from error
 
 
 def is_compressed(path: Path) -> bool:

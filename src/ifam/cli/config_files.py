@@ -8,9 +8,9 @@ from typing import Any
 
 import yaml
 
-from ifam.errors import IfamError, suggestion
+from ifam.errors import IfamError, first_line, suggestion
 from ifam.io import local_path
-from ifam.yaml_text import CODE, names_code
+from ifam.yaml_text import CODE, compose, names_code
 
 _NULL = "tag:yaml.org,2002:null"
 
@@ -36,13 +36,14 @@ def last_value(words: list[str], name: str) -> str | None:
             text = next(iter(words[place + 1 : place + 2]), "")
         if option == f"--{name}":
             value = None if text == "null" else text
-        elif option == "--config" and text:
+        elif option == "--config" and text and (path := local_path(text)).is_file():
             try:
-                settings = yaml.safe_load(local_path(text).read_text(encoding="utf-8-sig"))
+                node = compose(path.read_text(encoding="utf-8-sig"))
             except (OSError, UnicodeDecodeError, yaml.YAMLError):
                 continue
-            if isinstance(settings, dict) and name in settings:
-                value = None if settings[name] is None else str(settings[name])
+            for key, _, content in _pairs(node) if isinstance(node, yaml.MappingNode) else ():
+                if key == name and isinstance(content, yaml.ScalarNode):
+                    value = None if content.tag == _NULL else content.value
     return value
 
 
@@ -91,7 +92,7 @@ def check(path: Path, verb: str, known: Mapping[str, Any]) -> None:
         what = "is a folder, but a file is expected" if path.is_dir() else "does not exist"
         raise IfamError(f"The settings file {path} {what}; give a YAML file with --config.")
     try:
-        node = yaml.compose(path.read_text(encoding="utf-8-sig"), Loader=yaml.SafeLoader)
+        node = compose(path.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError as error:
         raise IfamError(f"The settings file {path} is not a text in UTF-8 ({error.reason}); save it as one.") from error
     except OSError as error:
@@ -102,6 +103,7 @@ def check(path: Path, verb: str, known: Mapping[str, Any]) -> None:
         what = "is empty" if node is None else "contains no settings"
         raise IfamError(f"The settings file {path} {what}; write lines such as `seed: 1` into it.")
     _check_keys(node, path)
+    _check_dotted(node, path)
     if names_code(node):
         raise IfamError(f"{path} has a key {CODE}, which names code; settings do not run any, so remove it.")
     for name, key, value in _pairs(node):
@@ -134,6 +136,8 @@ def _check_keys(node: yaml.Node, path: Path) -> None:
     if isinstance(node, yaml.MappingNode):
         seen: dict[str, int] = {}
         for name, key, value in _pairs(node):
+            if not isinstance(key, yaml.ScalarNode):
+                raise IfamError(f"{_place(path, key)}: a list or settings are given as a name; write one word.")
             if name in seen:
                 raise IfamError(f"{_place(path, key)}: {name} was already set in line {seen[name]}; remove one.")
             seen[name] = key.start_mark.line + 1
@@ -141,6 +145,19 @@ def _check_keys(node: yaml.Node, path: Path) -> None:
     elif isinstance(node, yaml.SequenceNode):
         for value in node.value:
             _check_keys(value, path)
+
+
+def _check_dotted(node: yaml.MappingNode, path: Path) -> None:
+    """Raise an error for a setting that is given twice, as `train.epochs: 3` and as `epochs: 4` below `train`."""
+    nested = {
+        f"{name}.{below}": place
+        for name, _, value in _pairs(node)
+        for below, place, _ in (_pairs(value) if isinstance(value, yaml.MappingNode) else ())
+    }
+    for name, key, _ in _pairs(node):
+        if name in nested:
+            line = nested[name].start_mark.line + 1
+            raise IfamError(f"{_place(path, key)}: {name} is also set in line {line}; remove one.")
 
 
 def _check_name(path: Path, key: yaml.Node, name: str, known: Mapping[str, Any], where: str) -> None:
@@ -177,4 +194,4 @@ def _syntax(path: Path, error: yaml.YAMLError) -> str:
     line = "" if mark is None else f", line {mark.line + 1}"
     if problem and "'\\t'" in problem:
         problem = "a tab is used instead of spaces"
-    return f"The settings file {path} is not valid YAML ({problem or error}, in {path}{line}); correct it."
+    return f"The settings file {path} is not valid YAML ({problem or first_line(error)}, in {path}{line}); correct it."

@@ -19,6 +19,7 @@ from ifam.distributed import (
 )
 from ifam.errors import IfamError, ReportedError
 from ifam.interruption import Interrupted, ignore_signals, interruptible
+from ifam.io import one_line
 from ifam.logs import shown
 from ifam.pulse import still_working
 
@@ -50,7 +51,16 @@ def main(args: list[str] | None = None) -> None:
         if isinstance(error, ReportedError):
             time.sleep(_OTHERS_REPORT)
         elif announce_error():
-            print(f"ifam: {_plain(error)}", file=sys.stderr, flush=True)
+            print(f"ifam: {one_line(_plain(error))}", file=sys.stderr, flush=True)
+        _end(2, is_program)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        if announce_error():
+            reason = (
+                f"{error.filename} cannot be used ({error.strerror}); check its name and permissions, or give another."
+            )
+            print(f"ifam: {one_line(reason)}", file=sys.stderr, flush=True)
         _end(2, is_program)
     except Interrupted as interrupted:
         if is_program:
@@ -94,4 +104,4 @@ def _use_utf8() -> None:
 
 def _plain(error: IfamError) -> str:
     """The message of an error; one raised in a data loading process is wrapped in a traceback."""
-    return str(error).rpartition(f"{IfamError.__module__}.{IfamError.__name__}: ")[2].strip()
+    return str(error).rpartition(f"{IfamError.__module__}.{IfamError.__name__}: ")[2]

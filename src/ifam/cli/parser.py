@@ -29,7 +29,7 @@ from ifam.cli.thresholds import thresholds
 from ifam.cli.train import train
 from ifam.data_config import DataConfig, any_config, check_names, config_type
 from ifam.errors import IfamError, suggestion
-from ifam.io import local_path
+from ifam.io import local_path, one_line
 from ifam.ranges import COUNT, NATURAL, QUANTILE, SEED, SHARE, check_ranges
 from ifam.yaml_text import loader
 
@@ -261,7 +261,7 @@ def build_parser(args: list[str] | None = None) -> Any:
         """A parser that reports errors in one sentence, without the usage."""
 
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-            print(f"ifam: {_sentence(message, args or [], options)}", file=sys.stderr)
+            print(f"ifam: {one_line(_sentence(message, args or [], options))}", file=sys.stderr)
             sys.exit(2)
 
     class Formatter(DefaultHelpFormatter):
@@ -343,6 +343,11 @@ def _sentence(message: str, words: list[str], options: list[str]) -> str:
             option.removeprefix(f"--{before}{dot}") for option in options if option.startswith(f"--{before}{dot}")
         ]
         message = f"There is no --{unknown[1]}{suggestion(name, candidates)}"
+    if surplus := re.match(r"unrecognized arguments: (?!--)(\S+)", message):
+        message = (
+            f"{surplus[1]} is not expected here; give files one after the other, before the options, and one whose "
+            f"name begins with a dash as ./-NAME"
+        )
     # YAML's name for a file that was read from a string.
     files = [name for _, name in config_files(words)]
     message = message.replace('"<unicode string>"', files[-1] if files else "the settings")
@@ -350,6 +355,8 @@ def _sentence(message: str, words: list[str], options: list[str]) -> str:
         last = key[1].rpartition(".")[2]
         named = [file for file in files if re.search(rf"\b{last}\b", Path(file).read_text(encoding="utf-8-sig"))]
         message = message.replace(key[0], f"{key[0]} in {named[-1]}" if named else key[0], 1)
+    if files:
+        message = message.replace("Problems parsing config", f"The settings file {files[-1]} cannot be read")
     message = _plain_types(" ".join(message.split()))
     verb = next((word for word in words[:1] if word in VERBS), "")
     return f"{message.rstrip('.')}; `ifam {verb + ' ' if verb else ''}--help` lists the options."
@@ -364,17 +371,18 @@ def _plain_types(message: str) -> str:
     wrong = re.fullmatch(
         r'Parser key "(?P<key>[\w.]+)"(?P<where>[^:]*): '
         r"(?:Expected an? (?P<one>.*?)\.|.*?Subtypes: \[(?P<several>.*)\] Errors: .*) "
-        r"(?:Got|Given) value: (?P<value>.*)",
+        r"(?:Got|Given) value: ?(?P<value>.*)",
         message,
     )
     if not wrong:
         return message
     names = re.sub(r"<class '(?:\w+\.)*(\w+)'>|typing\.(\w+)", r"\1\2", wrong["one"] or wrong["several"])
+    names = re.sub(r"Literal\[(.*?)\]", lambda choices: choices[1].replace(", ", " or "), names)
     kinds = re.split(r", (?![^\[]*\])", names.replace("NoneType", "null"))
     hint = " (in brackets, such as '[0, 1]')" if any(kind.startswith(("list", "tuple")) for kind in kinds) else ""
     # `null` last, independent of the version of the parser.
     expected = " or ".join(sorted(kinds, key="null".__eq__))
-    return f"{wrong['key']}{wrong['where']} is {wrong['value']}, but {expected} is expected{hint}"
+    return f"{wrong['key']}{wrong['where']} is {wrong['value'] or 'empty'}, but {expected} is expected{hint}"
 
 
 def _underscored(words: list[str]) -> list[str]:

@@ -49,7 +49,7 @@ def predict(
     saved = hub.read(model)
     net = hub.load(saved)
     # Images with more than 8 bits are scaled as in training.
-    white = int(saved.extra.get("data", {}).get("white", 0))
+    white = saved.extra.get("data", {}).get("white", 0)
     settings: dict[str, Any] = {"out": out, "overwrite": overwrite, "white": white, "resume": resume}
     settings |= {"batch_size": batch_size, "skip_bad": skip_bad, "pictures": pictures}
     print_predictions(iter_predictions(net, images, interventions=changes, **settings), hides=net.masks_input)

@@ -52,7 +52,9 @@ def thresholds(
     quantiles = list(QUANTILES if quantiles is None else quantiles)
     conditions = {"benchmark": name, "split": split, "data": options, "quantiles": quantiles, "limit": limit}
     run = run_digest({**conditions, "images": fingerprint(images, [split]), "selector": selector_digest(net)})
-    if "thresholds" in extra and extra["thresholds"].get("source", {}).get("run") != run and not overwrite:
+    previous = extra.get("thresholds")
+    source = previous.get("source") if isinstance(previous, dict) else None
+    if previous and not overwrite and not (isinstance(source, dict) and source.get("run") == run):
         raise IfamError(
             f"{model} has thresholds of other quantiles, images or weights; replace "
             f"them with --overwrite, or copy the model to another folder."

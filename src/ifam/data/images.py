@@ -48,13 +48,16 @@ def open_image(source: Path | BytesIO) -> Image.Image:
         OSError: It is not an image.
     """
     try:
-        if isinstance(source, Path) and is_member(source):
-            with open_file(source) as file:
-                image = Image.open(BytesIO(file.read()))
-            # Formats that are read twice are found again by it.
-            image.filename = str(source)
-        else:
-            image = Image.open(source)
+        with warnings.catch_warnings():
+            # Of damaged tags; what cannot be read is an error.
+            warnings.simplefilter("ignore")
+            if isinstance(source, Path) and is_member(source):
+                with open_file(source) as file:
+                    image = Image.open(BytesIO(file.read()))
+                # Formats that are read twice are found again by it.
+                image.filename = str(source)
+            else:
+                image = Image.open(source)
     except Image.DecompressionBombError as error:
         raise ValueError(f"it has more than {MAX_PIXELS:,} pixels; save it smaller") from error
     except UnidentifiedImageError:
@@ -98,6 +101,8 @@ def load_image(path: str | Path, white: int = 0) -> Image.Image:
         IfamError: The file is not an image, is damaged, has more than `MAX_PIXELS`, or the range of its values is
             unknown.
     """
+    if not isinstance(white, int) or white < 0:
+        raise IfamError(f"white is {white!r}, but a whole number of at least 0 is expected.")
     image = _upright(Path(path), white)
     if image.mode == "RGB":
         return image
@@ -158,7 +163,9 @@ def _eight_bits(image: Image.Image, path: Path, white: int) -> Image.Image:
     flat = values.reshape(-1, values.shape[2] if values.ndim == 3 else 1)
     colors, alpha = (flat[:, :-1], flat[:, -1:]) if flat.shape[1] in (2, 4) else (flat, flat[:, :0])
     finite = colors[np.isfinite(colors)] if colors.dtype.kind == "f" else colors
-    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    if not finite.size:
+        raise ValueError("none of its values is a number")
+    low, high = float(finite.min()), float(finite.max())
     top = white or _stated_white(image) or _guessed_white(image, path, low, high)
     bottom = -top if low < 0 else 0
     opaque = top if alpha.max(initial=0) <= top else 65535

@@ -73,8 +73,7 @@ def load_mask(path: str | Path, image: str | Path | None = None, *, any_value: b
 def mask_size(path: Path) -> tuple[int, int]:
     """Width and height of a mask by its header, with its own EXIF orientation applied."""
     if path.suffix.lower() == ".npy":
-        shape = np.load(path, mmap_mode="r", allow_pickle=False).shape
-        height, width = _plane(shape)
+        height, width = _plane(np.load(path, mmap_mode="r", allow_pickle=False))
         return width, height
     with open_image(path) as image:
         size = upright_size(image)
@@ -121,8 +120,11 @@ def _turned(values: np.ndarray, turn: int) -> np.ndarray:
     return values if turn == 1 else _TURNS[turn](values)
 
 
-def _plane(shape: tuple[int, ...]) -> tuple[int, int]:
-    """Height and width of an array of this shape."""
+def _plane(values: np.ndarray) -> tuple[int, int]:
+    """Height and width of a mask in an array."""
+    if values.dtype.kind not in "biuf":
+        raise ValueError(f"it holds {values.dtype}, but numbers or true and false are expected")
+    shape = values.shape
     if len(shape) == 3 and shape[0] == 1:
         shape = shape[1:]
     if len(shape) not in (2, 3) or (len(shape) == 3 and shape[2] > 4) or 0 in shape:
@@ -132,9 +134,7 @@ def _plane(shape: tuple[int, ...]) -> tuple[int, int]:
 
 
 def _of_array(values: np.ndarray, any_value: bool) -> np.ndarray:
-    height, width = _plane(values.shape)
-    if values.dtype.kind not in "biuf":
-        raise ValueError(f"it holds {values.dtype}, but numbers or true and false are expected")
+    height, width = _plane(values)
     return _is_object(values.reshape(height, width, -1), any_value)
 
 

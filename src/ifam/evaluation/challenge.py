@@ -25,7 +25,7 @@ from ifam.errors import IfamError
 from ifam.evaluation.bootstrap import LEVEL, Interval
 from ifam.evaluation.pairings import Fooled, Pair, PairScheduler
 from ifam.model_files import weights_digest
-from ifam.models.base import Classifier, device_of, evaluating
+from ifam.models.base import Classifier, device_of, evaluating, finite_logits
 from ifam.progress import ProgressBar
 from ifam.run_log import RunLog
 from ifam.types import Batch
@@ -163,7 +163,7 @@ def _outcomes(
         prepared = prepare({"image": tv_tensors.Image(pasted.to(device)), "mask": tv_tensors.Mask(masks.to(device))})
         labels = torch.tensor([objects.records[index].label for index, _ in pairs], device=device)
         batch = Batch(prepared["image"].as_subclass(Tensor), labels, masks=prepared["mask"].as_subclass(Tensor))
-        answers = benchmark.answers(model.predict_batch(batch).logits.float())
+        answers = benchmark.answers(finite_logits(model.predict_batch(batch)))
         wrong = [
             (index, background, answer)
             for (index, background), answer, label in zip(pairs, answers.tolist(), labels.tolist(), strict=True)
@@ -250,10 +250,12 @@ def _resume(log: RunLog, header: Mapping[str, Any], scheduler: PairScheduler) ->
             _check(log.path, entry, header)
             continue
         pairs = scheduler.batch()
-        if not (entry.keys() == {"fooled", "robust"} and all(tuple(one[:2]) in pairs for one in entry["fooled"])):
-            raise damaged
-        fooled = [(index, background, answer) for index, background, answer in entry["fooled"]]
-        if scheduler.record(pairs, fooled) != (fooled, entry["robust"]):
+        try:
+            fooled = [(index, background, answer) for index, background, answer in entry["fooled"]]
+            fits = entry.keys() == {"fooled", "robust"} and all(one[:2] in pairs for one in fooled)
+        except (KeyError, TypeError, ValueError):
+            raise damaged from None
+        if not fits or scheduler.record(pairs, fooled) != (fooled, entry["robust"]):
             raise damaged
     return log
 

@@ -17,7 +17,7 @@ from ifam.data import Benchmark, TransformedDataset, collate
 from ifam.distributed import ended_together, objects_of_processes, rank_and_world_size
 from ifam.errors import IfamError
 from ifam.evaluation.part_quality import Annotations, annotations, part_rows
-from ifam.models.base import Classifier, device_of, evaluating
+from ifam.models.base import Classifier, device_of, evaluating, finite_logits
 from ifam.models.interventions import Intervention, UseMask
 from ifam.models.masking import enlarge, patch_mask
 from ifam.models.precision import computed_in
@@ -60,8 +60,8 @@ def collect(
     Raises:
         IfamError: The split does not exist, the model does not support an intervention, or a true mask is missing.
     """
-    if batch_size < 1:
-        raise IfamError(f"batch_size is {batch_size}, but at least 1 is needed.")
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise IfamError(f"batch_size is {batch_size!r}, but a whole number of at least 1 is needed.")
     model.check_interventions(true_masks or any(variants))
     examples = TransformedDataset(benchmark.split(split), model.image_size, model.normalization)
     rank, world = rank_and_world_size()
@@ -136,7 +136,7 @@ def _patches(batch: Batch, grid: tuple[int, int]) -> Bool[Tensor, "B H W"]:
 def _rows(benchmark: Benchmark, batch: Batch, known: Tensor, out: Output, masks_input: bool) -> Rows:
     """Rows of a batch, on the CPU; visible fractions only for models that mask their input."""
     rows = {"label": batch.labels, "group": batch.groups_or_classes}
-    rows |= _correctness(benchmark, batch, out.logits, "predictor")
+    rows |= _correctness(benchmark, batch, finite_logits(out), "predictor")
     if out.mask is None:
         return {name: value.cpu() for name, value in rows.items()}
     truth = _patches(batch, (out.mask.shape[1], out.mask.shape[2]))

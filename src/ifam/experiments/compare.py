@@ -208,10 +208,14 @@ def _row(
 ) -> Row:
     """One row, from its entry in the configuration."""
     known = ("method", "model", "train", "loss")
+    if not name.strip():
+        raise IfamError("A row of the comparison has no name; write one.")
     if not isinstance(entry, Mapping):
         raise IfamError(f"The row {name!r} is {entry!r}, but a dict with some of {', '.join(known)} is expected.")
     if unknown := [key for key in entry if key not in known]:
         raise IfamError(f"The row {name!r} has an unknown field {unknown[0]!r}; it can have {', '.join(known)}.")
+    if "seed" in (entry.get("train") or {}):
+        raise IfamError(f"The row {name!r} sets train.seed, but a comparison takes its seeds from --seeds; remove it.")
     full_name = str(entry.get("method", name))
     method = full_name.removesuffix(RETRAINED)
     # Settings of the method first, so that those of the row override them.

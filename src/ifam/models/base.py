@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar, get_args
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import nn
@@ -15,8 +15,8 @@ from ifam.backbones.backbone import Backbone, selector_backbone
 from ifam.backbones.hf_dinov2 import resolve
 from ifam.backbones.timm_compat import fill_buffers
 from ifam.backbones.vit import check_saved_backbone
-from ifam.config import Execution, MaskGradient, ModelConfig
-from ifam.errors import IfamError
+from ifam.config import ModelConfig
+from ifam.errors import IfamError, first_line, located
 from ifam.model_files import CONFIG, WEIGHTS, read_safetensors
 from ifam.models.interventions import Intervention
 from ifam.models.selector import Selector
@@ -190,10 +190,15 @@ class Classifier(nn.Module):
         except IfamError:
             raise
         except Exception as error:  # timm can raise anything for the settings of a stranger
-            raise IfamError(f"{where} does not describe a model ({error}); save the model again.") from error
+            raise IfamError(
+                f"{where} does not describe a model ({first_line(error)}); save the model again."
+            ) from error
         model.method = method
         weights = read_safetensors(folder / WEIGHTS)
-        check_tensors({name: tuple(t.shape) for name, t in model.state_dict().items()}, weights)
+        with located(folder / WEIGHTS):
+            check_tensors({name: tuple(t.shape) for name, t in model.state_dict().items()}, weights)
+            if len(types := sorted({str(weight.dtype) for weight in weights.values()})) > 1:
+                raise IfamError(f"The weights are of several types ({', '.join(types)}); save the model in one.")
         model.load_state_dict(weights, assign=True)
         fill_buffers(model)
         return model.eval()
@@ -260,6 +265,21 @@ def device_of(module: nn.Module) -> torch.device:
     return next(module.parameters()).device
 
 
+def finite_logits(output: Output) -> Tensor:
+    """The final class logits [B, C] in float32 at least, after a check that they are numbers.
+
+    Raises:
+        IfamError: Some are NaN or infinite, whose largest one would be no answer.
+    """
+    logits = output.logits if output.logits.dtype == torch.float64 else output.logits.float()
+    if not bool(logits.isfinite().all()):
+        raise IfamError(
+            "The model answers with NaN or infinity: its weights are too large or damaged, or the numbers overflow in "
+            "16 bits; train it again, or use another precision."
+        )
+    return logits
+
+
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
     """Run the block in evaluation mode, then restore the mode of the module."""
@@ -272,10 +292,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def _check(config: ModelConfig) -> None:
-    """Refuse invalid settings."""
-    for name, choices in (("mask_gradient", get_args(MaskGradient)), ("execution", get_args(Execution))):
-        if getattr(config, name) not in choices:
-            raise IfamError(f"{name} is {getattr(config, name)!r}, but one of {', '.join(choices)} is expected.")
+    """Refuse names of classes that do not fit their number, which is that of the data in training."""
     if config.class_names and len(config.class_names) != config.num_classes:
         raise IfamError(
             f"class_names has {len(config.class_names)} names for {config.num_classes} classes; give one for each."

@@ -1,7 +1,7 @@
 """Interventions between selector and predictor: functions `Selection -> Selection` that do not modify their input."""
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -65,13 +65,18 @@ class DropUnsure:
     def __call__(self, selection: Selection) -> Selection:
         """A copy of the selection without unsure patches."""
         similarity = selection.similarity
-        thresholds = torch.as_tensor(self.thresholds, dtype=similarity.dtype, device=similarity.device)
+        try:
+            thresholds = torch.as_tensor(self.thresholds, dtype=similarity.dtype, device=similarity.device)
+        except (TypeError, ValueError, RuntimeError):
+            raise IfamError(f"The thresholds {self.thresholds!r} are not numbers; give one for each part.") from None
         num_parts = similarity.shape[1] - 1
         if tuple(thresholds.shape) != (num_parts,):
             raise IfamError(
                 f"DropUnsure got thresholds of shape {list(thresholds.shape)}, but the model has {num_parts} parts; "
                 f"give one threshold for each."
             )
+        if bool(thresholds.isnan().any()):
+            raise IfamError("DropUnsure got a threshold that is NaN; give a number, or -inf to keep all of a part.")
         winners = selection.winners[:, None]
         # The background has the threshold -inf and is never hidden.
         limits = torch.cat([thresholds, thresholds.new_tensor([-torch.inf])])
@@ -96,6 +101,8 @@ class UseMask:
     def __call__(self, selection: Selection) -> PixelSelection:
         """A copy of the selection that yields this mask."""
         batch, _, rows, columns = selection.assignment_logits.shape
+        if not isinstance(self.mask, Tensor):
+            raise IfamError(f"UseMask got a {type(self.mask).__name__}, but a tensor of torch.bool is expected.")
         mask = self.mask.to(selection.assignment_logits.device)
         if mask.dtype != torch.bool:
             raise IfamError(
@@ -123,9 +130,13 @@ def _part_flags(parts: Sequence[Any], selection: Selection) -> Bool[Tensor, " K1
     """True at the given parts, which are checked."""
     num_parts = selection.assignment_logits.shape[1] - 1
     indices = []
+    if not isinstance(parts, Iterable):
+        raise IfamError(f"The parts are {parts!r}, but a list of them is expected, such as [0, 1].")
     for part in parts:
         try:
             indices.append(operator.index(part))
+            if isinstance(part, bool):
+                raise TypeError
         except TypeError:
             raise IfamError(
                 f"{part!r} is not a valid part; parts are whole numbers from 0 to {num_parts - 1}."

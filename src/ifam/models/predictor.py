@@ -91,6 +91,8 @@ class Predictor(nn.Module):
     def _check(self, images: Tensor, mask: Tensor, gate: Tensor | None) -> None:
         rows, columns = self.backbone.grid
         batch = len(images)
+        if not isinstance(mask, Tensor):
+            raise IfamError(f"The mask is a {type(mask).__name__}, but a tensor of torch.bool is expected.")
         if tuple(mask.shape) not in {(batch, rows, columns), (batch, rows * columns), (batch, *self.mask_grid)}:
             raise IfamError(
                 f"The mask has shape {list(mask.shape)}, but [{batch}, {rows}, {columns}] or "

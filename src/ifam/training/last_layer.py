@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader
 from ifam._typing import Float, Int, Tensor
 from ifam.data import Benchmark, TransformedDataset, collate
 from ifam.errors import IfamError
-from ifam.models.base import Classifier, device_of
+from ifam.models.base import Classifier, device_of, finite_logits
 from ifam.progress import ProgressBar
 from ifam.pulse import reported
 
@@ -182,7 +182,7 @@ def embed(
             task = bar.add_task(label, total=len(examples))
             for batch in loader:
                 inputs.clear()
-                model.predict_batch(batch.to(device))
+                finite_logits(model.predict_batch(batch.to(device)))
                 assert len(inputs) == 1, "the last layer is used once"
                 vectors = inputs[0].float().reshape(len(batch.labels), -1, inputs[0].shape[-1])
                 features.append(vectors.mean(dim=1).cpu())

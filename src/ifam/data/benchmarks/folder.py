@@ -91,6 +91,11 @@ def _list_file(root: Path, config: FolderConfig) -> Path | None:
         if {config.path_column, config.label_column} <= header:
             logger.info("Images are taken from the list %s.", path)
             return path
+        logger.warning(
+            "%s is not used: its first line names no columns %r and %r; name them with --data.path_column and "
+            "--data.label_column, or move the file.",
+            *(path, config.path_column, config.label_column),
+        )
     if (root / SETTINGS).exists():
         raise IfamError(f"{root} has no {LIST}: `ifam prepare` was stopped before its end; run the same command again.")
     return None
@@ -198,6 +203,12 @@ def _load_csv(root: Path, path: Path, config: FolderConfig) -> Benchmark:
         for column in (config.path_column, config.label_column):
             if not row[column]:
                 raise IfamError(f"{path}, line {line} has no {column}; fill it in or remove the line.")
+        for column in (config.label_column, config.group_column):
+            if row.get(column, "").casefold() == "nan":
+                raise IfamError(
+                    f"{path}, line {line} has the {column} {row[column]!r}, which programs write for a missing value; "
+                    f"fill it in, or rename it if it is a name."
+                )
     classes = _listed_classes(path, rows, config)
     groups = _numbered(row[config.group_column] for _, row in rows if row.get(config.group_column))
     splits: dict[str, list[Record]] = {}
