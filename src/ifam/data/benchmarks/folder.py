@@ -1,5 +1,7 @@
 """A folder of images: `root/class/image`, the same below `root/train`, `val` and `test`, or a list in a CSV file.
 
+Or tar files of images with their classes, the shards of WebDataset: see `ifam.data.shards`.
+
 Splits may be called train or training, val, valid or validation, and test or testing, in upper or lower case. A folder
 whose name is similar to that of a split is an error, not a class.
 
@@ -62,12 +64,12 @@ def load_folder(root: Path | None, config: FolderConfig) -> Benchmark:
 
     Args:
         root: The folder. Its sub-folders are the classes; or it holds `train` (and `val`, `test`) that do; or all
-            paths in the CSV file are relative to it.
+            paths in the CSV file are relative to it; or it holds shards. Or a pattern of shards.
         config: Its settings.
 
     Raises:
         IfamError: The folder is missing, has fewer than two classes, a class without an image, or a damaged file; or
-            a line of the CSV file cannot be used.
+            a line of the CSV file, or a member of a shard, cannot be used.
     """
     if root is None:
         raise IfamError("The benchmark 'folder' needs the folder of the images; give --root DIR.")
@@ -306,51 +308,12 @@ def _listed_classes(path: Path, rows: Iterable[tuple[int, Mapping[str, str]]], c
         labels = {class_name(name): index for index, name in enumerate(config.classes)}
         unknown = [name for name in classes if name not in labels]
         if unknown:
-            raise IfamError(f"{path} has the class {unknown[0]!r}, which the model does not know; remove its rows.")
+            raise IfamError(f"{path} has the class {unknown[0]!r}, which the model does not know; remove its images.")
         return labels
     if len(classes) < 2:
         raise IfamError(f"{path} has a single class, {next(iter(classes))}; at least two are needed.")
     warn_of_similar_names(classes)
     return classes
-
-
-# --------------------------------------------------------------------------------------------------- shards
-
-
-def _load_shards(root: Path, shards: Sequence[Path], config: FolderConfig) -> Benchmark:
-    left_out: Counter[str] = Counter()
-    found = [
-        (shard, one) for shard in reported(shards, "reading shards") for one in read_samples(shard, config, left_out)
-    ]
-    if left_out:
-        reasons = ", ".join(f"{count} {kind}" for kind, count in left_out.most_common())
-        logger.warning("%s: %d images in %d shards; left out %s.", root, len(found), len(shards), reasons)
-    if not found:
-        raise IfamError(f"{shards[0]} has no image with a class; write it as {', '.join(_MEMBERS)}.")
-    classes = _listed_classes(root, enumerate(sample.row for _, sample in found), config)
-    groups = _numbered(sample.row.get(config.group_column, "") for _, sample in found)
-    splits: dict[str, list[Record]] = {}
-    named = [_split_of_sample(shard, root, sample, config) for shard, sample in found]
-    for (_, sample), split in zip(found, named, strict=True):
-        group = class_name(sample.row.get(config.group_column, ""))
-        for kind, missing in (("group", groups and not group), ("split", any(named) and not split)):
-            if missing:
-                raise IfamError(f"{sample.image} has no {kind}, but other images have one; add it to its JSON.")
-        label = classes[class_name(sample.row[config.label_column])]
-        split = split or ("train" if config.val_fraction else ALL)
-        splits.setdefault(split, []).append(Record(sample.image, label, groups[group] if groups else None, sample.mask))
-    return _listed(splits, classes, groups, config)
-
-
-def _split_of_sample(shard: Path, root: Path, sample: Sample, config: FolderConfig) -> str:
-    """The split that an image or the name of its shard states; empty where none does."""
-    of_shard = shard_split(shard, root)
-    if config.split_column not in sample.row:
-        return of_shard
-    split = _split_of(sample.row, config, str(sample.image))
-    if of_shard not in ("", split):
-        raise IfamError(f"{sample.image} has the split {split!r}, but its shard is named as one of {of_shard!r}.")
-    return split
 
 
 def _listed_path(root: Path, cell: str, where: str) -> Path:
@@ -386,3 +349,43 @@ def _split_of(row: Mapping[str, str], config: FolderConfig, where: str) -> str:
     if name.casefold() not in SPLIT_NAMES:
         raise IfamError(f"{where} has the unknown split {name!r}; write one of {', '.join(SPLIT_NAMES)}.")
     return SPLIT_NAMES[name.casefold()]
+
+
+# --------------------------------------------------------------------------------------------------- shards
+
+
+def _load_shards(root: Path, shards: Sequence[Path], config: FolderConfig) -> Benchmark:
+    left_out: Counter[str] = Counter()
+    found = [
+        (shard, one) for shard in reported(shards, "reading shards") for one in read_samples(shard, config, left_out)
+    ]
+    if left_out:
+        reasons = ", ".join(f"{count} {kind}" for kind, count in left_out.most_common())
+        logger.warning("%s: %d images in %d shards; left out %s.", root, len(found), len(shards), reasons)
+    if not found:
+        raise IfamError(f"{shards[0]} has no image with a class; write it as {', '.join(_MEMBERS)}.")
+    classes = _listed_classes(root, enumerate(sample.row for _, sample in found), config)
+    groups = _numbered(sample.row.get(config.group_column, "") for _, sample in found)
+    splits: dict[str, list[Record]] = {}
+    named = [_split_of_sample(shard, root, sample, config) for shard, sample in found]
+    stated = any(named)
+    for (_, sample), split in zip(found, named, strict=True):
+        group = class_name(sample.row.get(config.group_column, ""))
+        for kind, missing in (("group", groups and not group), ("split", stated and not split)):
+            if missing:
+                raise IfamError(f"{sample.image} has no {kind}, but other images have one; add it to its JSON.")
+        label = classes[class_name(sample.row[config.label_column])]
+        split = split or ("train" if config.val_fraction else ALL)
+        splits.setdefault(split, []).append(Record(sample.image, label, groups[group] if groups else None, sample.mask))
+    return _listed(splits, classes, groups, config)
+
+
+def _split_of_sample(shard: Path, root: Path, sample: Sample, config: FolderConfig) -> str:
+    """The split that an image or the name of its shard states; empty where none does."""
+    of_shard = shard_split(shard, root)
+    if config.split_column not in sample.row:
+        return of_shard
+    split = _split_of(sample.row, config, str(sample.image))
+    if of_shard not in ("", split):
+        raise IfamError(f"{sample.image} has the split {split!r}, but its shard is named as one of {of_shard!r}.")
+    return split
