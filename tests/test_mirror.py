@@ -71,7 +71,6 @@ SHARED = {
         f"training/{name}": ("training/test_fit", "pieces of the training loop")
         for name in ("batches", "module", "optimization")
     },
-    "training/metrics_file": ("training/test_resume", "log files go on with the training"),
     "training/randomness": ("training/test_resume", "random numbers go on with the training"),
     "version": ("test_api", "one string"),
 }

@@ -34,7 +34,7 @@ class MetricsFile(Logger):
         self.path = path
         self.rows = 0
         self._columns: list[str] = []
-        self._unwritten: list[dict[str, float]] = []
+        self._unwritten: list[dict[str, int | float]] = []
 
     @property
     def name(self) -> str:
@@ -47,7 +47,7 @@ class MetricsFile(Logger):
         return ""
 
     @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+    def log_metrics(self, metrics: Mapping[str, int | float], step: int | None = None) -> None:
         """Add a row."""
         self._unwritten.append({**metrics, "step": step or 0})
         self.rows += 1
