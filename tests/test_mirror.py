@@ -83,6 +83,7 @@ ALONE = {
     "claims/test_claims",
     "claims/test_costs",
     "claims/test_photographs",
+    "cli/test_bad_input",
     "data/benchmarks/test_all",
     "data/benchmarks/test_layouts",
     "models/test_grids",

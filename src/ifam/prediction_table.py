@@ -109,10 +109,7 @@ class PredictionTable:
                 rows = [_from_dict(row, self.folder) for row in entry["predictions"]]
                 self.skipped += [(Path(one["path"]), str(one["reason"])) for one in entry["skipped"]]
             except (KeyError, TypeError, ValueError) as error:
-                raise IfamError(
-                    f"{self.log.path} or {self.json.name} beside it was not written by `ifam predict`; start over, "
-                    f"without --resume."
-                ) from error
+                raise self._foreign() from error
             self._recorded = len(self.skipped)
             self._write_csv(rows)
             yield from rows
@@ -141,8 +138,17 @@ class PredictionTable:
 
     def _entries(self) -> Iterator[dict[str, Any]]:
         """The batches of this run in the journal."""
-        entries = (entry for _, entry in self.log.entries())
-        return (entry for entry in entries if isinstance(entry, dict) and entry.get("run") == self.conditions["run"])
+        for _, entry in self.log.entries():
+            if not isinstance(entry, dict):
+                raise self._foreign()
+            if entry.get("run") == self.conditions["run"]:
+                yield entry
+
+    def _foreign(self) -> IfamError:
+        return IfamError(
+            f"{self.log.path} or {self.json.name} beside it was not written by `ifam predict`; start over, without "
+            f"--resume."
+        )
 
     def _write_csv(self, rows: Sequence[Prediction]) -> None:
         """Add rows to `predictions.csv`."""
