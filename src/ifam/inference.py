@@ -309,7 +309,7 @@ def _classify(
     images = torch.stack([item.pixels for item in batch]).to(device)
     with evaluating(model):
         output = model(images, interventions)
-    probabilities = finite_logits(output).softmax(dim=1).cpu()
+    probabilities = finite_logits(output.logits).softmax(dim=1).cpu()
     classes = model.config.class_names or tuple(f"class {c}" for c in range(model.config.num_classes))
     visible, empty = output.visible_fraction.tolist(), output.empty.tolist()
     rows = []

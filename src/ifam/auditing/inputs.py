@@ -132,7 +132,7 @@ def compute_outputs(
             out = model(batch)
         logits = out.selection.assignment_logits
         batch_outputs = ModelOutputs(
-            logits=finite_logits(out),
+            logits=finite_logits(out.logits),
             mask=out.mask,
             gate=out.gate,
             part_maps=out.part_maps,

@@ -163,7 +163,7 @@ def _outcomes(
         prepared = prepare({"image": tv_tensors.Image(pasted.to(device)), "mask": tv_tensors.Mask(masks.to(device))})
         labels = torch.tensor([objects.records[index].label for index, _ in pairs], device=device)
         batch = Batch(prepared["image"].as_subclass(Tensor), labels, masks=prepared["mask"].as_subclass(Tensor))
-        answers = benchmark.answers(finite_logits(model.predict_batch(batch)))
+        answers = benchmark.answers(finite_logits(model.predict_batch(batch).logits))
         wrong = [
             (index, background, answer)
             for (index, background), answer, label in zip(pairs, answers.tolist(), labels.tolist(), strict=True)

@@ -136,7 +136,7 @@ def _patches(batch: Batch, grid: tuple[int, int]) -> Bool[Tensor, "B H W"]:
 def _rows(benchmark: Benchmark, batch: Batch, known: Tensor, out: Output, masks_input: bool) -> Rows:
     """Rows of a batch, on the CPU; visible fractions only for models that mask their input."""
     rows = {"label": batch.labels, "group": batch.groups_or_classes}
-    rows |= _correctness(benchmark, batch, finite_logits(out), "predictor")
+    rows |= _correctness(benchmark, batch, finite_logits(out.logits), "predictor")
     if out.mask is None:
         return {name: value.cpu() for name, value in rows.items()}
     truth = _patches(batch, (out.mask.shape[1], out.mask.shape[2]))

@@ -265,13 +265,13 @@ def device_of(module: nn.Module) -> torch.device:
     return next(module.parameters()).device
 
 
-def finite_logits(output: Output) -> Tensor:
-    """The final class logits [B, C] in float32 at least, after a check that they are numbers.
+def finite_logits(logits: Float[Tensor, "B C"]) -> Float[Tensor, "B C"]:
+    """Class logits in float32 at least, after a check that they are numbers.
 
     Raises:
         IfamError: Some are NaN or infinite, whose largest one would be no answer.
     """
-    logits = output.logits if output.logits.dtype == torch.float64 else output.logits.float()
+    logits = logits if logits.dtype == torch.float64 else logits.float()
     if not bool(logits.isfinite().all()):
         raise IfamError(
             "The model answers with NaN or infinity: its weights are too large or damaged, or the numbers overflow in "

@@ -182,7 +182,7 @@ def embed(
             task = bar.add_task(label, total=len(examples))
             for batch in loader:
                 inputs.clear()
-                finite_logits(model.predict_batch(batch.to(device)))
+                finite_logits(model.predict_batch(batch.to(device)).logits)
                 assert len(inputs) == 1, "the last layer is used once"
                 vectors = inputs[0].float().reshape(len(batch.labels), -1, inputs[0].shape[-1])
                 features.append(vectors.mean(dim=1).cpu())
