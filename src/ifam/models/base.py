@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ifam import saved_models
-from ifam._typing import Tensor
+from ifam._typing import Float, Tensor
 from ifam.backbones.architecture import check_tensors
 from ifam.backbones.backbone import Backbone, selector_backbone
 from ifam.backbones.hf_dinov2 import resolve
