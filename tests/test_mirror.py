@@ -84,6 +84,7 @@ ALONE = {
     "claims/test_costs",
     "claims/test_photographs",
     "cli/test_bad_input",
+    "test_properties",
     "data/benchmarks/test_all",
     "data/benchmarks/test_layouts",
     "models/test_grids",
