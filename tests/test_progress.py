@@ -184,7 +184,7 @@ def test_training_and_its_validation_say_how_far_they_are(often, capsys):
     fit(model, birds, TrainConfig(1, 8, accelerator="cpu"), label="training on birds")
     lines = "\n".join(often.messages)
     assert re.search(r"^training on birds: [012] of 2, ", lines, re.MULTILINE)
-    assert re.search(r"^validation of epoch 1: \d of 8, ", lines, re.MULTILINE)
+    assert re.search(r"^validation of epoch 1: \d of \d, ", lines, re.MULTILINE)
     assert re.search(r"^epoch 1 of 1: val accuracy \d", lines, re.MULTILINE)
     assert capsys.readouterr().out == ""
 

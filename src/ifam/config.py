@@ -89,7 +89,7 @@ class ModelConfig:
     common: ClassVar[tuple[str, ...]] = ("backbone", "image_size", "num_parts")
     ranges: ClassVar[dict[str, Range]] = {
         "image_size": SIDE,
-        "selector_image_size": SIDE,
+        "selector_image_size": COUNT,
         "mask_resolution": Range("'patch' or a whole number of at least 1", low=1),
         "num_parts": Range("a whole number of at least 1, up to 10000", low=1, high=10_000),
         "num_classes": Range("a whole number of at least 1, up to 1000000", low=1, high=1_000_000),

@@ -100,6 +100,7 @@ class PredictionTable:
         self._whole = whole if whole is not None and whole.get("complete") else None
         self.finished = self._whole is not None
         self.rows = self._recorded = 0
+        self._is_foreign = False
         self.skipped: list[tuple[Path, str]] = []
 
     def before(self) -> Iterator[Prediction]:
@@ -130,7 +131,7 @@ class PredictionTable:
             if self._recorded < len(self.skipped):
                 self.add([])
             self._write_json(complete)
-        if complete or not self.rows:
+        if (complete or not self.rows) and not self._is_foreign:
             self.log.path.unlink(missing_ok=True)
         if self._is_new and not self.rows:
             with suppress(OSError):
@@ -145,6 +146,7 @@ class PredictionTable:
                 yield entry
 
     def _foreign(self) -> IfamError:
+        self._is_foreign = True
         return IfamError(
             f"{self.log.path} or {self.json.name} beside it was not written by `ifam predict`; start over, without "
             f"--resume."

@@ -5,7 +5,7 @@ import os
 import sys
 import time
 from contextlib import ExitStack
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, ClassVar
 
 import lightning as L
@@ -40,7 +40,10 @@ def _shows_bars(console: Console) -> bool:
     """Whether a bar can be drawn again and again in its place."""
     if console.is_jupyter:
         # Without them, rich draws nothing.
-        return find_spec("ipywidgets") is not None
+        try:
+            return bool(version("ipywidgets"))
+        except PackageNotFoundError:
+            return False
     # This variable is about colors, but rich takes what it is set for to be a terminal.
     forced = "FORCE_COLOR" in os.environ and not console.file.isatty()
     return console.is_terminal and not console.is_dumb_terminal and not forced

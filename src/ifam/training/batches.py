@@ -26,7 +26,7 @@ VALIDATION_BATCH = 64
 
 def validation_batches(benchmark: Benchmark) -> int:
     """Number of batches of validation images, over all devices."""
-    return math.ceil(len(benchmark.split("val")) / VALIDATION_BATCH)
+    return math.ceil(len(benchmark.split("val")) / VALIDATION_BATCH) if "val" in benchmark.splits else 0
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
