@@ -125,7 +125,9 @@ def kept_status(folder: Path, runs: Sequence[tuple[str, int]] = ()) -> Iterator[
     now, ended = time.time(), threading.Event()
     status = RunStatus("running", now, now, os.getpid(), socket.gethostname(), runs=tuple(runs))
     remove_temporaries(folder)
-    earlier = (folder / STATUS).read_bytes() if (folder / STATUS).is_file() else None
+    sizes, earlier = _sizes(folder), None
+    if (folder / STATUS).is_file():
+        earlier = (folder / STATUS).read_bytes()
 
     def write() -> None:
         # Without it, nothing is lost but the view.
@@ -147,7 +149,7 @@ def kept_status(folder: Path, runs: Sequence[tuple[str, int]] = ()) -> Iterator[
         ended.set()
         thread.join()
         status = replace(status, state="stopped", reason=str(error) or type(error).__name__)
-        if isinstance(error, IfamError) and not _has_begun(folder, now):
+        if isinstance(error, IfamError) and _sizes(folder) == sizes:
             # The run was refused: everything is as it was.
             with suppress(OSError):
                 (folder / STATUS).unlink() if earlier is None else (folder / STATUS).write_bytes(earlier)
@@ -160,7 +162,6 @@ def kept_status(folder: Path, runs: Sequence[tuple[str, int]] = ()) -> Iterator[
         (folder / STATUS).unlink(missing_ok=True)
 
 
-def _has_begun(folder: Path, since: float) -> bool:
-    """Whether a run has written anything but its status since then."""
-    files = (file for file in folder.rglob("*") if file.is_file() and file.name not in (STATUS, "train.yaml"))
-    return any(file.stat().st_mtime >= since for file in files)
+def _sizes(folder: Path) -> dict[Path, int]:
+    """Sizes of the files of a run, without its status."""
+    return {file: file.stat().st_size for file in folder.rglob("*") if file.is_file() and file != folder / STATUS}
