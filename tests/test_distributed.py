@@ -134,6 +134,9 @@ def ended(folder, words):
     ("bad", "steps"), [((OF_SECOND,), "training"), (range(16), "training"), (range(16, 23), "evaluation")]
 )
 def test_an_error_in_one_process_or_in_all_is_one_sentence(bad, steps, tmp_path):
+    with pytest.raises(SystemExit):
+        # An error of an earlier command in the same process counts no more.
+        main(["audit", str(tmp_path / "nothing")])
     words = ["train", "--root", photos(tmp_path / "photos", bad), *QUICK, "--out", tmp_path / "run"]
     output, status = ended(tmp_path, words)
     assert status == ["2", "2"]

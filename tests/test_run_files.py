@@ -33,15 +33,32 @@ def test_a_status_is_kept_up_to_date_and_removed_at_the_end(tmp_path, monkeypatc
     assert read_status(tmp_path) is None
 
 
+def stop(folder, error):
+    """A run that has written something when it is stopped."""
+    (folder / "model.safetensors").write_text("a part of it")
+    raise error
+
+
 @pytest.mark.parametrize(
     ("error", "reason"),
     [(IfamError("The disk is full."), "The disk is full."), (KeyboardInterrupt(), "KeyboardInterrupt")],
 )
 def test_a_run_that_is_stopped_says_why(tmp_path, error, reason):
     with pytest.raises(type(error)), kept_status(tmp_path):
-        raise error
+        stop(tmp_path, error)
     status = read_status(tmp_path)
     assert (status.state, status.reason, status.running) == ("stopped", reason, False)
+
+
+def test_a_run_that_is_refused_leaves_the_status_of_an_earlier_one(tmp_path):
+    for earlier in (None, "stopped"):
+        if earlier:
+            with pytest.raises(KeyboardInterrupt), kept_status(tmp_path):
+                raise KeyboardInterrupt
+        before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+        with pytest.raises(IfamError), kept_status(tmp_path):
+            raise IfamError("The settings differ.")
+        assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
 def test_whether_a_run_still_runs_is_told_by_its_process_and_its_last_sign():

@@ -151,6 +151,7 @@ def ended_together(launcher: Any = None) -> Iterator[None]:
         IfamError: Another process was killed.
     """
     end_with_parent()
+    forget_error()
     if hasattr(launcher, "procs"):
         threading.Thread(target=_watch, args=(launcher,), daemon=True).start()
         # They may still run after the training, together with this one.
@@ -206,6 +207,12 @@ def _follow(parent: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, name="ifam-parent", daemon=True).start()
+
+
+def forget_error() -> None:
+    """Begin anew: an error that this process has announced was caught, as a notebook does."""
+    global _announced
+    _announced = None
 
 
 def announce_error() -> bool:

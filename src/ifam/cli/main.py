@@ -13,6 +13,7 @@ from ifam.distributed import (
     end_started,
     end_with_parent,
     first_process,
+    forget_error,
     is_one_of_several,
     leave_group,
     reported_elsewhere,
@@ -33,6 +34,7 @@ def main(args: list[str] | None = None) -> None:
     if args is None:
         _use_utf8()
     end_with_parent()
+    forget_error()
     settings: dict[str, Any] = {}
     verb = ""
     try:
