@@ -5,6 +5,7 @@ from torch import nn
 
 from ifam.config import ModelConfig
 from ifam.models.base import Classifier
+from ifam.models.part_sum import AdditivePredictor
 from ifam.models.predictor import Predictor
 from ifam.types import Output
 
@@ -26,6 +27,32 @@ class Told(Classifier):
     def forward(self, images, interventions=(), masks=None):
         self.check_interventions(interventions)
         return Output(self.logits[images[:, 0, 0, 0].round().long()])
+
+
+class LeakingParts(AdditivePredictor):
+    """A predictor of parts of which one reads a pixel of the whole visible region, and so of other parts.
+
+    Args:
+        predictor: One to take backbone and weights from.
+        part: The part that leaks.
+        execution: The only execution in which it does; every one where it is None.
+    """
+
+    def __init__(self, predictor, part=0, execution=None):
+        settings = (predictor.backbone, predictor.head.out_features, predictor.mask_gradient, predictor.execution)
+        super().__init__(*settings, num_parts=predictor.num_parts)
+        self.load_state_dict(predictor.state_dict())
+        self.part, self.leaks_in = part, execution
+
+    def contributions(self, images, mask, gate=None, patch_parts=None, part_gates=None):
+        contributions, prior = super().contributions(images, mask, gate, patch_parts, part_gates)
+        if self.leaks_in in (None, self.execution):
+            side = self.backbone.patch_size[0]
+            seen = torch.where(mask, images[:, 0, ::side, ::side], 0).sum(dim=(1, 2))
+            contributions = contributions.index_add(
+                1, torch.tensor([self.part]), 1e-3 * seen[:, None, None].expand(-1, 1, 5)
+            )
+        return contributions, prior
 
 
 class PeekingPredictor(Predictor):

@@ -28,6 +28,7 @@ PUBLIC = {
     "Selection",
     "TrainConfig",
     "UseMask",
+    "UseParts",
     "audit",
     "evaluate",
     "fit",

@@ -62,6 +62,7 @@ ORDER = {
             "masking",
             "pixel_mask",
             "predictor",
+            "part_sum",
             "base",
             "ifam",
         ),

@@ -16,6 +16,7 @@ from ifam.models.interventions import DropParts as DropParts
 from ifam.models.interventions import DropUnsure as DropUnsure
 from ifam.models.interventions import KeepParts as KeepParts
 from ifam.models.interventions import UseMask as UseMask
+from ifam.models.interventions import UseParts as UseParts
 from ifam.training import losses as losses
 from ifam.training.fit import fit as fit
 from ifam.types import Batch as Batch

@@ -22,6 +22,7 @@ from ifam.ranges import (
 
 MaskGradient = Literal["full", "visible", "none"]
 Execution = Literal["auto", "padded", "packed", "dense"]
+Aggregation = Literal["joint", "sum"]
 Tuning = Literal["tokens", "none", "all"]
 
 # Weights stay in 32 bits; only computation may be in fewer.
@@ -56,6 +57,9 @@ class ModelConfig:
         mask_part_dropout: Probability that a whole part is hidden from the predictor, in training.
         mask_gradient: How the predictor's loss reaches the selector: "full" (exact, every patch), "visible"
             (exact for visible patches, nothing for hidden ones) or "none".
+        aggregation: How the parts make the answer: the predictor sees them together ("joint", as in the paper), or each
+            alone, and the logits are a prior and the sum of what each part contributes ("sum"; only `ifam` and
+            `frozen_predictor`, whose parts cannot see each other).
         execution: How the predictor computes the visible patches of a batch: "padded" to the longest image, "packed"
             without padding, "dense" (every patch computed, the hidden ones blank and masked) or "auto", the fastest
             that fits. All give the same numbers.
@@ -80,6 +84,7 @@ class ModelConfig:
     part_dropout: float = 0.3
     mask_part_dropout: float = 0.3
     mask_gradient: MaskGradient = "visible"
+    aggregation: Aggregation = "joint"
     execution: Execution = "auto"
     class_names: tuple[str, ...] = ()
     mean: tuple[float, float, float] | None = None

@@ -101,10 +101,15 @@ class Mask:
             predictor is on the grid of its own patches, which may differ from the selector's
             (`ifam.models.masking.resize_gated_mask`), or on a finer one.
         gate: The same as 0.0 and 1.0, with the gradient of the foreground's probability (straight-through).
+        patch_parts: Part of each of the predictor's patches, visible or not, where it sees each part alone
+            (`ModelConfig.aggregation`); else None.
+        part_gates: The visible patches of each part as 0.0 and 1.0, with the gradient of the part's probability.
     """
 
     visible: Bool[Tensor, "B H W"]
     gate: Float[Tensor, "B H W"]
+    patch_parts: Int[Tensor, "B H2 W2"] | None = None
+    part_gates: Float[Tensor, "B K H2 W2"] | None = None
 
 
 @dataclass(frozen=True)
@@ -121,6 +126,12 @@ class Output:
             there is no mask.
         gate: The mask as numbers, with the gradient that reaches the selector.
         selection: The output of the selector, after all interventions.
+        part_contributions: What each part adds to the logits, exactly 0 for a part without visible patches. Where the
+            predictor sees each part alone (`ModelConfig.aggregation`), the logits are the prior, plus the contribution
+            of part 0, plus that of part 1, and so on, to the last bit of float32 (`ifam.models.part_sum.add_up`); None
+            for other models, of which `ifam.explain` computes Shapley values.
+        prior: Class logits of an image without visible patches, in the same models.
+        patch_parts: Part of each of the predictor's patches, visible or not, in the same models.
     """
 
     predictor_logits: Float[Tensor, "B C"] | None = None
@@ -128,6 +139,9 @@ class Output:
     mask: Bool[Tensor, "B H2 W2"] | None = None
     gate: Float[Tensor, "B H2 W2"] | None = None
     selection: Selection | None = None
+    part_contributions: Float[Tensor, "B K C"] | None = None
+    prior: Float[Tensor, " C"] | None = None
+    patch_parts: Int[Tensor, "B H3 W3"] | None = None
 
     @property
     def logits(self) -> Float[Tensor, "B C"]:

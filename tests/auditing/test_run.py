@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fakes import PeekingPredictor
+from fakes import LeakingParts, PeekingPredictor
 from ifam.auditing.certificates import share_weights
+from ifam.auditing.certify import EXECUTIONS
 from ifam.auditing.run import OWN_WEIGHTS, AuditResult, audit, load_plain
 from ifam.checkpoints import hub
 from ifam.cli.main import main
@@ -39,6 +40,35 @@ def batch(images):
     masks = torch.zeros(4, 64, 64, dtype=torch.bool)
     masks[:, 16:48, 16:48] = True
     return Batch(images, torch.arange(4), torch.arange(4), masks)
+
+
+@pytest.mark.parametrize("resolution", ["patch", 8])
+def test_every_part_of_a_sum_is_certified(make_model, batch, resolution):
+    model = make_model(aggregation="sum", mask_resolution=resolution)
+    result = audit(model, batch, explain=2)
+    assert result.passed
+    assert result.verdict.endswith("nor did one of any part for pixels outside of it.")
+    assert [one.name for one in result.part_certificates] == ["part 0", "part 1", "part 2"]
+    # Of a part that is visible nowhere, every pixel is outside.
+    assert all(one.certified == 4 and len(one.settings) == 4 for one in result.part_certificates)
+    assert all(one.hidden_pixels > result.certificate.hidden_pixels for one in result.part_certificates)
+    assert from_json(AuditResult, result.to_dict()).part_certificates == result.part_certificates
+
+
+@pytest.mark.parametrize("execution", ["packed", None])
+def test_a_part_that_reads_another_fails(make_model, batch, execution):
+    """The pixels that it reads are visible, so that the certificate of the mask alone finds nothing."""
+    model = make_model(aggregation="sum")
+    shown = model(batch.images).part_contributions.flatten(2).any(dim=2).sum(dim=0)
+    part = int(shown.argmax())
+    model.predictor = LeakingParts(model.predictor, part, execution).eval()
+    result = audit(model, batch, explain=2)
+    assert result.certificate.passed
+    assert not result.passed
+    assert [bool(one.failing_images) for one in result.part_certificates] == [k == part for k in range(3)]
+    assert f"pixels outside of part {part} change what it contributes" in result.verdict
+    settings = {violation.setting for violation in result.part_certificates[part].violations}
+    assert settings <= {f"{one}, evaluation" for one in ([execution] if execution else EXECUTIONS)}
 
 
 def test_a_faithful_model_passes(tiny_model, batch):

@@ -32,6 +32,12 @@ def test_patches_are_gathered_in_order(make):
     assert [f.tolist() for f in gathered] == [values[b][VISIBLE[b]].tolist() for b in range(3)]
 
 
+def test_several_rows_show_one_image(make):
+    values, sources = torch.arange(20.0).view(2, 5, 2), torch.tensor([1, 0, 1])
+    layout = make(VISIBLE, 0)
+    assert torch.equal(layout.gather(values, sources), layout.gather(values[sources]))
+
+
 def test_a_batch_of_one_stands_for_every_image(make):
     layout, values = make(VISIBLE, 0), torch.arange(10.0).view(1, 5, 2)
     assert torch.equal(layout.gather(values), layout.gather(values.expand(3, -1, -1)))

@@ -1,13 +1,13 @@
 """Changes to a selection, and errors that name the fix."""
 
 import itertools
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 import torch
 
 from ifam.errors import IfamError
-from ifam.models.interventions import DropParts, DropUnsure, KeepParts, UseMask, _part_flags
+from ifam.models.interventions import DropParts, DropUnsure, KeepParts, UseMask, UseParts, _part_flags
 from ifam.models.masking import make_mask
 
 
@@ -187,3 +187,28 @@ def test_a_mask_that_is_not_binary(selection, dtype):
 def test_thresholds_of_another_number(selection, count):
     with pytest.raises(IfamError, match=rf"shape \[{count}\], but the model has 3 parts"):
         DropUnsure([0.0] * count)(selection)
+
+
+def test_use_parts_assigns_every_patch(make_selection):
+    selection = make_selection(torch.randn(2, 4, 2, 3))
+    parts = torch.tensor([[[0, 1, 2], [3, 3, 0]], [[2, 2, 2], [1, 0, 3]]])
+    changed = UseParts(parts)(selection)
+    assert torch.equal(changed.winners, parts)
+    assert torch.equal(changed.part_maps, torch.nn.functional.one_hot(parts, 4).movedim(3, 1).float())
+    assert torch.equal(UseParts(parts[0])(selection).winners, parts[:1].expand(2, -1, -1))
+    broken = replace(selection, assignment_logits=torch.full((2, 4, 2, 3), torch.nan))
+    assert torch.equal(UseParts(parts)(broken).winners, parts)
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        (torch.zeros(2, 3), r"whole numbers \[2, 2, 3\]"),
+        (torch.zeros(3, 2, dtype=torch.long), r"of shape \[3, 2\]"),
+        (torch.full((2, 3), 4), "from 4 to 4, but this model has parts 0 to 2, and the background, 3"),
+        (torch.full((2, 3), -1), "from -1 to -1"),
+    ],
+)
+def test_use_parts_refuses_what_is_no_part(make_selection, parts, message):
+    with pytest.raises(IfamError, match=message):
+        UseParts(parts)(make_selection(torch.randn(2, 4, 2, 3)))

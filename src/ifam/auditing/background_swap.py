@@ -143,23 +143,22 @@ def swap_backgrounds(
     hidden_only = torch.where(hidden_pixel_mask(outputs.mask, swapped), swapped, inputs.images)
     all_but_mixed = torch.where(hidden_pixel_mask(~mixed, swapped), inputs.images, swapped)
     predict = _PredictorLogits(model, batch_size)
-    mask, gate = outputs.mask, outputs.gate
-    logits = predict(inputs.images, mask, gate)
-    fixed = predict(swapped, mask, gate)
+    logits = predict(inputs.images, outputs)
+    fixed = predict(swapped, outputs)
     intersection, union = (
         values.flatten(1).sum(dim=1) for values in (outputs.mask & after.mask, outputs.mask | after.mask)
     )
-    visible = int(mask.sum())
+    visible = int(outputs.mask.sum())
     return Backgrounds(
         source=source,
         images=len(inputs),
-        visible=float(mask.float().mean()),
+        visible=float(outputs.mask.float().mean()),
         mixed=int(mixed.sum()) / max(1, visible),
         stray=int(stray.sum()) / max(1, visible),
-        hidden=change(logits, predict(hidden_only, mask, gate)),
-        without_mixed=change(logits, predict(all_but_mixed, mask, gate)),
+        hidden=change(logits, predict(hidden_only, outputs)),
+        without_mixed=change(logits, predict(all_but_mixed, outputs)),
         fixed=change(logits, fixed),
-        through_mask=change(logits, predict(inputs.images, after.mask, after.gate)),
+        through_mask=change(logits, predict(inputs.images, after)),
         recomputed=change(logits, after.logits),
         mask_iou=float(torch.where(union > 0, intersection / union.clamp_min(1), 1.0).mean()),
         groups=_by_group(inputs, logits, fixed, after.logits),
@@ -221,7 +220,7 @@ def montage(
 
 
 class _PredictorLogits:
-    """The predictor's logits for given pixels and masks, on the CPU.
+    """The predictor's logits for given pixels and the masks of given outputs, on the CPU.
 
     Args:
         model: The model.
@@ -232,9 +231,10 @@ class _PredictorLogits:
         self.model, self.batch_size, self.device = model, batch_size, device_of(model)
 
     @torch.no_grad()
-    def __call__(self, images: Tensor, mask: Tensor, gate: Tensor) -> Tensor:
+    def __call__(self, images: Tensor, outputs: ModelOutputs) -> Tensor:
+        arguments = (images, outputs.mask, outputs.gate, *outputs.held())
         logits = [
-            self.model.predictor(*(values[rows].to(self.device) for values in (images, mask, gate))).float().cpu()
+            self.model.predictor(*(values[rows].to(self.device) for values in arguments)).float().cpu()
             for rows in chunks(len(images), self.batch_size)
         ]
         return torch.cat(logits)

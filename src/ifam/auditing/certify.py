@@ -136,6 +136,7 @@ def certify(
     mask: Bool[Tensor, "N H W"],
     gate: Float[Tensor, "N H2 W2"] | None = None,
     *,
+    held: Sequence[Tensor] = (),
     name: str = "model",
     settings: Sequence[Setting] = (Setting(),),
     batch_size: int = 32,
@@ -152,6 +153,7 @@ def certify(
         images: Normalized images, finite.
         mask: True for visible patches; fixed.
         gate: The mask as numbers, if `answer` takes it.
+        held: What else `answer` takes, after the gate: values of each image, which no attack changes.
         name: Name of the model.
         settings: Ways to run it.
         batch_size: Images at a time.
@@ -170,6 +172,7 @@ def certify(
     for rows in chunks(len(images), batch_size):
         batch, visible = images[rows].to(device), mask[rows].to(device)
         extra = () if gate is None else (gate[rows].to(device),)
+        fixed = tuple(values[rows].to(device) for values in held)
         others = images[(torch.arange(rows.start, rows.stop) + 1) % len(images)].to(device)
         hidden = hidden_pixel_mask(visible, batch)
         generator = torch.Generator().manual_seed(seed + rows.start)
@@ -178,7 +181,7 @@ def certify(
         hidden_pixels += min(int((hidden & (changed != batch)).sum()) for changed in fillings.values()) // 3
         for setting in settings:
             with _configured(answer, setting):
-                run = _Run(answer, visible, extra, setting, seed)
+                run = _Run(answer, visible, extra, fixed, setting, seed)
                 try:
                     expected = run(batch)
                 except IfamError as error:  # this model does not support the execution
@@ -251,23 +254,32 @@ class _Run:
         answer: The model.
         visible: Its mask.
         extra: The gate, if the model takes one.
+        held: What else it takes.
         setting: How it runs.
         seed: Seed of training mode, the same for every call.
     """
 
-    def __init__(self, answer: Answer, visible: Tensor, extra: tuple[Tensor, ...], setting: Setting, seed: int) -> None:
+    def __init__(
+        self,
+        answer: Answer,
+        visible: Tensor,
+        extra: tuple[Tensor, ...],
+        held: tuple[Tensor, ...],
+        setting: Setting,
+        seed: int,
+    ) -> None:
         self.answer, self.visible, self.setting, self.seed = answer, visible, setting, seed
-        self.extra = extra
+        self.extra, self.held = extra, held
 
     def __call__(self, images: Tensor) -> Tensor:
         if not self.setting.training:
             with torch.set_grad_enabled(images.requires_grad):
-                return self.answer(images, self.visible, *self.extra)
+                return self.answer(images, self.visible, *self.extra, *self.held)
         # As in training: the gate requires gradient, so the code paths that compute it run.
         extra = [gate.detach().requires_grad_() for gate in self.extra]
         with torch.random.fork_rng(), torch.enable_grad():
             torch.manual_seed(self.seed)
-            logits = self.answer(images, self.visible, *extra)
+            logits = self.answer(images, self.visible, *extra, *self.held)
         return logits if images.requires_grad else logits.detach()
 
 

@@ -66,6 +66,7 @@ class ModelOutputs:
         margin: Logit of the best part minus that of the background at each patch; visible where it is not negative.
         seconds: Time for one image, from pixels to logits and mask.
         patches: Rows and columns of the predictor's patches, where the mask is finer; else None.
+        patch_parts: Part of each of the predictor's patches (H3 W3), where it sees each part alone; else None.
     """
 
     logits: Float[Tensor, "N C"]
@@ -76,6 +77,11 @@ class ModelOutputs:
     margin: Float[Tensor, "N H W"]
     seconds: float = 0.0
     patches: tuple[int, int] | None = None
+    patch_parts: Int[Tensor, "N H3 W3"] | None = None
+
+    def held(self, rows: slice = slice(None)) -> tuple[Tensor, ...]:
+        """What the predictor needs of some images besides pixels, mask and gate."""
+        return () if self.patch_parts is None else (self.patch_parts[rows],)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -139,13 +145,14 @@ def compute_outputs(
             # A tie with the background goes to the part: argmax takes the first, and the background is last.
             winners=logits.argmax(dim=1),
             margin=logits[:, :-1].amax(dim=1) - logits[:, -1],
+            patch_parts=out.patch_parts,
         )
         batches.append(batch_outputs)
         advance(len(batch))
     joined: dict[str, Any] = {
         name: _cpu(torch.cat([getattr(one, name) for one in batches]))
-        for name in vars(batches[0])
-        if name not in ("seconds", "patches")
+        for name, value in vars(batches[0]).items()
+        if isinstance(value, Tensor)
     }
     patches = model.predictor.backbone.grid if getattr(model, "masks_pixels", False) else None
     return ModelOutputs(**joined, seconds=clock.seconds / max(1, len(images)), patches=patches)

@@ -315,7 +315,7 @@ class _MapEvaluator:
 def _ifam_row(model: IFAM, evaluator: _MapEvaluator) -> Explanation:
     """The row of iFAM, whose map is the probability of the foreground."""
     outputs, images = evaluator.outputs, evaluator.inputs.images
-    removed = evaluator.logits(model.predictor, images, outputs.mask, outputs.gate)
+    removed = evaluator.logits(model.predictor, images, outputs.mask, outputs.gate, *outputs.held())
     filled = evaluator.logits(model, evaluator.fill_hidden(outputs.mask))
     heat = resize_values(1 - outputs.part_maps[:, -1], outputs.grid)
     logits = (outputs.logits, removed, filled)

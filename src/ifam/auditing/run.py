@@ -9,12 +9,13 @@ from typing import Any
 
 from ifam._typing import Bool, Float, Tensor
 from ifam.auditing.background_swap import Backgrounds, swap_backgrounds
-from ifam.auditing.certificates import certificates, share_weights
+from ifam.auditing.certificates import certificates, part_certificates, share_weights
 from ifam.auditing.certify import Certificate
-from ifam.auditing.inputs import AuditInputs, ModelOutputs, compute_outputs, from_benchmark
+from ifam.auditing.inputs import AuditInputs, ModelOutputs, compute_outputs, from_benchmark, no_progress
 from ifam.auditing.mask_leakage import Leakage, measure_leakage
 from ifam.auditing.posthoc import PostHoc, compare_explanations, explainers
 from ifam.auditing.sufficiency import Parts, measure_parts
+from ifam.config import ModelConfig
 from ifam.data import Benchmark, denormalize
 from ifam.errors import IfamError
 from ifam.evaluation.metrics import MaskIoU
@@ -104,6 +105,8 @@ class AuditResult:
     Attributes:
         certificate: Whether any hidden pixel changes any bit of the answer.
         baselines: The same for a plain ViT, a late mask and a soft mask.
+        part_certificates: For each part, whether any pixel outside of it changes any bit of what it contributes to the
+            logits; empty where the predictor sees all parts together (`ModelConfig.aggregation`).
         backgrounds: Influence of the background, through pixels and through the mask.
         leakage: What the mask alone reveals.
         parts: Sufficiency and necessity of the visible parts.
@@ -124,12 +127,14 @@ class AuditResult:
     mask_iou: float | None
     images: tuple[ImageRow, ...]
     conditions: Mapping[str, Any]
+    part_certificates: tuple[Certificate, ...] = ()
     pictures: Pictures | None = field(default=None, repr=False, compare=False, metadata=IN_MEMORY)
 
     @property
     def passed(self) -> bool:
-        """Whether there were hidden pixels, and none changed a bit of any answer."""
-        return self.certificate.passed and self.backgrounds.passed
+        """Whether there were hidden pixels, and none changed a bit of any answer, or of what a part contributes."""
+        leaking = any(one.failing_images for one in self.part_certificates)
+        return self.certificate.passed and self.backgrounds.passed and not leaking
 
     @property
     def verdict(self) -> str:
@@ -147,12 +152,20 @@ class AuditResult:
             )
         if not self.backgrounds.passed:
             return "FAILED: another background in hidden patches alone changes bits of an answer."
+        for part in self.part_certificates:
+            if part.failing_images:
+                first = part.violations[0]
+                return (
+                    f"FAILED: in image {self.images[first.image].index}, pixels outside of {part.name} change what it "
+                    f"contributes ({first.attack!r}, {first.setting}); {len(part.failing_images)} of {part.certified} "
+                    f"images fail."
+                )
         if not certificate.certified:
             return "NOT CERTIFIED: every mask shows every patch, so there is no hidden pixel to attack."
         return (
             f"PASSED: {certificate.hidden_pixels:,} hidden pixels of {certificate.certified} images were replaced in "
             f"{len(certificate.attacks) - 1} ways and {len(certificate.settings)} settings, and no bit of any answer "
-            f"changed."
+            f"changed{'' if not self.part_certificates else ', nor did one of any part for pixels outside of it'}."
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -206,12 +219,14 @@ def audit(
     plain_name = OWN_WEIGHTS if plain is None else str(conditions.get("plain", "the given one"))
     with evaluating(model):
         explained = slice(0, None, -(-len(inputs) // explain))
-        totals = _totals(len(inputs), len(range(len(inputs))[explained]), model.config.num_parts)
+        totals = _totals(len(inputs), len(range(len(inputs))[explained]), model.config)
         with _stages(totals) as stage:
             outputs = compute_outputs(model, inputs.images, batch_size, stage("inference"))
             certificate, *baselines = certificates(
                 model, plain_predictor, inputs, outputs, batch_size, seed, stage("certificate")
             )
+            count = stage("single parts") if outputs.held() else no_progress
+            isolated = part_certificates(model, inputs, outputs, batch_size, seed, count)
             advance = stage("backgrounds")
             backgrounds = swap_backgrounds(model, inputs, outputs, batch_size=batch_size, seed=seed, advance=advance)
             leakage = measure_leakage(inputs, outputs, seed=seed, advance=stage("leakage"))
@@ -236,6 +251,7 @@ def audit(
         mask_iou=_mask_iou(inputs, outputs),
         images=_rows(inputs, outputs, certificate, backgrounds, parts),
         conditions={**conditions, **settings, **record()},
+        part_certificates=tuple(isolated),
         pictures=Pictures(denormalize(inputs.images, model.normalization), outputs.part_maps, outputs.mask),
     )
 
@@ -350,14 +366,15 @@ def _subset(inputs_or_outputs: Any, rows: slice) -> Any:
     return replace(inputs_or_outputs, **values)
 
 
-def _totals(images: int, explained: int, num_parts: int) -> dict[str, int]:
+def _totals(images: int, explained: int, config: ModelConfig) -> dict[str, int]:
     """Number of steps of each stage."""
     return {
         "inference": images,
         "certificate": 5 * images,
+        "single parts": config.num_parts * images,
         "backgrounds": images,
         "leakage": 4,
-        "parts": (3 * num_parts + 2) * images,
+        "parts": (3 * config.num_parts + 2) * images,
         "attribution": explained * (1 + len(explainers())),
     }
 

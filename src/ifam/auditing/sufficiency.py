@@ -176,7 +176,7 @@ class _MaskedPredictions:
     ) -> None:
         self.model, self.inputs, self.batch_size, self.advance = model, inputs, batch_size, advance
         self.cache: dict[bytes, Tensor] = {}
-        self.mask, self.gate = outputs.mask, outputs.gate
+        self.mask, self.gate, self.held = outputs.mask, outputs.gate, outputs.held
         self.answers = self(outputs.mask).argmax(dim=1, keepdim=True)
 
     @torch.no_grad()
@@ -187,7 +187,7 @@ class _MaskedPredictions:
             for rows in chunks(len(mask), self.batch_size):
                 # Only a soft predictor reads the gate: keep its weights except where the mask changed.
                 gate = torch.where(mask[rows] == self.mask[rows], self.gate[rows], mask[rows].float())
-                arguments = (self.inputs.images[rows], mask[rows], gate)
+                arguments = (self.inputs.images[rows], mask[rows], gate, *self.held(rows))
                 batches.append(self.model.predictor(*(values.to(device) for values in arguments)).float().cpu())
                 self.advance(rows.stop - rows.start)
             self.cache[key] = torch.cat(batches)

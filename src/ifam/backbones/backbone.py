@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ifam._typing import Bool, Float, Tensor
+from ifam._typing import Bool, Float, Int, Tensor
 from ifam.backbones import masked_pass
 from ifam.backbones.hf_dinov2 import find_hf_dinov2
 from ifam.backbones.masked_pass import MaskedPass, Queries, choose_layout
@@ -128,6 +128,7 @@ class Backbone(nn.Module):
         visible: Bool[Tensor, "B P"] | None = None,
         gate: Float[Tensor, "B P"] | None = None,
         *,
+        sources: Int[Tensor, " B"] | None = None,
         bias: Float[Tensor, "B P"] | None = None,
         queries: Queries = "all",
         mask_gradient: MaskGradient = "none",
@@ -136,10 +137,12 @@ class Backbone(nn.Module):
         """Tokens after the final norm, of whole images or of the visible patches alone, from the first block on.
 
         Args:
-            images: Normalized images [B, 3, S1, S2] of `input_size`. Pixels of hidden patches may hold anything, NaN
-                included, unless the images are resized.
+            images: Normalized images [B, 3, S1, S2] of `input_size`, or, with `sources`, any number of them. Pixels of
+                hidden patches may hold anything, NaN included, unless the images are resized.
             visible: True for the patches to show; all patches of all images where it is None.
             gate: The same as numbers with gradient; receives none without `mask_gradient`.
+            sources: Index of the image of each row of `visible`, where an image is shown in several ways; the images
+                are not copied.
             bias: Added to the attention logits of each visible patch as a key; 0 for prefix tokens.
             queries: What is computed in the last block: "all" tokens, the "patches" alone, or one vector per image
                 ("pooled"): its class token, or without one the mean of its visible patches.
@@ -160,8 +163,9 @@ class Backbone(nn.Module):
         if visible is None:
             layout: Layout = Whole(len(images), self.grid[0] * self.grid[1], self.num_prefix_tokens, images.device)
         else:
-            layout = choose_layout(self.vit, visible, execution, compiled=self.compiled)
-        masked = MaskedPass(self.vit, images, layout)
+            several = sources is not None
+            layout = choose_layout(self.vit, visible, execution, compiled=self.compiled, several=several)
+        masked = MaskedPass(self.vit, images, layout, sources)
         if bias is not None:
             masked.add_bias(bias)
         if visible is not None and gate is not None and mask_gradient != "none":

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from ifam._typing import Bool, Float, Tensor
+from ifam._typing import Bool, Float, Int, Tensor
 from ifam.backbones.gated_attention import OverrideSDPA
 from ifam.backbones.rotary import AttentionFn, Positions, with_rope
 from ifam.backbones.timm_compat import (
@@ -44,10 +44,11 @@ class MaskedPass:
         vit: The transformer.
         images: Images [B, 3, S1, S2] in the normalization that its weights expect.
         layout: Which patches are visible, and the memory layout of their tokens.
+        sources: Index of the image of each row of the layout, if images have more rows than one.
     """
 
-    def __init__(self, vit: Vit, images: Tensor, layout: Layout) -> None:
-        self.vit, self.images, self.layout = vit, images, layout
+    def __init__(self, vit: Vit, images: Tensor, layout: Layout, sources: Int[Tensor, " B"] | None = None) -> None:
+        self.vit, self.images, self.layout, self.sources = vit, images, layout, sources
         self.positions = Positions(vit)
         self.bias: Tensor | None = None
         self.hidden_gate: tuple[Tensor, Tensor] | None = None
@@ -99,7 +100,7 @@ class MaskedPass:
         else:
             (rows, columns), (height, width) = embed.grid_size, embed.patch_size
             pixels = self.images.reshape(-1, 3, rows, height, columns, width).permute(0, 2, 4, 1, 3, 5).flatten(3)
-            chosen = layout.gather(pixels.flatten(1, 2))
+            chosen = layout.gather(pixels.flatten(1, 2), self.sources)
             patches = embed.norm(F.linear(chosen, embed.proj.weight.flatten(1), embed.proj.bias))
         tokens: Tensor = self.vit.norm_pre(self.positions.add_to(patches, layout))
         return tokens
@@ -179,7 +180,9 @@ def pool(tokens: Float[Tensor, "B N D"], real: Bool[Tensor, "B N"] | None, vit: 
     return total / patches.sum(dim=1).clamp_min(1)
 
 
-def choose_layout(vit: Vit, visible: Bool[Tensor, "B P"], execution: Execution, *, compiled: bool = False) -> Layout:
+def choose_layout(
+    vit: Vit, visible: Bool[Tensor, "B P"], execution: Execution, *, compiled: bool = False, several: bool = False
+) -> Layout:
     """Choose the memory layout of the visible tokens.
 
     Args:
@@ -187,6 +190,7 @@ def choose_layout(vit: Vit, visible: Bool[Tensor, "B P"], execution: Execution, 
         visible: True for the patches to show.
         execution: As in `ifam.ModelConfig`.
         compiled: Whether the blocks are compiled, which rectangles of few sizes suit.
+        several: Whether images have several rows, such as one for each part, of which many are short or empty.
 
     Raises:
         IfamError: `execution` is "packed", but the transformer drops residual branches per image.
@@ -197,13 +201,13 @@ def choose_layout(vit: Vit, visible: Bool[Tensor, "B P"], execution: Execution, 
             "execution='packed' puts all images into one row, where drop_path_rate cannot drop single images; "
             "use execution='auto' or 'padded', or leave drop_path_rate at 0."
         )
-    pays = execution == "auto" and not dropped and not compiled and _packing_pays(visible, vit)
+    pays = execution == "auto" and not dropped and not compiled and _packing_pays(visible, vit, several)
     if execution == "packed" or pays:
         return Packed(visible, prefix)
     return Padded(visible, prefix, dense=execution == "dense", bucket=_BUCKET if compiled else 1)
 
 
-def _packing_pays(visible: Bool[Tensor, "B P"], vit: Vit) -> bool:
+def _packing_pays(visible: Bool[Tensor, "B P"], vit: Vit, several: bool) -> bool:
     """Whether packing is faster than padding, according to the measurements in docs/results/speed.md."""
     kind, dtype = visible.device.type, vit.patch_embed.proj.weight.dtype
     if kind != "cpu":
@@ -213,4 +217,5 @@ def _packing_pays(visible: Bool[Tensor, "B P"], vit: Vit) -> bool:
     # Packing copies the tokens in each block; short rows are cheaper with some padding.
     counts = visible.sum(dim=1)
     tokens, longest = int(counts.sum()), int(counts.max()) if len(counts) else 0
-    return tokens >= _MIN_TOKENS_TO_PACK * len(counts) and tokens < _MAX_PADDED_DENSITY * longest * len(counts)
+    enough = several or tokens >= _MIN_TOKENS_TO_PACK * len(counts)
+    return enough and tokens < _MAX_PADDED_DENSITY * longest * len(counts)

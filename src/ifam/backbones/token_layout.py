@@ -48,9 +48,17 @@ class Padded:
         # Without padding there is nothing to mask; a mask of True would only slow the kernel down.
         self.real = None if shortest == self.index.shape[1] else self.mask
 
-    def gather(self, values: Float[Tensor, "B2 P *D"]) -> Float[Tensor, "B N *D"]:
-        """The values of the patches in this layout, zeros in the padding; a batch of one is broadcast."""
-        chosen = _gather(values, torch.arange(len(self.index), device=values.device)[:, None], self.index)
+    def gather(
+        self, values: Float[Tensor, "B2 P *D"], sources: Int[Tensor, " B"] | None = None
+    ) -> Float[Tensor, "B N *D"]:
+        """The values of the patches in this layout, zeros in the padding; a batch of one is broadcast.
+
+        Args:
+            values: Values of every patch.
+            sources: Index of the values of each row; its own number where it is None.
+        """
+        rows = torch.arange(len(self.index), device=values.device) if sources is None else sources
+        chosen = _gather(values, rows[:, None], self.index)
         if self.real is None:
             return chosen
         # Padding indexes hidden patches, whose values may be NaN: they are replaced, not multiplied by 0.
@@ -121,9 +129,11 @@ class Packed:
         self.source = torch.where(is_patch, patch_source, taken[:, 0] * prefix + taken[:, 1])
         self.known_rows: dict[tuple[int, ...], _Rows] = {}
 
-    def gather(self, values: Float[Tensor, "B2 P *D"]) -> Float[Tensor, "1 N *D"]:
-        """The values of the patches in this layout; a batch of one is broadcast."""
-        return _gather(values, self.image, self.patch)[None]
+    def gather(
+        self, values: Float[Tensor, "B2 P *D"], sources: Int[Tensor, " B"] | None = None
+    ) -> Float[Tensor, "1 N *D"]:
+        """As `Padded.gather`, without padding."""
+        return _gather(values, self.image if sources is None else sources[self.image], self.patch)[None]
 
     def assemble(self, prefix: Float[Tensor, "1 F D"], patches: Float[Tensor, "1 N D"]) -> Float[Tensor, "1 M D"]:
         """The prefix tokens, the same for all images, before the patches of each image."""
@@ -229,7 +239,9 @@ class Whole(Padded):
         self.prefix, self.counts, self.real = prefix, [prefix + patches] * batch, None
         self.mask = torch.ones(batch, prefix + patches, dtype=torch.bool, device=device)
 
-    def gather(self, values: Float[Tensor, "B2 P *D"]) -> Float[Tensor, "B2 P *D"]:
+    def gather(
+        self, values: Float[Tensor, "B2 P *D"], sources: Int[Tensor, " B"] | None = None
+    ) -> Float[Tensor, "B2 P *D"]:
         """The values unchanged."""
         return values
 

@@ -169,6 +169,11 @@ def _to_timm(name: str) -> str:
 def _check_described(model: IFAM) -> None:
     """Refuse models that the authors' code does not support: both of its stages have the same transformer."""
     stages = [stage.backbone for stage in (model.selector, model.predictor)]
+    if model.config.aggregation != "joint":
+        raise IfamError(
+            "The authors' layout is that of a predictor which sees all parts together, but this model adds up what it "
+            "says of each part (aggregation 'sum'); save it with `save_pretrained`."
+        )
     # Only timm's `Eva` has rotary positions; the authors' models are of the other family.
     rotary = any(hasattr(backbone.vit, "rope") for backbone in stages)
     alike = [{name: tuple(t.shape) for name, t in backbone.vit.state_dict().items()} for backbone in stages]

@@ -16,6 +16,7 @@ from ifam.evaluation.metrics import GroupAccuracy
 from ifam.evaluation.part_quality import PartQuality, conditions, part_figures, part_quality, with_regression
 from ifam.models.base import Classifier, device_of, evaluating
 from ifam.models.interventions import Intervention
+from ifam.models.part_sum import held_parts
 from ifam.models.predictor import Predictor
 
 
@@ -366,15 +367,16 @@ def hidden_influence(model: Classifier, examples: ImageDataset, count: int = 64,
     prepared = TransformedDataset(examples, model.image_size, model.normalization)
     batch = collate([prepared[i] for i in range(min(count, len(prepared)))]).to(device_of(model))
     with evaluating(model):
-        mask, predictor = model.predict_batch(batch).mask, cast(Predictor, model.predictor)
+        out, predictor = model.predict_batch(batch), cast(Predictor, model.predictor)
+        mask, held = out.mask, held_parts(out.patch_parts)
         assert mask is not None, "the model masks its input"
-        logits = predictor(batch.images, mask)
+        logits = predictor(batch.images, mask, **held)
         hidden = hidden_pixel_mask(mask, batch.images)
         noise = torch.randn(batch.images.shape, generator=torch.Generator().manual_seed(seed)).to(batch.images)
         fills = (torch.full_like(noise, value) for value in (1e30, torch.inf, torch.nan))
         largest = 0.0
         for filling in (noise, batch.images.roll(1, 0), *fills):
-            changed = predictor(torch.where(hidden, filling, batch.images), mask)
+            changed = predictor(torch.where(hidden, filling, batch.images), mask, **held)
             difference = (changed - logits).abs().nan_to_num(nan=torch.inf).max()
             largest = max(largest, float(difference))
     return largest

@@ -41,6 +41,7 @@ class Classifier(nn.Module):
         masks_input: Whether its prediction depends on visible patches alone.
         selects_parts: Whether it has a selector, so that its outputs have a selection and a mask.
         takes_interventions: Whether its predictor uses the mask of the selection, so that interventions have an effect.
+        adds_parts: Whether its predictor can see each part alone (`ModelConfig.aggregation`).
     """
 
     method: str = "ifam"
@@ -49,6 +50,7 @@ class Classifier(nn.Module):
     masks_input: ClassVar[bool] = False
     selects_parts: ClassVar[bool] = False
     takes_interventions: ClassVar[bool] = False
+    adds_parts: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
         # Variants are not inherited: each name belongs to one class.
@@ -56,6 +58,11 @@ class Classifier(nn.Module):
 
     def __init__(self, config: ModelConfig, pretrained: bool = True) -> None:
         super().__init__()
+        if config.aggregation == "sum" and not self.adds_parts:
+            raise IfamError(
+                f"aggregation is 'sum', but the method {self.method} does not show the predictor one part at a time; "
+                f"use 'joint', or the method ifam."
+            )
         self.config = resolve(config)
 
     @property

@@ -228,4 +228,5 @@ class LateMask(IFAM):
 
     method = "late_mask"
     masks_input = False
+    adds_parts = False
     predictor_class = LatePredictor

@@ -4,11 +4,12 @@ from typing import ClassVar
 
 from torch import nn
 
-from ifam._typing import Tensor
+from ifam._typing import Float, Tensor
 from ifam.backbones.backbone import predictor_backbone
 from ifam.config import ModelConfig
 from ifam.models.base import PartClassifier
 from ifam.models.masking import assignment_mask, resize_gated_mask, sample_assignment
+from ifam.models.part_sum import AdditivePredictor, add_up, divide
 from ifam.models.pixel_mask import cell_grid, cell_mask, intervened_mask, show_share
 from ifam.models.predictor import Predictor
 from ifam.types import Mask, Output, PixelSelection, Selection
@@ -28,12 +29,18 @@ class IFAM(PartClassifier):
     variants = ("frozen_predictor",)
     masks_input = True
     takes_interventions = True
+    adds_parts = True
     predictor_class: ClassVar[type[Predictor]] = Predictor
 
     def __init__(self, config: ModelConfig, pretrained: bool = True) -> None:
         super().__init__(config, pretrained)
         backbone = predictor_backbone(config, pretrained, self.selector.backbone)
-        self.predictor = self.predictor_class(backbone, config.num_classes, config.mask_gradient, config.execution)
+        settings = (backbone, config.num_classes, config.mask_gradient, config.execution)
+        self.predictor = (
+            self.predictor_class(*settings)
+            if config.aggregation == "joint"
+            else AdditivePredictor(*settings, num_parts=config.num_parts)
+        )
         self.predictor.mask_grid = self.mask_grid
 
     @property
@@ -49,8 +56,13 @@ class IFAM(PartClassifier):
     def classify(self, images: Tensor, selection: Selection) -> Output:
         """Classify images [B, 3, S, S] given their parts, from the visible patches alone."""
         mask = self.mask(selection, images)
-        logits = self.predictor(images, mask.visible, mask.gate)
-        return Output(logits, selection.selector_logits, mask.visible, mask.gate, selection)
+        if not isinstance(self.predictor, AdditivePredictor):
+            logits = self.predictor(images, mask.visible, mask.gate)
+            return Output(logits, selection.selector_logits, mask.visible, mask.gate, selection)
+        contributions, prior = self.predictor.contributions(images, *vars(mask).values())
+        logits = add_up(prior, contributions)
+        seen = (mask.visible, mask.gate, selection)
+        return Output(logits, selection.selector_logits, *seen, contributions, prior, mask.patch_parts)
 
     def mask(self, selection: Selection, images: Tensor | None = None) -> Mask:
         """The mask of a selection: sampled in training, deterministic in evaluation.
@@ -60,15 +72,27 @@ class IFAM(PartClassifier):
             images: The images, whose edges the outline of a mask of pixels follows.
         """
         config, grid = self.config, self.predictor.backbone.grid
-        drawn = sample_assignment(
+        logits, probabilities = sample_assignment(
             selection, self.training, config.temperature, config.gumbel_noise, config.mask_part_dropout
         )
-        assigned = assignment_mask(*drawn)
+        mask = self._foreground_mask(selection, images, logits, probabilities.sum(dim=1))
+        return mask if config.aggregation == "joint" else divide(mask, logits, probabilities, grid)
+
+    def _foreground_mask(
+        self,
+        selection: Selection,
+        images: Tensor | None,
+        logits: Float[Tensor, "B K1 H W"],
+        foreground: Float[Tensor, "B H W"],
+    ) -> Mask:
+        """The mask of all parts, from the logits that were drawn and the probability of the foreground."""
+        config, grid = self.config, self.predictor.backbone.grid
+        assigned = assignment_mask(logits, foreground)
         if isinstance(selection, PixelSelection):
             mask = resize_gated_mask(assigned, self.mask_grid)
             return intervened_mask(selection, mask, self.mask_grid, grid, self.masks_pixels)
         if self.masks_pixels:
-            mask = cell_mask(*drawn, self.mask_grid, grid, images if config.edge_aware else None)
+            mask = cell_mask(logits, foreground, self.mask_grid, grid, images if config.edge_aware else None)
         else:
             mask = resize_gated_mask(assigned, grid)
         # Noise and dropped parts may show less in training.

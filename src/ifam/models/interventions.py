@@ -126,6 +126,37 @@ class UseMask:
         return PixelSelection(**vars(_restrict(selection, allowed)) | {"pixels": visible[:, 0]})
 
 
+@dataclass(frozen=True)
+class UseParts:
+    """Assign every patch to a given part, regardless of the selector.
+
+    Args:
+        parts: Part of each patch on the selector's grid, whole numbers [B, H, W], or [H, W] for every image; the number
+            of parts, K, is the background (`Selection.winners`).
+    """
+
+    parts: Tensor
+
+    def __call__(self, selection: Selection) -> Selection:
+        """A copy of the selection with these parts."""
+        batch, kinds, rows, columns = selection.assignment_logits.shape
+        given = torch.as_tensor(self.parts, device=selection.assignment_logits.device)
+        if tuple(given.shape) == (rows, columns):
+            given = given.expand(batch, -1, -1)
+        whole = not (given.is_floating_point() or given.dtype == torch.bool)
+        if tuple(given.shape) != (batch, rows, columns) or not whole:
+            raise IfamError(
+                f"UseParts got {given.dtype} of shape {list(given.shape)}, but whole numbers [{batch}, {rows}, "
+                f"{columns}] are expected: the part of each of the selector's patches, for every image."
+            )
+        if given.numel() and not 0 <= int(given.min()) <= int(given.max()) < kinds:
+            raise IfamError(
+                f"UseParts got parts from {int(given.min())} to {int(given.max())}, but this model has parts 0 to "
+                f"{kinds - 2}, and the background, {kinds - 1}."
+            )
+        return _restrict(selection, F.one_hot(given.long(), kinds).movedim(3, 1).bool())
+
+
 def _part_flags(parts: Sequence[Any], selection: Selection) -> Bool[Tensor, " K1"]:
     """True at the given parts, which are checked."""
     num_parts = selection.assignment_logits.shape[1] - 1

@@ -31,13 +31,14 @@ def make_mask(
     Returns:
         The binary mask, and a gate of the same value whose gradient is that of the foreground's probability.
     """
-    return assignment_mask(*sample_assignment(selection, training, temperature, gumbel_noise, part_dropout))
+    logits, probabilities = sample_assignment(selection, training, temperature, gumbel_noise, part_dropout)
+    return assignment_mask(logits, probabilities.sum(dim=1))
 
 
 def sample_assignment(
     selection: Selection, training: bool, temperature: float, gumbel_noise: bool, part_dropout: float
-) -> tuple[Float[Tensor, "B K1 H W"], Float[Tensor, "B H W"]]:
-    """The logits that decide which patches are visible, and the probability of the foreground; see `make_mask`."""
+) -> tuple[Float[Tensor, "B K1 H W"], Float[Tensor, "B K H W"]]:
+    """The logits that decide which patches are visible, and the probability of each part; see `make_mask`."""
     logits = selection.assignment_logits
     if training and gumbel_noise:
         logits = logits + gumbel_like(logits)
@@ -45,8 +46,8 @@ def sample_assignment(
     if training and part_dropout > 0:
         keep = kept_parts(logits[:, :-1], part_dropout)[:, :, None, None]
         parts = logits[:, :-1].masked_fill(~keep, -torch.inf)
-        return torch.cat([parts, logits[:, -1:]], dim=1), (probabilities[:, :-1] * keep).sum(dim=1)
-    return logits, probabilities[:, :-1].sum(dim=1)
+        return torch.cat([parts, logits[:, -1:]], dim=1), probabilities[:, :-1] * keep
+    return logits, probabilities[:, :-1]
 
 
 def assignment_mask(logits: Float[Tensor, "B K1 H W"], foreground: Float[Tensor, "B H W"]) -> Mask:

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from ifam._typing import Float, Tensor
+from ifam._typing import Bool, Float, Int, Tensor
 from ifam.backbones.backbone import Backbone
 from ifam.config import Execution, MaskGradient
 from ifam.errors import IfamError
@@ -58,6 +58,13 @@ class Predictor(nn.Module):
         Raises:
             IfamError: The mask is not binary or has another shape than the grid of patches.
         """
+        images, visible, gate = self.as_patches(images, mask, gate)
+        return self.logits_of(images, visible, gate)
+
+    def as_patches(
+        self, images: Tensor, mask: Tensor, gate: Tensor | None
+    ) -> tuple[Tensor, Bool[Tensor, "B P"], Float[Tensor, "B P"] | None]:
+        """Images without hidden pixels in visible patches, these patches, and their gate if it needs a gradient."""
         self.backbone.check_images(images)
         self._check(images, mask, gate)
         wants_gradient = gate is not None and gate.requires_grad and torch.is_grad_enabled()
@@ -67,10 +74,21 @@ class Predictor(nn.Module):
             reaches = wants_gradient and self.mask_gradient != "none"
             images = blank_hidden(images, mask, gate if reaches else None)
             mask, gate = patches, None if gate is None else patch_gate(gate, patches)
+        return images, mask.flatten(1), gate.flatten(1) if gate is not None and wants_gradient else None
+
+    def logits_of(
+        self,
+        images: Tensor,
+        visible: Bool[Tensor, "R P"],
+        gate: Float[Tensor, "R P"] | None = None,
+        sources: Int[Tensor, " R"] | None = None,
+    ) -> Float[Tensor, "R C"]:
+        """Class logits of visible patches; of several rows for one image, where `sources` has the image of each."""
         pooled = self.backbone(
             images,
-            mask.flatten(1),
-            gate.flatten(1) if gate is not None and wants_gradient else None,
+            visible,
+            gate,
+            sources=sources,
             queries="pooled",
             mask_gradient=self.mask_gradient,
             execution=self.execution,

@@ -51,6 +51,7 @@ class SoftMaskIFAM(IFAM):
 
     method = "soft_mask"
     masks_input = False
+    adds_parts = False
     predictor_class = SoftPredictor
 
     def mask(self, selection: Selection, images: Tensor | None = None) -> Mask:

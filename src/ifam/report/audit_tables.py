@@ -69,12 +69,15 @@ def _certificate(audit: AuditResult) -> Section:
     caption = (
         "Answers changed by each attack on hidden pixels, and the largest (finite) changes of logits and probability"
     )
-    return Section(
-        "1. Can a hidden pixel change the answer?",
-        audit.verdict,
-        (Table(caption, columns, tuple(rows), (0,)),),
-        tuple(notes),
-    )
+    tables = [Table(caption, columns, tuple(rows), (0,))]
+    if audit.part_certificates:
+        of_parts = "The same for what each part contributes, attacked everywhere outside of its own visible patches"
+        tables.append(Table(of_parts, columns, tuple(map(_attacked, audit.part_certificates))))
+        notes.append(
+            "The answer is the sum of what the parts contribute, each computed from its own patches alone; for these "
+            "figures, which patches belong to which part stays the same."
+        )
+    return Section("1. Can a hidden pixel change the answer?", audit.verdict, tuple(tables), tuple(notes))
 
 
 def _attacked(certificate: Certificate) -> tuple[str, ...]:
