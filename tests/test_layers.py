@@ -66,7 +66,7 @@ ORDER = {
             "base",
             "ifam",
         ),
-        *("soft_mask", "crops", "baselines", "segment_first", "registry"),
+        *("contributions", "soft_mask", "crops", "baselines", "segment_first", "registry"),
     ],
     "checkpoints": ["safe_pickle", "authors", "hub"],
     "evaluation": [

@@ -11,6 +11,8 @@ from ifam.evaluation.accuracy import evaluate as evaluate
 from ifam.inference import iter_predictions as iter_predictions
 from ifam.inference import predict as predict
 from ifam.models.baselines import PlainViT as PlainViT
+from ifam.models.contributions import PartContributions as PartContributions
+from ifam.models.contributions import explain as explain
 from ifam.models.ifam import IFAM as IFAM
 from ifam.models.interventions import DropParts as DropParts
 from ifam.models.interventions import DropUnsure as DropUnsure

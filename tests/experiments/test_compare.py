@@ -180,9 +180,13 @@ def test_pictures_are_the_first_images_of_each_group_with_the_answers_of_every_m
     prepared = TransformedDataset(birds.split("test"), model.image_size, model.normalization)
     for picture in lines(done)["one part", 0]["pictures"]:
         with torch.inference_mode():
-            probabilities = model(collate([prepared[picture["index"]]]).images).logits[0].softmax(0)
+            logits = model(collate([prepared[picture["index"]]]).images).logits[0]
+        probabilities = logits.softmax(0)
         assert birds.class_names[int(probabilities.argmax())] == picture["answer"]
         assert float(probabilities.max()) == pytest.approx(picture["confidence"], abs=1e-5)
+        # The bars add up to the logit of the answer.
+        assert picture["prior"] + sum(picture["contributions"]) == pytest.approx(float(logits.max()), abs=1e-4)
+        assert len(picture["contributions"]) == model.config.num_parts
 
 
 def test_photographs_are_drawn_too(tmp_path):
@@ -222,11 +226,15 @@ def test_models_are_kept_when_asked(done):
 
 
 def test_the_page_shows_it(done):
-    page = (done / "compare.html").read_text()
+    page = (done / "compare.html").read_text(encoding="utf-8")
     assert "3 methods on pondbirds, 2 seeds" in page
     assert "plain_vit+dfr (uses groups)" in page
     assert "model.num_parts = 1" in page
     assert "<svg" in page
+    # A bar for the prior, for the one part, and for their sum, of each image of the model that sees parts.
+    pictures = lines(done)["one part", 0]["pictures"]
+    assert page.count('<div class="worth"') == len(pictures)
+    assert page.count("--zero:") == 3 * len(pictures)
 
 
 # --- going on --------------------------------------------------------------------------------------------

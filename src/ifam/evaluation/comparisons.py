@@ -21,6 +21,9 @@ class Picture:
         confidence: Its probability.
         parts: File of the image with its parts in colors; None for models without a mask.
         seen: File of what the predictor saw; None for models without a mask.
+        prior: Logit of the answer without any visible patch; None for models whose parts do not explain the answer.
+        contributions: What each part adds to it (`ifam.explain`); the sum is the logit of the answer.
+        exact: Whether the model itself adds up its parts; otherwise these are Shapley values.
     """
 
     index: int
@@ -31,6 +34,9 @@ class Picture:
     confidence: float
     parts: str | None = None
     seen: str | None = None
+    prior: float | None = None
+    contributions: tuple[float, ...] = ()
+    exact: bool = False
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -10,6 +11,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 from ifam.data import Benchmark, TransformedDataset, collate
 from ifam.evaluation.comparisons import Picture, Run
 from ifam.models.base import Classifier, device_of
+from ifam.models.contributions import PartContributions, can_explain, explain_output
 from ifam.report.overlays import part_overlay, predictor_view, save_picture, thumbnail
 
 FOLDER = "pictures"
@@ -39,16 +41,20 @@ def draw_pictures(
     """
     indices, examples = first_of_each_group(images, split, count), images.split(split)
     batch = collate([TransformedDataset(examples, model.image_size, model.normalization)[index] for index in indices])
-    out = model.predict_batch(batch.to(device_of(model)))
+    batch = batch.to(device_of(model))
+    out = model.predict_batch(batch)
+    explained = explain_output(model, batch.images, out) if can_explain(model) else None
     probabilities, answers = out.logits.softmax(dim=1).max(dim=1)
     pictures = []
     for place, index in enumerate(indices):
         example = examples[index]["image"]
         image = thumbnail(example if isinstance(example, Image.Image) else to_pil_image(example))
-        drawn = {"image": _save(image, folder, f"{index:05d}-input")}
+        drawn: dict[str, Any] = {"image": _save(image, folder, f"{index:05d}-input")}
         if out.mask is not None and model.selects_parts:
             drawn["parts"] = _save(part_overlay(image, out.part_maps[place]), folder, f"{index:05d}-{row}-parts")
             drawn["seen"] = _save(predictor_view(image, out.mask[place]), folder, f"{index:05d}-{row}-seen")
+        if explained is not None:
+            drawn |= _bars(explained, place)
         pictures.append(
             Picture(
                 index=index,
@@ -60,6 +66,12 @@ def draw_pictures(
             )
         )
     return pictures
+
+
+def _bars(explained: PartContributions, place: int) -> dict[str, Any]:
+    """What the parts contribute to the answer to one of the images."""
+    prior, contributions = explained.bars(place)
+    return {"prior": prior, "contributions": tuple(contributions), "exact": explained.exact}
 
 
 def with_files(run: Run, folder: Path) -> Run:

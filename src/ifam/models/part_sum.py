@@ -6,7 +6,6 @@ No part attends to another, so what one adds to the logits depends on the pixels
 from dataclasses import replace
 
 import torch
-from torch.nn import functional as F
 
 from ifam._typing import Bool, Float, Int, Tensor
 from ifam.backbones.backbone import Backbone
@@ -25,7 +24,7 @@ class AdditivePredictor(Predictor):
 
         prior = f(x, {}),    contribution_k = f(x, m_k) - prior,    logits = prior + sum_k contribution_k
 
-    so a part without visible patches contributes exactly 0. All parts of all images are computed in one batch.
+    so a part without visible patches contributes exactly 0. The parts of all images are computed in one batch.
 
     Args:
         backbone: The transformer of this stage.
@@ -88,16 +87,11 @@ class AdditivePredictor(Predictor):
             gates = shown * gate[:, None]
         if gates is not None and not (gates.requires_grad and torch.is_grad_enabled()):
             gates = None
-        if not len(images):
-            images = images.new_zeros(1, *images.shape[1:])
-        # One more row, of no patch, is the prior.
-        rows = F.pad(shown.flatten(0, 1), (0, 0, 0, 1))
-        row_gates = None if gates is None else F.pad(gates.flatten(0, 1), (0, 0, 0, 1))
-        sources = F.pad(torch.arange(len(shown), device=images.device).repeat_interleave(self.num_parts), (0, 1))
-        logits = self.logits_of(images, rows, row_gates, sources)
-        logits = logits if logits.dtype == torch.float64 else logits.float()
-        prior = logits[-1]
-        change = logits[:-1].unflatten(0, (len(shown), self.num_parts)) - prior
+        sources = torch.arange(len(images), device=images.device).repeat_interleave(self.num_parts)
+        row_gates = None if gates is None else gates.flatten(0, 1)
+        logits = self.logits_of(images, shown.flatten(0, 1), row_gates, sources)
+        prior = self.prior(images)
+        change = logits.unflatten(0, (len(images), self.num_parts)).to(prior.dtype) - prior
         # The rows of absent parts are those of the prior, but for rounding; their gates may receive gradient.
         return torch.where(shown.any(dim=2)[:, :, None], change, change - change.detach()), prior
 

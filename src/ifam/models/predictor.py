@@ -95,6 +95,16 @@ class Predictor(nn.Module):
         )
         return self.classify(pooled)
 
+    def prior(self, images: Tensor) -> Float[Tensor, " C"]:
+        """Class logits of an image without visible patches, in float32 at least; the images tell its type and device.
+
+        Computed on its own, it has the same bits whatever else is in a batch.
+        """
+        rows, columns = self.backbone.grid
+        nothing = torch.zeros(1, rows * columns, dtype=torch.bool, device=images.device)
+        logits = self.logits_of(images.new_zeros(1, *images.shape[1:]), nothing)[0]
+        return logits if logits.dtype == torch.float64 else logits.float()
+
     def forward_full(self, images: Tensor) -> Float[Tensor, "B C"]:
         """Class logits of whole images [B, 3, S, S], without hidden patches."""
         visible = torch.ones(len(images), *self.backbone.grid, dtype=torch.bool, device=images.device)

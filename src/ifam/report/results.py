@@ -19,6 +19,7 @@ from ifam.evaluation.comparisons import ComparisonResult
 from ifam.io import check_replaceable, ensure_writable, local_path, run_digest, write_json, write_text
 from ifam.provenance import is_stale
 from ifam.report.audit_tables import sections, worst_group
+from ifam.report.bars import Bar, change_bar, contribution_bars
 from ifam.report.comparisons import ComparedImage, comparison_section, curves, history_curves, image_rows
 from ifam.report.evaluation_tables import evaluation_tables
 from ifam.report.html import curve_charts, environment
@@ -54,23 +55,6 @@ class AuditView:
 
 
 @dataclass(frozen=True)
-class Bar:
-    """The change of a logit without one part, as a bar from the middle: to the left if it decreases.
-
-    Attributes:
-        left: Left end of the bar, in percent.
-        width: Its width, in percent.
-        text: The change.
-        color: The color of the part.
-    """
-
-    left: str
-    width: str
-    text: str
-    color: tuple[int, int, int]
-
-
-@dataclass(frozen=True)
 class Case:
     """An image of an audit, with its pictures.
 
@@ -97,11 +81,13 @@ class PictureGroup:
         name: The group.
         images: Its images, with pictures as data URIs.
         colors: Color of each part.
+        bars: What the parts contribute to an answer, by name of the method and index of the image.
     """
 
     name: str
     images: list[ComparedImage]
     colors: Sequence[tuple[int, int, int]]
+    bars: dict[tuple[str, int], list[Bar]]
 
 
 @dataclass
@@ -291,8 +277,10 @@ def _pictures(folder: Path, comparison: ComparisonResult) -> list[PictureGroup]:
         masked = [(name, _uri(folder, parts), _uri(folder, seen)) for name, parts, seen in row.masked]
         return replace(row, image=_uri(folder, row.image), masked=masked)
 
-    colors = part_colors(comparison.num_parts)
-    return [PictureGroup(name, list(map(embedded, rows)), colors) for name, rows in image_rows(comparison).items()]
+    colors, bars = part_colors(comparison.num_parts), contribution_bars(comparison)
+    return [
+        PictureGroup(name, list(map(embedded, rows)), colors, bars) for name, rows in image_rows(comparison).items()
+    ]
 
 
 def _names(results: Sequence[Result]) -> list[str]:
@@ -363,14 +351,8 @@ def _cases(file: Path, audit: AuditResult, key: str) -> Iterator[Case]:
         if row.pictures is None or row.side is None:
             continue
         pictures = (row.pictures.input, row.pictures.parts, row.pictures.seen)
-        bars = map(_bar, row.leave_one_out, part_colors(len(row.leave_one_out)), repeat(largest))
+        bars = map(change_bar, row.leave_one_out, part_colors(len(row.leave_one_out)), repeat(largest))
         yield Case(row, key, row.side, tuple(_uri(file.parent, name) for name in pictures), tuple(bars))
-
-
-def _bar(value: float, color: tuple[int, int, int], largest: float) -> Bar:
-    width = 50 * min(1.0, abs(value) / largest)
-    left = 50 - width if value < 0 else 50
-    return Bar(f"{left:.1f}", f"{width:.1f}", f"{value:+.2f}" if value else "–", color)
 
 
 def _uri(folder: Path, name: str) -> str:
