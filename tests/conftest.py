@@ -118,6 +118,7 @@ def make_selection():
             part_features=torch.randn(batch, parts, width, dtype=logits.dtype),
             part_scores=scores,
             selector_logits=scores.mean(dim=1),
+            initial_logits=logits.clone(),
         )
 
     return make

@@ -52,12 +52,10 @@ SETS = st.sets(st.integers(0, PARTS - 1)).map(sorted)
 @st.composite
 def selections(draw):
     logits = draw(arrays((2, PARTS + 1, SIDE, SIDE), LOGITS))
-    # Each patch belongs to something.
-    logits[:, -1][logits.isneginf().all(dim=1)] = 0.0
     similarity = draw(arrays((2, PARTS + 1, SIDE, SIDE), st.integers(-3, 3).map(float)))
     maps = torch.nan_to_num(logits, neginf=-1e38).softmax(dim=1)
     scores = torch.zeros(2, PARTS, 5)
-    return Selection(logits, maps, similarity, torch.zeros(2, PARTS + 1, 6), scores, scores.mean(dim=1))
+    return Selection(logits, maps, similarity, torch.zeros(2, PARTS + 1, 6), scores, scores.mean(dim=1), logits)
 
 
 def shown(selection):

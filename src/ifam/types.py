@@ -6,7 +6,7 @@ background, which is always the last, `C` classes, `D` width of the tokens, `H W
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -65,6 +65,8 @@ class Selection:
         part_features: One vector per part, after the joint LayerNorm.
         part_scores: Class scores of each foreground part.
         selector_logits: The selector's own classification, the mean of `part_scores` over parts.
+        initial_logits: The assignment logits before any intervention, which leaves them as they are: they tell which
+            patches it has hidden. None where there are none.
     """
 
     assignment_logits: Float[Tensor, "B K1 H W"]
@@ -73,6 +75,7 @@ class Selection:
     part_features: Float[Tensor, "B K1 D"]
     part_scores: Float[Tensor, "B K C"]
     selector_logits: Float[Tensor, "B C"]
+    initial_logits: Float[Tensor, "B K1 H W"] | None = None
 
     @property
     def winners(self) -> Int[Tensor, "B H W"]:
@@ -89,7 +92,7 @@ class PixelSelection(Selection):
         pixels: True for what to show, on the selector's grid or on a finer one.
     """
 
-    pixels: Bool[Tensor, "B S1 S2"]
+    pixels: Bool[Tensor, "B S1 S2"] = field(kw_only=True)
 
 
 @dataclass(frozen=True)

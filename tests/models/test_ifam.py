@@ -25,6 +25,7 @@ def test_shapes_of_every_output(make_model, layout, batch, training):
         "mask": (batch, 4, 4),
         "gate": (batch, 4, 4),
         "assignment_logits": (batch, 4, 4, 4),
+        "initial_logits": (batch, 4, 4, 4),
         "part_maps": (batch, 4, 4, 4),
         "selector_logits": (batch, 5),
         "part_scores": (batch, 3, 5),

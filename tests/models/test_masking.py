@@ -44,6 +44,21 @@ def test_logits_so_low_that_probabilities_vanish_still_decide(make_selection):
     assert make_mask(make_selection(logits)).visible.flatten().tolist() == [True, False]
 
 
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("temperature", [0.1, 1.0])
+def test_the_gate_is_a_number_whatever_the_logits_hold(make_selection, training, temperature):
+    """A patch that can belong to nothing is hidden, as one of which nothing is known; infinity wins."""
+    inf, nan = torch.inf, torch.nan
+    columns = [([-inf] * 3, False), ([nan] * 3, False), ([0.0, nan, -1.0], False), ([inf, 0.0, 5.0], True)]
+    columns += [([inf, inf, inf], True), ([0.0, 0.0, inf], False), ([-inf, 0.0, -inf], True), ([inf, -inf, nan], False)]
+    logits = torch.tensor([values for values, _ in columns]).T.reshape(1, 3, 1, -1).requires_grad_()
+    mask = make_mask(make_selection(logits), training=training, temperature=temperature)
+    assert mask.visible.flatten().tolist() == [visible for _, visible in columns]
+    assert torch.equal(mask.gate, mask.visible.float())
+    mask.gate.sum().backward()
+    assert logits.grad.isfinite().all()
+
+
 @pytest.mark.parametrize("temperature", [1.0, 0.5, 4.0])
 def test_gradient_of_the_gate_is_that_of_the_foreground_probability(make_selection, logits, temperature):
     logits.requires_grad_()

@@ -1,5 +1,7 @@
 """The method's promises for a mask finer than patches: hidden pixels of visible patches cannot matter either."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -7,7 +9,7 @@ from torch.nn import functional as F
 from ifam.errors import IfamError
 from ifam.models.ifam import IFAM
 from ifam.models.interventions import DropParts, DropUnsure, UseMask
-from ifam.models.pixel_mask import blank_hidden, cell_mask, guided_filter, patch_gate, visible_patches
+from ifam.models.pixel_mask import blank_hidden, cell_mask, drop_sparse, guided_filter, patch_gate, visible_patches
 from ifam.models.registry import build
 
 EXECUTIONS = ["auto", "padded", "packed", "dense"]
@@ -148,7 +150,7 @@ def test_the_loss_reaches_the_selector(make_model, images):
 
 def test_interventions_after_a_mask_of_pixels_still_hide(make_model, images):
     model = make_model(mask_resolution=2)
-    everything = torch.ones(64, 64, dtype=torch.bool)
+    everything = torch.ones(1, 64, 64, dtype=torch.bool)
     winners = model(images, [UseMask(everything)]).selection.winners
     out = model(images, [UseMask(everything), DropParts([0])])
     assert torch.equal(out.mask, enlarge(winners != 0, (32, 32)))
@@ -166,6 +168,59 @@ def test_no_pixel_of_a_patch_that_an_intervention_hides_is_shown(make_model, ima
     limits = whole.similarity[:, :3].amax(dim=(0, 2, 3))
     best = model(images, [DropUnsure(limits)])
     assert not (best.mask & enlarge(best.selection.winners == 3, best.mask.shape[1:])).any()
+
+
+@pytest.mark.parametrize("edge_aware", [False, True])
+@pytest.mark.parametrize("resolution", ["patch", 2])
+def test_dropping_parts_takes_away_and_draws_nothing_again(make_model, images, edge_aware, resolution):
+    model = make_model(mask_resolution=resolution, edge_aware=edge_aware)
+    whole = model(images)
+    for part in range(3):
+        mask = model(images, [DropParts([part])]).mask
+        assert not (mask & ~whole.mask).any()
+        others = enlarge((whole.selection.winners != part) & (whole.selection.winners != 3), mask.shape[1:])
+        assert torch.equal(mask & others, whole.mask & others)
+        assert (mask != whole.mask).any()
+
+
+@pytest.mark.parametrize("edge_aware", [False, True])
+@pytest.mark.parametrize("change", [-1e-3, -torch.inf], ids=["just so", "by far"])
+def test_no_pixel_of_a_patch_that_an_intervention_of_the_user_hides_is_shown(make_model, images, edge_aware, change):
+    """One that only lowers the logits of parts, in a corner, below the background's."""
+    model = make_model(mask_resolution=2, edge_aware=edge_aware)
+    whole = model(images)
+    corner = torch.zeros_like(whole.selection.winners, dtype=torch.bool)
+    corner[:, :2, :2] = True
+    assert (whole.mask & enlarge(corner, (32, 32))).any()
+
+    def lower(selection):
+        logits = selection.assignment_logits
+        parts = torch.where(corner[:, None], logits[:, -1:] + change, logits[:, :-1])
+        return replace(selection, assignment_logits=torch.cat([parts, logits[:, -1:]], dim=1))
+
+    hidden = enlarge(corner & (whole.selection.winners != 3), (32, 32))
+    mask = model(images, [lower]).mask
+    assert not (mask & hidden).any()
+    assert not (mask & ~whole.mask).any()
+
+
+def test_an_intervention_of_the_user_can_show_patches(make_model, images):
+    model = make_model(mask_resolution=2)
+    whole = model(images)
+    background = whole.selection.winners == 3
+    assert background.any()
+
+    def show(selection):
+        logits = selection.assignment_logits.clone()
+        logits[:, 0] = torch.where(background, torch.inf, logits[:, 0])
+        return replace(selection, assignment_logits=logits)
+
+    out = model(images, [show])
+    assert out.gate.isfinite().all()
+    assert out.logits.isfinite().all()
+    shown = enlarge(background, (32, 32))
+    assert (out.mask & shown).float().sum() > (whole.mask & shown).float().sum()
+    assert torch.equal(out.mask & ~shown, whole.mask & ~shown)
 
 
 def test_squares_as_large_as_patches_take_a_mask_of_pixels(make_model, images):
@@ -227,6 +282,16 @@ def test_a_mask_of_another_grid_is_refused(make_model, images):
         fine(images, [UseMask(torch.ones(4, 64, 64))])
     with pytest.raises(IfamError, match=r"\[4, 4, 4\] or"):
         fine.predictor(images, torch.ones(4, 16, 16, dtype=torch.bool))
+
+
+def test_a_mask_of_pixels_cannot_be_taken_for_one_of_patches(make_model):
+    """Sixteen images of sixteen patches, and sixteen by sixteen squares: two dimensions are [B, P], for any batch."""
+    model = make_model(mask_resolution=4)
+    images, given = torch.randn(16, 3, 64, 64), torch.rand(16, 16) > 0.5
+    assert torch.equal(model(images, [UseMask(given)]).mask, enlarge(given.view(16, 4, 4), (16, 16)))
+    assert torch.equal(model(images, [UseMask(given[None])]).mask, drop_sparse(given.expand(16, 16, 16), (4, 4)))
+    with pytest.raises(IfamError, match=r"\(a mask of pixels has three dimensions: give `mask\[None\]`\)"):
+        model(images[:4], [UseMask(given)])
 
 
 def test_an_outline_follows_the_edges_of_the_image():

@@ -1,5 +1,6 @@
 """The two-stage model: selector, mask and predictor."""
 
+from dataclasses import replace
 from typing import ClassVar
 
 from torch import nn
@@ -8,9 +9,9 @@ from ifam._typing import Float, Tensor
 from ifam.backbones.backbone import predictor_backbone
 from ifam.config import ModelConfig
 from ifam.models.base import PartClassifier
-from ifam.models.masking import assignment_mask, resize_gated_mask, sample_assignment
+from ifam.models.masking import assignment_mask, make_mask, resize_gated_mask, sample_assignment
 from ifam.models.part_sum import AdditivePredictor, add_up, divide
-from ifam.models.pixel_mask import cell_grid, cell_mask, intervened_mask, show_share
+from ifam.models.pixel_mask import cell_grid, cell_mask, intervened_mask, keep_outline, show_share
 from ifam.models.predictor import Predictor
 from ifam.types import Mask, Output, PixelSelection, Selection
 
@@ -95,5 +96,12 @@ class IFAM(PartClassifier):
             mask = cell_mask(logits, foreground, self.mask_grid, grid, images if config.edge_aware else None)
         else:
             mask = resize_gated_mask(assigned, grid)
-        # Noise and dropped parts may show less in training.
-        return mask if self.training else show_share(mask, assigned.visible, config.min_visible, grid)
+        if self.training:  # noise and dropped parts may show less than `min_visible`
+            return mask
+        mask = show_share(mask, assigned.visible, config.min_visible, grid)
+        initial = selection.initial_logits
+        if initial is None or initial is selection.assignment_logits:
+            return mask
+        # What an intervention leaves as it was must not be drawn again.
+        before = replace(selection, assignment_logits=initial)
+        return keep_outline(self.mask(before, images), mask, make_mask(before).visible, assigned.visible, grid)

@@ -12,6 +12,8 @@ from ifam._typing import Bool, Float, Tensor
 from ifam.errors import IfamError
 from ifam.types import PixelSelection, Selection
 
+_HINT = " (a mask of pixels has three dimensions: give `mask[None]`)"
+
 # Anything that turns a selection into another one.
 Intervention = Callable[[Selection], Selection]
 
@@ -91,9 +93,10 @@ class UseMask:
     """Show exactly the patches of a given mask, regardless of the selection.
 
     Args:
-        mask: True for visible patches, bool [B, H, W] or [B, P]; [H, W] applies to every image. The grid is the
-            selector's; for a mask on a different grid of the predictor, call `model.predictor(images, mask)`. A model
-            that masks pixels (`ModelConfig.mask_resolution`) also takes a mask of pixels, [B, S1, S2] or [S1, S2].
+        mask: True for visible patches, bool [B, H, W] or [B, P]; [H, W] and [1, H, W] apply to every image. The grid is
+            the selector's; for a mask on a different grid of the predictor, call `model.predictor(images, mask)`. A
+            model that masks pixels (`ModelConfig.mask_resolution`) also takes a mask of pixels, [B, S1, S2], or
+            [1, S1, S2] for every image.
     """
 
     mask: Tensor
@@ -108,17 +111,17 @@ class UseMask:
             raise IfamError(
                 f"UseMask got a mask of {mask.dtype}, but torch.bool is expected: compare it (`mask > 0.5`)."
             )
-        finer = mask.ndim > 1 and mask.shape[-2] > rows and mask.shape[-1] > columns
-        if tuple(mask.shape) == (rows, columns) or (finer and mask.ndim == 2 and mask.shape != (batch, rows * columns)):
+        if tuple(mask.shape) == (rows, columns) or (mask.ndim == 3 and len(mask) == 1):
             mask = mask.expand(batch, -1, -1)
-        if finer and mask.ndim == 3 and len(mask) == batch:
+        # With two dimensions, a mask of pixels could be taken for one of patches, [B, P].
+        if mask.ndim == 3 and len(mask) == batch and mask.shape[1] > rows and mask.shape[2] > columns:
             # Patches of which any pixel is visible belong to a part, so that later interventions apply to them.
             patches = F.adaptive_max_pool2d(mask.float()[:, None], (rows, columns))[:, 0] > 0
             return replace(UseMask(patches)(selection), pixels=mask)
         if tuple(mask.shape) not in {(batch, rows, columns), (batch, rows * columns)}:
             raise IfamError(
-                f"UseMask got a mask of shape {list(mask.shape)}, but [{batch}, {rows}, {columns}] is expected: "
-                f"one value for each of the selector's patches, for every image."
+                f"UseMask got a mask of shape {list(self.mask.shape)}, but [{batch}, {rows}, {columns}] is expected: "
+                f"one value for each of the selector's patches, for every image{_HINT if mask.ndim == 2 else ''}."
             )
         visible = mask.reshape(batch, 1, rows, columns)
         allowed = visible.expand_as(selection.assignment_logits).clone()

@@ -39,7 +39,7 @@ def sample_assignment(
     selection: Selection, training: bool, temperature: float, gumbel_noise: bool, part_dropout: float
 ) -> tuple[Float[Tensor, "B K1 H W"], Float[Tensor, "B K H W"]]:
     """The logits that decide which patches are visible, and the probability of each part; see `make_mask`."""
-    logits = selection.assignment_logits
+    logits = _defined(selection.assignment_logits, temperature)
     if training and gumbel_noise:
         logits = logits + gumbel_like(logits)
     probabilities = (logits / temperature).softmax(dim=1)
@@ -48,6 +48,15 @@ def sample_assignment(
         parts = logits[:, :-1].masked_fill(~keep, -torch.inf)
         return torch.cat([parts, logits[:, -1:]], dim=1), probabilities[:, :-1] * keep
     return logits, probabilities[:, :-1]
+
+
+def _defined(logits: Float[Tensor, "B K1 H W"], temperature: float) -> Float[Tensor, "B K1 H W"]:
+    """Logits whose softmax is a number: a patch that can belong to nothing, or has a NaN, belongs to the background."""
+    background = logits.new_full((logits.shape[1], 1, 1), -torch.inf)
+    background[-1] = 0.0
+    logits = torch.where(logits.amax(dim=1, keepdim=True) > -torch.inf, logits, background)
+    # Infinity is how an intervention may say that a patch belongs to a part.
+    return logits.clamp(max=torch.finfo(logits.dtype).max * min(1.0, temperature))
 
 
 def assignment_mask(logits: Float[Tensor, "B K1 H W"], foreground: Float[Tensor, "B H W"]) -> Mask:

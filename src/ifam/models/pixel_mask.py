@@ -96,6 +96,28 @@ def show_share(mask: Mask, assigned: Bool[Tensor, "B H2 W2"], share: float, grid
     return Mask(visible, visible.to(mask.gate.dtype) + (mask.gate - mask.gate.detach()))
 
 
+def keep_outline(
+    before: Mask, after: Mask, was: Bool[Tensor, "B H W"], now: Bool[Tensor, "B H W"], grid: tuple[int, int]
+) -> Mask:
+    """The mask after an intervention, whose outline is drawn again only where patches have become visible.
+
+    Patches that it hides show nothing, and those that it leaves visible what they did before. Patches of the
+    background show pieces of what is next to them: of these, those that are left.
+
+    Args:
+        before: The mask without the intervention, of patches or cells.
+        after: The mask that is drawn with it.
+        was: Which patches of the selector belonged to parts.
+        now: Which do.
+        grid: Rows and columns of the predictor's patches.
+    """
+    cells = (after.visible.shape[1], after.visible.shape[2])
+    was, now = resize_mask(was, cells), resize_mask(now, cells)
+    visible = torch.where(now, torch.where(was, before.visible, after.visible), before.visible & after.visible & ~was)
+    visible = drop_sparse(visible, grid)
+    return Mask(visible, visible.to(after.gate.dtype) + (after.gate - after.gate.detach()))
+
+
 def intervened_mask(
     selection: PixelSelection, mask: Mask, cells: tuple[int, int], grid: tuple[int, int], masks_pixels: bool
 ) -> Mask:

@@ -107,7 +107,7 @@ class Selector(nn.Module):
             parts = features[:, :-1]
             scores = self.classifier(dropped_parts(parts, self.part_dropout) if self.training else parts)
             logits = show_at_least(self.min_visible, logits)
-        return Selection(logits, maps, similarity, features, scores, scores.mean(dim=1))
+        return Selection(logits, maps, similarity, features, scores, scores.mean(dim=1), initial_logits=logits)
 
     def _similarity(self, patches: Tensor) -> Tensor:
         """Dot product of every patch token with every prototype."""
