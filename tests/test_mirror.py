@@ -71,6 +71,7 @@ SHARED = {
         f"training/{name}": ("training/test_fit", "pieces of the training loop")
         for name in ("batches", "module", "optimization")
     },
+    "tools/fuzz_readers": ("tools/test_fuzz", "what is damaged and read"),
     "training/randomness": ("training/test_resume", "random numbers go on with the training"),
     "version": ("test_api", "one string"),
 }

@@ -166,12 +166,15 @@ def test_nothing_to_show_is_one_sentence(tmp_path, capsys):
         ("logs/metrics.csv", "epoch,step,train/total\n0,3,half"),
         ("runs.jsonl", ""),
         ("runs.jsonl", '{"row": "a"'),
+        ("status.json", '{"state": "running", "started": 1e300, "updated": 1e300, "process": 1, "host": "x"}'),
+        ("status.json", '{"state": "running", "started": NaN, "updated": -1e17, "process": 1, "host": "x"}'),
     ],
 )
 def test_files_that_say_little_are_no_hindrance(tmp_path, file, content):
     (tmp_path / "run" / "logs").mkdir(parents=True)
+    (tmp_path / "run" / "train.yaml").touch()
     (tmp_path / "run" / file).write_text(content)
-    assert "Not finished" in text_of(tmp_path / "run")[0]
+    assert re.search("Not finished|No sign of life|Still running", text_of(tmp_path / "run")[0])
 
 
 @pytest.mark.parametrize(
