@@ -90,6 +90,21 @@ def test_an_iteration_that_is_left_keeps_its_rows_and_goes_on(model, three, tmp_
         predict(model, three, out=out)
 
 
+@pytest.mark.parametrize("mended", [True, False], ids=["restored", "left out"])
+def test_a_damaged_image_stops_nothing_that_was_done_and_resume_goes_on(model, three, tmp_path, mended):
+    whole, out, content = predict(model, three, batch_size=1), tmp_path / "out", (three / "b.png").read_bytes()
+    (three / "b.png").write_bytes(content[:60])
+    with pytest.raises(IfamError, match=r"b\.png"):
+        predict(model, three, batch_size=1, out=out, pictures=False)
+    kept = json.loads((out / "predictions.json").read_text())
+    assert (kept["complete"], [os.path.basename(row["path"]) for row in kept["predictions"]]) == (False, ["a.png"])
+    if mended:
+        (three / "b.png").write_bytes(content)
+    rows = predict(model, three, batch_size=1, out=out, pictures=False, resume=True, skip_bad=not mended)
+    assert rows == (whole if mended else [whole[0], whole[2]])
+    assert json.loads((out / "predictions.json").read_text())["complete"]
+
+
 def test_files_left_out_after_the_last_image_are_in_the_table(model, three, tmp_path):
     for name in ("b", "d", "e"):
         (three / f"{name}.png").write_text("no image")

@@ -209,10 +209,11 @@ def test_inference_is_deterministic(make_model, layout):
             assert torch.equal(value, everything(again)[name]), name
 
 
+@pytest.mark.parametrize("execution", EXECUTIONS)
 @torch.no_grad()
-def test_an_answer_does_not_depend_on_the_batch(make_model, layout):
+def test_an_answer_does_not_depend_on_the_batch(make_model, layout, execution):
     """An image gets the same mask and answer alone or among images with other visible counts."""
-    model = make_model(*layout)
+    model = make_model(*layout, execution=execution)
     images = torch.randn(6, 3, *model.image_size)
     out = model(images)
     counts = out.mask.flatten(1).sum(dim=1)

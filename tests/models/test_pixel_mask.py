@@ -128,9 +128,10 @@ def test_the_gate_has_the_slope_of_what_is_shown(make_model, cells):
     assert torch.allclose(gate.grad[hidden_of_visible], expected[hidden_of_visible], atol=1e-12)
 
 
+@pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("edge_aware", [False, True])
-def test_inference_is_deterministic_whatever_else_is_in_the_batch(make_model, images, edge_aware):
-    model = make_model(mask_resolution=2, edge_aware=edge_aware)
+def test_inference_is_deterministic_whatever_else_is_in_the_batch(make_model, images, edge_aware, execution):
+    model = make_model(mask_resolution=2, edge_aware=edge_aware, execution=execution)
     expected = model(images)
     assert torch.equal(expected.gate, expected.mask.float())
     assert 0 < expected.mask.float().mean() < 1
