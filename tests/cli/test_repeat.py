@@ -2,15 +2,21 @@
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
 
+import miniatures
 from ifam.cli.main import main
 from ifam.commands import recorded, running
 from ifam.config import ModelConfig
 from ifam.data import load_benchmark
 from ifam.experiments.compare import Comparison, read_rows, run_comparison
+from ifam.models.registry import build
 from ifam.training.presets import TINY_LOSS, TINY_MODEL, TINY_TRAIN
 
 DATA = [f"--data.{name}={value}" for name, value in (("num_train", 32), ("num_val", 16), ("num_test", 16))]
@@ -82,6 +88,34 @@ def test_a_comparison_is_repeated_with_the_settings_of_every_row(tmp_path, capsy
     file = changed(out / "compare.json", lambda content: content["conditions"].update(images={"2": "0" * 16}))
     assert "have changed" in refused(capsys, file, "--out", tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.slow
+def test_a_training_that_was_stopped_and_went_on_is_repeated_in_one_go(tmp_path, capsys):
+    run, words = tmp_path / "run", [*QUICK, "--train.epochs=4"]
+    command = [sys.executable, "-m", "ifam.cli", "train", f"--out={run}", *words]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as training:
+        while not (run / "checkpoints" / "last.ckpt").exists():
+            assert training.poll() is None
+            time.sleep(0.02)
+        training.send_signal(signal.SIGTERM)
+    assert training.returncode == 128 + signal.SIGTERM
+    main(["train", f"--out={run}", "--resume"])
+    main(["repeat", str(run)])
+    assert "came out the same, to the last bit." in capsys.readouterr().out.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_a_challenge_and_the_demo_are_repeated(tmp_path, capsys):
+    miniatures.imagenet9_challenge(tmp_path / "data")
+    model = build("ifam", ModelConfig("ifam_tiny", num_parts=2, num_classes=9))
+    model.save_pretrained(tmp_path / "model")
+    options = [f"--model={tmp_path / 'model'}", f"--root={tmp_path / 'data'}", "--device=cpu"]
+    main(["challenge", f"--out={tmp_path / 'challenge'}", *options])
+    main(["demo", "--quick", f"--out={tmp_path / 'demo'}", "--threads=1"])
+    for name in ("challenge", "demo"):
+        main(["repeat", str(tmp_path / name)])
+        assert "came out the same, to the last bit." in capsys.readouterr().out.splitlines()[-1]
 
 
 @pytest.mark.slow
