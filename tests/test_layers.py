@@ -61,6 +61,7 @@ ORDER = {
             "interventions",
             "masking",
             "pixel_mask",
+            "windows",
             "predictor",
             "part_sum",
             "base",

@@ -184,6 +184,10 @@ class TrainConfig:
             0 keeps them equal, None trains for the average. The classification loss is then that of the groups,
             weighted, and every group is sampled equally often. The groups of training images must be known; where the
             data have no groups, the classes are the groups.
+        window_share: Share of the images of each batch, 0 to below 1, of which both stages see one random window alone,
+            with the losses of classification, for the votes of `ifam certify`; 0 for none.
+        window_kind: What these windows are: bands of "columns" of patches, or square "blocks".
+        window_width: Their width in patches.
         ema_decay: Decay of an exponential moving average of the weights, which is then what is
             validated and saved; 0 or None for none, else below 1.
         accumulate: Steps whose gradients are accumulated before an update, at least 1.
@@ -227,6 +231,9 @@ class TrainConfig:
     predictor_tuning: Tuning = "all"
     cache_tokens: bool = True
     group_dro: float | None = None
+    window_share: float = 0.0
+    window_kind: Literal["columns", "blocks"] = "columns"
+    window_width: int = 2
     ema_decay: float | None = None
     accumulate: int = 1
     precision: str = "32-true"
@@ -264,6 +271,8 @@ class TrainConfig:
         "weight_decay": OFF_OR_POSITIVE,
         "clip_norm": OFF_OR_POSITIVE,
         "group_dro": NOT_NEGATIVE,
+        "window_share": PROBABILITY,
+        "window_width": COUNT,
         "ema_decay": PROBABILITY,
         "accumulate": COUNT,
         "crop": POSITIVE_SHARE,

@@ -43,6 +43,10 @@ class Batch:
         # Only to a GPU: in the other direction, the copy might be read before it is complete.
         return self._each(lambda tensor: tensor.to(device, non_blocking=torch.device(device).type == "cuda"))
 
+    def __getitem__(self, rows: slice) -> "Batch":
+        """Some of its examples."""
+        return self._each(lambda tensor: tensor[rows])
+
     def pin_memory(self) -> "Batch":
         """The same batch in pinned memory; called by PyTorch's loader."""
         return self._each(lambda tensor: tensor.pin_memory())

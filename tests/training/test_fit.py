@@ -747,3 +747,66 @@ def test_half_set_variables_of_slurm_are_named(birds, monkeypatch):
     monkeypatch.setenv("SLURM_NTASKS", "2")
     with pytest.raises(IfamError, match=r"SLURM_NTASKS is set .* but SLURM_PROCID is not; start .* with `srun`"):
         fit(make(PlainViT), birds, TRAIN)
+
+
+@pytest.mark.parametrize("kind", [IFAM, PlainViT])
+def test_of_some_images_a_window_is_seen_and_of_the_others_all_of_it(birds, kind):
+    """Only the classifications are of windows, too; without windows, no random number is drawn for them."""
+    model = make(kind, config=replace(MODEL, gumbel_noise=False, part_dropout=0.0, mask_part_dropout=0.0))
+    prepare(model, TRAIN)
+    batch = collate(
+        [TransformedDataset(birds.split("train"), model.image_size, model.normalization)[i] for i in range(4)]
+    )
+    losses, seen, drawn = LossConfig(equivariance=0.0), [], []
+    original = model.classify_windows
+
+    def watched(images, windows, **settings):
+        seen.append((images, windows))
+        return original(images, windows, **settings)
+
+    model.classify_windows = watched
+
+    def terms(share, images=batch):
+        config = replace(TRAIN, window_share=share, window_kind="blocks", window_width=3)
+        torch.manual_seed(5)
+        found = Training(model, config, losses, birds, 32).terms(images)
+        drawn.append(torch.rand(1))
+        return found
+
+    mixed, whole = terms(0.6), terms(0.0)
+    torch.manual_seed(5)
+    assert torch.equal(drawn[1], torch.rand(1))
+    ((images, windows),) = seen
+    assert torch.equal(images, batch.images[:2])
+    assert windows.shape == (3, 3)
+    # The terms of parts are those of the two images that are whole.
+    others = terms(0.0, batch[2:])
+    names = {"classification", "selector_classification"} & set(whole)
+    assert set(mixed) == set(whole)
+    for name in set(mixed) - names:
+        torch.testing.assert_close(mixed[name], others[name])
+    logits = torch.cat([original(images, windows).logits, model(batch.images[2:]).logits])
+    torch.testing.assert_close(mixed["classification"], torch.nn.functional.cross_entropy(logits, batch.labels))
+
+
+def test_while_the_selector_is_trained_alone_windows_do_the_same(birds):
+    model = make()
+    config = replace(TRAIN, epochs=2, selector_epochs=1, window_share=0.5, window_width=2)
+    module = Training(model, config, LossConfig(), birds, 32)
+    batch = collate(
+        [TransformedDataset(birds.split("train"), model.image_size, model.normalization)[i] for i in range(2)]
+    )
+    model.predictor.register_forward_hook(lambda *_: pytest.fail("the predictor is not there yet"))
+    assert "classification" not in module.terms(batch)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "said"),
+    [
+        (IFAM, {"window_width": 99}, "windows are 99 patches wide"),
+        (LateMask, {}, "late_mask cannot see windows of an image alone"),
+    ],
+)
+def test_windows_that_a_model_cannot_see_are_refused_before_training(birds, kind, settings, said):
+    with pytest.raises(IfamError, match=said):
+        fit(make(kind), birds, replace(TRAIN, window_share=0.5, **settings))

@@ -13,7 +13,7 @@ from ifam.backbones import masked_pass
 from ifam.backbones.hf_dinov2 import find_hf_dinov2
 from ifam.backbones.masked_pass import MaskedPass, Queries, choose_layout
 from ifam.backbones.timm_compat import use_fused_attention
-from ifam.backbones.token_layout import Layout, Whole
+from ifam.backbones.token_layout import Layout, Padded, Whole
 from ifam.backbones.vit import IMAGENET, Size, check_size, create_vit, to_pair
 from ifam.config import Execution, MaskGradient, ModelConfig
 from ifam.errors import IfamError
@@ -133,6 +133,7 @@ class Backbone(nn.Module):
         queries: Queries = "all",
         mask_gradient: MaskGradient = "none",
         execution: Execution = "auto",
+        slots: Int[Tensor, "B N"] | None = None,
     ) -> Tensor:
         """Tokens after the final norm, of whole images or of the visible patches alone, from the first block on.
 
@@ -148,6 +149,8 @@ class Backbone(nn.Module):
                 ("pooled"): its class token, or without one the mean of its visible patches.
             mask_gradient: For which patches the gate receives gradient.
             execution: How visible tokens are computed (see `ifam.ModelConfig`).
+            slots: The patches that are computed, of which the visible ones are seen: in place of an execution, a shape
+                that does not depend on what is visible.
 
         Returns:
             Prefix tokens first, then patches in order, [B, N, D], rows padded to the longest where patches are hidden;
@@ -162,6 +165,8 @@ class Backbone(nn.Module):
             return tokens
         if visible is None:
             layout: Layout = Whole(len(images), self.grid[0] * self.grid[1], self.num_prefix_tokens, images.device)
+        elif slots is not None:
+            layout = Padded(visible, self.num_prefix_tokens, slots=slots)
         else:
             several = sources is not None
             layout = choose_layout(self.vit, visible, execution, compiled=self.compiled, several=several)

@@ -28,25 +28,37 @@ class Padded:
         prefix: Tokens before the patches of each image.
         dense: Give every patch a slot, visible or not.
         bucket: Round the slots up to a multiple of this, so that few lengths occur.
+        slots: The patches that have a slot, all visible ones among them: what is computed then has one shape, and an
+            answer the same bits, whatever the masks of the batch are.
     """
 
-    def __init__(self, visible: Bool[Tensor, "B P"], prefix: int, *, dense: bool = False, bucket: int = 1) -> None:
+    def __init__(
+        self,
+        visible: Bool[Tensor, "B P"],
+        prefix: int,
+        *,
+        dense: bool = False,
+        bucket: int = 1,
+        slots: Int[Tensor, "B N"] | None = None,
+    ) -> None:
         batch, patches = visible.shape
         counts = visible.sum(dim=1)
         shortest, longest = torch.stack([*counts.aminmax()]).tolist() if batch else (0, 0)
-        if dense:
+        if slots is not None:
+            self.index, self.present = slots, visible.gather(1, slots)
+        elif dense:
             self.index = torch.arange(patches, device=visible.device).expand(batch, -1)
             self.present = visible
         else:
-            slots = min(patches, -(-longest // bucket) * bucket)
+            length = min(patches, -(-longest // bucket) * bucket)
             # A stable sort of False before True keeps the patches in order.
-            self.index = torch.argsort(~visible, dim=1, stable=True)[:, :slots]
-            self.present = torch.arange(slots, device=visible.device) < counts[:, None]
+            self.index = torch.argsort(~visible, dim=1, stable=True)[:, :length]
+            self.present = torch.arange(length, device=visible.device) < counts[:, None]
         self.prefix = prefix
         self.counts = [prefix + self.index.shape[1]] * batch
         self.mask = F.pad(self.present, (prefix, 0), value=True)
         # Without padding there is nothing to mask; a mask of True would only slow the kernel down.
-        self.real = None if shortest == self.index.shape[1] else self.mask
+        self.real = None if shortest == self.index.shape[1] and slots is None else self.mask
 
     def gather(
         self, values: Float[Tensor, "B2 P *D"], sources: Int[Tensor, " B"] | None = None

@@ -20,6 +20,7 @@ from ifam.errors import IfamError, first_line, located
 from ifam.model_files import CONFIG, WEIGHTS, read_safetensors
 from ifam.models.interventions import Intervention
 from ifam.models.selector import Selector
+from ifam.models.windows import Windows
 from ifam.types import Batch, Output, Selection
 
 # The return type of loading; beartype does not support `Self` here.
@@ -92,6 +93,18 @@ class Classifier(nn.Module):
         return self.input_backbone.grid
 
     @property
+    def window_grid(self) -> tuple[int, int]:
+        """Rows and columns of the patches that windows are made of (`ifam.models.windows`).
+
+        Raises:
+            IfamError: The method needs whole images, or a pixel outside of a window could matter.
+        """
+        raise IfamError(
+            f"A model of the method {self.method} cannot see windows of an image alone; give one of the methods ifam, "
+            f"frozen_predictor, plain_vit or group_dro."
+        )
+
+    @property
     def masks_pixels(self) -> bool:
         """Whether its mask is finer than patches (`ModelConfig.mask_resolution`)."""
         return self.masks_input and self.config.mask_resolution != "patch"
@@ -115,6 +128,18 @@ class Classifier(nn.Module):
         """Classify a batch; the true masks are used if the model `needs_masks`."""
         out: Output = self(batch.images, masks=batch.masks)
         return out
+
+    def classify_windows(self, images: Tensor, windows: Windows) -> Output:
+        """Classify windows of images, of which alone anything is computed; pixels outside may hold anything.
+
+        Args:
+            images: Normalized images [B, 3, S, S].
+            windows: The window of each, on the `window_grid`.
+
+        Returns:
+            The logits; for models that mask their input, the mask on the whole grid, False outside of the window.
+        """
+        raise NotImplementedError
 
     def select(self, images: Tensor) -> Selection:
         """Assign the patches of images [B, 3, S, S] to parts.

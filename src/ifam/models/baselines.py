@@ -16,6 +16,7 @@ from ifam.models.interventions import Intervention
 from ifam.models.masking import make_mask, patch_mask
 from ifam.models.pixel_mask import cell_grid
 from ifam.models.predictor import Predictor
+from ifam.models.windows import Windows
 from ifam.types import Output, Selection
 
 
@@ -65,6 +66,16 @@ class PlainViT(OneStage):
     def whole_image_logits(self, images: Float[Tensor, "B 3 S1 S2"]) -> Float[Tensor, "B C"]:
         """Class logits of whole images."""
         return self.predictor.forward_full(images)
+
+    @property
+    def window_grid(self) -> tuple[int, int]:
+        """Rows and columns of the patches."""
+        return self.predictor.backbone.grid
+
+    def classify_windows(self, images: Tensor, windows: Windows) -> Output:
+        """Classify windows of images; see `Classifier.classify_windows`."""
+        mask = windows.visible.unflatten(1, windows.grid)
+        return Output(self.predictor.forward_window(images, mask, windows))
 
 
 class PlainViTMean(OneStage):

@@ -8,11 +8,13 @@ from torch import nn
 from ifam._typing import Float, Tensor
 from ifam.backbones.backbone import predictor_backbone
 from ifam.config import ModelConfig
+from ifam.errors import IfamError
 from ifam.models.base import PartClassifier
 from ifam.models.masking import assignment_mask, make_mask, resize_gated_mask, sample_assignment
 from ifam.models.part_sum import AdditivePredictor, add_up, divide
 from ifam.models.pixel_mask import cell_grid, cell_mask, intervened_mask, keep_outline, show_share
 from ifam.models.predictor import Predictor
+from ifam.models.windows import Windows, shared_grid
 from ifam.types import Mask, Output, PixelSelection, Selection
 
 
@@ -54,6 +56,18 @@ class IFAM(PartClassifier):
         """Rows and columns of the mask: the predictor's patches, or finer cells (`ModelConfig.mask_resolution`)."""
         return cell_grid(self.predictor.backbone, self.config.mask_resolution if self.masks_pixels else "patch")
 
+    @property
+    def window_grid(self) -> tuple[int, int]:
+        """Rows and columns of the patches of both stages; see `Classifier.window_grid`."""
+        if not self.masks_input:
+            return super().window_grid
+        if self.config.aggregation != "joint":
+            raise IfamError(
+                f"This {self.method} has aggregation {self.config.aggregation!r}, whose parts cannot be seen in "
+                f"windows; give one with aggregation 'joint'."
+            )
+        return shared_grid(self.method, self.selector.backbone, self.predictor.backbone)
+
     def classify(self, images: Tensor, selection: Selection) -> Output:
         """Classify images [B, 3, S, S] given their parts, from the visible patches alone."""
         mask = self.mask(selection, images)
@@ -64,6 +78,43 @@ class IFAM(PartClassifier):
         logits = add_up(prior, contributions)
         seen = (mask.visible, mask.gate, selection)
         return Output(logits, selection.selector_logits, *seen, contributions, prior, mask.patch_parts)
+
+    def classify_windows(self, images: Tensor, windows: Windows, *, selector_alone: bool = False) -> Output:
+        """Classify windows of images: the selector sees the window, and the predictor the mask inside of it.
+
+        Args:
+            images: Normalized images [B, 3, S, S]; pixels outside of the window may hold anything.
+            windows: The window of each.
+            selector_alone: Leave the predictor out, as in the first epochs of a training.
+
+        Returns:
+            The logits, and the mask on the whole grid, False outside of the window.
+        """
+        selector, predictor = self.selector, self.predictor
+        tokens = selector.backbone(images, windows.visible, slots=windows.patches, queries="patches")
+        selection = selector.select(tokens.to(selector.prototypes.dtype), windows.shape)
+        mask = self._window_mask(selection, images, windows)
+        if selector_alone:
+            logits = None
+        elif mask.gate.requires_grad:
+            logits = predictor(images, mask.visible, mask.gate)
+        else:
+            logits = predictor.forward_window(images, mask.visible, windows)
+        return Output(logits, selection.selector_logits, mask.visible, mask.gate, selection)
+
+    def _window_mask(self, selection: Selection, images: Tensor, windows: Windows) -> Mask:
+        """The mask of a selection in windows, made of nothing outside of them."""
+        config = self.config
+        logits, probabilities = sample_assignment(
+            selection, self.training, config.temperature, config.gumbel_noise, config.mask_part_dropout
+        )
+        drawn = logits, probabilities.sum(dim=1)
+        mask = assignment_mask(*drawn)
+        if self.masks_pixels:
+            scale = self.mask_grid[0] // windows.grid[0], self.mask_grid[1] // windows.grid[1]
+            cells = windows.shape[0] * scale[0], windows.shape[1] * scale[1]
+            mask = cell_mask(*drawn, cells, windows.shape, windows.cut(images) if config.edge_aware else None)
+        return Mask(windows.paste(mask.visible, self.mask_grid), windows.paste(mask.gate, self.mask_grid))
 
     def mask(self, selection: Selection, images: Tensor | None = None) -> Mask:
         """The mask of a selection: sampled in training, deterministic in evaluation.

@@ -20,6 +20,11 @@ def gumbel_like(logits: Tensor) -> Tensor:
     return -noise.clamp_min(torch.finfo(logits.dtype).tiny).log()
 
 
+def uniform_like(values: Tensor) -> Tensor:
+    """Uniform numbers from 0 to below 1 of the same shape, whose first dimension is the images."""
+    return _drawn(torch.empty_like(values), Tensor.uniform_)
+
+
 def kept_parts(parts: Tensor, dropout: float) -> Bool[Tensor, "B K"]:
     """Which parts of each image are kept, each with the probability `1 - dropout`.
 

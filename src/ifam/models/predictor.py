@@ -8,6 +8,7 @@ from ifam.backbones.backbone import Backbone
 from ifam.config import Execution, MaskGradient
 from ifam.errors import IfamError
 from ifam.models.pixel_mask import blank_hidden, patch_gate, visible_patches
+from ifam.models.windows import Windows
 
 
 class Predictor(nn.Module):
@@ -104,6 +105,20 @@ class Predictor(nn.Module):
         nothing = torch.zeros(1, rows * columns, dtype=torch.bool, device=images.device)
         logits = self.logits_of(images.new_zeros(1, *images.shape[1:]), nothing)[0]
         return logits if logits.dtype == torch.float64 else logits.float()
+
+    def forward_window(self, images: Tensor, mask: Tensor, windows: Windows) -> Float[Tensor, "B C"]:
+        """Class logits from the visible patches of windows, the same bits whatever the masks of the batch are.
+
+        Args:
+            images: Normalized images [B, 3, S, S].
+            mask: As in `forward`; nothing outside of the window is visible.
+            windows: The window of each image.
+        """
+        grid = self.backbone.grid
+        if tuple(mask.shape[1:]) != grid:
+            images, mask = blank_hidden(images, mask), visible_patches(mask, grid)
+        pooled = self.backbone(images, mask.flatten(1), slots=windows.patches, queries="pooled")
+        return self.classify(pooled)
 
     def forward_full(self, images: Tensor) -> Float[Tensor, "B C"]:
         """Class logits of whole images [B, 3, S, S], without hidden patches."""

@@ -96,22 +96,27 @@ class Selector(nn.Module):
         with torch.autocast(patches.device.type, enabled=False):
             return self._maps(self._logits(self._similarity(patches)))
 
-    def select(self, patches: Float[Tensor, "B P D"]) -> Selection:
-        """Parts from patch tokens, in float32 whatever the precision of the backbone."""
+    def select(self, patches: Float[Tensor, "B P D"], window: tuple[int, int] | None = None) -> Selection:
+        """Parts from patch tokens, in float32 whatever the precision of the backbone.
+
+        Args:
+            patches: Tokens of all patches of each image, or of those in a window.
+            window: Rows and columns of the window, in which `min_visible` does not apply.
+        """
         with torch.autocast(patches.device.type, enabled=False):
-            similarity = self._similarity(patches)
+            similarity = self._similarity(patches, window)
             logits = self._logits(similarity)
             maps = self._maps(logits)
             pooled = torch.einsum("bkp,bpd->bkd", maps.flatten(2), patches) / patches.shape[1]
             features = self.modulation(pooled.mT).mT
             parts = features[:, :-1]
             scores = self.classifier(dropped_parts(parts, self.part_dropout) if self.training else parts)
-            logits = show_at_least(self.min_visible, logits)
+            logits = show_at_least(self.min_visible if window is None else 0.0, logits)
         return Selection(logits, maps, similarity, features, scores, scores.mean(dim=1), initial_logits=logits)
 
-    def _similarity(self, patches: Tensor) -> Tensor:
+    def _similarity(self, patches: Tensor, window: tuple[int, int] | None = None) -> Tensor:
         """Dot product of every patch token with every prototype."""
-        similarity: Tensor = (patches @ self.prototypes.mT).mT.unflatten(2, self.backbone.grid)
+        similarity: Tensor = (patches @ self.prototypes.mT).mT.unflatten(2, window or self.backbone.grid)
         return similarity
 
     def _logits(self, similarity: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from ifam.interruption import deferred
 from ifam.io import ensure_space, local_path, remove_temporaries
 from ifam.models.base import Classifier
 from ifam.models.token_cache import Place, cached_tokens
+from ifam.models.windows import window_shape
 from ifam.progress import Progress
 from ifam.run_files import METRICS, history
 from ifam.training.batches import Batches, augmentation
@@ -190,6 +191,8 @@ def check(benchmark: Benchmark, config: TrainConfig, model: Classifier | None = 
     """
     if config.group_dro is not None:
         benchmark.groups("train")
+    if config.window_share and model is not None:
+        window_shape(config.window_kind, config.window_width, model.window_grid)
     if config.compile and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
         raise IfamError(
             "train.compile needs a C++ compiler, and there is none on the path; install one (such as g++), name it in "

@@ -21,8 +21,10 @@ from ifam.evaluation.metrics import AccuracyByGroup, ExactMean, MaskIoU
 from ifam.models.base import Classifier, PartClassifier
 from ifam.models.ifam import IFAM
 from ifam.models.masking import patch_mask
+from ifam.models.noise import uniform_like
 from ifam.models.selector import Selector
 from ifam.models.token_cache import drops_inside
+from ifam.models.windows import window_at
 from ifam.training.affine import Affine, sample_affine, transform
 from ifam.training.batches import validation_batches
 from ifam.training.diagnostics import SelectorFigures, SelectorMetric
@@ -152,12 +154,14 @@ class Training(L.LightningModule):
 
     def terms(self, batch: Batch) -> dict[str, Tensor]:
         """Each loss term of a batch, unweighted."""
-        model, images, size = self.model, batch.images, self.model.image_size
+        model, size, seen, whole = self.model, self.model.image_size, None, batch
+        # Below 1, so that an image is left.
+        if count := int(self.config.window_share * len(batch.images)):
+            seen, whole = self._windows(batch[:count]), batch[count:]
         if not isinstance(model, PartClassifier):
-            out = model.predict_batch(batch)
-            return self._classification(out, batch)
+            return self._classification(_joined(seen, model.predict_batch(whole)), batch)
         affine = sample_affine(size) if self.losses.equivariance != 0 else None
-        patches, others = self._patches(model.selector, batch, affine)
+        patches, others = self._patches(model.selector, whole, affine)
         moved: dict[str, Any] = {}
         if others is not None:
             moved = {"equivariant_maps": model.selector.part_maps(others), "affine": affine, "image_size": size}
@@ -165,8 +169,18 @@ class Training(L.LightningModule):
         if self.current_epoch < self.selector_epochs:
             out = Output(selector_logits=selection.selector_logits, selection=selection)
         else:
-            out = model.classify(images, selection)
-        return part_terms(out.part_maps, out.part_features, **moved) | self._classification(out, batch)
+            out = model.classify(whole.images, selection)
+        parts = part_terms(out.part_maps, out.part_features, **moved)
+        return parts | self._classification(_joined(seen, out), batch)
+
+    def _windows(self, batch: Batch) -> Output:
+        """The output for one window of each image, at random."""
+        config, model = self.config, self.model
+        position = uniform_like(batch.images[:, :2, 0, 0].float())
+        windows = window_at(position, config.window_kind, config.window_width, model.window_grid)
+        if isinstance(model, IFAM) and self.current_epoch < self.selector_epochs:
+            return model.classify_windows(batch.images, windows, selector_alone=True)
+        return model.classify_windows(batch.images, windows)
 
     def _patches(self, selector: Selector, batch: Batch, affine: Affine | None) -> tuple[Tensor, Tensor | None]:
         """Patch tokens of the images and of the transformed images, up to which the selector processes them."""
@@ -286,3 +300,15 @@ class Training(L.LightningModule):
         steps = math.ceil(self.num_images // self.trainer.world_size // config.batch_size / config.accumulate)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, steps, config))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def _joined(first: Output | None, second: Output) -> Output:
+    """The logits of two outputs, one batch after the other; the second alone where there is no first."""
+    if first is None:
+        return second
+
+    def joined(name: str) -> Tensor | None:
+        logits = [getattr(one, name) for one in (first, second)]
+        return None if logits[0] is None else torch.cat(logits)
+
+    return Output(joined("predictor_logits"), joined("selector_logits"))
