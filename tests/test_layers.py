@@ -83,10 +83,11 @@ ORDER = {
             "collect",
             "accuracy",
         ),
-        *("flips", "background_gap", "thresholds", "challenge"),
+        *("smoothing", "flips", "background_gap", "thresholds", "challenge"),
     ],
     "auditing": [
         *("inputs", "certify", "certificates", "background_swap", "mask_leakage", "sufficiency", "posthoc", "run"),
+        *("region_attack", "smoothing"),
     ],
     "experiments": ["runs", "pictures", "compare", "demo"],
     "training": [
@@ -111,6 +112,7 @@ ORDER = {
         *("config_files", "stopped", "common"),
         *(
             "audit",
+            "certify",
             "challenge",
             "compare",
             "convert",

@@ -14,6 +14,7 @@ SOURCE = ROOT / "src" / "ifam"
 SHARED = {
     "_typing": ("test_layers", "what it offers without jaxtyping"),
     "auditing/certificates": ("auditing/test_run", "its rows are those of an audit"),
+    "auditing/region_attack": ("auditing/test_smoothing", "the attacks of a certification"),
     "auditing/inputs": ("auditing/test_run", "an audit's images and what the model selects in them"),
     "backbones/architecture": ("checkpoints/test_authors", "architectures are told by the tensors of checkpoints"),
     "backbones/mask_gradient": ("backbones/test_gated_attention", "the gradient is that of gated attention"),
@@ -26,6 +27,7 @@ SHARED = {
         for verb in ("audit", "common", "convert", "demo", "predict", "report", "train")
     },
     "cli/prepare": ("data/test_cutouts", "the verb and what it runs"),
+    "cli/certify": ("auditing/test_smoothing", "the verb of a certification"),
     "cli/thresholds": ("cli/test_evaluate", "verbs share trained models"),
     "cli/challenge": ("evaluation/test_challenge", "the verb and what it runs"),
     "cli/compare": ("experiments/test_compare", "the verb and what it runs"),
@@ -62,6 +64,7 @@ SHARED = {
     "ranges": ("cli/test_main", "numbers of the command line"),
     "report/audit_tables": ("report/test_results", "tables of the page"),
     "report/challenge_sheet": ("evaluation/test_challenge", "the picture of a challenge"),
+    "report/certification": ("auditing/test_smoothing", "the tables of a certification"),
     "report/console": ("cli/test_evaluate", "what the verbs print"),
     "report/evaluation_tables": ("report/test_results", "tables of the page"),
     "report/result_files": ("report/test_results", "what the page is made of"),

@@ -1,5 +1,7 @@
 from ifam.auditing.run import AuditResult as AuditResult
 from ifam.auditing.run import audit as audit
+from ifam.auditing.smoothing import Certification as Certification
+from ifam.auditing.smoothing import certify as certify
 from ifam.backbones.backbone import Backbone as Backbone
 from ifam.checkpoints.hub import load_official as load_official
 from ifam.config import LossConfig as LossConfig

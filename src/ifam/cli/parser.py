@@ -14,6 +14,7 @@ from typing import Any, NoReturn, get_args, get_type_hints
 import yaml
 
 from ifam.cli.audit import audit
+from ifam.cli.certify import certify
 from ifam.cli.challenge import challenge
 from ifam.cli.compare import compare
 from ifam.cli.config_files import checked, config_files, last_value
@@ -43,6 +44,7 @@ VERBS: dict[str, Any] = {
     "thresholds": thresholds,
     "predict": predict,
     "audit": audit,
+    "certify": certify,
     "report": report,
     "repeat": repeat,
     "convert": convert,
@@ -62,7 +64,7 @@ for _verb, _function in VERBS.items():
 # Option that a first word without a name stands for.
 ABOUT = {
     **dict.fromkeys(("train", "compare"), "root"),
-    **dict.fromkeys(("evaluate", "audit", "thresholds", "retrain", "challenge"), "model"),
+    **dict.fromkeys(("evaluate", "audit", "certify", "thresholds", "retrain", "challenge"), "model"),
     "prepare": "kind",
     "repeat": "result",
 }
@@ -89,6 +91,7 @@ DATA_SETS = {"challenge": "imagenet9"}
 
 # Ranges of numeric arguments.
 RANGES = {
+    "attack": NATURAL,
     "batch_size": COUNT,
     "correlation": SHARE,
     "draws": COUNT,
@@ -101,9 +104,13 @@ RANGES = {
     "num_resamples": NATURAL,
     "pictures": NATURAL,
     "quantiles": QUANTILE,
+    "region": COUNT,
+    "region_pixels": COUNT,
     "seed": SEED,
     "seeds": SEED,
+    "steps": COUNT,
     "threads": COUNT,
+    "width": COUNT,
     "workers": NATURAL,
 }
 

@@ -16,14 +16,14 @@ from ifam.errors import IfamError
 _log = logging.getLogger(__name__)
 
 # Files that hold a result.
-RESULTS = ("results.json", "compare.json", "audit.json", "challenge.json")
+RESULTS = ("results.json", "compare.json", "audit.json", "certify.json", "challenge.json")
 # Verbs that write them; no other is run, whatever a file says.
-_VERBS = ("audit", "challenge", "compare", "demo", "evaluate", "retrain", "train")
+_VERBS = ("audit", "certify", "challenge", "compare", "demo", "evaluate", "retrain", "train")
 # Verbs that write a result to a file, not to a folder.
 _TO_FILE = ("evaluate",)
 _TO_RESUME = ("train", "compare")
 # What differs between two runs without being a figure: durations, and where the result is and was made.
-_NO_FIGURES = {"seconds", "elapsed", "provenance", "settings", "pictures"}
+_NO_FIGURES = {"seconds", "vote_seconds", "elapsed", "provenance", "settings", "pictures"}
 # Differing figures that are shown.
 _SHOWN = 10
 # More are a mistake in the file, and would take the machine down.
@@ -117,7 +117,8 @@ def repeat(result: Path, out: Path | None = None, resume: bool = False, overwrit
     different, it is named first. The exit status is 1 if a figure differs.
 
     Args:
-        result: A file written by audit, challenge, compare, demo, evaluate, retrain or train, or a folder with one.
+        result: A file written by audit, certify, challenge, compare, demo, evaluate, retrain or train, or a folder with
+            one.
         out: Folder for the new result; by default `FOLDER-repeat` beside that of the result.
         resume: Go on where the repetition of a training or comparison was stopped.
         overwrite: Replace the content of `out`.
@@ -205,7 +206,7 @@ def _check_images(verb: str, conditions: Conditions, file: Path) -> None:
     from ifam.data.fingerprints import fingerprint
     from ifam.experiments.compare import Comparison
 
-    if conditions.images is None or verb not in ("train", "evaluate", "audit", "compare"):
+    if conditions.images is None or verb not in ("train", "evaluate", "audit", "certify", "compare"):
         return
     name, split = conditions.benchmark, conditions.split
     if name is None or (split is None and verb != "compare"):

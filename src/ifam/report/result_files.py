@@ -1,4 +1,4 @@
-"""Results that were written by audit, evaluate, train, compare or demo, read again for the page."""
+"""Results that were written by audit, certify, evaluate, train, compare or demo, read again for the page."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ifam.auditing.run import AuditResult
+from ifam.auditing.smoothing import Certification
 from ifam.errors import IfamError
 from ifam.evaluation.accuracy import Evaluation
 from ifam.evaluation.background_gap import Gap, VariantResults
@@ -13,7 +14,7 @@ from ifam.evaluation.comparisons import ComparisonResult
 from ifam.model_files import read_json
 from ifam.serialization import from_json
 
-_RESULTS = ("audit.json", "compare.json", "results.json")
+_RESULTS = ("audit.json", "certify.json", "compare.json", "results.json")
 
 
 @dataclass(frozen=True)
@@ -22,13 +23,13 @@ class Result:
 
     Attributes:
         file: Its file.
-        content: The audit, evaluation or comparison.
+        content: The audit, certification, evaluation or comparison.
         conditions: Its conditions.
         gap: The background gap, for the first of several treatments.
     """
 
     file: Path
-    content: AuditResult | Evaluation | ComparisonResult
+    content: AuditResult | Certification | Evaluation | ComparisonResult
     conditions: Mapping[str, Any]
     gap: Gap | None = None
 
@@ -57,8 +58,8 @@ def result_files(path: Path, *, required: bool = True) -> list[Path]:
     files += sorted(path.glob("evaluations/*/results.json"))
     if required and not files:
         raise IfamError(
-            f"{path} contains neither audit.json, results.json nor compare.json, nor a training that has begun; give a "
-            f"folder that does."
+            f"{path} contains neither audit.json, certify.json, results.json nor compare.json, nor a training that has "
+            f"begun; give a folder that does."
         )
     return files
 
@@ -76,6 +77,8 @@ def read_results(file: Path) -> list[Result]:
         header = from_json(_Header, content)
         if header.kind == "audit":
             return [Result(file, from_json(AuditResult, content), header.conditions)]
+        if header.kind == "certification":
+            return [Result(file, from_json(Certification, content), header.conditions)]
         if "treatments" in content:
             return _treatments(file, from_json(VariantResults, content), header.conditions)
         if "predictor" in content:
@@ -85,7 +88,8 @@ def read_results(file: Path) -> list[Result]:
     except ValueError as error:
         raise unreadable([file], str(error)) from error
     raise IfamError(
-        f"{file} is not a valid result; give a file written by `ifam audit`, `compare`, `demo`, `evaluate` or `train`."
+        f"{file} is not a valid result; give a file written by `ifam audit`, `certify`, `compare`, `demo`, `evaluate` "
+        f"or `train`."
     )
 
 

@@ -12,6 +12,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 from yaml import YAMLError
 
 from ifam.auditing.run import AuditResult, ImageRow, PictureFiles
+from ifam.auditing.smoothing import Certification
 from ifam.data.images import open_image
 from ifam.errors import IfamError
 from ifam.evaluation.accuracy import Accuracy, Evaluation
@@ -20,6 +21,7 @@ from ifam.io import check_replaceable, ensure_writable, local_path, run_digest, 
 from ifam.provenance import is_stale
 from ifam.report.audit_tables import sections, worst_group
 from ifam.report.bars import Bar, change_bar, contribution_bars
+from ifam.report.certification import certification_section
 from ifam.report.comparisons import ComparedImage, comparison_section, curves, history_curves, image_rows
 from ifam.report.evaluation_tables import evaluation_tables
 from ifam.report.html import curve_charts, environment
@@ -32,7 +34,12 @@ from ifam.serialization import flat
 
 PICTURES = "audit_pictures"
 # Title of a page about one thing.
-_TITLES: Mapping[type, str] = {AuditResult: "Audit", ComparisonResult: "Comparison", UnfinishedRun: "Run"}
+_TITLES: Mapping[type, str] = {
+    AuditResult: "Audit",
+    Certification: "Certificate",
+    ComparisonResult: "Comparison",
+    UnfinishedRun: "Run",
+}
 
 
 @dataclass(frozen=True)
@@ -100,7 +107,7 @@ class Page:
         headline: The outcome in a line.
         summary: A row for each model.
         audits: The audits.
-        sections: Runs that are not finished, and comparisons of several methods.
+        sections: Runs that are not finished, comparisons of several methods, and certifications.
         pictures: Images of comparisons.
         cases: Pictures, flagged ones first.
         colors: Color of each part.
@@ -231,6 +238,7 @@ def _page(run: str, results: Sequence[Result], unfinished: Sequence[UnfinishedRu
     rows = [row for name, result in named for row in _summary(result.content, name)]
     comparisons = [result.content for result in results if isinstance(result.content, ComparisonResult)]
     about_runs = [one.section for one in unfinished] + [comparison_section(comparison) for comparison in comparisons]
+    about_runs += [certification_section(one.content) for one in results if isinstance(one.content, Certification)]
     kinds = [type(one) for one in (*unfinished, *(result.content for result in results))]
     alone = len(kinds) == 1
     page = Page(
@@ -307,7 +315,9 @@ def _headline(audits: Sequence[AuditResult], count: int) -> str:
     return f"{failed} of {len(audits)} models fail the audit." if failed else "No hidden pixel changes any answer."
 
 
-def _summary(content: AuditResult | Evaluation | ComparisonResult, name: str) -> Iterator[tuple[str, ...]]:
+def _summary(
+    content: AuditResult | Certification | Evaluation | ComparisonResult, name: str
+) -> Iterator[tuple[str, ...]]:
     """Rows of the summary for an audit or an evaluation."""
     if isinstance(content, AuditResult):
         worst = worst_group(content)
