@@ -2,11 +2,12 @@
 
 import csv
 import dataclasses
+import json
 
 import numpy as np
 import pytest
 import torch
-from benchmarks import inference, rough_masks, scaling, step
+from benchmarks import inference, part_leakage, part_sums, rough_masks, scaling, step
 from benchmarks.measure import (
     Contender,
     Measurement,
@@ -22,9 +23,11 @@ from benchmarks.plain import Forced, PlainIFAM, visible_masks
 from benchmarks.step import Setting, Workload, train_step
 from PIL import Image
 
-from ifam.config import LossConfig, TrainConfig
-from ifam.data import Benchmark
+from ifam.checkpoints import hub
+from ifam.config import LossConfig, ModelConfig, TrainConfig
+from ifam.data import Benchmark, TransformedDataset, collate, load_benchmark
 from ifam.errors import IfamError
+from ifam.models.ifam import IFAM
 from ifam.training.module import Training, prepare
 from ifam.types import Batch
 
@@ -393,3 +396,68 @@ def test_every_image_gets_a_rough_mask_of_its_own(tmp_path):
     masks = [np.asarray(Image.open(tmp_path / row["mask"])) for row in listed]
     assert all(mask.sum() == 16 * 16 * 255 for mask in masks)
     assert not np.array_equal(masks[0], masks[1])
+
+
+# ----------------------------------------------------------------------------------------------------- parts
+
+
+@pytest.fixture
+def bird_model(tmp_path):
+    """A model of pondbirds that was never trained, in a folder."""
+    torch.manual_seed(0)
+    model = IFAM(ModelConfig("ifam_tiny", image_size=80, num_parts=2))
+    with torch.no_grad():
+        model.selector.prototypes.normal_(std=0.3)
+    model.save_pretrained(tmp_path / "model", {"data": {"num_train": 2, "num_val": 2, "num_test": 12}})
+    return tmp_path / "model"
+
+
+def test_a_linear_probe_reads_what_is_there_and_nothing_else():
+    random = np.random.default_rng(0)
+    cue, features = random.integers(2, size=400), random.normal(size=(400, 8))
+    assert 0.4 < (part_leakage.read(features, cue, seed=0) == cue).mean() < 0.6
+    features[:, 3] += 4 * cue
+    assert (part_leakage.read(features, cue, seed=0) == cue).mean() > 0.95
+
+
+def test_isolated_features_do_not_depend_on_other_parts(bird_model):
+    """Those of the predictor that sees all parts do, and the selector's too."""
+    model = hub.load(bird_model)
+    birds = load_benchmark("pondbirds", options={"num_train": 2, "num_val": 2, "num_test": 12}).split("test")
+    select, (before, shown) = model.select, next(part_leakage.part_features(model, birds))
+    side = model.config.image_size // 10
+    own = shown[:, 0].view(-1, 1, 10, 10).repeat_interleave(side, dim=2).repeat_interleave(side, dim=3)
+    prepared = TransformedDataset(birds, model.image_size, model.normalization)
+    held = select(collate([prepared[i] for i in range(12)]).images)
+    birds.images = torch.where(own, birds.images, 1 - birds.images)
+    model.select = lambda images: held
+    after, _ = next(part_leakage.part_features(model, birds))
+    several = shown.any(dim=2).all(dim=1)
+    assert several.any()
+    assert torch.equal(after["isolated"][:, 0], before["isolated"][:, 0])
+    for source in ("joint", "selector"):
+        assert not torch.equal(after[source][several, 0], before[source][several, 0])
+
+
+def test_leakage_and_sums_of_parts_are_written(bird_model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(part_leakage, "_LEAST", 10)
+    part_leakage.main([str(bird_model), "--images", "60", "--out", str(tmp_path / "leakage.json")])
+    found = json.loads((tmp_path / "leakage.json").read_text())["models"][str(bird_model)]
+    assert found
+    for cue, row in found.items():
+        assert cue in part_leakage.PLACES
+        for source in part_leakage.SOURCES:
+            assert 0 <= row[source]["low"] <= row[source]["accuracy"] <= row[source]["high"] <= 1
+    part_sums.main([str(bird_model), "--out", str(tmp_path / "sums.json")])
+    sums = json.loads((tmp_path / "sums.json").read_text())[str(bird_model)]
+    assert sums["images"] == 12
+    assert sums["joint"]["worst_group"] <= sums["joint"]["average"]
+    assert "additivity explains" in capsys.readouterr().out
+
+
+def test_variance_explained_by_a_sum():
+    values = torch.randn(500)
+    assert part_sums.explained(values, 3 * values - 1) == pytest.approx(1, abs=1e-5)
+    assert part_sums.explained(values, torch.randn(500)) < 0.05
+    logits = torch.tensor([[3.0, 1.0, 2.0], [0.0, 5.0, 1.0]])
+    assert part_sums.margins(logits, torch.tensor([0, 2])).tolist() == [1.0, -4.0]
