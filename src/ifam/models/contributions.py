@@ -10,6 +10,7 @@ from ifam._typing import Bool, Float, Int, Tensor
 from ifam.errors import IfamError
 from ifam.models.base import Classifier, device_of, evaluating, finite_logits
 from ifam.models.ifam import IFAM
+from ifam.models.masking import sample_assignment
 from ifam.models.part_sum import add_up, assigned_parts, part_masks
 from ifam.models.pixel_mask import visible_patches
 from ifam.types import Output
@@ -149,8 +150,7 @@ def shown_parts(model: IFAM, out: Output) -> Bool[Tensor, "B K H W"]:
     grid, selection, mask = model.predictor.backbone.grid, out.selection, out.mask
     assert selection is not None, "the model selects parts"
     assert mask is not None, "the model masks its input"
-    logits = selection.assignment_logits
-    parts = assigned_parts(logits, (logits / model.config.temperature).softmax(dim=1)[:, :-1], grid)
+    parts = assigned_parts(*sample_assignment(selection, False, model.config.temperature, False, 0.0), grid)
     visible = mask if tuple(mask.shape[1:]) == grid else visible_patches(mask, grid)
     return part_masks(parts, model.config.num_parts) & visible[:, None]
 
