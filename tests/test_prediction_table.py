@@ -157,7 +157,8 @@ def test_a_reader_that_leaves_stops_the_run_with_a_sentence(model, three, tmp_pa
         process.stdout.close()
         said = process.stderr.read()
     assert process.returncode == 141
-    assert re.fullmatch(r"ifam: Stopped by SIGPIPE: rows .* with --resume does the others\.\n", said)
+    # On a busy machine, it says before that it is still working.
+    assert re.search(r"^ifam: Stopped by SIGPIPE: rows .* with --resume does the others\.\n\Z", said, re.MULTILINE)
     assert 0 < len(lines(tmp_path / "out")) < 63
 
 
