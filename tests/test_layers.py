@@ -83,13 +83,14 @@ ORDER = {
             "collect",
             "accuracy",
         ),
-        *("smoothing", "flips", "background_gap", "thresholds", "challenge"),
+        *("smoothing", "flips", "background_gap", "thresholds", "features", "conformal", "coverage"),
+        "challenge",
     ],
     "auditing": [
         *("inputs", "certify", "certificates", "background_swap", "mask_leakage", "sufficiency", "posthoc", "run"),
         *("region_attack", "smoothing"),
     ],
-    "experiments": ["runs", "pictures", "compare", "demo"],
+    "experiments": ["runs", "pictures", "comparison", "compare", "demo"],
     "training": [
         *(
             "affine",
@@ -112,6 +113,7 @@ ORDER = {
         *("config_files", "stopped", "common"),
         *(
             "audit",
+            "calibrate",
             "certify",
             "challenge",
             "compare",

@@ -32,6 +32,7 @@ SHARED = {
     "cli/challenge": ("evaluation/test_challenge", "the verb and what it runs"),
     "cli/compare": ("experiments/test_compare", "the verb and what it runs"),
     "cli/retrain": ("training/test_last_layer", "the verb and what it runs"),
+    "experiments/comparison": ("experiments/test_compare", "rows are read to be compared"),
     "experiments/pictures": ("experiments/test_compare", "pictures are drawn of a comparison's models"),
     "checkpoints/safe_pickle": ("checkpoints/test_damaged", "files that hold code or are damaged"),
     "commands": ("cli/test_repeat", "what results record of the command that wrote them"),

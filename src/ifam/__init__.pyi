@@ -10,6 +10,9 @@ from ifam.config import TrainConfig as TrainConfig
 from ifam.data import load_benchmark as load_benchmark
 from ifam.errors import IfamError as IfamError
 from ifam.evaluation.accuracy import evaluate as evaluate
+from ifam.evaluation.conformal import Calibration as Calibration
+from ifam.evaluation.conformal import calibrate as calibrate
+from ifam.evaluation.conformal import load_calibration as load_calibration
 from ifam.inference import iter_predictions as iter_predictions
 from ifam.inference import predict as predict
 from ifam.models.baselines import PlainViT as PlainViT

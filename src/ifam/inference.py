@@ -20,11 +20,13 @@ from ifam.data.base import FitAndCrop
 from ifam.data.files import list_images
 from ifam.data.images import load_image
 from ifam.errors import IfamError
+from ifam.evaluation.conformal import Calibration
+from ifam.evaluation.features import features_of, recorded_features
 from ifam.interruption import Interrupted
 from ifam.io import ensure_writable, local_path, printable, replacing
 from ifam.models.base import Classifier, device_of, evaluating, finite_logits
 from ifam.models.interventions import Intervention
-from ifam.prediction_table import Prediction, PredictionTable
+from ifam.prediction_table import Prediction, PredictionTable, in_words
 from ifam.progress import ProgressBar
 from ifam.report.overlays import triptych
 from ifam.types import Output
@@ -60,6 +62,7 @@ def predict(
     white: int = 0,
     resume: bool = False,
     pictures: bool = True,
+    calibration: Calibration | None = None,
 ) -> list[Prediction]:
     """Classify image files.
 
@@ -76,6 +79,7 @@ def predict(
             `ifam.data.images.load_image`).
         resume: Go on where the same run was stopped in `out`, instead of starting over.
         pictures: Write a picture of each image to `out`, beside the tables.
+        calibration: Also give the set of classes of each image, see `ifam.calibrate`.
 
     Returns:
         One row for each image, in the order of the paths; the files of a folder are sorted by name.
@@ -86,6 +90,7 @@ def predict(
     """
     settings: dict[str, Any] = {"batch_size": batch_size, "out": out, "skip_bad": skip_bad, "white": white}
     settings |= {"interventions": interventions, "overwrite": overwrite, "resume": resume, "pictures": pictures}
+    settings["calibration"] = calibration
     return list(iter_predictions(model, paths, **settings))
 
 
@@ -101,6 +106,7 @@ def iter_predictions(
     white: int = 0,
     resume: bool = False,
     pictures: bool = True,
+    calibration: Calibration | None = None,
 ) -> Iterator[Prediction]:
     """Classify any number of image files; rows come as they are computed, and memory does not grow with them.
 
@@ -113,6 +119,8 @@ def iter_predictions(
             f"selector, late_mask or soft_mask (`ifam evaluate` supports every method)."
         )
     model.check_interventions(interventions)
+    if interventions and calibration is not None:
+        raise IfamError("Sets of classes hold for the model's own masks; leave interventions or the calibration away.")
     if not isinstance(batch_size, int) or batch_size < 1:
         raise IfamError(f"batch_size is {batch_size!r}, but a whole number of at least 1 is needed.")
     folder = None if out is None else local_path(out)
@@ -121,10 +129,10 @@ def iter_predictions(
     files = _find([paths] if isinstance(paths, str | Path) else paths, folder)
     table = None
     if folder is not None:
-        table = PredictionTable(folder, files, model, interventions, pictures, overwrite, resume)
+        table = PredictionTable(folder, files, model, interventions, pictures, overwrite, resume, calibration)
 
     def classified(batch: Sequence[_Item]) -> list[Prediction]:
-        return _classify(batch, model, folder if pictures else None, interventions)
+        return _classify(batch, model, folder if pictures else None, interventions, calibration)
 
     def read(files: Iterable[tuple[Path, str]], skipped: list[tuple[Path, str]], total: int) -> Iterator[_Item]:
         return _read(files, total, model, skipped if skip_bad else None, white, folder is not None and pictures)
@@ -164,15 +172,17 @@ def _rows(
         _report(skipped)
 
 
-def print_predictions(rows: Iterable[Prediction], *, hides: bool = True) -> None:
+def print_predictions(rows: Iterable[Prediction], *, hides: bool = True, error: float | None = None) -> None:
     """Print a table of a few images, or a line for each of many as it comes.
 
     Args:
         rows: The rows.
         hides: Whether the model masks its input.
+        error: Error of the sets of classes; None where there are none.
     """
     rows = iter(rows)
-    columns = ("image", "class", "probability", "visible" if hides else "in the mask, which hides nothing")
+    columns = ["image", "class", "probability", "visible" if hides else "in the mask, which hides nothing"]
+    columns += [] if error is None else [f"at {error:.3g} error"]
     few = list(islice(rows, _FEW + 1))
     if len(few) > _FEW:
         for cells in chain([columns], map(_cells, chain(few, rows))):
@@ -195,7 +205,8 @@ def _print(line: str) -> None:
 
 def _cells(row: Prediction) -> tuple[str, ...]:
     visible = "nothing" if row.empty else f"{row.visible_fraction:.0%}"
-    return printable(row.path), printable(row.class_name), f"{row.probability:.1%}", visible
+    sets = () if row.classes is None else (printable(in_words(row.classes)),)
+    return printable(row.path), printable(row.class_name), f"{row.probability:.1%}", visible, *sets
 
 
 def preprocess(image: Image.Image, model: Classifier) -> Float[Tensor, "3 S1 S2"]:
@@ -302,14 +313,22 @@ def _read(
 
 @torch.inference_mode()
 def _classify(
-    batch: Sequence[_Item], model: Classifier, folder: Path | None, interventions: Sequence[Intervention]
+    batch: Sequence[_Item],
+    model: Classifier,
+    folder: Path | None,
+    interventions: Sequence[Intervention],
+    calibration: Calibration | None,
 ) -> list[Prediction]:
     """Rows for a batch of images, their pictures written to the folder."""
     device = device_of(model)
     images = torch.stack([item.pixels for item in batch]).to(device)
-    with evaluating(model):
+    with evaluating(model), recorded_features(model) as features:
         output = model(images, interventions)
     probabilities = finite_logits(output.logits).softmax(dim=1).cpu()
+    sets, familiarity = None, None
+    if calibration is not None:
+        familiarity = calibration.familiarity(features_of(model, features, len(batch)))
+        sets = calibration.sets(output.logits, familiarity)
     classes = model.config.class_names or tuple(f"class {c}" for c in range(model.config.num_classes))
     visible, empty = output.visible_fraction.tolist(), output.empty.tolist()
     rows = []
@@ -317,6 +336,11 @@ def _classify(
         best = probabilities[i].topk(min(_TOP, len(classes)))
         top = [(classes[c], p) for p, c in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
         row = Prediction(item.path, int(best.indices[0]), *top[0], tuple(top), visible[i], empty[i], None)
+        if sets is not None:
+            ordered = [c for c in probabilities[i].argsort(descending=True).tolist() if sets[i, c]]
+            row = replace(row, classes=tuple(classes[c] for c in ordered))
+        if familiarity is not None:
+            row = replace(row, familiarity=float(familiarity[i]))
         rows.append(row if folder is None else _draw(row, item, output, i, folder, model))
     return rows
 
@@ -331,6 +355,8 @@ def _draw(row: Prediction, item: _Item, output: Output, i: int, folder: Path, mo
         seen = "nothing visible: the answer is the predictor's prior"
     else:
         seen = f"{row.visible_fraction:.0%} of the {'pixels' if model.masks_pixels else 'patches'} visible"
+    if row.classes is not None:
+        seen += f" · set: {printable(in_words(row.classes))}"
     picture = triptych(
         item.display,
         output.part_maps[i],

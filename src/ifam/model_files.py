@@ -20,6 +20,8 @@ from ifam.io import foreign_content, local_path
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+# Turns answers into sets of classes (`ifam calibrate`); not every model has one.
+CALIBRATION = "calibration.safetensors"
 
 
 def download(name: str, files: Sequence[str], revision: str | None = None) -> Path:

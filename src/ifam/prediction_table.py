@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ifam.errors import IfamError
+from ifam.evaluation.conformal import Calibration
 from ifam.io import check_folder, replacing, run_digest
 from ifam.model_files import read_json, weights_digest
 from ifam.models.base import Classifier
@@ -33,6 +34,9 @@ class Prediction:
             input.
         empty: Whether there are none: the prediction is then the predictor's prior, if the model masks its input.
         overlay: The picture of input, parts and visible patches, if pictures were written.
+        classes: Names of the classes in the image's set (`ifam.evaluation.conformal`), the most probable first; there
+            is an answer only where it is one. None without a calibration.
+        familiarity: Share of held-out images that are at least as unlike the training images; None if unknown.
     """
 
     path: Path
@@ -43,6 +47,8 @@ class Prediction:
     visible_fraction: float
     empty: bool
     overlay: Path | None
+    classes: tuple[str, ...] | None = None
+    familiarity: float | None = None
 
 
 class PredictionTable:
@@ -58,6 +64,7 @@ class PredictionTable:
         pictures: Whether there is a picture of each image.
         overwrite: Whether files of another run may be replaced.
         resume: Whether to go on with the batches that this run has done before.
+        calibration: What gives the sets of classes.
 
     Attributes:
         finished: Whether this run was finished before.
@@ -77,6 +84,7 @@ class PredictionTable:
         pictures: bool,
         overwrite: bool,
         resume: bool,
+        calibration: Calibration | None = None,
     ) -> None:
         self.folder, self._is_new = folder, not folder.exists()
         self.csv, self.json = folder / "predictions.csv", folder / "predictions.json"
@@ -89,6 +97,8 @@ class PredictionTable:
             "images": len(files),
             "paths": _digest(files),
         }
+        if calibration is not None:
+            self.conditions["error"], self.conditions["calibration"] = calibration.error, calibration.source
         self.conditions["run"] = run_digest(self.conditions)
         others = chain([self.csv.name], (f"{name}.png" for name in files.values() if pictures))
         check_folder(folder, self.json.name, others, self.conditions["run"], overwrite)
@@ -161,7 +171,8 @@ class PredictionTable:
             if first:
                 writer.writeheader()
             for row in map(_as_dict, rows):
-                writer.writerow({**row, "top": "; ".join(f"{name} {p:.4f}" for name, p in row["top"])})
+                top, classes = "; ".join(f"{name} {p:.4f}" for name, p in row["top"]), row["classes"]
+                writer.writerow({**row, "top": top, "classes": None if classes is None else in_words(classes, "; ")})
 
     def _write_json(self, complete: bool) -> None:
         """Write `predictions.json` from the journal, a line for each row."""
@@ -179,6 +190,11 @@ class PredictionTable:
             file.write('\n],\n"skipped": [\n')
             file.writelines(lines("skipped"))
             file.write(f'\n],\n"conditions": {_json(self.conditions)}\n}}\n')
+
+
+def in_words(classes: Sequence[str], separator: str = " or ") -> str:
+    """A set of classes in words."""
+    return separator.join(classes) or "(none)"
 
 
 def _json(content: Any) -> str:
@@ -202,4 +218,5 @@ def _from_dict(row: dict[str, Any], folder: Path) -> Prediction:
     """The opposite of `_as_dict`."""
     top = tuple((str(name), float(probability)) for name, probability in row["top"])
     overlay = folder / row["overlay"] if row["overlay"] else None
-    return Prediction(**{**row, "path": Path(row["path"]), "top": top, "overlay": overlay})
+    classes = None if row.get("classes") is None else tuple(map(str, row["classes"]))
+    return Prediction(**{**row, "path": Path(row["path"]), "top": top, "overlay": overlay, "classes": classes})

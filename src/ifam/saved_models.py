@@ -13,7 +13,7 @@ from ifam._typing import Tensor
 from ifam.config import PRECISIONS, ModelConfig
 from ifam.errors import IfamError
 from ifam.io import local_path
-from ifam.model_files import CONFIG, WEIGHTS, download, read_json, read_safetensors, write_model
+from ifam.model_files import CALIBRATION, CONFIG, WEIGHTS, download, read_json, read_safetensors, write_model
 from ifam.ranges import check_ranges, check_types
 from ifam.version import __version__
 
@@ -58,7 +58,7 @@ def find(source: str | Path, revision: str | None = None) -> Path:
         raise IfamError(
             f"There is no file or folder {source}; give an existing one, or the id `owner/name` of the hub."
         )
-    path = download(source, [CONFIG, WEIGHTS], revision)
+    path = download(source, [CONFIG, WEIGHTS, CALIBRATION], revision)
     if not path.is_dir():
         raise IfamError(f"The hub's {source!r} has neither {WEIGHTS} nor {CONFIG}; give the id of a model.")
     return path

@@ -15,7 +15,8 @@ from ifam.cli.main import main
 from ifam.commands import recorded, running
 from ifam.config import ModelConfig
 from ifam.data import load_benchmark
-from ifam.experiments.compare import Comparison, read_rows, run_comparison
+from ifam.experiments.compare import run_comparison
+from ifam.experiments.comparison import Comparison, read_rows
 from ifam.models.registry import build
 from ifam.training.presets import TINY_LOSS, TINY_MODEL, TINY_TRAIN
 

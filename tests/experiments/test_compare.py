@@ -17,7 +17,7 @@ from ifam.cli.parser import build_parser
 from ifam.config import LossConfig, ModelConfig, TrainConfig
 from ifam.data import TransformedDataset, collate, load_benchmark
 from ifam.evaluation.accuracy import evaluate
-from ifam.experiments.compare import Comparison, check_rows, read_rows
+from ifam.experiments.comparison import Comparison, check_rows, read_rows
 from ifam.models.registry import METHODS, build
 from ifam.serialization import to_json
 from ifam.training import presets

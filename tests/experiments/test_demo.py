@@ -20,7 +20,7 @@ from ifam.errors import IfamError
 from ifam.evaluation.accuracy import evaluate
 from ifam.evaluation.comparisons import ComparisonResult
 from ifam.experiments import demo
-from ifam.experiments.compare import Comparison, read_rows
+from ifam.experiments.comparison import Comparison, read_rows
 from ifam.inference import predict
 from ifam.models.ifam import IFAM
 from ifam.serialization import from_json

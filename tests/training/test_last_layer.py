@@ -1,7 +1,6 @@
 """Last-layer retraining: what is embedded, what is fitted, and that the result is a model like any other."""
 
 import json
-import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -15,8 +14,8 @@ from ifam.cli.main import main
 from ifam.config import ModelConfig
 from ifam.data import Benchmark, TransformedDataset, collate, load_benchmark
 from ifam.errors import IfamError
-from ifam.models.registry import METHODS, build
-from ifam.training.last_layer import LastLayerFitter, embed, retrain
+from ifam.models.registry import build
+from ifam.training.last_layer import LastLayerFitter, retrain
 
 MODEL = ModelConfig("ifam_tiny", image_size=40, num_parts=3, backbone_kwargs={"depth": 1, "embed_dim": 32})
 DATA = {"num_train": 4, "num_val": 40, "num_test": 12, "correlation": 0.75}
@@ -43,30 +42,6 @@ def logits(model, batch):
     with torch.inference_mode():
         out = model.predict_batch(batch)
     return out.logits
-
-
-# --- features --------------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", METHODS)
-def test_the_last_layer_makes_the_answer_of_what_is_embedded(birds, name):
-    model = make(name)
-    features, labels, groups = embed(model, birds, "val", batch_size=7)
-    assert features.shape == (40, model.last_layer.in_features)
-    expected = logits(model, a_batch(birds, model, count=40))
-    torch.testing.assert_close(model.last_layer(torch.from_numpy(features).float()), expected, atol=2e-5, rtol=1e-4)
-    assert np.array_equal(labels, birds.split("val").labels)
-    assert np.array_equal(groups, birds.split("val").groups)
-
-
-@pytest.mark.slow
-def test_nothing_is_left_on_the_model(birds):
-    """No hook, which would keep every later batch: the layer is the same in all that is pickled of it."""
-    model = make()
-    before = pickle.dumps(model.last_layer)
-    embed(model, birds, "val")
-    assert pickle.dumps(model.last_layer) == before
 
 
 # --- the fit ---------------------------------------------------------------------------------------------

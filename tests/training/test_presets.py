@@ -16,7 +16,7 @@ from ifam.cli import parser
 from ifam.cli.main import main
 from ifam.config import LossConfig, ModelConfig, TrainConfig
 from ifam.data import BENCHMARKS, Benchmark, load_benchmark
-from ifam.experiments.compare import read_rows
+from ifam.experiments.comparison import read_rows
 from ifam.models.registry import method
 from ifam.training import presets
 from ifam.training.fit import fit, seed_everything

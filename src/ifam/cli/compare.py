@@ -13,7 +13,7 @@ from ifam.errors import IfamError
 from ifam.io import ensure_writable
 
 if TYPE_CHECKING:
-    from ifam.experiments.compare import Row
+    from ifam.experiments.comparison import Row
 
 
 def compare(
@@ -67,7 +67,8 @@ def compare(
         given: Names of the settings that were set explicitly, such as "train.epochs"; they are never overridden.
     """
     from ifam.distributed import rank_and_world_size
-    from ifam.experiments.compare import TABLE, Comparison, read_rows, run_comparison
+    from ifam.experiments.compare import TABLE, run_comparison
+    from ifam.experiments.comparison import Comparison, read_rows
     from ifam.report.comparisons import print_comparison
     from ifam.report.results import write_report
     from ifam.training import presets
@@ -113,7 +114,7 @@ def compare(
 
 def _complete_entry(row: "Row") -> dict[str, Any]:
     """A row as `read_rows` takes it, with all of its settings."""
-    from ifam.experiments.compare import RETRAINED
+    from ifam.experiments.comparison import RETRAINED
 
     train = {name: value for name, value in asdict(row.train).items() if name != "seed"}
     settings = {"model": asdict(row.model), "train": train, "loss": asdict(row.loss)}

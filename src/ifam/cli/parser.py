@@ -14,6 +14,7 @@ from typing import Any, NoReturn, get_args, get_type_hints
 import yaml
 
 from ifam.cli.audit import audit
+from ifam.cli.calibrate import calibrate
 from ifam.cli.certify import certify
 from ifam.cli.challenge import challenge
 from ifam.cli.compare import compare
@@ -42,6 +43,7 @@ VERBS: dict[str, Any] = {
     "retrain": retrain,
     "challenge": challenge,
     "thresholds": thresholds,
+    "calibrate": calibrate,
     "predict": predict,
     "audit": audit,
     "certify": certify,
@@ -64,7 +66,7 @@ for _verb, _function in VERBS.items():
 # Option that a first word without a name stands for.
 ABOUT = {
     **dict.fromkeys(("train", "compare"), "root"),
-    **dict.fromkeys(("evaluate", "audit", "certify", "thresholds", "retrain", "challenge"), "model"),
+    **dict.fromkeys(("evaluate", "audit", "certify", "thresholds", "calibrate", "retrain", "challenge"), "model"),
     "prepare": "kind",
     "repeat": "result",
 }
@@ -97,6 +99,7 @@ RANGES = {
     "draws": COUNT,
     "drop_parts": NATURAL,
     "drop_unsure": QUANTILE,
+    "error": QUANTILE,
     "explain": COUNT,
     "keep_parts": NATURAL,
     "limit": COUNT,

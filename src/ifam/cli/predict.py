@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from ifam.cli.common import check_resume
+from ifam.errors import IfamError
 from ifam.io import ensure_writable
 
 
@@ -18,6 +19,7 @@ def predict(
     overwrite: bool = False,
     resume: bool = False,
     pictures: bool = True,
+    error: float | None = None,
 ) -> None:
     """Classify image files, and draw the parts and the visible patches of each.
 
@@ -34,8 +36,11 @@ def predict(
         overwrite: Replace the content of `out`; otherwise only predictions of the same model for the same images.
         resume: Go on where the same command was stopped.
         pictures: Draw a picture of each image; without, only the tables are written.
+        error: Also give the set of classes of each image, which misses its class in at most this share of images: one
+            class, several, or none; requires `ifam calibrate`, and is by default what the model was calibrated for.
     """
     from ifam.checkpoints import hub
+    from ifam.evaluation.conformal import load_calibration
     from ifam.inference import iter_predictions, print_predictions
     from ifam.models.interventions import DropParts, Intervention, KeepParts
 
@@ -48,9 +53,18 @@ def predict(
         changes.append(KeepParts(keep_parts))
     saved = hub.read(model)
     net = hub.load(saved)
+    calibration = load_calibration(saved.folder, net) if error is not None or not changes else None
+    if error is not None:
+        if calibration is None:
+            raise IfamError(
+                f"{model} is not calibrated, so it has no sets of classes; calibrate it on held-out images with `ifam "
+                f"calibrate --model {model}`."
+            )
+        calibration = calibration.at(error)
     # Images with more than 8 bits are scaled as in training.
     white = saved.extra.get("data", {}).get("white", 0)
     settings: dict[str, Any] = {"out": out, "overwrite": overwrite, "white": white, "resume": resume}
     settings |= {"batch_size": batch_size, "skip_bad": skip_bad, "pictures": pictures}
-    print_predictions(iter_predictions(net, images, interventions=changes, **settings), hides=net.masks_input)
+    rows = iter_predictions(net, images, interventions=changes, calibration=calibration, **settings)
+    print_predictions(rows, hides=net.masks_input, error=None if calibration is None else calibration.error)
     print(f"{'Pictures and predictions.csv are' if pictures else 'predictions.csv is'} in {out}.")

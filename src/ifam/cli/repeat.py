@@ -204,7 +204,7 @@ def _check_images(verb: str, conditions: Conditions, file: Path) -> None:
     """Refuse other images before hours of work on them."""
     from ifam.data import load_benchmark
     from ifam.data.fingerprints import fingerprint
-    from ifam.experiments.compare import Comparison
+    from ifam.experiments.comparison import Comparison
 
     if conditions.images is None or verb not in ("train", "evaluate", "audit", "certify", "compare"):
         return

@@ -24,6 +24,7 @@ class Picture:
         prior: Logit of the answer without any visible patch; None for models whose parts do not explain the answer.
         contributions: What each part adds to it (`ifam.explain`); the sum is the logit of the answer.
         exact: Whether the model itself adds up its parts; otherwise these are Shapley values.
+        classes: Names of the classes in its set (`ifam.evaluation.conformal`); None without a calibration.
     """
 
     index: int
@@ -37,6 +38,7 @@ class Picture:
     prior: float | None = None
     contributions: tuple[float, ...] = ()
     exact: bool = False
+    classes: list[str] | None = None
 
 
 @dataclass(frozen=True)

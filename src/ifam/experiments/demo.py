@@ -11,7 +11,8 @@ from PIL import Image
 from ifam.data import PondbirdsConfig
 from ifam.errors import IfamError
 from ifam.evaluation.comparisons import ComparisonResult
-from ifam.experiments.compare import Comparison, Row, run_comparison
+from ifam.experiments.compare import run_comparison
+from ifam.experiments.comparison import Comparison, Row
 from ifam.io import check_absent, replacing
 from ifam.report.overlays import contact_sheet, enlarge
 from ifam.training.presets import TINY_LOSS, TINY_MODEL, TINY_TRAIN

@@ -10,6 +10,8 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from ifam.data import Benchmark, TransformedDataset, collate
 from ifam.evaluation.comparisons import Picture, Run
+from ifam.evaluation.conformal import Calibration
+from ifam.evaluation.features import features_of, recorded_features
 from ifam.models.base import Classifier, device_of
 from ifam.models.contributions import PartContributions, can_explain, explain_output
 from ifam.report.overlays import part_overlay, predictor_view, save_picture, thumbnail
@@ -27,7 +29,13 @@ def first_of_each_group(images: Benchmark, split: str, count: int) -> list[int]:
 
 @torch.inference_mode()
 def draw_pictures(
-    model: Classifier, images: Benchmark, split: str, count: int, folder: Path, row: str
+    model: Classifier,
+    images: Benchmark,
+    split: str,
+    count: int,
+    folder: Path,
+    row: str,
+    calibration: Calibration | None = None,
 ) -> list[Picture]:
     """Draw the first images of each group, with the answers of a model.
 
@@ -38,11 +46,16 @@ def draw_pictures(
         count: Images of each group.
         folder: Folder of the results; pictures are written to its subfolder `pictures/`.
         row: Name for the files of this model.
+        calibration: What gives the sets of classes.
     """
     indices, examples = first_of_each_group(images, split, count), images.split(split)
     batch = collate([TransformedDataset(examples, model.image_size, model.normalization)[index] for index in indices])
     batch = batch.to(device_of(model))
-    out = model.predict_batch(batch)
+    with recorded_features(model) as features:
+        out = model.predict_batch(batch)
+    sets = None
+    if calibration is not None:
+        sets = calibration.sets(out.logits, calibration.familiarity(features_of(model, features, len(indices))))
     explained = explain_output(model, batch.images, out) if can_explain(model) else None
     probabilities, answers = out.logits.softmax(dim=1).max(dim=1)
     pictures = []
@@ -62,6 +75,7 @@ def draw_pictures(
                 label=images.class_names[int(batch.labels[place])],
                 answer=images.class_names[int(answers[place])],
                 confidence=float(probabilities[place]),
+                classes=None if sets is None else [images.class_names[c] for c in sets[place].nonzero()[:, 0].tolist()],
                 **drawn,
             )
         )

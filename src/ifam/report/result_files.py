@@ -1,4 +1,4 @@
-"""Results that were written by audit, certify, evaluate, train, compare or demo, read again for the page."""
+"""Results that were written by audit, certify, calibrate, evaluate, train, compare or demo, read again for the page."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,10 +11,11 @@ from ifam.errors import IfamError
 from ifam.evaluation.accuracy import Evaluation
 from ifam.evaluation.background_gap import Gap, VariantResults
 from ifam.evaluation.comparisons import ComparisonResult
+from ifam.evaluation.coverage import CoverageResult
 from ifam.model_files import read_json
 from ifam.serialization import from_json
 
-_RESULTS = ("audit.json", "certify.json", "compare.json", "results.json")
+_RESULTS = ("audit.json", "certify.json", "calibration.json", "compare.json", "results.json")
 
 
 @dataclass(frozen=True)
@@ -23,13 +24,13 @@ class Result:
 
     Attributes:
         file: Its file.
-        content: The audit, certification, evaluation or comparison.
+        content: What was measured.
         conditions: Its conditions.
         gap: The background gap, for the first of several treatments.
     """
 
     file: Path
-    content: AuditResult | Certification | Evaluation | ComparisonResult
+    content: AuditResult | Certification | Evaluation | ComparisonResult | CoverageResult
     conditions: Mapping[str, Any]
     gap: Gap | None = None
 
@@ -58,8 +59,8 @@ def result_files(path: Path, *, required: bool = True) -> list[Path]:
     files += sorted(path.glob("evaluations/*/results.json"))
     if required and not files:
         raise IfamError(
-            f"{path} contains neither audit.json, certify.json, results.json nor compare.json, nor a training that has "
-            f"begun; give a folder that does."
+            f"{path} contains neither {', '.join(_RESULTS[:-1])} nor {_RESULTS[-1]}, nor a training that has begun; "
+            f"give a folder that does."
         )
     return files
 
@@ -83,13 +84,15 @@ def read_results(file: Path) -> list[Result]:
             return _treatments(file, from_json(VariantResults, content), header.conditions)
         if "predictor" in content:
             return [Result(file, from_json(Evaluation, content), header.conditions)]
+        if header.kind == "calibration":
+            return [Result(file, from_json(CoverageResult, content), header.conditions)]
         if header.kind == "comparison":
             return [Result(file, from_json(ComparisonResult, content), header.conditions)]
     except ValueError as error:
         raise unreadable([file], str(error)) from error
     raise IfamError(
-        f"{file} is not a valid result; give a file written by `ifam audit`, `certify`, `compare`, `demo`, `evaluate` "
-        f"or `train`."
+        f"{file} is not a valid result; give a file written by `ifam audit`, `certify`, `calibrate`, `compare`, "
+        f"`demo`, `evaluate` or `train`."
     )
 
 

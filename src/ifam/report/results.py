@@ -17,12 +17,14 @@ from ifam.data.images import open_image
 from ifam.errors import IfamError
 from ifam.evaluation.accuracy import Accuracy, Evaluation
 from ifam.evaluation.comparisons import ComparisonResult
+from ifam.evaluation.coverage import CoverageResult
 from ifam.io import check_replaceable, ensure_writable, local_path, run_digest, write_json, write_text
 from ifam.provenance import is_stale
 from ifam.report.audit_tables import sections, worst_group
 from ifam.report.bars import Bar, change_bar, contribution_bars
 from ifam.report.certification import certification_section
 from ifam.report.comparisons import ComparedImage, comparison_section, curves, history_curves, image_rows
+from ifam.report.coverage import coverage_section
 from ifam.report.evaluation_tables import evaluation_tables
 from ifam.report.html import curve_charts, environment
 from ifam.report.overlays import part_colors, part_overlay, predictor_view, save_picture, thumbnail
@@ -38,6 +40,7 @@ _TITLES: Mapping[type, str] = {
     AuditResult: "Audit",
     Certification: "Certificate",
     ComparisonResult: "Comparison",
+    CoverageResult: "Calibration",
     UnfinishedRun: "Run",
 }
 
@@ -107,7 +110,7 @@ class Page:
         headline: The outcome in a line.
         summary: A row for each model.
         audits: The audits.
-        sections: Runs that are not finished, comparisons of several methods, and certifications.
+        sections: Runs that are not finished, comparisons of several methods, certifications and calibrations.
         pictures: Images of comparisons.
         cases: Pictures, flagged ones first.
         colors: Color of each part.
@@ -239,6 +242,8 @@ def _page(run: str, results: Sequence[Result], unfinished: Sequence[UnfinishedRu
     comparisons = [result.content for result in results if isinstance(result.content, ComparisonResult)]
     about_runs = [one.section for one in unfinished] + [comparison_section(comparison) for comparison in comparisons]
     about_runs += [certification_section(one.content) for one in results if isinstance(one.content, Certification)]
+    calibrations = [(name, result.content) for name, result in named if isinstance(result.content, CoverageResult)]
+    about_runs += [coverage_section(one, name if len(calibrations) > 1 else "") for name, one in calibrations]
     kinds = [type(one) for one in (*unfinished, *(result.content for result in results))]
     alone = len(kinds) == 1
     page = Page(
@@ -315,9 +320,7 @@ def _headline(audits: Sequence[AuditResult], count: int) -> str:
     return f"{failed} of {len(audits)} models fail the audit." if failed else "No hidden pixel changes any answer."
 
 
-def _summary(
-    content: AuditResult | Certification | Evaluation | ComparisonResult, name: str
-) -> Iterator[tuple[str, ...]]:
+def _summary(content: object, name: str) -> Iterator[tuple[str, ...]]:
     """Rows of the summary for an audit or an evaluation."""
     if isinstance(content, AuditResult):
         worst = worst_group(content)

@@ -45,6 +45,16 @@ class Section:
     chart: Markup | None = None
 
 
+def print_section(console: Console, section: Section) -> None:
+    """Print a section, without its chart."""
+    console.print(f"\n{section.title}", style="bold")
+    console.print(section.lead)
+    for table in section.tables:
+        print_table(console, table)
+    for note in section.notes:
+        console.print(note, style="dim")
+
+
 def print_table(console: Console, table: Table) -> None:
     """Print one table."""
     drawn = RichTable(title=table.caption, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))

@@ -14,6 +14,7 @@ exactly a linear layer of the same shape, which is saved and loaded like any oth
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,13 +22,12 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import StandardScaler
-from torch.utils.data import DataLoader
 
 from ifam._typing import Float, Int, Tensor
-from ifam.data import Benchmark, TransformedDataset, collate
+from ifam.data import Benchmark
 from ifam.errors import IfamError
-from ifam.models.base import Classifier, device_of, finite_logits
-from ifam.progress import ProgressBar
+from ifam.evaluation.features import last_layer_of
+from ifam.models.base import Classifier
 from ifam.pulse import reported
 
 # Inverse strengths C of the penalty, as in the paper; from strong to weak.
@@ -98,7 +98,10 @@ def retrain(
     started = time.perf_counter()
     counts = check(benchmark, split)
     layer = model.last_layer
-    features, labels, groups = embed(model, benchmark, split, batch_size=batch_size, workers=workers, label=label)
+    settings: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "label": label}
+    images = last_layer_of(model.eval(), benchmark, split, **settings)
+    features = images.features.double().numpy()
+    labels, groups = images.labels.numpy(), images.groups.numpy()
     if not len(layer.weight) == len(benchmark.class_names) == len(np.unique(labels)):
         raise IfamError(
             f"The model has {len(layer.weight)} classes, and {len(np.unique(labels))} of the "
@@ -156,42 +159,6 @@ def check(benchmark: Benchmark, split: str = "val") -> dict[str, int]:
                 f"needed to retrain the last layer; add some."
             )
     return count_of_group
-
-
-@torch.inference_mode()
-def embed(
-    model: Classifier, benchmark: Benchmark, split: str, *, batch_size: int = 64, workers: int = 0, label: str = ""
-) -> tuple[Float[np.ndarray, "N D"], Int[np.ndarray, " N"], Int[np.ndarray, " N"]]:
-    """The input of the last layer of a model for each image of a split.
-
-    If the layer is applied to several vectors per image and its scores are averaged, as in the selector, this is the
-    mean of the vectors: the mean of linear scores is the score of the mean.
-
-    Returns:
-        Features, classes and groups.
-    """
-    examples = TransformedDataset(benchmark.split(split), model.image_size, model.normalization)
-    loader = DataLoader(examples, batch_size=batch_size, num_workers=workers, collate_fn=collate)
-    device = device_of(model)
-    inputs: list[Tensor] = []
-    hook = model.last_layer.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
-    features, labels, groups = [], [], []
-    model.eval()
-    try:
-        with ProgressBar() as bar:
-            task = bar.add_task(label, total=len(examples))
-            for batch in loader:
-                inputs.clear()
-                finite_logits(model.predict_batch(batch.to(device)).logits)
-                assert len(inputs) == 1, "the last layer is used once"
-                vectors = inputs[0].float().reshape(len(batch.labels), -1, inputs[0].shape[-1])
-                features.append(vectors.mean(dim=1).cpu())
-                labels.append(batch.labels)
-                groups.append(batch.groups)
-                bar.advance(task, len(batch.labels))
-    finally:
-        hook.remove()
-    return torch.cat(features).double().numpy(), torch.cat(labels).numpy(), torch.cat(groups).numpy()
 
 
 class LastLayerFitter:

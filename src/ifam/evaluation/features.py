@@ -1,0 +1,104 @@
+"""What the last layer of a model gets and gives for each image of a split."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch.utils.data import DataLoader, Subset
+
+from ifam._typing import Float, Int, Tensor
+from ifam.data import Benchmark, TransformedDataset, collate
+from ifam.models.base import Classifier, device_of, evaluating, finite_logits
+from ifam.models.part_sum import AdditivePredictor
+from ifam.progress import ProgressBar
+
+
+@dataclass(frozen=True)
+class LastLayer:
+    """Input and output of the last layer.
+
+    Attributes:
+        features: Its input; one vector per image where it is applied to several (`features_of`).
+        logits: Its output, the final logits.
+        labels: Class of each image.
+        groups: Group of each image; its class where the data have no groups.
+    """
+
+    features: Float[Tensor, "N D"]
+    logits: Float[Tensor, "N C"]
+    labels: Int[Tensor, " N"]
+    groups: Int[Tensor, " N"]
+
+
+@contextmanager
+def recorded_features(model: Classifier) -> Iterator[list[Tensor]]:
+    """The inputs of the last layer in every forward pass within the block, [B, ..., D] each.
+
+    Args:
+        model: Any model.
+    """
+    inputs: list[Tensor] = []
+    hook = model.last_layer.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+    try:
+        yield inputs
+    finally:
+        hook.remove()
+
+
+def features_of(model: Classifier, inputs: Sequence[Tensor], images: int) -> Float[Tensor, "B D"]:
+    """One vector for each image, whose scores by the last layer are the logits.
+
+    Args:
+        model: The model.
+        inputs: What `recorded_features` gave in a forward pass.
+        images: Number of images B.
+    """
+    if isinstance(getattr(model, "predictor", None), AdditivePredictor):
+        # A row for each part, and one for no part at all; linear scores add up like their vectors.
+        rows, prior = (one.float() for one in inputs)
+        parts: Tensor = rows.unflatten(0, (images, -1)) - prior
+        return prior + parts.sum(dim=1)
+    (vectors,) = (one.float() for one in inputs)
+    # In the selector, the mean of the scores of all parts.
+    return vectors.reshape(images, -1, vectors.shape[-1]).mean(dim=1)
+
+
+@torch.inference_mode()
+def last_layer_of(
+    model: Classifier,
+    benchmark: Benchmark,
+    split: str,
+    *,
+    indices: Sequence[int] | None = None,
+    batch_size: int = 64,
+    workers: int = 0,
+    label: str = "embedding",
+) -> LastLayer:
+    """Input and output of the last layer of a model for the images of a split, without augmentation.
+
+    Args:
+        model: Any model; its mode is restored afterwards.
+        benchmark: The data set.
+        split: Which of its splits.
+        indices: Which of its images; all if None.
+        batch_size: Images at a time; affects speed only.
+        workers: Processes that load images.
+        label: Label of the progress bar.
+
+    Raises:
+        IfamError: The split does not exist, or logits are not finite.
+    """
+    examples = TransformedDataset(benchmark.split(split), model.image_size, model.normalization)
+    chosen = examples if indices is None else Subset(examples, indices)
+    loader = DataLoader(chosen, batch_size=batch_size, num_workers=workers, collate_fn=collate)
+    device, rows = device_of(model), []
+    with evaluating(model), recorded_features(model) as inputs, ProgressBar() as bar:
+        task = bar.add_task(label, total=len(chosen))
+        for batch in loader:
+            inputs.clear()
+            logits = finite_logits(model.predict_batch(batch.to(device)).logits)
+            features = features_of(model, inputs, len(logits))
+            rows.append((features.cpu(), logits.cpu(), batch.labels, batch.groups_or_classes))
+            bar.advance(task, len(logits))
+    return LastLayer(*(torch.cat(column) for column in zip(*rows, strict=True)))
