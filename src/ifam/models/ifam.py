@@ -74,7 +74,9 @@ class IFAM(PartClassifier):
         if not isinstance(self.predictor, AdditivePredictor):
             logits = self.predictor(images, mask.visible, mask.gate)
             return Output(logits, selection.selector_logits, mask.visible, mask.gate, selection)
-        contributions, prior = self.predictor.contributions(images, *vars(mask).values())
+        contributions, prior = self.predictor.contributions(
+            images, mask.visible, mask.gate, mask.patch_parts, mask.part_gates
+        )
         logits = add_up(prior, contributions)
         seen = (mask.visible, mask.gate, selection)
         return Output(logits, selection.selector_logits, *seen, contributions, prior, mask.patch_parts)
