@@ -395,7 +395,7 @@ def parse(path):
 
 
 def test_there_are_recipes():
-    assert [path.stem for path in RECIPES] == ["certify", "demo", "digits", "photographs", "pondbirds"]
+    assert [path.stem for path in RECIPES] == ["certify", "demo", "digits", "parts", "photographs", "pondbirds"]
 
 
 @pytest.mark.parametrize("path", [path for path in RECIPES if path.stem != "photographs"], ids=lambda path: path.stem)
