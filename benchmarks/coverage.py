@@ -6,7 +6,8 @@
 Each saved model of pondbirds is calibrated on images that are drawn like its training images, but that nobody has seen
 (their seed is 1,000 higher), and its sets are counted on its test images, where the background says nothing. Strangers
 are images of other benchmarks: digits and photographs (`--photographs FOLDER`, as `ifam prepare cutouts` writes it).
-Prints a table with t-intervals over seeds, and writes all figures with `--out FILE.json`.
+Prints a table with t-intervals over seeds; `--out FILE.json` has all figures, and `--plot FILE.png` shows the share of
+wrong answers against that of images with an answer, a line for each group and seed.
 """
 
 import argparse
@@ -18,12 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 from sklearn.metrics import roc_auc_score
 
 from ifam.checkpoints import hub
 from ifam.data import Benchmark, load_benchmark
 from ifam.evaluation.conformal import Calibration, calibrate
-from ifam.evaluation.coverage import coverage_by_group
+from ifam.evaluation.coverage import Coverage, coverage_by_group
 from ifam.evaluation.features import LastLayer, last_layer_of
 from ifam.evaluation.seeds import over_seeds
 from ifam.model_files import CONFIG
@@ -56,8 +58,10 @@ def strangers(photographs: Path | None) -> dict[str, Any]:
     return others
 
 
-def figures(model: Classifier, options: Mapping[str, Any], error: float, others: Mapping[str, Any]) -> dict[str, float]:
-    """Coverage, answers and their errors of one model, and what it says to strangers."""
+def measured_on(
+    model: Classifier, options: Mapping[str, Any], error: float, others: Mapping[str, Any]
+) -> tuple[dict[str, float], dict[str, Coverage]]:
+    """Coverage, answers and their errors of one model, and what it says to strangers; and its groups."""
     images = load_benchmark("pondbirds", options=options)
     unseen = load_benchmark("pondbirds", options={**options, "seed": options["seed"] + 1000})
     splits = {"train": images.split("train"), "val": unseen.split("val")}
@@ -76,7 +80,7 @@ def figures(model: Classifier, options: Mapping[str, Any], error: float, others:
         names = images.class_names
         found = last_layer_of(model, Benchmark(name, {"test": one}, names, names), "test", label=name)
         result |= {f"{name}: {key}": value for key, value in told_apart(calibration, test, found).items()}
-    return result
+    return result, groups
 
 
 def told_apart(calibration: Calibration, own: LastLayer, others: LastLayer) -> dict[str, float]:
@@ -99,6 +103,27 @@ def runs(folder: Path, rows: Sequence[str]) -> Iterator[tuple[str, Path]]:
         yield from ((row, path) for _, path in sorted(of_row))
 
 
+def plot(groups: Mapping[str, Sequence[Mapping[str, Coverage]]], path: Path) -> None:
+    """Draw the risk-coverage curves of each row, a panel each.
+
+    Args:
+        groups: By row, for each seed, its groups.
+        path: File of the picture.
+    """
+    figure = Figure(figsize=(3.4 * len(groups), 3.1), layout="constrained")
+    for axes, (row, seeds) in zip(
+        figure.subplots(1, len(groups), sharey=True, squeeze=False)[0], groups.items(), strict=True
+    ):
+        for one in seeds:
+            for number, (name, coverage) in enumerate(one.items()):
+                answered, wrong = zip(*((100 * a, 100 * w) for a, w in coverage.risk_coverage), strict=True)
+                axes.plot(answered, wrong, f"C{number}", lw=1.2, label=name if one is seeds[0] else None)
+        axes.set(title=row, xlabel="images answered, surest first, %", xlim=(0, 102), ylim=(0, 102))
+    figure.axes[0].set_ylabel("wrong among these, %")
+    figure.axes[0].legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, and print the table."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -107,16 +132,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     options.add_argument("--error", type=float, default=0.05)
     options.add_argument("--photographs", type=Path, help="folder of composites, as strangers")
     options.add_argument("--out", type=Path, help="file for all figures")
+    options.add_argument("--plot", type=Path, help="file for the curves")
     args = options.parse_args(argv)
     others = strangers(args.photographs)
     measured: dict[str, dict[str, dict[str, float]]] = defaultdict(dict)
+    curves: dict[str, list[dict[str, Coverage]]] = defaultdict(list)
     for folder in args.models:
         for row, path in runs(folder, args.rows):
             saved = hub.read(path)
             print(f"{row}: {path}", flush=True)
-            measured[row][path.name] = figures(hub.load(saved), saved.extra["data"], args.error, others)
+            found, groups = measured_on(hub.load(saved), saved.extra["data"], args.error, others)
+            measured[row][path.name] = found
+            curves[row].append(groups)
             if args.out:
                 args.out.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
+    if args.plot:
+        plot(curves, args.plot)
     names = list(next(iter(next(iter(measured.values())).values())))
     print("| row | seeds | " + " | ".join(names) + " |")
     print("|---|---:|" + "---:|" * len(names))

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from benchmarks import inference, part_leakage, part_sums, rough_masks, scaling, step
+from benchmarks import coverage, inference, part_leakage, part_sums, rough_masks, scaling, step
 from benchmarks.measure import (
     Contender,
     Measurement,
@@ -461,3 +461,26 @@ def test_variance_explained_by_a_sum():
     assert part_sums.explained(values, torch.randn(500)) < 0.05
     logits = torch.tensor([[3.0, 1.0, 2.0], [0.0, 5.0, 1.0]])
     assert part_sums.margins(logits, torch.tensor([0, 2])).tolist() == [1.0, -4.0]
+
+
+def test_coverage_is_measured_for_each_saved_model(tmp_path, capsys, monkeypatch):
+    """Of two seeds, with intervals, and the curves of each group."""
+    options = {"num_train": 40, "num_val": 60, "num_test": 60}
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        model = IFAM(ModelConfig(backbone="ifam_tiny", image_size=40, num_parts=3, num_classes=2))
+        model.save_pretrained(tmp_path / "models" / f"ifam-{seed}", {"data": {**options, "seed": seed}})
+    monkeypatch.setattr(coverage, "COUNT", 20)
+    words = ["--error", "0.1", "--out", tmp_path / "all.json", "--plot", tmp_path / "curves.png"]
+    coverage.main([str(word) for word in (tmp_path / "models", *words)])
+    header, _, row = capsys.readouterr().out.splitlines()[-3:]
+    assert header.startswith("| row | seeds | worst-group coverage | coverage |")
+    assert row.startswith("| ifam | 2 |")
+    assert row.count("\u00b1") == header.count("|") - 3
+    figures = json.loads((tmp_path / "all.json").read_text())["ifam"]
+    assert set(figures) == {"ifam-0", "ifam-1"}
+    for one in figures.values():
+        assert 0 <= one["worst-group coverage"] <= one["coverage"] <= 1
+        assert 0 <= one["digits: AUROC"] <= 1
+    with Image.open(tmp_path / "curves.png") as picture:
+        assert picture.width > 300

@@ -145,7 +145,8 @@ def compute_outputs(
             # A tie with the background goes to the part: argmax takes the first, and the background is last.
             winners=logits.argmax(dim=1),
             margin=logits[:, :-1].amax(dim=1) - logits[:, -1],
-            patch_parts=out.patch_parts,
+            # Audited models may be the user's own, with outputs of less.
+            patch_parts=getattr(out, "patch_parts", None),
         )
         batches.append(batch_outputs)
         advance(len(batch))
