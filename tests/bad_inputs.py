@@ -23,6 +23,8 @@ TRAIN = f"train photos {QUICK}"
 LIST = f"{TRAIN} --data.csv images.csv"
 PREDICT = "predict photos --model model --out out"
 ONE = "predict x.png --model model --out out"
+DRAWN = "--benchmark pondbirds --data.num_train 2 --data.num_val 2 --data.num_test 4 --image_size 80 --out out"
+CUT = "--root photos --selector model --out out"
 
 
 class Link(NamedTuple):
@@ -405,6 +407,37 @@ BAD = {
             "thresholds": "thresholds m.onnx",
             "retrain": "retrain m.onnx",
             "challenge": "challenge m.onnx --root photos",
+        }.items()
+    },
+    **{
+        f"audit of any classifier, {what}": case(files, f"audit --any {command}", *says)
+        for what, (files, command, *says) in {
+            "of no form": ({}, "nonsense --root photos", "--any is 'nonsense'", "timm:NAME"),
+            "of no name": ({}, "timm:resnet_50 --root photos", "timm has no model 'resnet_50'", "did you mean"),
+            "without images": ({}, "math:sqrt", "--any has no images", "--root"),
+            "without masks": ({}, "math:sqrt --root photos", "has no masks", "--selector"),
+            "a function that raises": ({}, f"math:sqrt {DRAWN}", "math:sqrt raised ValueError", "[B, 3, H, W]"),
+            "a module that is not there": ({}, f"no.such:f {CUT}", "no.such:f cannot be imported", "working directory"),
+            "a module that is damaged": (
+                {"damaged_any.py": "def f(:"},
+                f"damaged_any:f {CUT}",
+                "damaged_any:f cannot be imported (SyntaxError",
+            ),
+            "a damaged ONNX file": ({"m.onnx": ONNX}, f"m.onnx {CUT}", "m.onnx is not a valid ONNX file", "export"),
+            "an ONNX file that is not there": ({}, f"m.onnx {CUT}", "There is no file m.onnx", "--any"),
+            "weights that are none": (
+                {"w.pth": "x"},
+                f"timm:resnet18 --checkpoint w.pth {CUT}",
+                "w.pth is not a valid checkpoint",
+            ),
+            "a selector that is not there": (
+                {},
+                "math:sqrt --root photos --selector nowhere",
+                "no file or folder nowhere",
+            ),
+            "means of one channel": ({}, f"math:sqrt --mean [0.5] {CUT}", "mean is [0.5]"),
+            "a negative deviation": ({}, f"math:sqrt --std [1,1,-1] {CUT}", "std is -1", "above 0"),
+            "no backgrounds": ({}, f"math:sqrt --backgrounds 0 {CUT}", "backgrounds is 0", "at least 1"),
         }.items()
     },
     "an ONNX file to convert": case(

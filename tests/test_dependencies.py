@@ -21,6 +21,7 @@ USES = {
     "data/images.py": {"heif"},
     "data/benchmarks/siim_acr.py": {"medical"},
     "auditing/posthoc.py": {"explain"},
+    "auditing/any_classifier.py": {"onnx"},
     "training/trainer.py": {"tensorboard"},
 }
 # Imports whose absence is provided for, in a `try` of their own: shapes are checked in tests alone.

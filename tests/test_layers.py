@@ -50,7 +50,7 @@ RANK = {name: rank for rank, line in enumerate(RANKS) for name in line}
 ORDER = {
     "backbones": [
         *("timm_compat", "mask_gradient", "gated_attention", "token_layout", "rotary", "masked_pass"),
-        *("vit", "architecture", "hf_dinov2", "backbone"),
+        *("vit", "architecture", "hf_dinov2", "backbone", "timm_classifier"),
     ],
     "models": [
         *(
@@ -89,6 +89,7 @@ ORDER = {
     "auditing": [
         *("inputs", "certify", "certificates", "background_swap", "mask_leakage", "sufficiency", "posthoc", "run"),
         *("region_attack", "smoothing"),
+        *("any_classifier", "reliance", "audit_any"),
     ],
     "experiments": ["runs", "pictures", "comparison", "compare", "demo"],
     "training": [
@@ -112,6 +113,7 @@ ORDER = {
     "cli": [
         *("config_files", "stopped", "common"),
         *(
+            "audit_any",
             "audit",
             "calibrate",
             "certify",
@@ -141,7 +143,7 @@ NEVER = {
 }
 ONLY = {"data": {"data", "data_config", "types", "_typing", "errors", "io", "pulse"}}
 
-KNOW_TIMM = {"backbones.timm_compat", "backbones.vit", "backbones.rotary"}
+KNOW_TIMM = {"backbones.timm_compat", "backbones.vit", "backbones.rotary", "backbones.timm_classifier"}
 
 
 @cache

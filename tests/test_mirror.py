@@ -20,12 +20,14 @@ SHARED = {
     "backbones/mask_gradient": ("backbones/test_gated_attention", "the gradient is that of gated attention"),
     "backbones/masked_pass": ("backbones/test_families", "tested on every family of transformers"),
     "backbones/rotary": ("backbones/test_families", "tested on every family of transformers"),
+    "backbones/timm_classifier": ("auditing/test_any_classifier", "classifiers of every origin"),
     "backbones/timm_compat": ("backbones/test_families", "tested on every family of transformers"),
     "backbones/vit": ("backbones/test_families", "tested on every family of transformers"),
     **{
         f"cli/{verb}": ("cli/test_main", "verbs share trained models, which take seconds")
         for verb in ("audit", "common", "convert", "demo", "predict", "report", "train")
     },
+    "cli/audit_any": ("auditing/test_audit_any", "the verb and what it runs"),
     "cli/prepare": ("data/test_cutouts", "the verb and what it runs"),
     "cli/certify": ("auditing/test_smoothing", "the verb of a certification"),
     "cli/thresholds": ("cli/test_evaluate", "verbs share trained models"),
@@ -64,6 +66,7 @@ SHARED = {
     "pulse": ("test_progress", "both say how far work is"),
     "ranges": ("cli/test_main", "numbers of the command line"),
     "report/audit_tables": ("report/test_results", "tables of the page"),
+    "report/reliance": ("auditing/test_audit_any", "tables and pictures of the verb"),
     "report/challenge_sheet": ("evaluation/test_challenge", "the picture of a challenge"),
     "report/certification": ("auditing/test_smoothing", "the tables of a certification"),
     "report/console": ("cli/test_evaluate", "what the verbs print"),

@@ -4,7 +4,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ifam.cli.audit_any import audit_any
 from ifam.cli.common import resolve_device
+from ifam.errors import IfamError
 from ifam.io import check_folder, ensure_writable, run_digest
 
 
@@ -22,10 +24,19 @@ def audit(
     seed: int = 0,
     overwrite: bool = False,
     data: dict[str, Any] | None = None,
+    any: str | None = None,
+    selector: str | None = None,
+    checkpoint: Path | None = None,
+    image_size: int | None = None,
+    mean: tuple[float, float, float] | None = None,
+    std: tuple[float, float, float] | None = None,
+    backgrounds: int = 4,
+    max_flips: float | None = None,
 ) -> None:
     """Audit a model: attack hidden pixels, swap backgrounds, probe masks, drop parts, compare with attribution maps.
 
-    The exit status is 1 if a hidden pixel changes an answer.
+    The exit status is 1 if a hidden pixel changes an answer. With --any, another classifier is audited: objects are cut
+    out and put before other backgrounds, and the answers that flip are counted; it is 1 above --max-flips.
 
     Args:
         model: Folder or hub id of the model.
@@ -41,7 +52,34 @@ def audit(
         seed: Seed of everything random.
         overwrite: Replace the content of `out`; otherwise only an audit under the same conditions is replaced.
         data: Settings of the data set, by name.
+        any: Audit any classifier: "timm:NAME", "hf:OWNER/NAME" in timm's format, "MODEL.onnx", or
+            "PACKAGE.MODULE:FUNCTION", whose code is run.
+        selector: Folder or hub id of the model that cuts objects out for --any; by default the masks of the data set.
+        checkpoint: State dict for "timm:NAME"; by default timm's pretrained weights.
+        image_size: Side of the input of an ONNX file that leaves it open, or of a function; by default 224.
+        mean: Channel means of the input for --any; by default as timm states, or those of ImageNet.
+        std: Channel standard deviations, likewise.
+        backgrounds: Backgrounds of other classes for each object with --any.
+        max_flips: Largest share of answers that may flip with --any.
     """
+    if any is not None:
+        if plain is not None or model != "runs/ifam":
+            raise IfamError("--any names what is audited; leave --model and --plain out, or name it with --selector.")
+        audit_any(
+            any,
+            selector,
+            load={"checkpoint": checkpoint, "image_size": image_size, "mean": mean, "std": std},
+            where={"benchmark": benchmark, "root": root, "split": split, "data": data},
+            measure={"backgrounds": backgrounds, "max_flips": max_flips, "limit": limit, "seed": seed},
+            batch_size=batch_size,
+            device=device,
+            out=out,
+            overwrite=overwrite,
+        )
+        return
+    of_any = {"selector": selector, "checkpoint": checkpoint, "image_size": image_size, "max_flips": max_flips}
+    if given := next((name for name, value in {**of_any, "mean": mean, "std": std}.items() if value is not None), None):
+        raise IfamError(f"--{given} is for the audit of another classifier; name it with --any, or leave it out.")
     from ifam.auditing.run import audit, load_plain
     from ifam.checkpoints import hub
     from ifam.data.eval_dataset import eval_options, load_eval_dataset, remembered_root

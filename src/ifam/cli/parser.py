@@ -14,6 +14,7 @@ from typing import Any, NoReturn, get_args, get_type_hints
 import yaml
 
 from ifam.cli.audit import audit
+from ifam.cli.audit_any import names_function
 from ifam.cli.calibrate import calibrate
 from ifam.cli.certify import certify
 from ifam.cli.challenge import challenge
@@ -32,7 +33,7 @@ from ifam.cli.train import train
 from ifam.data_config import DataConfig, any_config, check_names, config_type
 from ifam.errors import IfamError, suggestion
 from ifam.io import local_path, one_line
-from ifam.ranges import COUNT, NATURAL, QUANTILE, SEED, SHARE, check_ranges
+from ifam.ranges import COUNT, NATURAL, POSITIVE, QUANTILE, SEED, SHARE, SIDE, check_ranges
 from ifam.yaml_text import loader
 
 VERBS: dict[str, Any] = {
@@ -94,6 +95,7 @@ DATA_SETS = {"challenge": "imagenet9"}
 # Ranges of numeric arguments.
 RANGES = {
     "attack": NATURAL,
+    "backgrounds": COUNT,
     "batch_size": COUNT,
     "correlation": SHARE,
     "draws": COUNT,
@@ -102,7 +104,10 @@ RANGES = {
     "error": QUANTILE,
     "explain": COUNT,
     "keep_parts": NATURAL,
+    "image_size": SIDE,
     "limit": COUNT,
+    "max_flips": SHARE,
+    "mean": SHARE,
     "num_heads": COUNT,
     "num_resamples": NATURAL,
     "pictures": NATURAL,
@@ -111,6 +116,7 @@ RANGES = {
     "region_pixels": COUNT,
     "seed": SEED,
     "seeds": SEED,
+    "std": POSITIVE,
     "steps": COUNT,
     "threads": COUNT,
     "width": COUNT,
@@ -146,6 +152,7 @@ def parse(args: list[str]) -> tuple[str, dict[str, Any]]:
     for name in ("config", "print_config"):
         arguments.pop(name, None)
     given = parser.parse_args(words, defaults=False)[verb].as_dict()
+    _refuse_code(words, arguments)
     if "data" in arguments:
         # Without defaults: a saved model has its own.
         arguments["data"] = given.get("data")
@@ -157,6 +164,18 @@ def parse(args: list[str]) -> tuple[str, dict[str, Any]]:
     if verb in WANT_GIVEN:
         arguments["given"] = frozenset(_dotted(given))
     return verb, arguments
+
+
+def _refuse_code(words: list[str], arguments: Mapping[str, Any]) -> None:
+    """Refuse a function for `--any` that a settings file names: files may be a stranger's, and its code would run."""
+    name = arguments.get("any")
+    # The words of the command line itself: `--any=NAME`, or `--any NAME`.
+    typed = {*words, *(word.removeprefix("--any=") for word in words)}
+    if name is not None and names_function(name) and name not in typed:
+        raise IfamError(
+            f"A settings file names the function {name!r} for --any, whose code is run; name it on the command line "
+            f"if you trust it."
+        )
 
 
 def _dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
@@ -178,10 +197,15 @@ def known_settings(words: list[str]) -> dict[str, Any]:
 def _data_type(words: list[str]) -> type[DataConfig]:
     """Settings type of the data set of a command line; of all data sets if it is unknown."""
     default = "pondbirds" if words[0] in WANT_GIVEN else ""
+    model = last_value(words, "model") or "runs/ifam"
+    if words[0] == "audit" and last_value(words, "any"):
+        # The images of `--any` are a folder, or those of the selector.
+        default = "folder" if last_value(words, "root") else ""
+        model = last_value(words, "selector") or ""
     if name := DATA_SETS.get(words[0]) or last_value(words, "benchmark") or default:
         return config_type(name)
     try:
-        path = local_path(last_value(words, "model") or "runs/ifam") / "config.json"
+        path = local_path(model) / "config.json"
         return config_type(str(json.loads(path.read_text(encoding="utf-8"))["extra"]["benchmark"]))
     except (OSError, ValueError, KeyError, TypeError):
         return any_config()

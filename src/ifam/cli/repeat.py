@@ -16,7 +16,7 @@ from ifam.errors import IfamError
 _log = logging.getLogger(__name__)
 
 # Files that hold a result.
-RESULTS = ("results.json", "compare.json", "audit.json", "certify.json", "challenge.json")
+RESULTS = ("results.json", "compare.json", "audit.json", "reliance.json", "certify.json", "challenge.json")
 # Verbs that write them; no other is run, whatever a file says.
 _VERBS = ("audit", "certify", "challenge", "compare", "demo", "evaluate", "retrain", "train")
 # Verbs that write a result to a file, not to a folder.

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ifam.auditing.audit_any import RelianceResult
 from ifam.auditing.run import AuditResult
 from ifam.auditing.smoothing import Certification
 from ifam.errors import IfamError
@@ -15,7 +16,9 @@ from ifam.evaluation.coverage import CoverageResult
 from ifam.model_files import read_json
 from ifam.serialization import from_json
 
-_RESULTS = ("audit.json", "certify.json", "calibration.json", "compare.json", "results.json")
+Content = AuditResult | RelianceResult | Certification | Evaluation | ComparisonResult | CoverageResult
+
+_RESULTS = ("audit.json", "reliance.json", "certify.json", "calibration.json", "compare.json", "results.json")
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Result:
     """
 
     file: Path
-    content: AuditResult | Certification | Evaluation | ComparisonResult | CoverageResult
+    content: Content
     conditions: Mapping[str, Any]
     gap: Gap | None = None
 
@@ -80,6 +83,8 @@ def read_results(file: Path) -> list[Result]:
             return [Result(file, from_json(AuditResult, content), header.conditions)]
         if header.kind == "certification":
             return [Result(file, from_json(Certification, content), header.conditions)]
+        if header.kind == "reliance":
+            return [Result(file, from_json(RelianceResult, content), header.conditions)]
         if "treatments" in content:
             return _treatments(file, from_json(VariantResults, content), header.conditions)
         if "predictor" in content:

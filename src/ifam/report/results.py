@@ -11,6 +11,7 @@ from typing import Any
 from torchvision.transforms.v2.functional import to_pil_image
 from yaml import YAMLError
 
+from ifam.auditing.audit_any import RelianceResult
 from ifam.auditing.run import AuditResult, ImageRow, PictureFiles
 from ifam.auditing.smoothing import Certification
 from ifam.data.images import open_image
@@ -28,7 +29,9 @@ from ifam.report.coverage import coverage_section
 from ifam.report.evaluation_tables import evaluation_tables
 from ifam.report.html import curve_charts, environment
 from ifam.report.overlays import part_colors, part_overlay, predictor_view, save_picture, thumbnail
-from ifam.report.result_files import Result, read_results, result_files, unreadable
+from ifam.report.reliance import SwapView, write_files
+from ifam.report.reliance import sections as reliance_sections
+from ifam.report.result_files import Content, Result, read_results, result_files, unreadable
 from ifam.report.tables import Section, Table, share
 from ifam.report.unfinished import UnfinishedRun, find_unfinished
 from ifam.run_files import METRICS, history
@@ -38,6 +41,7 @@ PICTURES = "audit_pictures"
 # Title of a page about one thing.
 _TITLES: Mapping[type, str] = {
     AuditResult: "Audit",
+    RelianceResult: "Reliance on the background",
     Certification: "Certificate",
     ComparisonResult: "Comparison",
     CoverageResult: "Calibration",
@@ -54,7 +58,7 @@ class AuditView:
         key: Its number, in links and in the filter of the pictures.
         passed: Whether the model passed.
         verdict: The outcome in a sentence.
-        sections: The five measurements.
+        sections: The measurements.
     """
 
     name: str
@@ -113,6 +117,7 @@ class Page:
         sections: Runs that are not finished, comparisons of several methods, certifications and calibrations.
         pictures: Images of comparisons.
         cases: Pictures, flagged ones first.
+        swaps: Backgrounds that flipped the answer of any classifier, by its name.
         colors: Color of each part.
         tables: Accuracies of each evaluation.
         curves: Charts of each training.
@@ -128,6 +133,7 @@ class Page:
     sections: list[Section] = field(default_factory=list)
     pictures: list[PictureGroup] = field(default_factory=list)
     cases: list[Case] = field(default_factory=list)
+    swaps: list[tuple[str, list[SwapView]]] = field(default_factory=list)
     colors: Sequence[tuple[int, int, int]] = ()
     tables: list[Table] = field(default_factory=list)
     curves: list[tuple[str, list[dict[str, Any]]]] = field(default_factory=list)
@@ -175,6 +181,25 @@ def write_audit(audit: AuditResult, folder: str | Path) -> tuple[Path, Path]:
         rows.append(replace(row, pictures=files, side=image.size))
     write_json(folder / "audit.json", replace(audit, images=tuple(rows)).to_dict(), allow_nan=False)
     return folder / "audit.json", write_report([folder / "audit.json"], folder / "audit.html", overwrite=True)
+
+
+def write_reliance(result: RelianceResult, folder: str | Path) -> tuple[Path, Path]:
+    """Write `reliance.json`, its pictures, and the page `reliance.html`.
+
+    Args:
+        result: Result of `ifam.auditing.audit_any.audit_any`.
+        folder: Output folder; created if needed.
+
+    Returns:
+        The paths of the JSON file and of the page.
+
+    Raises:
+        IfamError: The folder cannot be written.
+    """
+    folder = local_path(folder)
+    ensure_writable(folder, folder=True)
+    file = write_files(result, folder)
+    return file, write_report([file], folder / "reliance.html", overwrite=True)
 
 
 def write_report(results: Sequence[str | Path], out: str | Path, *, overwrite: bool = False) -> Path:
@@ -249,7 +274,7 @@ def _page(run: str, results: Sequence[Result], unfinished: Sequence[UnfinishedRu
     page = Page(
         run=run,
         title=_TITLES.get(kinds[0], "Results") if alone else "Results",
-        headline=about_runs[0].title if alone and about_runs else _headline([a for *_, a in audits], len(results)),
+        headline=about_runs[0].title if alone and about_runs else _headline([one.content for one in results]),
         summary=Table("Worst group first; figures are of the evaluated images", columns, tuple(rows)),
         sections=about_runs,
         running=any(one.running for one in unfinished),
@@ -260,6 +285,11 @@ def _page(run: str, results: Sequence[Result], unfinished: Sequence[UnfinishedRu
     for number, (name, file, audit) in enumerate(audits):
         page.audits.append(AuditView(name, str(number), audit.passed, audit.verdict, sections(audit)))
         page.cases += _cases(file, audit, str(number))
+    for name, result in named:
+        if isinstance(content := result.content, RelianceResult):
+            key, about = f"any{len(page.swaps)}", reliance_sections(content)
+            page.audits.append(AuditView(name, key, content.passed, content.verdict, about))
+            page.swaps.append((name, _swaps(result.file.parent, content)))
     page.cases.sort(key=lambda case: -len(case.row.flags))
     page.colors = part_colors(max((len(case.bars) for case in page.cases), default=0))
     for name, result in named:
@@ -310,8 +340,11 @@ def _names(results: Sequence[Result]) -> list[str]:
     return unique
 
 
-def _headline(audits: Sequence[AuditResult], count: int) -> str:
+def _headline(contents: Sequence[Content]) -> str:
     """The outcome in a line."""
+    audits, count = [one for one in contents if isinstance(one, AuditResult)], len(contents)
+    if count == 1 and isinstance(contents[0], RelianceResult):
+        return f"{contents[0].flips.overall.flips:.0%} of the answers flip with the background."
     failed = sum(not audit.passed for audit in audits)
     if not audits:
         return f"{count} result{'s' if count > 1 else ''}"
@@ -320,7 +353,7 @@ def _headline(audits: Sequence[AuditResult], count: int) -> str:
     return f"{failed} of {len(audits)} models fail the audit." if failed else "No hidden pixel changes any answer."
 
 
-def _summary(content: object, name: str) -> Iterator[tuple[str, ...]]:
+def _summary(content: Content, name: str) -> Iterator[tuple[str, ...]]:
     """Rows of the summary for an audit or an evaluation."""
     if isinstance(content, AuditResult):
         worst = worst_group(content)
@@ -335,6 +368,10 @@ def _summary(content: object, name: str) -> Iterator[tuple[str, ...]]:
             "no influence" if content.passed else "FAILED",
             f"{share(content.backgrounds.recomputed.answers)} change",
         )
+    elif isinstance(content, RelianceResult):
+        before = share(None if content.flips.accuracy is None else content.flips.accuracy[0])
+        overall = content.flips.overall
+        yield (name, "–", before, str(overall.images), "–", "–", "not audited", f"{share(overall.flips)} flip")
     elif isinstance(content, Evaluation):
         yield _figures(name, content.predictor, content.count, content.mask_iou, content.visible_fraction)
         if content.selector is not None:
@@ -366,6 +403,12 @@ def _cases(file: Path, audit: AuditResult, key: str) -> Iterator[Case]:
         pictures = (row.pictures.input, row.pictures.parts, row.pictures.seen)
         bars = map(change_bar, row.leave_one_out, part_colors(len(row.leave_one_out)), repeat(largest))
         yield Case(row, key, row.side, tuple(_uri(file.parent, name) for name in pictures), tuple(bars))
+
+
+def _swaps(folder: Path, result: RelianceResult) -> list[SwapView]:
+    """The examples that have pictures."""
+    shown = [(one, one.pictures) for one in result.examples if one.pictures is not None]
+    return [SwapView(one, tuple(_uri(folder, name) for name in vars(files).values())) for one, files in shown]
 
 
 def _uri(folder: Path, name: str) -> str:
