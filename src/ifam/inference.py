@@ -340,7 +340,7 @@ def _classify(
             ordered = [c for c in probabilities[i].argsort(descending=True).tolist() if sets[i, c]]
             row = replace(row, classes=tuple(classes[c] for c in ordered))
         if familiarity is not None:
-            row = replace(row, familiarity=float(familiarity[i]))
+            row = replace(row, familiarity=float(familiarity[i].max()))
         rows.append(row if folder is None else _draw(row, item, output, i, folder, model))
     return rows
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ifam.errors import IfamError
-from ifam.evaluation.conformal import Calibration
+from ifam.evaluation.conformal import Calibration, model_digest
 from ifam.io import check_folder, replacing, run_digest
 from ifam.model_files import read_json, weights_digest
 from ifam.models.base import Classifier
@@ -92,13 +92,14 @@ class PredictionTable:
             raise IfamError(f"{folder} is the folder of the images; choose another --out for the pictures of them.")
         self.conditions: dict[str, Any] = {
             "weights": weights_digest(model.state_dict()),
+            "model": model_digest(model),
             "interventions": list(map(str, interventions)),
             "pictures": pictures,
             "images": len(files),
             "paths": _digest(files),
         }
         if calibration is not None:
-            self.conditions["error"], self.conditions["calibration"] = calibration.error, calibration.source
+            self.conditions |= {"error": calibration.error, "calibration": calibration.digest}
         self.conditions["run"] = run_digest(self.conditions)
         others = chain([self.csv.name], (f"{name}.png" for name in files.values() if pictures))
         check_folder(folder, self.json.name, others, self.conditions["run"], overwrite)

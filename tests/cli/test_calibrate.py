@@ -110,6 +110,9 @@ def test_a_calibration_is_replaced_by_the_same_or_when_asked(model, capsys):
     assert "is a result under other conditions" in fails(capsys, *other)
     assert load_calibration(model).error == 0.1
     run(*other, "--overwrite")
+    # One that was stored from Python has no coverage beside it.
+    (model / "calibration.json").unlink()
+    assert "calibration.safetensors already exists" in fails(capsys, "calibrate", model, *ERROR)
     assert (load_calibration(model).error, load_calibration(model).class_conditional) == (0.2, True)
 
 

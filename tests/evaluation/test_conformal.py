@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -162,7 +163,31 @@ def test_familiarity_is_a_rank_among_held_out_images():
     assert float(shares.max()) <= 1
     # Evenly spread over images that come from where the held-out ones do.
     assert float((shares <= 0.1).double().mean()) == pytest.approx(0.1, abs=0.04)
-    assert float(calibration.familiarity(torch.full((1, 6), 1e6))) == 1 / 1000
+    assert calibration.familiarity(torch.full((1, 6), 1e6)).tolist() == [[1 / 1000] * 3]
+
+
+def test_a_class_that_varies_more_is_no_less_familiar_where_sets_are_class_conditional():
+    """Its images are compared with held-out ones of its own."""
+
+    def varied(count, seed):
+        images = features(count, seed)
+        images.features[images.labels == 2, 1:5] *= 3
+        return images
+
+    missed = {}
+    for conditional in (False, True):
+        training, held_out, new = describe(varied(600, 1)), varied(6000, 2), varied(6000, 3)
+        scores = surprise(held_out.logits).gather(1, held_out.labels[:, None])[:, 0]
+        distances = training.distances(held_out.features)
+        calibration = Calibration(
+            scores, held_out.labels, NAMES, class_conditional=conditional, training=training, distances=distances
+        )
+        sets = calibration.sets(new.logits, calibration.familiarity(new.features))
+        hits = sets.gather(1, new.labels[:, None])[:, 0].double()
+        missed[conditional] = float(1 - hits[new.labels == 2].mean())
+    # A hundredth of all images, most of them of the class that varies more.
+    assert missed[False] > 0.018
+    assert missed[True] == pytest.approx(0.01, abs=0.006)
 
 
 def test_distances_are_those_of_mahalanobis():
@@ -236,6 +261,29 @@ def test_a_calibration_of_other_weights_is_refused(tiny_model, make_model, pictu
         load_calibration(tmp_path, tiny_model)
     with pytest.raises(IfamError, match="belongs to another model"):
         load_calibration(tmp_path, make_model(mask_resolution=4))
+
+
+def test_a_digest_tells_calibrations_apart(tiny_model, pictures):
+    calibration = calibrate(tiny_model, pictures, error=0.1)
+    other = replace(calibration, scores=calibration.scores * 2)
+    assert len({one.digest for one in (calibration, calibration.at(0.2), other)}) == 3
+    assert calibration.digest == calibrate(tiny_model, pictures, error=0.1).digest
+
+
+def test_it_takes_the_place_of_an_earlier_one_and_its_coverage(tiny_model, pictures, tmp_path):
+    with pytest.raises(IfamError, match="is not the folder of a model; save the model first"):
+        calibrate(tiny_model, pictures, error=0.1).save(tmp_path)
+    tiny_model.save_pretrained(tmp_path)
+    (tmp_path / "calibration.json").write_text("the coverage of an earlier one")
+    calibrate(tiny_model, pictures, error=0.1).save(tmp_path)
+    assert not (tmp_path / "calibration.json").exists()
+
+
+def test_data_of_other_classes_are_refused(make_model, pictures):
+    with pytest.raises(IfamError, match=r"noise has the classes a, b, c, d, e \(5\), but the model has 3; give data"):
+        calibrate(make_model(num_classes=3), pictures, error=0.1)
+    with pytest.raises(IfamError, match="but the model has e, d, c, b, a; give data of its classes, in their order"):
+        calibrate(make_model(class_names=tuple("edcba")), pictures, error=0.1)
 
 
 def test_there_may_be_no_calibration(tmp_path):

@@ -186,6 +186,9 @@ def certify(
     for name, value in (("limit", limit), ("batch_size", batch_size), ("steps", steps)):
         if value < 1:
             raise IfamError(f"{name} is {value}, but at least 1 is needed.")
+    for name, value in (("attack", attack), ("num_resamples", num_resamples)):
+        if value < 0:
+            raise IfamError(f"{name} is {value}, but 0 or more is needed.")
     grid, device = model.window_grid, device_of(model)
     windows = all_windows(kind, width, grid).to(device)
     size = region_size(model, kind, region, region_pixels)

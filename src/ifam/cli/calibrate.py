@@ -6,7 +6,7 @@ from typing import Any
 
 from ifam.cli.common import check_classes, resolve_device
 from ifam.errors import IfamError
-from ifam.io import check_replaceable, ensure_writable, local_path, run_digest, write_json
+from ifam.io import check_absent, check_replaceable, ensure_writable, local_path, run_digest, write_json
 
 
 def calibrate(
@@ -62,6 +62,12 @@ def calibrate(
     ensure_writable(folder, folder=True)
     name, images, options = load_eval_dataset(extra, benchmark, root, data, config.class_names, split)
     check_classes(images, config)
+    white, read = ((given or {}).get("white", 0) for given in (options, extra.get("data")))
+    if white != read:
+        raise IfamError(
+            f"`ifam predict` reads images of this model with white = {read}, as in training, but data.white is "
+            f"{white}; leave it away."
+        )
     split = split or default_split(images, "val")
     print(images.describe(split))
     conditions: dict[str, Any] = {
@@ -78,10 +84,11 @@ def calibrate(
     conditions["run"] = run_digest(conditions)
     target = folder / CALIBRATION.replace(".safetensors", ".json")
     check_replaceable(target, conditions["run"], overwrite)
+    if not target.exists():
+        check_absent([folder / CALIBRATION], overwrite)
     net.to(resolve_device(device))
     settings: dict[str, Any] = {"batch_size": batch_size, "workers": workers}
     calibration = calibrate(net, images, split=split, error=error, class_conditional=class_conditional, **settings)
-    calibration.save(folder)
     counts = calibration.labels.bincount(minlength=len(images.class_names)).tolist()
     held_out = dict(zip(images.class_names, counts, strict=True))
     result = CoverageResult(error, class_conditional, held_out, calibration.tells_unfamiliar)
@@ -90,6 +97,7 @@ def calibrate(
         overall, groups = measure_coverage(net, calibration, images, other, **settings)
         result = replace(result, overall=overall, groups=groups)
     result = replace(result, conditions={**conditions, **record()})
+    calibration.save(folder)
     write_json(target, to_json(result))
     print_section(PlainConsole(), coverage_section(result))
     print(f"The calibration is in {folder}: try `ifam predict IMAGES --model {model}`.")

@@ -57,6 +57,7 @@ def certify(
     from ifam.checkpoints import hub
     from ifam.data.eval_dataset import eval_options, load_eval_dataset, remembered_root
     from ifam.data.fingerprints import fingerprint
+    from ifam.evaluation.conformal import model_digest
     from ifam.model_files import weights_digest
     from ifam.models.windows import window_shape
     from ifam.report.certification import print_certification
@@ -79,7 +80,7 @@ def certify(
     conditions |= {"root": None if source is None else str(source.absolute()), "images": fingerprint(images, [split])}
     settings: dict[str, Any] = {"kind": kind, "width": width, "attack": attack, "steps": steps, "limit": limit}
     settings |= {"num_resamples": num_resamples, "seed": seed}
-    conditions["weights"] = weights_digest(net.state_dict())
+    conditions |= {"weights": weights_digest(net.state_dict()), "model_digest": model_digest(net)}
     run = run_digest({**conditions, **settings, "region": size})
     check_folder(out, "certify.json", ["certify.html"], run, overwrite)
     conditions |= {"run": run, "model": model, "note": images.note}

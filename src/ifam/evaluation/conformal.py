@@ -98,10 +98,9 @@ class Calibration:
     @property
     def tells_unfamiliar(self) -> bool:
         """Whether an image can be so unlike all classes that its set is empty: this takes enough held-out images."""
-        if self.distances is None or 1 / (len(self.distances) + 1) > self.error * UNFAMILIAR:
-            return False
-        least = 1 / (self.error * (1 - UNFAMILIAR))
-        return not self.class_conditional or int(self.labels.bincount(minlength=len(self.class_names)).min()) >= least
+        counts = self.labels.bincount(minlength=len(self.class_names))
+        images = int(counts.min() if self.class_conditional else counts.sum())
+        return self.distances is not None and 1 / (images + 1) <= self.error * UNFAMILIAR
 
     def limits(self) -> Float[Tensor, " C"]:
         """The largest score of each class with which it belongs to a set."""
@@ -111,22 +110,26 @@ class Calibration:
         each = [_quantile(self.scores[self.labels == label], error) for label in range(len(self.class_names))]
         return torch.tensor(each, dtype=torch.float64)
 
-    def familiarity(self, features: Float[Tensor, "B D"]) -> Float[Tensor, " B"] | None:
+    def familiarity(self, features: Float[Tensor, "B D"]) -> Float[Tensor, "B C"] | None:
         """The share of images that are at least as unlike the training images, of the held-out ones and the image.
 
         Args:
             features: The input of the last layer.
 
         Returns:
-            Above 0 and up to 1; None where there were no training images.
+            Above 0 and up to 1, among the held-out images of each class where sets are class-conditional, and otherwise
+            among all, the same for each class; None where there were no training images.
         """
         if self.training is None or self.distances is None:
             return None
-        known = self.distances.sort().values
-        below = torch.searchsorted(known, self.training.distances(features.cpu()))
-        return (len(known) - below + 1).double() / (len(known) + 1)
+        own, classes = self.training.distances(features.cpu()), range(len(self.class_names))
+        if not self.class_conditional:
+            return _rank(own, self.distances)[:, None].expand(-1, len(classes))
+        return torch.stack([_rank(own, self.distances[self.labels == label]) for label in classes], dim=1)
 
-    def sets(self, logits: Float[Tensor, "B C"], familiarity: Float[Tensor, " B"] | None = None) -> Bool[Tensor, "B C"]:
+    def sets(
+        self, logits: Float[Tensor, "B C"], familiarity: Float[Tensor, "B C"] | None = None
+    ) -> Bool[Tensor, "B C"]:
         """The set of each image: one class, several, or none.
 
         Args:
@@ -135,11 +138,11 @@ class Calibration:
         """
         sets = surprise(logits.cpu()) <= self.limits()
         if familiarity is not None and self.tells_unfamiliar:
-            sets = sets & (familiarity > self.error * UNFAMILIAR)[:, None]
+            sets = sets & (familiarity > self.error * UNFAMILIAR)
         return sets
 
     def save(self, folder: str | Path) -> Path:
-        """Write the calibration beside the model that it belongs to.
+        """Write the calibration beside the model that it belongs to, in the place of an earlier one and its coverage.
 
         Args:
             folder: Folder of the model.
@@ -148,22 +151,32 @@ class Calibration:
             The file written.
 
         Raises:
-            IfamError: The folder cannot be written.
+            IfamError: The folder has no model, or cannot be written.
         """
         path = local_path(folder) / CALIBRATION
+        if not (path.parent / CONFIG).is_file():
+            raise IfamError(f"{folder} is not the folder of a model; save the model first, with `save_pretrained`.")
+        tensors, settings = self._content()
+        path.with_suffix(".json").unlink(missing_ok=True)
+        with replacing(path) as temporary:
+            save_file(tensors, temporary, metadata={"calibration": json.dumps(settings)})
+            # Written for its owner alone; whoever may read the model may read its calibration.
+            temporary.chmod((path.parent / CONFIG).stat().st_mode)
+        return path
+
+    @property
+    def digest(self) -> str:
+        """A digest of all that sets depend on besides the model's output."""
+        tensors, settings = self._content()
+        return run_digest({**settings, "content": weights_digest(tensors)})
+
+    def _content(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and settings, as they are stored."""
         tensors = {"scores": self.scores, "labels": self.labels}
         if self.training is not None and self.distances is not None:
             tensors |= {"distances": self.distances, **vars(self.training)}
         settings = {name: getattr(self, name) for name in _SETTINGS}
-        with replacing(path) as temporary:
-            save_file(
-                {name: tensor.contiguous() for name, tensor in tensors.items()},
-                temporary,
-                metadata={"calibration": json.dumps(settings)},
-            )
-            # Written for its owner alone; whoever may read the model may read its calibration.
-            temporary.chmod((path.parent / CONFIG).stat().st_mode)
-        return path
+        return {name: tensor.contiguous() for name, tensor in tensors.items()}, settings
 
 
 _SETTINGS = ("class_names", "error", "class_conditional", "source")
@@ -197,9 +210,10 @@ def calibrate(
         workers: Processes that load images.
 
     Raises:
-        IfamError: The split is that of the training images or does not exist, or it has fewer than 1 / error images
-            of a class.
+        IfamError: The split is that of the training images or does not exist, its classes are not those of the model,
+            or it has fewer than 1 / error images of a class.
     """
+    _check_classes(model, benchmark)
     if split == "train":
         raise IfamError("The model was trained on the split 'train'; calibrate on held-out images, such as 'val'.")
     known = getattr(benchmark.split(split), "labels", None)
@@ -223,7 +237,7 @@ def calibrate(
         class_conditional=class_conditional,
         training=training,
         distances=distances,
-        source={"model": _digest(model), "benchmark": benchmark.name, "split": split, "note": benchmark.note},
+        source={"model": model_digest(model), "benchmark": benchmark.name, "split": split, "note": benchmark.note},
     )
 
 
@@ -256,7 +270,7 @@ def load_calibration(folder: str | Path, model: Classifier | None = None) -> Cal
         raise IfamError(
             f"{path} is not a valid calibration ({first_line(error)}); write it again with `ifam calibrate`."
         ) from error
-    if model is not None and calibration.source.get("model") != _digest(model):
+    if model is not None and calibration.source.get("model") != model_digest(model):
         raise IfamError(
             f"{path} belongs to another model, or to other weights; write it again with `ifam calibrate --overwrite`."
         )
@@ -295,13 +309,30 @@ def _check_counts(labels: Int[Tensor, " N"], names: tuple[str, ...], error: floa
         )
 
 
+def _check_classes(model: Classifier, benchmark: Benchmark) -> None:
+    """Refuse data whose classes are not those of the model, in their order."""
+    names, known = benchmark.class_names, model.config.class_names
+    if len(names) != model.config.num_classes or (known and known != names):
+        expected = ", ".join(known[:5]) if known else str(model.config.num_classes)
+        raise IfamError(
+            f"{benchmark.name} has the classes {', '.join(names[:5])} ({len(names)}), but the model has {expected}; "
+            f"give data of its classes, in their order."
+        )
+
+
+def _rank(values: Float[Tensor, " B"], known: Float[Tensor, " N"]) -> Float[Tensor, " B"]:
+    """The share of known values that are at least as large, counting the value itself."""
+    below = torch.searchsorted(known.sort().values, values)
+    return (len(known) - below + 1).double() / (len(known) + 1)
+
+
 def _quantile(scores: Float[Tensor, " N"], error: float) -> float:
     """The k-th smallest score, `k = ceil((N + 1) (1 - error))`; infinity if there are not as many."""
     rank = math.ceil((len(scores) + 1) * (1 - error) - 1e-9)
     return math.inf if rank > len(scores) else float(scores.sort().values[rank - 1])
 
 
-def _digest(model: Classifier) -> str:
+def model_digest(model: Classifier) -> str:
     """A digest of all that the answers of a model depend on."""
     usual = asdict(type(model.config)())
     # Not of all settings, since another version may have more of them.
