@@ -87,7 +87,8 @@ ORDER = {
         "challenge",
     ],
     "auditing": [
-        *("inputs", "certify", "certificates", "background_swap", "mask_leakage", "sufficiency", "posthoc", "run"),
+        *("inputs", "certify", "certificates", "background_swap", "mask_leakage", "sufficiency", "mask_alone"),
+        *("posthoc", "run"),
         *("region_attack", "smoothing"),
         *("any_classifier", "reliance", "audit_any"),
     ],

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from ifam.auditing.background_swap import change, donors, montage, swap_backgrounds
+from ifam.auditing.background_swap import change, donors, fill_holes, montage, swap_backgrounds
 from ifam.auditing.inputs import AuditInputs, compute_outputs
 from ifam.models.ifam import IFAM
 from ifam.models.masking import patch_mean
@@ -180,3 +180,23 @@ def test_coverage_is_the_share_of_each_patch():
     pixels = torch.zeros(1, 4, 4, dtype=torch.bool)
     pixels[0, 0, :3] = True
     assert patch_mean(pixels, (2, 2)).tolist() == [[[0.5, 0.25], [0.0, 0.0]]]
+
+
+def test_nothing_of_what_a_hole_held_is_left():
+    levels = torch.tensor([0.1, 0.9]).view(2, 1, 1, 1)
+    images, holes = levels.expand(2, 3, 20, 31).clone(), torch.zeros(2, 20, 31, dtype=torch.bool)
+    holes[:, 4:15, 7:30] = True
+    for held in (0.5, 1e30):
+        filled = fill_holes(torch.where(holes[:, None], held, images), holes)
+        torch.testing.assert_close(filled, images)
+
+
+def test_a_hole_is_filled_from_what_is_near():
+    image = torch.zeros(1, 3, 20, 31)
+    image[..., 15:] = 1
+    hole = torch.zeros(1, 20, 31, dtype=torch.bool)
+    hole[:, 5:15, 2:29] = True
+    row = fill_holes(image, hole)[0, 0, 10]
+    assert row[3] < 0.2
+    assert row[27] > 0.8
+    assert 0 <= row.min() <= row.max() <= 1

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ifam.auditing.any_classifier import AnyClassifier
-from ifam.auditing.reliance import donors, fill_holes, grow, measure_flips, swapped_image
+from ifam.auditing.reliance import donors, grow, measure_flips, swapped_image
 
 SIDE, EACH = 32, 4
 # Backgrounds by class: two are dark, one is bright; the objects have a gray of their own class.
@@ -118,24 +118,6 @@ def test_donors_are_of_other_classes_or_of_the_same_and_never_the_image_itself(m
     assert (own[:, 0] != own[:, 1]).all()
     # A class with one image has none of its own.
     assert donors(torch.tensor([0, 1, 1]), 2)[1].tolist() == [[1, 2], [2, 1]]
-
-
-def test_nothing_of_what_a_hole_held_is_left(material):
-    images, masks, labels = material
-    filled = fill_holes(images, masks)
-    torch.testing.assert_close(filled, BACKGROUNDS[labels].view(-1, 1, 1, 1).expand_as(images))
-    assert torch.equal(fill_holes(torch.where(masks[:, None], 7.0, images), masks), filled)
-
-
-def test_a_hole_is_filled_from_what_is_near():
-    image = torch.zeros(1, 3, 20, 31)
-    image[..., 15:] = 1
-    hole = torch.zeros(1, 20, 31, dtype=torch.bool)
-    hole[:, 5:15, 2:29] = True
-    row = fill_holes(image, hole)[0, 0, 10]
-    assert row[3] < 0.2
-    assert row[27] > 0.8
-    assert 0 <= row.min() <= row.max() <= 1
 
 
 def test_masks_grow_unless_they_would_cover_everything():

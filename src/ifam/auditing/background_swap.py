@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch.nn import functional as F
 
 from ifam._typing import Bool, Float, Int, Tensor
 from ifam.auditing.inputs import Advance, AuditInputs, ModelOutputs, chunks, compute_outputs, no_progress
@@ -142,7 +143,7 @@ def swap_backgrounds(
     stray = outputs.mask & (covered == 0)
     hidden_only = torch.where(hidden_pixel_mask(outputs.mask, swapped), swapped, inputs.images)
     all_but_mixed = torch.where(hidden_pixel_mask(~mixed, swapped), inputs.images, swapped)
-    predict = _PredictorLogits(model, batch_size)
+    predict = PredictorLogits(model, batch_size)
     logits = predict(inputs.images, outputs)
     fixed = predict(swapped, outputs)
     intersection, union = (
@@ -219,7 +220,30 @@ def montage(
     return torch.where(objects[:, None], images, filled)
 
 
-class _PredictorLogits:
+def fill_holes(images: Float[Tensor, "N 3 R1 R2"], holes: Bool[Tensor, "N R1 R2"]) -> Float[Tensor, "N 3 R1 R2"]:
+    """Fill holes smoothly from what is around them, by means over ever larger squares (pull-push).
+
+    Gortler et al., The Lumigraph (SIGGRAPH 1996), section 3.4.
+
+    Args:
+        images: The images.
+        holes: True where to fill; not the whole image.
+    """
+    known = (~holes)[:, None].to(images.dtype)
+    return torch.where(known > 0, images, _push(images * known, known))
+
+
+def _push(values: Tensor, weights: Tensor) -> Tensor:
+    """Weighted values [N, 3, H, W] divided by their weights, where these are zero from half the resolution."""
+    means = values / weights.clamp_min(torch.finfo(weights.dtype).tiny)
+    if bool((weights > 0).all()):
+        return means
+    coarse = _push(*(F.avg_pool2d(one, 2, ceil_mode=True) for one in (values, weights)))
+    size = [values.shape[2], values.shape[3]]
+    return torch.where(weights > 0, means, F.interpolate(coarse, size, mode="bilinear"))
+
+
+class PredictorLogits:
     """The predictor's logits for given pixels and the masks of given outputs, on the CPU.
 
     Args:
@@ -232,6 +256,7 @@ class _PredictorLogits:
 
     @torch.no_grad()
     def __call__(self, images: Tensor, outputs: ModelOutputs) -> Tensor:
+        """Logits [N, C] of images [N, 3, S1, S2]."""
         arguments = (images, outputs.mask, outputs.gate, *outputs.held())
         logits = [
             self.model.predictor(*(values[rows].to(self.device) for values in arguments)).float().cpu()

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from ifam._typing import Bool, Float, Int, Tensor
 from ifam.auditing.any_classifier import AnyClassifier, are_probabilities, compute_scores
+from ifam.auditing.background_swap import fill_holes
 from ifam.auditing.inputs import Advance, no_progress
 from ifam.evaluation.bootstrap import Interval, interval, resamples
 
@@ -223,29 +224,6 @@ def grow(objects: Bool[Tensor, "N R1 R2"], share: float) -> Bool[Tensor, "N R1 R
     width = round(share * min(objects.shape[1:]))
     grown = F.max_pool2d(objects[:, None].float(), 2 * width + 1, stride=1, padding=width)[:, 0] > 0
     return torch.where(grown.flatten(1).all(dim=1)[:, None, None], objects, grown)
-
-
-def fill_holes(images: Float[Tensor, "N 3 R1 R2"], holes: Bool[Tensor, "N R1 R2"]) -> Float[Tensor, "N 3 R1 R2"]:
-    """Fill holes smoothly from what is around them, by means over ever larger squares (pull-push).
-
-    Gortler et al., The Lumigraph (SIGGRAPH 1996), section 3.4.
-
-    Args:
-        images: The images.
-        holes: True where to fill; not the whole image.
-    """
-    known = (~holes)[:, None].to(images.dtype)
-    return torch.where(known > 0, images, _push(images * known, known))
-
-
-def _push(values: Tensor, weights: Tensor) -> Tensor:
-    """Weighted values [N, 3, H, W] divided by their weights, where these are zero from half the resolution."""
-    means = values / weights.clamp_min(torch.finfo(weights.dtype).tiny)
-    if bool((weights > 0).all()):
-        return means
-    coarse = _push(*(F.avg_pool2d(one, 2, ceil_mode=True) for one in (values, weights)))
-    size = [values.shape[2], values.shape[3]]
-    return torch.where(weights > 0, means, F.interpolate(coarse, size, mode="bilinear"))
 
 
 def _batches(

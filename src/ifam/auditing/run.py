@@ -12,6 +12,7 @@ from ifam.auditing.background_swap import Backgrounds, swap_backgrounds
 from ifam.auditing.certificates import certificates, part_certificates, share_weights
 from ifam.auditing.certify import Certificate
 from ifam.auditing.inputs import AuditInputs, ModelOutputs, compute_outputs, from_benchmark, no_progress
+from ifam.auditing.mask_alone import MaskAlone, measure_mask_alone
 from ifam.auditing.mask_leakage import Leakage, measure_leakage
 from ifam.auditing.posthoc import PostHoc, compare_explanations, explainers
 from ifam.auditing.sufficiency import Parts, measure_parts
@@ -108,7 +109,8 @@ class AuditResult:
         part_certificates: For each part, whether any pixel outside of it changes any bit of what it contributes to the
             logits; empty where the predictor sees all parts together (`ModelConfig.aggregation`).
         backgrounds: Influence of the background, through pixels and through the mask.
-        leakage: What the mask alone reveals.
+        leakage: What the mask alone reveals to a probe.
+        mask_alone: What it tells the predictor: the model's mask, and coarser ones; empty without labels.
         parts: Sufficiency and necessity of the visible parts.
         posthoc: The mask compared with post-hoc attribution of a plain ViT.
         mask_iou: Intersection over union of mask and truth, as in `ifam evaluate`; None if the truth is unknown.
@@ -128,6 +130,7 @@ class AuditResult:
     images: tuple[ImageRow, ...]
     conditions: Mapping[str, Any]
     part_certificates: tuple[Certificate, ...] = ()
+    mask_alone: tuple[MaskAlone, ...] = ()
     pictures: Pictures | None = field(default=None, repr=False, compare=False, metadata=IN_MEMORY)
 
     @property
@@ -230,6 +233,9 @@ def audit(
             advance = stage("backgrounds")
             backgrounds = swap_backgrounds(model, inputs, outputs, batch_size=batch_size, seed=seed, advance=advance)
             leakage = measure_leakage(inputs, outputs, seed=seed, advance=stage("leakage"))
+            mask_alone = measure_mask_alone(
+                model, inputs, outputs, batch_size=batch_size, seed=seed, advance=stage("mask alone")
+            )
             parts = measure_parts(model, inputs, outputs, batch_size=batch_size, advance=stage("parts"))
             posthoc = compare_explanations(
                 model,
@@ -246,6 +252,7 @@ def audit(
         baselines=tuple(baselines),
         backgrounds=backgrounds,
         leakage=leakage,
+        mask_alone=mask_alone,
         parts=parts,
         posthoc=posthoc,
         mask_iou=_mask_iou(inputs, outputs),
@@ -374,6 +381,7 @@ def _totals(images: int, explained: int, config: ModelConfig) -> dict[str, int]:
         "single parts": config.num_parts * images,
         "backgrounds": images,
         "leakage": 4,
+        "mask alone": 9 * images,
         "parts": (3 * config.num_parts + 2) * images,
         "attribution": explained * (1 + len(explainers())),
     }
