@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from benchmarks import coverage, inference, part_leakage, part_sums, rough_masks, scaling, step
+from benchmarks import any_reliance, coverage, inference, part_leakage, part_sums, rough_masks, scaling, step
 from benchmarks.measure import (
     Contender,
     Measurement,
@@ -23,6 +23,7 @@ from benchmarks.plain import Forced, PlainIFAM, visible_masks
 from benchmarks.step import Setting, Workload, train_step
 from PIL import Image
 
+from ifam.auditing.any_classifier import AnyClassifier
 from ifam.checkpoints import hub
 from ifam.config import LossConfig, ModelConfig, TrainConfig
 from ifam.data import Benchmark, TransformedDataset, collate, load_benchmark
@@ -484,3 +485,28 @@ def test_coverage_is_measured_for_each_saved_model(tmp_path, capsys, monkeypatch
         assert 0 <= one["digits: AUROC"] <= 1
     with Image.open(tmp_path / "curves.png") as picture:
         assert picture.width > 300
+
+
+def test_agreement_is_rank_correlation_and_mean_difference():
+    """The first column keeps the order with 10 points more, the second turns it round."""
+    figures = torch.tensor([[0.1, 0.2, 0.3], [0.2, 0.3, 0.2], [0.3, 0.4, 0.1]])
+    masks, selector = any_reliance.agreement(figures)
+    assert masks == "masks: rank correlation 1.00, bias +10.0 points (+10.0 to +10.0)"
+    assert selector == "selector: rank correlation -1.00, bias +0.0 points (-20.0 to +20.0)"
+
+
+@pytest.mark.slow
+def test_reliance_of_a_model_that_reads_one_corner(capsys):
+    """It flips with every pair of pictures that changes the corner's side of gray, whoever cuts out."""
+    images = load_benchmark("pondbirds", options={"num_train": 2, "num_val": 2, "num_test": 12})
+    data = any_reliance.read(images.split("test"), (80, 80), 12)
+
+    def corner(pixels):
+        value = pixels[:, 2, 0, 0] - pixels[:, 1, 0, 0]
+        return torch.stack([-value, value], dim=1)
+
+    model = AnyClassifier("corner", corner, (80, 80), (0.0,) * 3, (1.0,) * 3)
+    pairs, masks, selected = any_reliance.reliance(model, {**data, "selected": data["mask"]}, images, 0)
+    changed = corner(data["image"]).argmax(dim=1) != corner(data["swapped"]).argmax(dim=1)
+    assert pairs == pytest.approx(float(changed.float().mean()))
+    assert 0 < masks == selected < 1
