@@ -213,8 +213,14 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 
 def _go_on(path: Path) -> object:
-    logging.getLogger("ifam").setLevel(logging.ERROR)
-    return find_checkpoint(path.parent.parent)
+    logger = logging.getLogger("ifam")
+    level = logger.level
+    # Each damaged checkpoint is warned of.
+    logger.setLevel(logging.ERROR)
+    try:
+        return find_checkpoint(path.parent.parent)
+    finally:
+        logger.setLevel(level)
 
 
 READERS: dict[str, Reader] = {
