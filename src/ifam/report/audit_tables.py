@@ -10,7 +10,7 @@ from ifam.auditing.posthoc import PostHoc
 from ifam.auditing.run import AuditResult
 from ifam.auditing.sufficiency import Parts, Step
 from ifam.console import PlainConsole
-from ifam.report.tables import Section, Table, print_table, share, size
+from ifam.report.tables import Section, Table, print_section, share, size
 
 
 def sections(audit: AuditResult) -> tuple[Section, ...]:
@@ -28,12 +28,7 @@ def print_audit(audit: AuditResult) -> None:
     """Print the tables and the verdict."""
     console = PlainConsole()
     for section in sections(audit):
-        console.print(f"\n{section.title}", style="bold")
-        console.print(section.lead)
-        for table in section.tables:
-            print_table(console, table)
-        for note in section.notes:
-            console.print(note, style="dim")
+        print_section(console, section)
     console.print(f"\n{audit.verdict}", style="bold")
 
 

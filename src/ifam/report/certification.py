@@ -8,20 +8,14 @@ from ifam.console import PlainConsole
 from ifam.evaluation.accuracy import Accuracy
 from ifam.evaluation.metrics import GroupAccuracy
 from ifam.report.html import draw
-from ifam.report.tables import Section, Table, print_table, share
+from ifam.report.tables import Section, Table, print_section, share
 
 _AVERAGE, _WORST = "#0b5a78", "#a8481f"
 
 
 def print_certification(result: Certification) -> None:
     """Print the tables."""
-    console, section = PlainConsole(), certification_section(result)
-    console.print(f"\n{section.title}", style="bold")
-    console.print(section.lead)
-    for table in section.tables:
-        print_table(console, table)
-    for note in section.notes:
-        console.print(note, style="dim")
+    print_section(PlainConsole(), certification_section(result))
 
 
 def certification_section(result: Certification) -> Section:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from markupsafe import Markup
 from matplotlib.axes import Axes
@@ -11,7 +11,7 @@ from ifam.console import PlainConsole
 from ifam.evaluation.comparisons import ComparisonResult, MethodInfo, Picture, RowSummary
 from ifam.evaluation.seeds import MeanCI
 from ifam.report.html import draw
-from ifam.report.tables import Section, Table, print_table
+from ifam.report.tables import Section, Table, print_section
 
 # Figure -> its column header with unit, the scale of its values, and their digits.
 _FIGURES = {
@@ -33,13 +33,8 @@ _WORST, _AVERAGE = "#0b5a78", "#a8481f"
 
 def print_comparison(result: ComparisonResult) -> None:
     """Print the tables of a comparison, without the descriptions of the methods."""
-    console, section = PlainConsole(), comparison_section(result)
-    console.print(f"\n{section.title}", style="bold")
-    console.print(section.lead)
-    for table in section.tables:
-        print_table(console, table)
-    for note in section.notes[: -len(result.methods)]:
-        console.print(note, style="dim")
+    section = comparison_section(result)
+    print_section(PlainConsole(), replace(section, notes=section.notes[: -len(result.methods)]))
 
 
 def comparison_section(result: ComparisonResult) -> Section:

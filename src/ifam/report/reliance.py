@@ -11,7 +11,7 @@ from ifam.auditing.reliance import FlipRate
 from ifam.console import PlainConsole
 from ifam.io import write_json
 from ifam.report.overlays import save_picture, thumbnail
-from ifam.report.tables import Section, Table, print_table, share
+from ifam.report.tables import Section, Table, print_section, share
 
 RELIANCE, PICTURES = "reliance.json", "reliance_pictures"
 # Classes with rows of their own on the console and the page; figures of all are in the file.
@@ -91,12 +91,7 @@ def print_reliance(result: RelianceResult) -> None:
     """Print the tables and the verdict."""
     console = PlainConsole()
     for section in sections(result):
-        console.print(f"\n{section.title}", style="bold")
-        console.print(section.lead)
-        for table in section.tables:
-            print_table(console, table)
-        for note in section.notes:
-            console.print(note, style="dim")
+        print_section(console, section)
     console.print(f"\n{result.verdict}", style="bold")
 
 
