@@ -90,9 +90,10 @@ class PredictionTable:
         self.csv, self.json = folder / "predictions.csv", folder / "predictions.json"
         if any(parent.resolve() == folder.resolve() for parent in {file.parent for file in files}):
             raise IfamError(f"{folder} is the folder of the images; choose another --out for the pictures of them.")
+        weights = weights_digest(model.state_dict())
         self.conditions: dict[str, Any] = {
-            "weights": weights_digest(model.state_dict()),
-            "model": model_digest(model),
+            "weights": weights,
+            "model": model_digest(model, weights),
             "interventions": list(map(str, interventions)),
             "pictures": pictures,
             "images": len(files),

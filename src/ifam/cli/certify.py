@@ -80,7 +80,8 @@ def certify(
     conditions |= {"root": None if source is None else str(source.absolute()), "images": fingerprint(images, [split])}
     settings: dict[str, Any] = {"kind": kind, "width": width, "attack": attack, "steps": steps, "limit": limit}
     settings |= {"num_resamples": num_resamples, "seed": seed}
-    conditions |= {"weights": weights_digest(net.state_dict()), "model_digest": model_digest(net)}
+    weights = weights_digest(net.state_dict())
+    conditions |= {"weights": weights, "model_digest": model_digest(net, weights)}
     run = run_digest({**conditions, **settings, "region": size})
     check_folder(out, "certify.json", ["certify.html"], run, overwrite)
     conditions |= {"run": run, "model": model, "note": images.note}

@@ -332,9 +332,16 @@ def _quantile(scores: Float[Tensor, " N"], error: float) -> float:
     return math.inf if rank > len(scores) else float(scores.sort().values[rank - 1])
 
 
-def model_digest(model: Classifier) -> str:
-    """A digest of all that the answers of a model depend on."""
+def model_digest(model: Classifier, weights: str | None = None) -> str:
+    """A digest of all that the answers of a model depend on.
+
+    Args:
+        model: The model.
+        weights: The digest of its weights, where it is known.
+    """
     usual = asdict(type(model.config)())
     # Not of all settings, since another version may have more of them.
     changed = {name: value for name, value in asdict(model.config).items() if value != usual[name]}
-    return run_digest({"weights": weights_digest(model.state_dict()), "config": changed, "method": model.method})
+    return run_digest(
+        {"weights": weights or weights_digest(model.state_dict()), "config": changed, "method": model.method}
+    )
