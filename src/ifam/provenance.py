@@ -17,6 +17,9 @@ from ifam.version import __version__
 
 _log = logging.getLogger("ifam")
 
+# More threads are a mistake in the file, and would take the machine down.
+_MOST_THREADS = 1024
+
 
 def weights_of_result(result: Path) -> str | None:
     """The digest of the weights of a result; None where the file or the digest is missing."""
@@ -67,6 +70,16 @@ def environment() -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "threads": torch.get_num_threads(),
     }
+
+
+def use_threads(count: object) -> None:
+    """Compute with the number of threads that a file records: sums are divided among them, down to the last bit.
+
+    Args:
+        count: The number; anything that cannot be one is ignored.
+    """
+    if type(count) is int and 0 < count <= _MOST_THREADS:
+        torch.set_num_threads(count)
 
 
 def _processor() -> str:

@@ -1,6 +1,7 @@
 """`ifam repeat`: a result file holds all that it takes to come by the same figures again."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -93,16 +94,25 @@ def test_a_comparison_is_repeated_with_the_settings_of_every_row(tmp_path, capsy
 
 @pytest.mark.slow
 def test_a_training_that_was_stopped_and_went_on_is_repeated_in_one_go(tmp_path, capsys):
+    # Neither where it goes on nor where it is repeated are there as many threads as where it began.
+    threads = torch.get_num_threads()
+    began = 2 if threads == 1 else 1
     run, words = tmp_path / "run", [*QUICK, "--train.epochs=4"]
     command = [sys.executable, "-m", "ifam.cli", "train", f"--out={run}", *words]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as training:
+    environment = {**os.environ, "OMP_NUM_THREADS": str(began)}
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment) as training:
         while not (run / "checkpoints" / "last.ckpt").exists():
             assert training.poll() is None
             time.sleep(0.02)
         training.send_signal(signal.SIGTERM)
     assert training.returncode == 128 + signal.SIGTERM
-    main(["train", f"--out={run}", "--resume"])
-    main(["repeat", str(run)])
+    try:
+        for command in (["train", f"--out={run}", "--resume"], ["repeat", str(run)]):
+            torch.set_num_threads(threads)
+            main(command)
+            assert torch.get_num_threads() == began
+    finally:
+        torch.set_num_threads(threads)
     assert "came out the same, to the last bit." in capsys.readouterr().out.splitlines()[-1]
 
 

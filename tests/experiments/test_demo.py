@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from ifam.cli.main import main
@@ -137,7 +138,9 @@ def test_it_goes_on_without_pictures_that_were_removed(folder, tmp_path):
     for name in ("runs.jsonl", "models"):
         (tmp_path / "out" / name).symlink_to(folder / name)
     comparison = replace(demo.demo_comparison(3, 2, True), data=DATA)
-    result = demo.run_demo(comparison, tmp_path / "out", threads=1)
+    threads = torch.get_num_threads()
+    result = demo.run_demo(comparison, tmp_path / "out", threads=threads + 1)
+    assert torch.get_num_threads() == threads
     assert not any(row.pictures for row in result.rows)
     assert not (tmp_path / "out" / "pictures.png").exists()
 

@@ -26,8 +26,6 @@ _TO_RESUME = ("train", "compare")
 _NO_FIGURES = {"seconds", "vote_seconds", "elapsed", "provenance", "settings", "pictures"}
 # Differing figures that are shown.
 _SHOWN = 10
-# More are a mistake in the file, and would take the machine down.
-_MOST_THREADS = 1024
 
 
 @dataclass(frozen=True)
@@ -123,9 +121,7 @@ def repeat(result: Path, out: Path | None = None, resume: bool = False, overwrit
         resume: Go on where the repetition of a training or comparison was stopped.
         overwrite: Replace the content of `out`.
     """
-    import torch
-
-    from ifam.provenance import environment
+    from ifam.provenance import environment, use_threads
     from ifam.serialization import from_json
 
     file = _file(result)
@@ -147,11 +143,9 @@ def repeat(result: Path, out: Path | None = None, resume: bool = False, overwrit
         conditions = from_json(Conditions, stated)
     except ValueError as error:
         raise IfamError(f"{file} is damaged ({error}); restore it.") from error
-    then, now = conditions.environment or {}, environment()
-    # As many threads as before: sums are divided among them.
-    if type(threads := then.get("threads")) is int and 0 < threads <= _MOST_THREADS:
-        torch.set_num_threads(threads)
-        now["threads"] = threads
+    then = conditions.environment or {}
+    use_threads(then.get("threads"))
+    now = environment()
     changed = [(name, value) for name, value in then.items() if value != now.get(name)]
     if changes := [f"{name} was {value} and is {now.get(name)}" for name, value in changed]:
         _log.warning("Figures may differ, since not everything is as it was: %s.", "; ".join(changes))

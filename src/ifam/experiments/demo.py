@@ -60,10 +60,14 @@ def run_demo(
     Raises:
         IfamError: The folder cannot be written or contains other files.
     """
-    torch.set_num_threads(threads or os.cpu_count() or 1)
     if not (out / "runs.jsonl").exists():
         check_absent([out / name for name in ("report.html", "pictures.png")], overwrite)
-    result = run_comparison(comparison, out, save_models=True, overwrite=overwrite)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or os.cpu_count() or 1)
+    try:
+        result = run_comparison(comparison, out, save_models=True, overwrite=overwrite)
+    finally:
+        torch.set_num_threads(before)
     # Of pictures that were removed since a run was made, there is no sheet.
     if all(row.pictures for row in result.rows):
         with replacing(out / "pictures.png") as temporary:

@@ -23,6 +23,7 @@ from ifam.models.base import Classifier
 from ifam.models.token_cache import Place, cached_tokens
 from ifam.models.windows import window_shape
 from ifam.progress import Progress
+from ifam.provenance import use_threads
 from ifam.run_files import METRICS, history
 from ifam.training.batches import Batches, augmentation
 from ifam.training.diagnostics import problems
@@ -63,7 +64,7 @@ def fit(
     """Train a model on a benchmark's training images, and load the best weights by validation.
 
     A training that was stopped goes on from the checkpoint in its folder. On a processor, its weights are then those
-    of one that was not stopped, bit by bit.
+    of one that was not stopped, bit by bit; for this, it goes on with as many threads as it began with.
 
     Args:
         model: The model, of any method; changed in place.
@@ -148,6 +149,7 @@ def _start(folder: Path, run: Mapping[str, Any]) -> Path | None:
         return None
     path, checkpoint = last
     refuse_other_run(checkpoint, run, folder)
+    use_threads(checkpoint["callbacks"][Checkpoints.__qualname__].get("threads"))
     place = checkpoint["loops"]["fit_loop"]["state_dict"]["combined_loader"][0]
     logger.info("Training goes on from %s: epoch %d, batch %d.", path, place["epoch"] + 1, place["batches"] + 1)
     return path

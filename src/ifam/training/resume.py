@@ -91,8 +91,13 @@ class Checkpoints(Checkpoint):
         return self._before + time.monotonic() - self._started
 
     def state_dict(self) -> dict[str, Any]:
-        """What goes on with the training: settings, duration and number of the logged rows."""
-        return {"run": self.run, "seconds": self.seconds, "logged": self.metrics.rows}
+        """What goes on with the training: settings, threads, duration and number of the logged rows."""
+        return {
+            "run": self.run,
+            "threads": torch.get_num_threads(),
+            "seconds": self.seconds,
+            "logged": self.metrics.rows,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
