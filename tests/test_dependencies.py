@@ -19,7 +19,7 @@ EXTRAS = {name: group for name, group in PROJECT["optional-dependencies"].items(
 # The files that use an extra, and which: everything else runs with the base install.
 USES = {
     "data/images.py": {"heif"},
-    "data/benchmarks/siim_acr.py": {"medical"},
+    "data/dicom.py": {"medical"},
     "auditing/posthoc.py": {"explain"},
     "auditing/any_classifier.py": {"onnx"},
     "training/trainer.py": {"tensorboard"},

@@ -29,7 +29,8 @@ import numpy as np
 from jsonargparse import auto_cli
 from PIL import Image
 
-from ifam.data.benchmarks.siim_acr import MASKS, SETS, dicom_size, require_pydicom
+from ifam.data.benchmarks.siim_acr import MASKS, SETS
+from ifam.data.dicom import dicom_size, require_pydicom
 from ifam.data.files import image_files
 from ifam.data.source_files import find_root, read_csv
 from ifam.errors import IfamError

@@ -103,10 +103,30 @@ def load_image(path: str | Path, white: int = 0) -> Image.Image:
     """
     if not isinstance(white, int) or white < 0:
         raise IfamError(f"white is {white!r}, but a whole number of at least 0 is expected.")
-    image = _upright(Path(path), white)
+    path = Path(path)
+    try:
+        return read_image(path, white)[0]
+    except UNREADABLE as error:
+        raise _unreadable(path, error) from error
+
+
+def read_image(path: Path, white: int = 0) -> tuple[Image.Image, str]:
+    """An image as `load_image` reads it, and how values of more than 8 bits were scaled.
+
+    Args:
+        path: The file.
+        white: As for `load_image`.
+
+    Returns:
+        An RGB image, and a text such as "range 0 to 4095 (assumed)"; an empty one for images of 8 bits.
+
+    Raises:
+        Exception: Pillow can raise anything on a damaged file.
+    """
+    image, scaling = _upright(path, white)
     if image.mode == "RGB":
-        return image
-    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+        return image, scaling
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB"), scaling
 
 
 def load_rgba(path: str | Path) -> Image.Image:
@@ -122,22 +142,27 @@ def load_rgba(path: str | Path) -> Image.Image:
         IfamError: The file is not an image, is damaged, has more than `MAX_PIXELS`, or the range of its values is
             unknown.
     """
-    return _upright(Path(path), 0)
-
-
-def _upright(path: Path, white: int) -> Image.Image:
-    """The image with its EXIF orientation applied, as RGBA where it has transparency and as RGB elsewhere."""
+    path = Path(path)
     try:
-        with open_image(path) as image:
-            upright = ImageOps.exif_transpose(_eight_bits(image, path, white))
-            if upright.has_transparency_data:
-                return upright.convert("RGBA")
-            return _lab_to_rgb(upright) if upright.mode == "LAB" else upright.convert("RGB")
+        return _upright(path, 0)[0]
     except UNREADABLE as error:
-        raise IfamError(
-            f"{path} is not a readable image ({why_unreadable(path, error)}); remove it, or skip such files with "
-            f"skip_bad."
-        ) from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> IfamError:
+    return IfamError(
+        f"{path} is not a readable image ({why_unreadable(path, error)}); remove it, or skip such files with skip_bad."
+    )
+
+
+def _upright(path: Path, white: int) -> tuple[Image.Image, str]:
+    """The image with its EXIF orientation applied, as RGBA where it has transparency and as RGB elsewhere."""
+    with open_image(path) as image:
+        reduced, scaling = _eight_bits(image, path, white)
+        upright = ImageOps.exif_transpose(reduced)
+        if upright.has_transparency_data:
+            return upright.convert("RGBA"), scaling
+        return _lab_to_rgb(upright) if upright.mode == "LAB" else upright.convert("RGB"), scaling
 
 
 def why_unreadable(path: Path, error: Exception) -> str:
@@ -155,18 +180,19 @@ def _needs_library(start: bytes) -> str:
     return ""
 
 
-def _eight_bits(image: Image.Image, path: Path, white: int) -> Image.Image:
-    """The image with 8 bits per channel; deeper values are scaled."""
+def _eight_bits(image: Image.Image, path: Path, white: int) -> tuple[Image.Image, str]:
+    """The image with 8 bits per channel, and how deeper values were scaled."""
     values = _deep_values(image)
     if values is None:
-        return image
+        return image, ""
     flat = values.reshape(-1, values.shape[2] if values.ndim == 3 else 1)
     colors, alpha = (flat[:, :-1], flat[:, -1:]) if flat.shape[1] in (2, 4) else (flat, flat[:, :0])
     finite = colors[np.isfinite(colors)] if colors.dtype.kind == "f" else colors
     if not finite.size:
         raise ValueError("none of its values is a number")
     low, high = float(finite.min()), float(finite.max())
-    top = white or _stated_white(image) or _guessed_white(image, path, low, high)
+    known = white or _stated_white(image)
+    top = known or _guessed_white(image, path, low, high)
     bottom = -top if low < 0 else 0
     opaque = top if alpha.max(initial=0) <= top else 65535
     pixels = np.empty(flat.shape, np.uint8)
@@ -178,7 +204,7 @@ def _eight_bits(image: Image.Image, path: Path, white: int) -> Image.Image:
     # Pillow has no three-dimensional image of a single channel, and reads two as gray and alpha.
     reduced = Image.fromarray(pixels.reshape(values.shape))
     reduced.getexif().update(image.getexif())
-    return reduced
+    return reduced, f"range {bottom} to {top}{'' if known else ' (assumed)'}"
 
 
 def _deep_values(image: Image.Image) -> np.ndarray | None:

@@ -1,18 +1,12 @@
 """X-rays in DICOM files."""
 
-import ast
-from pathlib import Path
-
-import numpy as np
-import pydicom
 import pytest
 import torch
 
-import ifam.data
 from ifam.data import load_benchmark
-from ifam.data.benchmarks.siim_acr import dicom_size, load_dicom
+from ifam.data.dicom import load_dicom
 from ifam.errors import IfamError
-from miniatures import HEIGHT, MINIATURES, WIDTH, draw_dicom
+from miniatures import HEIGHT, MINIATURES, WIDTH
 
 ILL = {number for number in range(1, 25) if number % 3 == 0}
 
@@ -82,47 +76,6 @@ def test_without_masks(prepared):
     assert "mask" not in load_benchmark("siim_acr", root).split("test")[0]
 
 
-# --- DICOM -----------------------------------------------------------------------------------------------
-
-RAMP = np.tile(np.arange(WIDTH), (HEIGHT, 1))
-
-
-@pytest.mark.parametrize(
-    ("pixels", "settings", "expected"),
-    [
-        (RAMP, {}, RAMP),
-        (RAMP, {"inverted": True}, 255 - RAMP),
-        (RAMP * 16, {"bits": 12}, (RAMP * 16 / 4095 * 255).round()),
-        (RAMP * 256, {"bits": 16}, (RAMP * 256 / 65535 * 255).round()),
-    ],
-)
-def test_values_are_brought_to_eight_bits(tmp_path, pixels, settings, expected):
-    path = draw_dicom(tmp_path / "1.2.3.dcm", pixels, **settings)
-    image = load_dicom(path)
-    assert (image.mode, image.size) == ("RGB", (WIDTH, HEIGHT))
-    for channel in range(3):
-        assert np.array_equal(np.asarray(image)[..., channel], expected)
-    assert dicom_size(path) == (WIDTH, HEIGHT)
-
-
-def test_a_file_that_states_a_huge_picture_is_refused(tmp_path):
-    """Before it is decoded: compressed pixels take next to nothing in the file."""
-    path = draw_dicom(tmp_path / "1.2.3.dcm", RAMP * 6, jpeg=True)
-    file = pydicom.dcmread(path)
-    file.Rows = file.Columns = 60_000
-    file.save_as(path)
-    with pytest.raises(IfamError, match=r"not a readable DICOM .*60,000 x 60,000 pixels, more than 178,956,970"):
-        load_dicom(path)
-    with pytest.raises(ValueError, match="178,956,970"):
-        dicom_size(path)
-
-
-def test_compressed_files_are_read(tmp_path):
-    """Those of the challenge are: no further decoder must be needed."""
-    image = load_dicom(draw_dicom(tmp_path / "1.2.3.dcm", RAMP * 6, jpeg=True))
-    assert np.abs(np.asarray(image)[..., 0].astype(int) - RAMP * 6).max() < 8
-
-
 def test_a_file_that_was_cut_off_is_named(prepared, caplog):
     root, data = prepared
     path = data.split("train").paths[0]
@@ -142,16 +95,3 @@ def test_without_pydicom_the_extra_is_named(prepared, monkeypatch):
     monkeypatch.setitem(sys.modules, "pydicom", None)
     with pytest.raises(IfamError, match=r"not installed; install it with `pip install 'ifam\[medical\]'`\."):
         load_benchmark("siim_acr", prepared[0])
-
-
-@pytest.mark.slow
-def test_pydicom_is_imported_only_when_it_is_needed():
-    """It is no base dependency: no file may import it at its top."""
-    source = Path(ifam.data.__file__).parent
-    assert "pydicom" in (source / "benchmarks" / "siim_acr.py").read_text()
-    for path in source.parent.rglob("*.py"):
-        tree = ast.parse(path.read_text())
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Import | ast.ImportFrom):
-                named = [alias.name for alias in node.names] + [getattr(node, "module", "") or ""]
-                assert not any(name.split(".")[0] == "pydicom" for name in named), path

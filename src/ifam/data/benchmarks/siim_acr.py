@@ -18,24 +18,17 @@ the paper's code:
 
 Splits: "train", "val" (split from training, class by class), "test" (the full test set), "robust" and "non_robust".
 Groups of test images are class and tube; of training images, where tubes are not annotated, the class. DICOM files
-are read by pydicom (`pip install 'ifam[medical]'`): values are scaled to 8 bits by the number of stored bits, and
-inverted where the file states that low values are white.
+are read by pydicom (`pip install 'ifam[medical]'`), see `ifam.data.dicom`.
 """
 
-from importlib import import_module
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from PIL import Image
 
 from ifam.data.base import Benchmark
+from ifam.data.dicom import dicom_size, load_dicom, require_pydicom
 from ifam.data.files import image_files
-from ifam.data.images import check_pixels
 from ifam.data.records import Reader, Record, assemble
 from ifam.data.source_files import find_root
 from ifam.data_config import SiimAcrConfig
-from ifam.errors import IfamError
 
 SOURCE = "https://www.kaggle.com/c/siim-acr-pneumothorax-segmentation, prepared by tools/prepare_siim_acr.py"
 CLASSES = ("no pneumothorax", "pneumothorax")
@@ -72,59 +65,6 @@ def load_siim_acr(root: Path | None, config: SiimAcrConfig) -> Benchmark:
                 mask = root / MASKS / f"{path.name[: -len('.dcm')]}.png" if masks else None
                 splits[split].append(Record(path, label, group, mask))
     return assemble(Benchmark("siim_acr", {}, CLASSES, GROUPS, mirrored=False), splits, config, reader=DICOM)
-
-
-def require_pydicom() -> Any:
-    """The library that reads DICOM files.
-
-    Raises:
-        IfamError: It is not installed.
-    """
-    try:
-        return import_module("pydicom")
-    except ImportError:
-        raise IfamError(
-            "siim_acr reads DICOM files with pydicom, which is not installed; install it with "
-            "`pip install 'ifam[medical]'`."
-        ) from None
-
-
-def load_dicom(path: Path) -> Image.Image:
-    """An X-ray as a viewer would display it, in 8 bits and three equal channels.
-
-    Raises:
-        IfamError: The file is not a DICOM image, or is damaged.
-    """
-    try:
-        file = require_pydicom().dcmread(path)
-        check_pixels(int(file.Columns), int(file.Rows) * int(file.get("NumberOfFrames") or 1))
-        pixels = np.asarray(file.pixel_array, dtype=np.float64)
-        if pixels.ndim != 2:
-            raise ValueError(f"one gray picture is expected, not {pixels.shape}")
-        lowest = -(2 ** (file.BitsStored - 1)) if file.get("PixelRepresentation", 0) else 0
-        gray = ((pixels - lowest) / (2**file.BitsStored - 1) * 255).round().clip(0, 255).astype(np.uint8)
-        inverted = file.get("PhotometricInterpretation") == "MONOCHROME1"
-    except IfamError:
-        raise
-    except Exception as error:  # pydicom and its decoders can raise anything on a damaged file
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise IfamError(
-            f"{path} is not a readable DICOM image ({reason}); re-download it, or skip such files with skip_bad."
-        ) from None
-    return Image.fromarray(255 - gray if inverted else gray).convert("RGB")
-
-
-def dicom_size(path: Path) -> tuple[int, int]:
-    """Width and height of an X-ray, from its header."""
-    try:
-        header = require_pydicom().dcmread(path, stop_before_pixels=True)
-        width, height = int(header.Columns), int(header.Rows)
-        check_pixels(width, height)
-        return width, height
-    except IfamError:
-        raise
-    except Exception as error:  # see `load_dicom`
-        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from None
 
 
 DICOM = Reader(load_dicom, dicom_size)
