@@ -5,7 +5,7 @@ This module handles the files only; models are saved and loaded by their classes
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,12 @@ _EXTRA: dict[str, tuple[type, ...]] = {"benchmark": (str,), "root": (str, type(N
 
 
 def write(
-    folder: str | Path, tensors: Mapping[str, Tensor], config: ModelConfig, method: str, extra: dict[str, Any] | None
+    folder: str | Path,
+    tensors: Mapping[str, Tensor],
+    config: ModelConfig,
+    method: str,
+    extra: dict[str, Any] | None,
+    preprocessing: Mapping[str, Any],
 ) -> None:
     """Write `model.safetensors` and `config.json` to a folder.
 
@@ -38,11 +43,13 @@ def write(
         config: Its settings.
         method: Its name in `ifam.models.registry.METHODS`.
         extra: JSON-serializable content to save with the model (`read` returns it).
+        preprocessing: How its images are prepared (`Classifier.preprocessing`).
 
     Raises:
         IfamError: The folder cannot be written, or `extra` or the configuration cannot be written as JSON.
     """
-    settings = {"method": method, **asdict(config), "ifam_version": __version__, "extra": extra or {}}
+    settings = {"method": method, **asdict(config), "preprocessing": preprocessing, "ifam_version": __version__}
+    settings["extra"] = extra or {}
     write_model(folder, tensors, settings)
 
 
@@ -84,12 +91,31 @@ class SavedModel:
         method: Present name of its method, whether this version knows it or not.
         config: Its settings.
         extra: What was saved beside them.
+        preprocessing: How images were prepared by the version that saved it; empty for models from before 0.2.
     """
 
     folder: Path
     method: str
     config: ModelConfig
     extra: dict[str, Any]
+    preprocessing: dict[str, Any] = field(default_factory=dict)
+
+    def check_preprocessing(self, present: Mapping[str, Any]) -> None:
+        """Refuse a model whose images were prepared in another way than this version does.
+
+        Args:
+            present: What this version does (`Classifier.preprocessing`).
+
+        Raises:
+            IfamError: They differ, so that the answers would.
+        """
+        for name, stated in self.preprocessing.items():
+            if name not in present or stated != present[name]:
+                raise IfamError(
+                    f"{self.folder / CONFIG} states preprocessing with {name} = {stated!r}, but ifam {__version__} "
+                    f"prepares images with {present.get(name)!r}, so answers would differ; install the version that "
+                    f"wrote it, or save the model again."
+                )
 
 
 def read(source: str | Path, *, revision: str | None = None) -> SavedModel:
@@ -105,6 +131,7 @@ def read(source: str | Path, *, revision: str | None = None) -> SavedModel:
     path, settings = _settings(source, revision)
     method = _method(path, settings.pop("method", None))
     version, extra = settings.pop("ifam_version"), settings.pop("extra", {})
+    preprocessing = settings.pop("preprocessing", {})
     known = {field.name for field in fields(ModelConfig)}
     unknown = sorted(set(settings) - known)
     if unknown:
@@ -123,7 +150,11 @@ def read(source: str | Path, *, revision: str | None = None) -> SavedModel:
     except IfamError as error:
         raise IfamError(f"{path} does not describe a model: {str(error).rstrip('.')}; save the model again.") from None
     _check_extra(path, extra)
-    return SavedModel(path.parent, method, config, extra)
+    if not isinstance(preprocessing, dict):
+        raise IfamError(
+            f"{path} has {preprocessing!r} under `preprocessing`, but an object is expected; save it again."
+        )
+    return SavedModel(path.parent, method, config, extra, preprocessing)
 
 
 def _check_extra(path: Path, extra: Any) -> None:

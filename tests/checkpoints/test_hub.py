@@ -157,8 +157,26 @@ def test_what_a_folder_holds(saved, tiny_model):
     settings = json.loads((saved / "config.json").read_text())
     assert settings["ifam_version"] == ifam.__version__
     assert settings["method"] == "ifam"
-    assert set(settings) == {"method", *asdict(tiny_model.config), "ifam_version", "extra"}
+    assert set(settings) == {"method", *asdict(tiny_model.config), "preprocessing", "ifam_version", "extra"}
     assert set(load_file(saved / "model.safetensors")) == set(tiny_model.state_dict())
+
+
+def test_preprocessing_is_saved_and_compared_with_what_this_version_does(saved, tiny_model):
+    known = json.loads((saved / "config.json").read_text())["preprocessing"]
+    assert known == tiny_model.preprocessing
+    mean, std = (list(values) for values in tiny_model.normalization)
+    way = {"resize": "cover", "crop": "center", "interpolation": "bilinear", "antialias": True}
+    assert known == {"size": [64, 64], **way, "mean": mean, "std": std}
+    for name, other in {"interpolation": "bicubic", "mean": [0.0, 0.0, 0.0], "size": [32, 32], "gamma": 2.2}.items():
+        rewrite(saved, preprocessing={**known, name: other})
+        with pytest.raises(IfamError, match=rf"config\.json states preprocessing with {name} = .*answers would differ"):
+            hub.load(saved)
+    rewrite(saved, preprocessing=[7])
+    with pytest.raises(IfamError, match=r"\[7\] under `preprocessing`"):
+        hub.load(saved)
+    # Models from before it was saved.
+    rewrite(saved, preprocessing=...)
+    hub.load(saved)
 
 
 def test_extra_travels_with_the_model(saved, tiny_model, tmp_path):

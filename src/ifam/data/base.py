@@ -3,12 +3,12 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
-from torchvision.transforms import v2
+from torchvision.transforms import InterpolationMode, v2
 
 from ifam._typing import Bool, Float, Int, Tensor
 from ifam.errors import IfamError
@@ -296,6 +296,13 @@ class FitAndCrop(v2.Transform):
 
     # Strips longer than this many times the crop are cropped before they are enlarged.
     longest = 8
+    # What models are saved with, and compared with when they are loaded.
+    description: ClassVar[dict[str, Any]] = {
+        "resize": "cover",
+        "crop": "center",
+        "interpolation": "bilinear",
+        "antialias": True,
+    }
 
     def __init__(self, size: tuple[int, int]) -> None:
         super().__init__()
@@ -317,7 +324,10 @@ class FitAndCrop(v2.Transform):
             inpt = v2.functional.crop(inpt, spare[0], spare[1], height, width)
         # Rounding must not make the image smaller than the crop.
         fitted = [max(self.size[0], round(height * scale)), max(self.size[1], round(width * scale))]
-        return v2.functional.center_crop(v2.functional.resize(inpt, fitted, antialias=True), list(self.size))
+        interpolation = InterpolationMode(self.description["interpolation"])
+        antialias = self.description["antialias"]
+        resized = v2.functional.resize(inpt, fitted, interpolation=interpolation, antialias=antialias)
+        return v2.functional.center_crop(resized, list(self.size))
 
 
 def collate(examples: Sequence[Mapping[str, Any]]) -> Batch:

@@ -16,6 +16,7 @@ from ifam.backbones.hf_dinov2 import resolve
 from ifam.backbones.timm_compat import fill_buffers
 from ifam.backbones.vit import check_saved_backbone
 from ifam.config import ModelConfig
+from ifam.data.base import FitAndCrop
 from ifam.errors import IfamError, first_line, located
 from ifam.model_files import CONFIG, WEIGHTS, read_safetensors
 from ifam.models.interventions import Intervention
@@ -86,6 +87,12 @@ class Classifier(nn.Module):
         """Channel means and standard deviations of the input."""
         mean, std = self.input_backbone.normalization
         return self.config.mean or mean, self.config.std or std
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """How images become the input, as JSON has it: resized until they cover the size, cropped, normalized."""
+        mean, std = self.normalization
+        return {"size": [*self.image_size], **FitAndCrop.description, "mean": [*mean], "std": [*std]}
 
     @property
     def mask_grid(self) -> tuple[int, int]:
@@ -184,7 +191,7 @@ class Classifier(nn.Module):
         Raises:
             IfamError: The folder cannot be written, or `extra` or the configuration cannot be written as JSON.
         """
-        saved_models.write(folder, self.state_dict(), self.config, self.method, extra)
+        saved_models.write(folder, self.state_dict(), self.config, self.method, extra, self.preprocessing)
 
     @classmethod
     def from_pretrained(cls: type[_Model], source: str | Path, *, revision: str | None = None) -> _Model:
@@ -199,7 +206,8 @@ class Classifier(nn.Module):
 
         Raises:
             IfamError: It is of another class, a file is missing or damaged, the configuration has unknown fields or
-                invalid values, or the weights do not fit it.
+                invalid values, its images were prepared in another way than this version does, or the weights do not
+                fit it.
         """
         return cls.from_saved(saved_models.read(source, revision=revision))
 
@@ -226,6 +234,7 @@ class Classifier(nn.Module):
                 f"{where} does not describe a model ({first_line(error)}); save the model again."
             ) from error
         model.method = method
+        saved.check_preprocessing(model.preprocessing)
         weights = read_safetensors(folder / WEIGHTS)
         with located(folder / WEIGHTS):
             check_tensors({name: tuple(t.shape) for name, t in model.state_dict().items()}, weights)
