@@ -7,6 +7,8 @@ install_import_hook("ifam", "beartype.beartype")
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+from hub_server import stub as stub  # noqa: E402
+
 # Four ways in which vision transformers lay out prefix tokens and positions: name, image size.
 LAYOUTS = {
     "class token in the table": ("vit_tiny_patch16_224", 64),

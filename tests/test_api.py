@@ -43,7 +43,9 @@ PUBLIC = {
     "load_calibration",
     "load_official",
     "losses",
+    "model_card",
     "predict",
+    "push_to_hub",
 }
 SOURCES = sorted(Path(ifam.__file__).parent.rglob("*.py"))
 MODULES = [

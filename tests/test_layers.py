@@ -40,7 +40,7 @@ RANKS = [
     ["checkpoints", "evaluation", "training"],
     ["auditing"],
     ["report"],
-    ["prediction_table", "experiments", "inference"],
+    ["prediction_table", "experiments", "inference", "publishing"],
     ["__init__"],
     ["cli"],
 ]
@@ -125,6 +125,7 @@ ORDER = {
             "evaluate",
             "predict",
             "prepare",
+            "push",
             "repeat",
             "report",
         ),

@@ -28,6 +28,7 @@ SHARED = {
         for verb in ("audit", "common", "convert", "demo", "predict", "report", "train")
     },
     "cli/audit_any": ("auditing/test_audit_any", "the verb and what it runs"),
+    "cli/push": ("test_publishing", "the verb and what it runs"),
     "cli/prepare": ("data/test_cutouts", "the verb and what it runs"),
     "cli/certify": ("auditing/test_smoothing", "the verb of a certification"),
     "cli/thresholds": ("cli/test_evaluate", "verbs share trained models"),
@@ -67,6 +68,7 @@ SHARED = {
     "ranges": ("cli/test_main", "numbers of the command line"),
     "report/audit_tables": ("report/test_results", "tables of the page"),
     "report/reliance": ("auditing/test_audit_any", "tables and pictures of the verb"),
+    "report/card": ("test_publishing", "the card that is published"),
     "report/challenge_sheet": ("evaluation/test_challenge", "the picture of a challenge"),
     "report/certification": ("auditing/test_smoothing", "the tables of a certification"),
     "report/console": ("cli/test_evaluate", "what the verbs print"),

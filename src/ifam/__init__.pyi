@@ -24,6 +24,8 @@ from ifam.models.interventions import DropUnsure as DropUnsure
 from ifam.models.interventions import KeepParts as KeepParts
 from ifam.models.interventions import UseMask as UseMask
 from ifam.models.interventions import UseParts as UseParts
+from ifam.publishing import push_to_hub as push_to_hub
+from ifam.report.card import model_card as model_card
 from ifam.training import losses as losses
 from ifam.training.fit import fit as fit
 from ifam.types import Batch as Batch

@@ -9,9 +9,13 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
 from ifam._typing import Tensor
 from ifam.config import PRECISIONS, ModelConfig
-from ifam.errors import IfamError
+from ifam.errors import IfamError, first_line
 from ifam.io import local_path
 from ifam.model_files import CALIBRATION, CONFIG, WEIGHTS, download, read_json, read_safetensors, write_model
 from ifam.ranges import check_ranges, check_types
@@ -69,6 +73,57 @@ def find(source: str | Path, revision: str | None = None) -> Path:
     if not path.is_dir():
         raise IfamError(f"The hub's {source!r} has neither {WEIGHTS} nor {CONFIG}; give the id of a model.")
     return path
+
+
+def check_repo_id(repo_id: str) -> None:
+    """Refuse what is no id of a repository of the Hugging Face hub.
+
+    Raises:
+        IfamError: It is none.
+    """
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise IfamError(f"{repo_id!r} is not an id on the hub ({first_line(error)}); give `owner/name`.") from error
+    if "/" not in repo_id:
+        raise IfamError(f"{repo_id!r} has no owner; give the id on the hub as `owner/name`.")
+
+
+def upload(
+    folder: Path,
+    repo_id: str,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    message: str = "Upload an ifam model",
+) -> str:
+    """Upload the files of a folder to the Hugging Face hub, with the credentials that `huggingface_hub` finds.
+
+    Args:
+        folder: The folder; all of its files are uploaded.
+        repo_id: Id `owner/name` of the repository; made if need be.
+        private: Whether a new repository is private.
+        revision: Branch to upload to; made if need be.
+        message: Message of the commit.
+
+    Returns:
+        Address of the commit.
+
+    Raises:
+        IfamError: The hub refused, or cannot be reached.
+    """
+    api = HfApi()
+    try:
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        if revision is not None:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        commit = api.upload_folder(repo_id=repo_id, folder_path=folder, revision=revision, commit_message=message)
+    except (OSError, HFValidationError) as error:
+        raise IfamError(
+            f"The model could not be pushed to {repo_id!r} ({first_line(error)}); check the id, the network and `hf "
+            f"auth login`."
+        ) from error
+    return str(commit.commit_url)
 
 
 def locate(source: str | Path, revision: str | None = None) -> Path:

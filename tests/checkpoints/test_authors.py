@@ -9,13 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
-from ifam.checkpoints.authors import from_official, to_official
+from ifam.checkpoints.authors import PUBLISHED, from_official, to_official
 from ifam.checkpoints.hub import convert, load, load_official
 from ifam.config import ModelConfig
 from ifam.errors import IfamError
 from ifam.models.ifam import IFAM
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "checkpoints.md").read_text(encoding="utf-8")
 
 # timm's names of the backbones whose layout the authors use, and the input size of the test model.
 NOREG, REG4, SCALED = (
@@ -50,6 +54,30 @@ def hub_folder(folder, state, **settings):
     save_file(state, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(settings))
     return folder
+
+
+# --- the published models --------------------------------------------------------------------------------
+
+
+# Numbers of weights that the authors state.
+STATED = {"cub-k8": 173_493_509, "imagenet-k1": 172_996_613, "metashift-k2": 171_465_989}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_model_has_the_size_of_its_recipe(name):
+    short = name.partition("/ifam-")[2]
+    recipe = yaml.safe_load((ROOT / "recipes" / f"{short.replace('-', '_')}.yaml").read_text())["model"]
+    parts, classes = PUBLISHED[name]
+    assert recipe["num_parts"] == parts
+    # RAD-DINO has the shapes of this one.
+    rad_dino = recipe["backbone"] == "microsoft/rad-dino"
+    backbone = "vit_base_patch14_dinov2.lvd142m" if rad_dino else recipe["backbone"]
+    with torch.device("meta"):
+        model = IFAM(ModelConfig(**{**recipe, "backbone": backbone}, num_classes=classes), pretrained=False)
+    weights = sum(tensor.numel() for tensor in to_official(model, "transformers" if rad_dino else "timm").values())
+    assert weights == STATED.get(short, weights)
+    assert f"| `{short}` | `recipes/{short.replace('-', '_')}.yaml` | {parts} | {classes:,} | {weights:,} |" in PAGE
 
 
 # --- containers ------------------------------------------------------------------------------------------

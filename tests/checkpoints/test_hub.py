@@ -1,16 +1,11 @@
-"""Saving, loading and pushing; the hub is a local server that speaks as much of its protocol as is needed."""
+"""Saving, loading and pushing."""
 
-import base64
-import hashlib
 import json
 import os
 import subprocess
 import sys
-import threading
 from dataclasses import asdict
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import urlparse
 
 import pytest
 import torch
@@ -18,6 +13,7 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 import ifam
+from hub_server import SHA
 from ifam import model_files
 from ifam.checkpoints import hub
 from ifam.checkpoints.authors import to_official
@@ -25,103 +21,6 @@ from ifam.errors import IfamError
 from ifam.models.ifam import IFAM
 
 TINY_VIT = {"depth": 2, "embed_dim": 48, "num_heads": 3}  # of `tiny_model`
-SHA = "0123456789abcdef0123456789abcdef01234567"
-
-
-class Stub(BaseHTTPRequestHandler):
-    """The hub: repositories are folders below `server.root`, of one commit each."""
-
-    def log_message(self, *args):
-        pass
-
-    def answer(self, body, code=200, **headers):
-        body = body if isinstance(body, bytes) else json.dumps(body).encode()
-        self.send_response(code)
-        for name, value in {"Content-Length": str(len(body)), **headers}.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def serve(self):
-        path = urlparse(self.path).path.strip("/")
-        self.server.asked.append(f"{self.command} /{path}")
-        if path.startswith("api/models/"):
-            owner, name, *rest = path.removeprefix("api/models/").split("/")
-            folder = self.server.root / owner / name
-            if not folder.is_dir():
-                return self.answer({"error": "Repository not found"}, 404, X_Error_Code="RepoNotFound")
-            files = [{"type": "file", "path": p.name, "oid": SHA, "size": p.stat().st_size} for p in folder.iterdir()]
-            if rest[:1] == ["tree"]:
-                return self.answer(files)
-            info = {
-                "id": f"{owner}/{name}",
-                "sha": SHA,
-                "siblings": [{"rfilename": f["path"]} for f in files],
-            }
-            return self.answer({**info, "private": False, "tags": [], "downloads": 0, "likes": 0})
-        repo, _, name = path.partition(f"/resolve/{SHA}/")
-        file = self.server.root / repo / name
-        if not (name and file.is_file()):
-            return self.answer({"error": "Entry not found"}, 404, X_Error_Code="EntryNotFound")
-        body = file.read_bytes()
-        etag = hashlib.sha1(body).hexdigest()
-        return self.answer(body, ETag=f'"{etag}"', X_Repo_Commit=SHA, Content_Type="application/octet-stream")
-
-    do_GET = do_HEAD = serve
-
-    def do_POST(self):
-        path = urlparse(self.path).path.strip("/")
-        self.server.asked.append(f"POST /{path}")
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        url = f"http://{self.headers['Host']}"
-        if path == "api/repos/create":
-            wanted = json.loads(body)
-            if wanted["name"] == "forbidden":
-                return self.answer({"error": "You have no right to create this"}, 403)
-            repo = f"{wanted.get('organization') or 'someone'}/{wanted['name']}"
-            (self.server.root / repo).mkdir(parents=True, exist_ok=True)
-            return self.answer({"url": f"{url}/{repo}", "name": repo, "id": SHA})
-        owner, name, action = path.removeprefix("api/models/").split("/")[:3]
-        if action == "preupload":
-            files = json.loads(body)["files"]
-            modes = [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in files]
-            return self.answer({"files": modes, "commitOid": SHA})
-        for line in map(json.loads, body.splitlines()):
-            if line["key"] == "file":
-                content = base64.b64decode(line["value"]["content"])
-                (self.server.root / owner / name / line["value"]["path"]).write_bytes(content)
-        return self.answer(
-            {
-                "success": True,
-                "commitOid": SHA,
-                "commitUrl": f"{url}/{owner}/{name}/commit/{SHA}",
-                "hookOutput": "",
-            }
-        )
-
-
-@pytest.fixture
-def stub(tmp_path, monkeypatch):
-    """A running hub with nothing on it; `huggingface_hub` talks to it alone."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Stub)
-    server.daemon_threads = True
-    server.root, server.asked = tmp_path / "hub", []
-    server.root.mkdir()
-    server.url = f"http://127.0.0.1:{server.server_port}"
-    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.removeprefix(constants.ENDPOINT)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + template)
-    monkeypatch.setattr(constants, "ENDPOINT", server.url)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setenv("HF_TOKEN", "hf_nobody")
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
 
 
 def rewrite(folder, **changes):
@@ -390,12 +289,13 @@ def test_a_file_for_a_folder(saved):
 
 @pytest.mark.slow
 def test_push_and_load(stub, tiny_model, images):
-    url = hub.push(tiny_model, "someone/birds", extra={"note": "hello"})
+    url = tiny_model.push_to_hub("someone/birds", extra={"note": "hello"}, card="# Birds")
     assert url.endswith(f"/someone/birds/commit/{SHA}")
     assert {path.name for path in (stub.root / "someone/birds").iterdir()} >= {
         "config.json",
         "model.safetensors",
     }
+    assert (stub.root / "someone/birds/README.md").read_text() == "# Birds"
     loaded = IFAM.from_pretrained("someone/birds")
     assert torch.equal(loaded(images).logits, tiny_model(images).logits)
     assert hub.read("someone/birds").extra == {"note": "hello"}
@@ -403,20 +303,28 @@ def test_push_and_load(stub, tiny_model, images):
 
 def test_a_push_that_is_refused(stub, tiny_model):
     with pytest.raises(IfamError, match=r"could not be pushed to 'someone/forbidden'.*check the id"):
-        hub.push(tiny_model, "someone/forbidden")
+        tiny_model.push_to_hub("someone/forbidden")
 
 
 def test_an_official_model_on_the_hub(stub, tiny_model, images):
     """Only the two files that are needed are fetched."""
-    folder = stub.root / "ananthu-aniraj" / "ifam-waterbirds-k4"
+    folder = stub.root / "someone" / "ifam-birds"
     folder.mkdir(parents=True)
     save_file(to_official(tiny_model), folder / "model.safetensors")
     settings = {"img_size": 64, "num_landmarks": 3, "num_classes": 5, "gumbel_softmax": True, "num_heads": 3}
     (folder / "config.json").write_text(json.dumps(settings))
     (folder / "evil.pkl").write_bytes(b"never fetched")
-    loaded = hub.load_official("ananthu-aniraj/ifam-waterbirds-k4")
+    loaded = hub.load_official("someone/ifam-birds")
     assert torch.equal(loaded(images).logits, tiny_model(images).logits)
     assert not any("evil" in request for request in stub.asked)
+
+
+def test_a_model_that_is_not_the_one_of_its_name(stub, tiny_model):
+    folder = stub.root / "ananthu-aniraj" / "ifam-waterbirds-k4"
+    folder.mkdir(parents=True)
+    save_file(to_official(tiny_model), folder / "model.safetensors")
+    with pytest.raises(IfamError, match=r"has 3 parts and 5 classes, but 4 and 2 are expected"):
+        hub.load_official("ananthu-aniraj/ifam-waterbirds-k4", num_heads=3)
 
 
 @pytest.mark.slow

@@ -66,6 +66,14 @@ def is_known_backbone(name: str) -> bool:
     return name == TINY or (re.fullmatch(r"[\w.-]+", name) is not None and bool(timm.is_model(name)))
 
 
+def backbone_license(name: str) -> str | None:
+    """The license of the pretrained weights of a backbone, as timm or this package states it; None where unknown."""
+    if name == TINY:
+        return "apache-2.0"
+    found = timm.get_pretrained_cfg(name, allow_unregistered=False) if is_known_backbone(name) else None
+    return None if found is None else found.license
+
+
 def without_weight_sources(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of `timm.create_model` without those that say where weights are read from."""
     kept = {name: value for name, value in kwargs.items() if name not in _WEIGHT_ARGUMENTS}

@@ -22,6 +22,19 @@ from ifam.models.ifam import IFAM
 Layout = Literal["timm", "transformers"]
 RGB = tuple[float, float, float]
 
+# The authors' models on the Hugging Face hub: number of parts and of classes. The recipe of each has its name, with `_`
+# for `-` and without `ifam-` (docs/checkpoints.md).
+PUBLISHED = {
+    "ananthu-aniraj/ifam-waterbirds-k4": (4, 2),
+    "ananthu-aniraj/ifam-waterbirds-k8": (8, 2),
+    "ananthu-aniraj/ifam-cub-k8": (8, 200),
+    "ananthu-aniraj/ifam-metashift-k1": (1, 2),
+    "ananthu-aniraj/ifam-metashift-k2": (2, 2),
+    "ananthu-aniraj/ifam-metashift-k8": (8, 2),
+    "ananthu-aniraj/ifam-siim-acr-k8": (8, 2),
+    "ananthu-aniraj/ifam-imagenet-k1": (1, 1000),
+}
+
 # Our names and theirs, outside the two backbones.
 _HEADS = {
     "selector.prototypes": "stage_1.fc_landmarks.weight",

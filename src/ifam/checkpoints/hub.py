@@ -1,20 +1,17 @@
 """Models on disk and on the Hugging Face hub. Reading a model never runs code from its files."""
 
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from huggingface_hub import HfApi
-from huggingface_hub.errors import HFValidationError
 
 from ifam import saved_models
 from ifam._typing import Tensor
 from ifam.backbones.architecture import count_heads
-from ifam.checkpoints.authors import RGB, Layout, from_official, to_official
+from ifam.checkpoints.authors import PUBLISHED, RGB, Layout, from_official, to_official
 from ifam.checkpoints.safe_pickle import read_pickle
-from ifam.errors import IfamError, first_line, located
+from ifam.errors import IfamError, located
 from ifam.io import check_absent, ensure_writable, local_path
 from ifam.model_files import CONFIG, WEIGHTS, read_json, read_safetensors, write_model
 from ifam.models.base import Classifier
@@ -49,7 +46,7 @@ def read(source: str | Path, *, revision: str | None = None) -> SavedModel:
 
 
 def load(source: str | Path | SavedModel, *, revision: str | None = None) -> Classifier:
-    """Read a model of any method that `save` or `push` wrote.
+    """Read a model of any method that `save_pretrained` or `push_to_hub` wrote.
 
     Args:
         source: A folder, the id `owner/name` of a model on the Hugging Face hub, or what `read` gave.
@@ -64,45 +61,6 @@ def load(source: str | Path | SavedModel, *, revision: str | None = None) -> Cla
     """
     saved = source if isinstance(source, SavedModel) else read(source, revision=revision)
     return METHODS[saved.method].build.from_saved(saved)
-
-
-def push(
-    model: Classifier,
-    repo_id: str,
-    *,
-    extra: dict[str, Any] | None = None,
-    private: bool = False,
-    revision: str | None = None,
-    message: str = "Upload an ifam model",
-) -> str:
-    """Upload a model to the Hugging Face hub, with the credentials that `huggingface_hub` finds.
-
-    Args:
-        model: The model.
-        repo_id: Id `owner/name` of the repository; made if need be.
-        extra: As for `save`.
-        private: Whether a new repository is private.
-        revision: Branch to upload to.
-        message: Message of the commit.
-
-    Returns:
-        Address of the commit.
-
-    Raises:
-        IfamError: The hub refused, or cannot be reached.
-    """
-    api = HfApi()
-    with tempfile.TemporaryDirectory() as folder:
-        save(model, folder, extra)
-        try:
-            api.create_repo(repo_id, private=private, exist_ok=True)
-            commit = api.upload_folder(repo_id=repo_id, folder_path=folder, revision=revision, commit_message=message)
-        except (OSError, HFValidationError) as error:
-            raise IfamError(
-                f"The model could not be pushed to {repo_id!r} ({first_line(error)}); check the id, the "
-                f"network and `hf auth login`."
-            ) from error
-    return str(commit.commit_url)
 
 
 def load_official(
@@ -137,7 +95,14 @@ def load_official(
     path = find(path_or_hub_id, revision)
     tensors, settings = _read_official(path)
     with located(path):
-        return from_official(tensors, settings, num_heads=num_heads, image_size=image_size, mean=mean, std=std)
+        model = from_official(tensors, settings, num_heads=num_heads, image_size=image_size, mean=mean, std=std)
+    found, known = (model.config.num_parts, model.config.num_classes), PUBLISHED.get(str(path_or_hub_id))
+    if known is not None and found != known:
+        raise IfamError(
+            f"{path_or_hub_id} has {found[0]} parts and {found[1]} classes, but {known[0]} and {known[1]} are "
+            f"expected of this model; it has been replaced: name the former one with revision."
+        )
+    return model
 
 
 def convert(

@@ -25,6 +25,7 @@ from ifam.cli.demo import demo
 from ifam.cli.evaluate import evaluate
 from ifam.cli.predict import predict
 from ifam.cli.prepare import prepare
+from ifam.cli.push import push
 from ifam.cli.repeat import repeat
 from ifam.cli.report import report
 from ifam.cli.retrain import retrain
@@ -51,6 +52,7 @@ VERBS: dict[str, Any] = {
     "report": report,
     "repeat": repeat,
     "convert": convert,
+    "push": push,
     "prepare": prepare,
 }
 
@@ -73,7 +75,7 @@ ABOUT = {
 }
 
 # Verbs whose required arguments are positional.
-POSITIONAL = {"convert"}
+POSITIONAL = {"convert", "push"}
 
 
 # Verbs that need to know which settings were set explicitly.

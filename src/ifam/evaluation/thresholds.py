@@ -1,7 +1,7 @@
 """Similarity thresholds for dropping unsure patches: quantiles on training images, stored with the model.
 
-They are stored in `config.json` under `extra` (see `hub.save`), so a copy of the folder, the hub and `ifam convert`
-keep them.
+They are stored in `config.json` under `extra` (see `Classifier.save_pretrained`), so a copy of the folder, the hub and
+`ifam convert` keep them.
 """
 
 import math

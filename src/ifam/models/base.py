@@ -1,5 +1,6 @@
 """The base classes of all models: one interface for training, evaluation, saving and loading."""
 
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -192,6 +193,40 @@ class Classifier(nn.Module):
             IfamError: The folder cannot be written, or `extra` or the configuration cannot be written as JSON.
         """
         saved_models.write(folder, self.state_dict(), self.config, self.method, extra, self.preprocessing)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        card: object = None,
+        extra: dict[str, Any] | None = None,
+        private: bool = False,
+        revision: str | None = None,
+        message: str = "Upload an ifam model",
+    ) -> str:
+        """Upload the model to the Hugging Face hub, with the credentials that `huggingface_hub` finds.
+
+        `ifam.push_to_hub` uploads a folder, with a card made from the results in it.
+
+        Args:
+            repo_id: Id `owner/name` of the repository; made if need be.
+            card: A model card, such as from `ifam.model_card`, or its text; it becomes `README.md`.
+            extra: As for `save_pretrained`.
+            private: Whether a new repository is private.
+            revision: Branch to upload to; made if need be.
+            message: Message of the commit.
+
+        Returns:
+            Address of the commit.
+
+        Raises:
+            IfamError: The hub refused, or cannot be reached.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, extra)
+            if card is not None:
+                (Path(folder) / "README.md").write_text(str(card), encoding="utf-8")
+            return saved_models.upload(Path(folder), repo_id, private=private, revision=revision, message=message)
 
     @classmethod
     def from_pretrained(cls: type[_Model], source: str | Path, *, revision: str | None = None) -> _Model:

@@ -8,7 +8,7 @@ uninformative in the test set; unlike there, the shapes were drawn by people, an
 
 The digits are divided once, class by class: 60 % for training, 15 % for validation, 25 % for testing. A split with
 more images than digits shows each several times, at other positions, in other colors and on other backgrounds, but
-never a digit of another split.
+never a digit of another split. License: CC BY 4.0 for the digits, the rest is drawn by this package (Apache-2.0).
 
     >>> from ifam.data.benchmarks.digits import Digits, DigitsConfig
     >>> digits = Digits("val", DigitsConfig(num_val=40))

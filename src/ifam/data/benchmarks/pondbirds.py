@@ -3,7 +3,7 @@
 Two classes of birds differ by several weak cues in the bird itself (hue of the feathers, plumage, bill,
 tail, legs), none of which is always right. In training the background, water or forest, agrees with the
 class nearly always; in the test set it is uninformative. A model that relies on the background is accurate
-on average in training, but not on the birds on the other background.
+on average in training, but not on the birds on the other background. License: drawn by this package (Apache-2.0).
 
     >>> from ifam.data.benchmarks.pondbirds import Pondbirds, PondbirdsConfig
     >>> birds = Pondbirds("val", PondbirdsConfig(num_val=100))

@@ -1,0 +1,86 @@
+"""Publish a saved model on the Hugging Face hub, with a card made from its results."""
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from ifam import saved_models
+from ifam.checkpoints import hub
+from ifam.errors import IfamError
+from ifam.io import local_path, replacing
+from ifam.model_files import CALIBRATION
+from ifam.report.card import model_card
+
+CARD = "README.md"
+# Settings of the training that name files of this machine.
+_LOCAL = ("root",)
+
+
+def write_card(folder: str | Path, repo_id: str, *, license: str | None = None, overwrite: bool = False) -> Path:
+    """Write the model card of a saved model to `README.md` beside it.
+
+    Args:
+        folder: Folder of the model.
+        repo_id: Id `owner/name` that the model will have on the hub.
+        license: License of the weights, as the hub names it.
+        overwrite: Replace the card that is there, which may have been edited.
+
+    Returns:
+        The file.
+
+    Raises:
+        IfamError: There is a card, the folder has no model or damaged results, or it cannot be written.
+    """
+    saved_models.check_repo_id(repo_id)
+    path = local_path(folder) / CARD
+    if path.exists() and not overwrite:
+        raise IfamError(f"{path} exists, and may have been edited; use it as it is, or replace it with --overwrite.")
+    card = model_card(folder, repo_id, license=license)
+    with replacing(path) as temporary:
+        temporary.write_text(card.content, encoding="utf-8")
+    return path
+
+
+def push_to_hub(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    license: str | None = None,
+    private: bool = False,
+    revision: str | None = None,
+    message: str = "Upload an ifam model",
+) -> str:
+    """Upload a saved model to the Hugging Face hub, with the credentials that `huggingface_hub` finds.
+
+    Settings, weights and calibration are uploaded, and the card: `README.md` in the folder where there is one, and else
+    a new one from the results there (see `ifam.model_card`). No path of this machine is uploaded.
+
+    Args:
+        folder: Folder of the model.
+        repo_id: Id `owner/name` of the repository; made if need be.
+        license: License of the weights, as the hub names it, for a new card.
+        private: Whether a new repository is private.
+        revision: Branch to upload to; made if need be.
+        message: Message of the commit.
+
+    Returns:
+        Address of the commit.
+
+    Raises:
+        IfamError: The folder has no model or damaged results, or the hub refused or cannot be reached.
+    """
+    saved_models.check_repo_id(repo_id)
+    saved = hub.read(folder)
+    card = saved.folder / CARD
+    text = card.read_text(encoding="utf-8") if card.exists() else model_card(folder, repo_id, license=license).content
+    with tempfile.TemporaryDirectory() as temporary:
+        out = Path(temporary)
+        extra = {name: None if name in _LOCAL else value for name, value in saved.extra.items()}
+        hub.load(saved).save_pretrained(out, extra)
+        if (saved.folder / CALIBRATION).exists():
+            shutil.copy(saved.folder / CALIBRATION, out)
+        (out / CARD).write_text(text, encoding="utf-8")
+        return saved_models.upload(out, repo_id, private=private, revision=revision, message=message)
+
+
+__all__ = ["push_to_hub", "write_card"]
