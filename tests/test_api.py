@@ -37,6 +37,7 @@ PUBLIC = {
     "certify",
     "evaluate",
     "explain",
+    "export",
     "fit",
     "iter_predictions",
     "load_benchmark",

@@ -22,6 +22,7 @@ USES = {
     "data/dicom.py": {"medical"},
     "auditing/posthoc.py": {"explain"},
     "auditing/any_classifier.py": {"onnx"},
+    "exporting/export.py": {"export", "onnx"},
     "training/trainer.py": {"tensorboard"},
 }
 # Imports whose absence is provided for, in a `try` of their own: shapes are checked in tests alone.

@@ -40,7 +40,7 @@ RANKS = [
     ["checkpoints", "evaluation", "training"],
     ["auditing"],
     ["report"],
-    ["prediction_table", "experiments", "inference", "publishing"],
+    ["prediction_table", "experiments", "exporting", "inference", "publishing"],
     ["__init__"],
     ["cli"],
 ]
@@ -92,6 +92,7 @@ ORDER = {
         *("region_attack", "smoothing"),
         *("any_classifier", "reliance", "audit_any"),
     ],
+    "exporting": ["graph", "verification", "export"],
     "experiments": ["runs", "pictures", "comparison", "compare", "demo"],
     "training": [
         *(
@@ -123,6 +124,7 @@ ORDER = {
             "convert",
             "demo",
             "evaluate",
+            "export",
             "predict",
             "prepare",
             "push",

@@ -35,6 +35,11 @@ SHARED = {
     "cli/challenge": ("evaluation/test_challenge", "the verb and what it runs"),
     "cli/compare": ("experiments/test_compare", "the verb and what it runs"),
     "cli/retrain": ("training/test_last_layer", "the verb and what it runs"),
+    "cli/export": ("exporting/test_export", "the verb and what it runs"),
+    **{
+        f"exporting/{name}": ("exporting/test_export", "files share exported models")
+        for name in ("graph", "verification")
+    },
     "experiments/comparison": ("experiments/test_compare", "rows are read to be compared"),
     "experiments/pictures": ("experiments/test_compare", "pictures are drawn of a comparison's models"),
     "checkpoints/safe_pickle": ("checkpoints/test_damaged", "files that hold code or are damaged"),

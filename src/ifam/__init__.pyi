@@ -13,6 +13,7 @@ from ifam.evaluation.accuracy import evaluate as evaluate
 from ifam.evaluation.conformal import Calibration as Calibration
 from ifam.evaluation.conformal import calibrate as calibrate
 from ifam.evaluation.conformal import load_calibration as load_calibration
+from ifam.exporting.export import export as export
 from ifam.inference import iter_predictions as iter_predictions
 from ifam.inference import predict as predict
 from ifam.models.baselines import PlainViT as PlainViT

@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ifam.backbones.token_layout import Packed, Padded
+from ifam.backbones.token_layout import Dense, Packed, Padded
 
 VISIBLE = torch.tensor([[0, 1, 0, 1, 1], [0, 0, 0, 0, 1], [0, 0, 0, 0, 0]], dtype=torch.bool)
 LAYOUTS = {
     "padded": lambda visible, prefix: Padded(visible, prefix),
     "bucketed": lambda visible, prefix: Padded(visible, prefix, bucket=4),
-    "dense": lambda visible, prefix: Padded(visible, prefix, dense=True),
+    "dense": Dense,
     "packed": lambda visible, prefix: Packed(visible, prefix),
 }
 
@@ -65,7 +65,7 @@ def test_the_first_token_of_each_image(make):
     shown = VISIBLE.clone()
     shown[2, 3] = True
     layout = make(shown, 0)
-    if not (isinstance(layout, Padded) and layout.index.shape[1] == 5):  # dense rows begin with whatever is there
+    if not (isinstance(layout, Padded) and layout.mask.shape[1] == 5):  # dense rows begin with whatever is there
         assert layout.first(layout.gather(torch.arange(15.0).view(3, 5, 1))).flatten().tolist() == [1, 9, 13]
 
 
@@ -109,7 +109,7 @@ def test_padding_is_to_the_longest_or_to_the_next_bucket():
     assert Padded(VISIBLE, 0).index.shape == (3, 3)
     assert Padded(VISIBLE, 0, bucket=2).index.shape == (3, 4)
     assert Padded(VISIBLE, 0, bucket=32).index.shape == (3, 5)  # there are no more patches than there are
-    assert Padded(VISIBLE, 2, dense=True).counts == [7, 7, 7]
+    assert Dense(VISIBLE, 2).counts == [7, 7, 7]
     assert Packed(VISIBLE, 2).counts == [5, 3, 2]
 
 

@@ -164,7 +164,7 @@ class Backbone(nn.Module):
             tokens: Tensor = self.vit.forward_features(images)
             return tokens
         if visible is None:
-            layout: Layout = Whole(len(images), self.grid[0] * self.grid[1], self.num_prefix_tokens, images.device)
+            layout: Layout = Whole(images.shape[0], self.grid[0] * self.grid[1], self.num_prefix_tokens, images.device)
         elif slots is not None:
             layout = Padded(visible, self.num_prefix_tokens, slots=slots)
         else:

@@ -72,7 +72,12 @@ def attention(
 
 
 def _needs_plain(*tensors: Tensor | None) -> bool:
-    """Whether the fused kernel of the device is slow: on a CPU, its backward pass in half precision."""
+    """Whether no fused kernel is wanted: it is slow on a CPU in the backward pass in half precision.
+
+    Exported graphs have none: there, rows in which nothing is visible must be numbers, too.
+    """
+    if torch.compiler.is_exporting():
+        return True
     given = [t for t in tensors if t is not None]
     half = given[0].dtype in (torch.float16, torch.bfloat16)
     return given[0].device.type == "cpu" and half and torch.is_grad_enabled() and any(t.requires_grad for t in given)

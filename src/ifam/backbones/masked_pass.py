@@ -24,7 +24,7 @@ from ifam.backbones.timm_compat import (
     rotates_halves,
     supports_partial_queries,
 )
-from ifam.backbones.token_layout import HiddenTokens, Layout, Packed, Padded, Whole
+from ifam.backbones.token_layout import Dense, HiddenTokens, Layout, Packed, Padded, Whole
 from ifam.config import Execution
 from ifam.errors import IfamError
 
@@ -196,6 +196,8 @@ def choose_layout(
         IfamError: `execution` is "packed", but the transformer drops residual branches per image.
     """
     prefix, dropped = int(vit.num_prefix_tokens), drops_paths(vit)
+    if execution == "dense":
+        return Dense(visible, prefix)
     if execution == "packed" and dropped:
         raise IfamError(
             "execution='packed' puts all images into one row, where drop_path_rate cannot drop single images; "
@@ -204,7 +206,7 @@ def choose_layout(
     pays = execution == "auto" and not dropped and not compiled and _packing_pays(visible, vit, several)
     if execution == "packed" or pays:
         return Packed(visible, prefix)
-    return Padded(visible, prefix, dense=execution == "dense", bucket=_BUCKET if compiled else 1)
+    return Padded(visible, prefix, bucket=_BUCKET if compiled else 1)
 
 
 def _packing_pays(visible: Bool[Tensor, "B P"], vit: Vit, several: bool) -> bool:

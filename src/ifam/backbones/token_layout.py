@@ -1,9 +1,9 @@
-"""Memory layouts for the tokens of a batch: `Padded`, a row per image, `Packed`, all in one row, or `Whole`.
+"""Memory layouts for the tokens of a batch: a row per image (`Padded`, `Dense`), all in one row (`Packed`), or `Whole`.
 
 All give the same numbers. `Padded` fills the rows up to the longest with blank tokens that nothing attends to, which
-suits kernels and compilers that need rectangles; with a slot for every patch, visible or not, it is called *dense*.
-`Packed` computes visible tokens only; `Whole` is for images without hidden patches. In the shapes, B1 is the number of
-rows: B images, or 1.
+suits kernels and compilers that need rectangles; `Dense` has a slot for every patch, visible or not, so that its graph
+can be exported. `Packed` computes visible tokens only; `Whole` is for images without hidden patches. In the shapes, B1
+is the number of rows: B images, or 1.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,7 +26,6 @@ class Padded:
     Args:
         visible: True for the patches to lay out.
         prefix: Tokens before the patches of each image.
-        dense: Give every patch a slot, visible or not.
         bucket: Round the slots up to a multiple of this, so that few lengths occur.
         slots: The patches that have a slot, all visible ones among them: what is computed then has one shape, and an
             answer the same bits, whatever the masks of the batch are.
@@ -37,7 +36,6 @@ class Padded:
         visible: Bool[Tensor, "B P"],
         prefix: int,
         *,
-        dense: bool = False,
         bucket: int = 1,
         slots: Int[Tensor, "B N"] | None = None,
     ) -> None:
@@ -46,19 +44,20 @@ class Padded:
         shortest, longest = torch.stack([*counts.aminmax()]).tolist() if batch else (0, 0)
         if slots is not None:
             self.index, self.present = slots, visible.gather(1, slots)
-        elif dense:
-            self.index = torch.arange(patches, device=visible.device).expand(batch, -1)
-            self.present = visible
         else:
             length = min(patches, -(-longest // bucket) * bucket)
             # A stable sort of False before True keeps the patches in order.
             self.index = torch.argsort(~visible, dim=1, stable=True)[:, :length]
             self.present = torch.arange(length, device=visible.device) < counts[:, None]
         self.prefix = prefix
-        self.counts = [prefix + self.index.shape[1]] * batch
         self.mask = F.pad(self.present, (prefix, 0), value=True)
         # Without padding there is nothing to mask; a mask of True would only slow the kernel down.
         self.real = None if shortest == self.index.shape[1] and slots is None else self.mask
+
+    @property
+    def counts(self) -> list[int]:
+        """Tokens of each image, padding included."""
+        return [self.mask.shape[1]] * self.mask.shape[0]
 
     def gather(
         self, values: Float[Tensor, "B2 P *D"], sources: Int[Tensor, " B"] | None = None
@@ -79,7 +78,7 @@ class Padded:
 
     def assemble(self, prefix: Float[Tensor, "1 F D"], patches: Float[Tensor, "B N D"]) -> Float[Tensor, "B M D"]:
         """The prefix tokens, the same for all images, before the patches of each image."""
-        return torch.cat([prefix.expand(len(patches), -1, -1), patches], dim=1)
+        return torch.cat([prefix.expand(patches.shape[0], -1, -1), patches], dim=1)
 
     def with_prefix(self, values: Float[Tensor, "B N"], fill: float) -> Float[Tensor, "B M"]:
         """Values of the patches, with one value for all prefix tokens before them."""
@@ -120,6 +119,27 @@ class Padded:
     def rows(self, tokens: Float[Tensor, "B M D"]) -> tuple[Float[Tensor, "B M D"], Bool[Tensor, "B M"]]:
         """A row for each image, padded to the longest, and True where a token is real."""
         return tokens, self.mask
+
+
+class Dense(Padded):
+    """A row for each image with a slot for every patch: no shape and no branch depends on what is visible.
+
+    Args:
+        visible: True for the patches that are not blank.
+        prefix: Tokens before the patches of each image.
+    """
+
+    def __init__(self, visible: Bool[Tensor, "B P"], prefix: int) -> None:
+        self.prefix, self.present = prefix, visible
+        self.real = self.mask = F.pad(visible, (prefix, 0), value=True)
+
+    def gather(
+        self, values: Float[Tensor, "B2 P *D"], sources: Int[Tensor, " B"] | None = None
+    ) -> Float[Tensor, "B P *D"]:
+        """As `Padded.gather`, with zeros for hidden patches."""
+        chosen = values if sources is None else values.index_select(0, sources)
+        present = self.present.unflatten(1, (-1, *[1] * (values.ndim - 2))) if values.ndim > 2 else self.present
+        return torch.where(present, chosen, torch.zeros_like(chosen))
 
 
 class Packed:
@@ -248,7 +268,7 @@ class Whole(Padded):
     """
 
     def __init__(self, batch: int, patches: int, prefix: int, device: torch.device | None = None) -> None:
-        self.prefix, self.counts, self.real = prefix, [prefix + patches] * batch, None
+        self.prefix, self.real = prefix, None
         self.mask = torch.ones(batch, prefix + patches, dtype=torch.bool, device=device)
 
     def gather(

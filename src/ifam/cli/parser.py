@@ -23,6 +23,7 @@ from ifam.cli.config_files import checked, config_files, last_value
 from ifam.cli.convert import convert
 from ifam.cli.demo import demo
 from ifam.cli.evaluate import evaluate
+from ifam.cli.export import export
 from ifam.cli.predict import predict
 from ifam.cli.prepare import prepare
 from ifam.cli.push import push
@@ -51,6 +52,7 @@ VERBS: dict[str, Any] = {
     "certify": certify,
     "report": report,
     "repeat": repeat,
+    "export": export,
     "convert": convert,
     "push": push,
     "prepare": prepare,
@@ -69,7 +71,9 @@ for _verb, _function in VERBS.items():
 # Option that a first word without a name stands for.
 ABOUT = {
     **dict.fromkeys(("train", "compare"), "root"),
-    **dict.fromkeys(("evaluate", "audit", "certify", "thresholds", "calibrate", "retrain", "challenge"), "model"),
+    **dict.fromkeys(
+        ("evaluate", "audit", "certify", "thresholds", "calibrate", "retrain", "challenge", "export"), "model"
+    ),
     "prepare": "kind",
     "repeat": "result",
 }

@@ -113,7 +113,7 @@ class AdditivePredictor(Predictor):
 
 def add_up(prior: Float[Tensor, " C"], contributions: Float[Tensor, "B K C"]) -> Float[Tensor, "B C"]:
     """The prior, plus the contribution of part 0, plus that of part 1, and so on: the order that fixes every bit."""
-    total = prior.to(contributions.dtype).expand(len(contributions), -1)
+    total = prior.to(contributions.dtype).expand(contributions.shape[0], -1)
     for contribution in contributions.unbind(dim=1):
         total = total + contribution
     return total
