@@ -114,6 +114,7 @@ ALONE = {
     "test_differences",
     "test_docs",
     "test_examples",
+    "test_ifam_runtime",
     "test_layers",
     "test_mirror",
     "test_readme",

@@ -66,7 +66,7 @@ def test_two_builds_have_the_same_bytes(wheel, tmp_path):
 def test_the_wheel_has_the_package_and_nothing_else(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
-    assert {name.split("/")[0].partition("-")[0] for name in names} == {"ifam"}
+    assert {name.split("/")[0].partition("-")[0] for name in names} == {"ifam", "ifam_runtime.py"}
     for needed in ("py.typed", "assets/tiny_vit.safetensors", "report/templates/base.html.j2", "__init__.pyi"):
         assert f"ifam/{needed}" in names
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
