@@ -106,7 +106,7 @@ def ifam(*words: str | Path) -> list[str]:
     return [sys.executable, "-W", "ignore", "-m", "ifam.cli", *map(str, words)]
 
 
-def predict_table(count: int, folder: Path, pictures: bool) -> str:
+def predict_table(count: int, folder: Path, pictures: bool, ending: str) -> str:
     """`ifam predict` over small photographs; fifty contents, each under many names."""
     rng = np.random.default_rng(0)
     images = folder / "images"
@@ -119,9 +119,11 @@ def predict_table(count: int, folder: Path, pictures: bool) -> str:
         else:
             os.link(images / f"{number % 50:07}.jpg", path)
     build("ifam", ModelConfig(TINY, num_parts=4, num_classes=2)).save_pretrained(folder / "model")
-    words = ifam("predict", images, "--model", folder / "model", "--out", folder / "out", "--pictures", str(pictures))
+    words = ifam("predict", images, "--model", folder / "model", "--out", folder / "out" / f"rows.{ending}")
+    words += ["--overlays", str(folder / "drawn")] if pictures else []
     log = folder / "log.txt"
-    samples = watched(words, folder / "out", log, "predictions.csv")
+    first = "rows.parquet.jsonl" if ending == "parquet" else f"rows.{ending}"
+    samples = watched(words, folder / "out", log, first)
     lines = log.read_text(encoding="utf-8").count(".jpg")
     rate = count / (samples[-1].seconds - samples[0].seconds)
     return f"{count:,} images, {rate:.0f} a second, {lines:,} rows printed.\n\n{drift_table(samples)}"
@@ -220,7 +222,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     options.add_argument("what", choices=["predict", "trainings", "steps", "orphans", "many-steps"])
     options.add_argument("--count", type=int, help="images, trainings or steps")
     options.add_argument("--epochs", type=int, default=200, help="epochs of the many steps")
-    options.add_argument("--no-pictures", action="store_true", help="predict without pictures")
+    options.add_argument("--pictures", action="store_true", help="predict with pictures")
+    options.add_argument("--ending", choices=["csv", "jsonl", "parquet"], default="csv", help="format of predictions")
     options.add_argument("--folder", type=Path, help="keep the files here")
     args = options.parse_args(argv)
     with tempfile.TemporaryDirectory() as temporary:
@@ -230,7 +233,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             many_steps(args.count, args.epochs, folder)
             return
         makers = {
-            "predict": lambda: predict_table(args.count or 10_000, folder, not args.no_pictures),
+            "predict": lambda: predict_table(args.count or 10_000, folder, args.pictures, args.ending),
             "trainings": lambda: trainings_table(args.count or 20),
             "steps": lambda: steps_table(args.count or 100_000, args.epochs, folder),
             "orphans": lambda: orphans_table(folder),

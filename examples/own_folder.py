@@ -33,5 +33,5 @@ with tempfile.TemporaryDirectory() as scratch:
     model = ifam.IFAM(ifam.ModelConfig(backbone="ifam_tiny", num_classes=len(classes), class_names=classes))
     ifam.fit(model, images, replace(TINY_TRAIN, epochs=2, batch_size=8), TINY_LOSS)
     print(f"validation accuracy {ifam.evaluate(model, images, 'val').predictor.average:.0%}")
-    for row in ifam.predict(model, folder)[:5]:  # out="pictures" also draws parts and what the predictor saw
+    for row in ifam.predict(model, folder)[:5]:  # overlays="drawn" also draws what the predictor saw
         print(f"{row.path.name}: {row.class_name} ({row.probability:.0%}), {row.visible_fraction:.0%} visible")

@@ -22,7 +22,7 @@ QUICK = (
 TRAIN = f"train photos {QUICK}"
 LIST = f"{TRAIN} --data.csv images.csv"
 PREDICT = "predict photos --model model --out out"
-ONE = "predict x.png --model model --out out"
+ONE = "predict x.png --model model --out out --strict"
 DRAWN = "--benchmark pondbirds --data.num_train 2 --data.num_val 2 --data.num_test 4 --image_size 80 --out out"
 CUT = "--root photos --selector model --out out"
 
@@ -153,12 +153,15 @@ BAD = {
     "an image of 0 bytes": case({"x.png": b""}, ONE, "x.png", "the file is empty; copy or download it again"),
     "an image that was cut off": case({"x.png": picture()[:60]}, ONE, "x.png is not a readable image", "remove it"),
     "a JPEG that was cut off": case(
-        {"x.jpg": picture(kind="JPEG")[:300]}, ONE.replace("png", "jpg"), "x.jpg is not a readable image", "skip_bad"
+        {"x.jpg": picture(kind="JPEG")[:300]},
+        ONE.replace("png", "jpg"),
+        "x.jpg is not a readable image",
+        "leave --strict out",
     ),
     "a TIFF that was cut off": case(
         {"x.tif": picture(kind="TIFF")[:100]}, ONE.replace("png", "tif"), "x.tif is not a readable image", "remove it"
     ),
-    "a text named as an image": case({"x.png": "hello"}, ONE, "x.png is not a readable image", "remove it, or skip"),
+    "a text named as an image": case({"x.png": "hello"}, ONE, "x.png is not a readable image", "remove it, or leave"),
     "a web page named as an image": case({"x.png": "<!DOCTYPE html><p>404"}, ONE, "x.png", "it is a web page", "open"),
     "an image of NaN": case(
         {"x.tif": np.full((9, 9), np.nan, np.float32)},
@@ -174,7 +177,7 @@ BAD = {
         "values go up to 1e+30; save it with 8 or 16 bits",
     ),
     "a vector image": case({"x.svg": "<svg/>"}, ONE.replace("png", "svg"), "x.svg is not a readable image", "remove"),
-    "an image that is not there": case({}, ONE, "x.png does not exist; give image files or folders"),
+    "an image that is not there": case({}, ONE, "x.png does not exist; give image files, folders"),
     "a device": case({}, ONE.replace("x.png", "/dev/null"), "/dev/null is not a regular file; give image files"),
     "a name of 300 letters": case({}, ONE.replace("x.png", "x" * 300), "cannot be used (File name too long); check"),
     "a name with a zero byte": case(
@@ -184,13 +187,13 @@ BAD = {
         {}, ["predict", "a\nb.png", "--model", "model"], r"a\nb.png does not exist; give image"
     ),
     "a name with an escape sequence": case(
-        {}, ["predict", "\x1b[2J", "--model", "model"], r"\x1b[2J does not exist; give"
+        {}, ["predict", "\x1b[2J", "--model", "model"], r"No image matches \x1b[2J; check"
     ),
     "a name with a dash": case({"-x.png": picture()}, ONE.replace("x.png", "-x.png"), "-x.png", "as ./-NAME"),
     "a file after the options": case(
-        {"x.png": picture()}, f"{PREDICT} --skip_bad x.png", "x.png is not expected here; give"
+        {"x.png": picture()}, f"{PREDICT} --strict x.png", "x.png is not expected here; give"
     ),
-    "a link to itself": case({"x.png": Link("x.png")}, ONE, "x.png does not exist; give image files or folders"),
+    "a link to itself": case({"x.png": Link("x.png")}, ONE, "x.png does not exist; give image files, folders"),
     "a file for a folder": case({}, ONE.replace("x.png", "photos/brick/0.jpg/x"), "0.jpg/x does not exist; give image"),
     "an empty folder": case(
         {"e/": ""}, ONE.replace("x.png", "e"), "The folder e contains no images", "add some, or leave"
@@ -201,14 +204,37 @@ BAD = {
         "e contains no images",
         "add some",
     ),
-    "nothing but bad images": case(
-        {"x.png": "no"}, f"{ONE} --skip_bad", "None of the files is", "x.png", "check the paths"
+    "a table of no format": case({}, f"{PREDICT}.xlsx", "out.xlsx ends with .xlsx, but .csv, .jsonl, .parquet is"),
+    "a folder for a table": case({"out.csv/": ""}, f"{PREDICT}.csv", "out.csv is a folder", "choose another --out"),
+    "a table that is not ours": case({"out.csv": "mine"}, f"{PREDICT}.csv", "out.csv already exists", "--overwrite"),
+    "a list without rows": case(
+        {"l.csv": "path\n"}, "predict l.csv --model model", "l.csv lists no images; add a row for each"
     ),
+    "a list of no bytes": case(
+        {"l.csv": ""}, "predict l.csv --model model", "l.csv has no column 'path'; it has no header at all"
+    ),
+    "a list without paths": case(
+        {"l.csv": "file,label\nx,y\n"},
+        "predict l.csv --model model",
+        "l.csv has no column 'path'; it has file, label; give the column of the paths with --path_column",
+    ),
+    "a list with a hole": case(
+        {"l.csv": "path,label\nphotos/brick/0.jpg,x\n,y\n"}, "predict l.csv --model model", "l.csv, line 3 has no path"
+    ),
+    "a pattern without an image": case(
+        {}, "predict 'photos/**/*.bmp' --model model", "No image matches photos/**/*.bmp; check the pattern"
+    ),
+    "a pattern of other files": case(
+        {"photos/x.txt": "hello"}, "predict 'photos/*.txt' --model model", "No image matches photos/*.txt, only 1 .txt"
+    ),
+    "a device that is not there": case({}, f"{PREDICT} --device cpu,cuda:99", "There is no device 'cuda:99' here"),
     "a part too many": case({}, f"{PREDICT} --drop_parts [3]", "There is no part 3: this model has parts 0 to 2"),
     "half a part": case({}, f"{PREDICT} --keep_parts [1.5]", "keep_parts is [1.5], but list[int]"),
     "a part that is NaN": case({}, f"{PREDICT} --drop_parts [.nan]", "drop_parts is [nan], but list[int]"),
     "the folder of the images": case(
-        {}, "predict photos/brick --model model --out photos/brick", "is the folder of the images; choose another --out"
+        {},
+        "predict photos/brick --model model --out out --overlays photos/brick",
+        "photos/brick has files that are not pictures of `ifam predict`; choose another --overlays",
     ),
     # --- folders
     "no folder": case({}, f"train nowhere {QUICK}", "There is no folder nowhere; give one whose sub-folders"),
@@ -566,13 +592,13 @@ BAD = {
     "a page over a picture": case(
         {}, "report model --out photos/brick/0.jpg", "model contains neither", "give a folder"
     ),
-    "a log of predictions that is a list": case(
-        {"out/predictions.jsonl": "[]\n"}, f"{PREDICT} --resume", "predictions.jsonl", "start over, without --resume"
+    "predictions without a record": case(
+        {"out.jsonl": "[]\n"}, f"{PREDICT}.jsonl --resume", "out.jsonl already exists; choose another --out"
     ),
-    "predictions without rows": case(
-        {"out/predictions.json": '{"complete": true}'},
-        f"{PREDICT} --resume",
-        "predictions.json exists and is not a result of `ifam`; choose another --out",
+    "predictions with a record of something else": case(
+        {"out.jsonl": "[]\n", "out.jsonl.run.json": '{"complete": true}'},
+        f"{PREDICT}.jsonl --resume",
+        "out.jsonl.run.json is not a record of `ifam predict`; start over with --overwrite",
     ),
 }
 

@@ -23,6 +23,7 @@ USES = {
     "auditing/posthoc.py": {"explain"},
     "auditing/any_classifier.py": {"onnx"},
     "exporting/export.py": {"export", "onnx"},
+    "prediction/tables.py": {"parquet"},
     "training/trainer.py": {"tensorboard"},
 }
 # Imports whose absence is provided for, in a `try` of their own: shapes are checked in tests alone.

@@ -17,10 +17,11 @@ from ifam.cli.main import main
 from ifam.config import ModelConfig
 from ifam.data.base import TransformedDataset
 from ifam.errors import IfamError
-from ifam.inference import display_crop, load_image, predict, preprocess
+from ifam.inference import display_crop, load_image, predict, preprocess, print_predictions
 from ifam.models.ifam import IFAM
 from ifam.models.interventions import DropParts, UseMask
 from ifam.models.registry import build
+from ifam.prediction.row import Prediction
 from ifam.pulse import Pulse
 
 PHOTOS = ("astronaut", "chelsea", "coffee")
@@ -49,7 +50,7 @@ def photo(name: str = "astronaut") -> Image.Image:
 def test_photographs_give_rows_tables_and_pictures(model, tmp_path):
     for name in PHOTOS:
         photo(name).save(tmp_path / f"{name}.jpg")
-    rows = predict(model, [tmp_path / f"{name}.jpg" for name in PHOTOS], out=tmp_path / "out")
+    rows = predict(model, [tmp_path / f"{name}.jpg" for name in PHOTOS], out=tmp_path, overlays=tmp_path / "drawn")
     assert [row.path.stem for row in rows] == list(PHOTOS)
     for row in rows:
         assert row.class_name == f"species {row.label}" == row.top[0][0]
@@ -59,11 +60,9 @@ def test_photographs_give_rows_tables_and_pictures(model, tmp_path):
         assert row.empty == (row.visible_fraction == 0)
         with Image.open(row.overlay) as picture:
             assert picture.width > 3 * 288
-    kept = json.loads((tmp_path / "out" / "predictions.json").read_text())
-    assert [line["overlay"] for line in kept["predictions"]] == [f"{name}.png" for name in PHOTOS]
-    assert kept["skipped"] == []
-    with (tmp_path / "out" / "predictions.csv").open() as file:
+    with (tmp_path / "predictions.csv").open() as file:
         table = list(csv.DictReader(file))
+    assert [line["overlay"] for line in table] == [str(tmp_path / "drawn" / f"{name}.png") for name in PHOTOS]
     assert [float(line["probability"]) for line in table] == [row.probability for row in rows]
 
 
@@ -74,10 +73,12 @@ def test_photographs_give_rows_tables_and_pictures(model, tmp_path):
 )
 def test_a_picture_says_what_is_visible(settings, unit, tmp_path, monkeypatch):
     captions = []
-    monkeypatch.setattr("ifam.inference.triptych", lambda image, *_, caption, **__: captions.append(caption) or image)
+    monkeypatch.setattr(
+        "ifam.prediction.row.triptych", lambda image, *_, caption, **__: captions.append(caption) or image
+    )
     Image.new("RGB", (90, 90), (200, 30, 30)).save(tmp_path / "red.png")
     model = IFAM(ModelConfig(backbone="ifam_tiny", image_size=80, **settings)).eval()
-    (row,) = predict(model, tmp_path / "red.png", out=tmp_path / "out")
+    (row,) = predict(model, tmp_path / "red.png", overlays=tmp_path / "out")
     assert not row.empty
     assert captions == [f"red.png · {row.visible_fraction:.0%} of the {unit} visible"]
 
@@ -162,8 +163,9 @@ def test_deep_images_are_read_as_in_training(model, tmp_path):
     twelve = np.asarray(photo().convert("L")).astype(np.uint16) * 16
     Image.fromarray(twelve).save(tmp_path / "deep.png")
     hub.save(model, tmp_path / "model", {"data": {"white": 32767}})
-    main(["predict", str(tmp_path / "deep.png"), "--model", str(tmp_path / "model"), "--out", str(tmp_path / "out")])
-    (row,) = json.loads((tmp_path / "out" / "predictions.json").read_text(encoding="utf-8"))["predictions"]
+    out = tmp_path / "out.jsonl"
+    main(["predict", str(tmp_path / "deep.png"), "--model", str(tmp_path / "model"), "--out", str(out)])
+    row = json.loads(out.read_text(encoding="utf-8"))
     (same,) = predict(model, tmp_path / "deep.png", white=32767)
     (other,) = predict(model, tmp_path / "deep.png", white=4095)
     assert row["probability"] == pytest.approx(same.probability)
@@ -190,25 +192,36 @@ def bad_files(folder: Path) -> None:
 @pytest.mark.parametrize("name", ["text.jpg", "empty.png", "cut.jpg"])
 def test_a_file_that_is_no_image_is_named(model, tmp_path, name):
     bad_files(tmp_path)
-    with pytest.raises(IfamError, match=rf"{re.escape(name)} is not a readable image.*skip_bad"):
-        predict(model, tmp_path / name)
+    with pytest.raises(IfamError, match=rf"{re.escape(name)} is not a readable image.*leave --strict out"):
+        predict(model, tmp_path / name, strict=True)
 
 
-def test_bad_files_are_skipped_and_counted(model, tmp_path, caplog):
+def test_a_bad_file_is_a_row_with_its_error_and_changes_no_other(model, tmp_path):
     bad_files(tmp_path)
-    rows = predict(model, tmp_path, skip_bad=True, out=tmp_path / "out")
-    assert [row.path.name for row in rows] == ["whole.jpg"]
-    assert "Skipped 3 files" in caplog.text
-    skipped = json.loads((tmp_path / "out" / "predictions.json").read_text())["skipped"]
-    assert [Path(line["path"]).name for line in skipped] == ["cut.jpg", "empty.png", "text.jpg"]
+    rows = predict(model, tmp_path, out=tmp_path / "out.csv")
+    assert [row.path.name for row in rows] == ["cut.jpg", "empty.png", "text.jpg", "whole.jpg"]
+    assert "truncated" in rows[0].error
+    assert rows[1].error == "the file is empty; copy or download it again"
+    assert "cannot identify" in rows[2].error
+    assert all(row.label is row.class_name is row.probability is None for row in rows[:3])
+    assert rows[3] == predict(model, tmp_path / "whole.jpg")[0]
+    with (tmp_path / "out.csv").open() as file:
+        assert [line["error"] for line in csv.DictReader(file)] == [row.error or "" for row in rows]
 
 
-def test_nothing_is_lost_when_a_late_file_is_bad(model, tmp_path):
-    photo().save(tmp_path / "a.png")
-    (tmp_path / "b.png").write_text("no image")
-    with pytest.raises(IfamError, match=r"b\.png"):
-        predict(model, tmp_path, batch_size=1, out=tmp_path / "out")
-    assert len(json.loads((tmp_path / "out" / "predictions.json").read_text())["predictions"]) == 1
+@pytest.mark.parametrize("batch_size", [1, 2, 16])
+@pytest.mark.parametrize("devices", [(), ("cpu", "cpu")], ids=["one device", "two"])
+def test_with_strict_nothing_is_lost_that_stands_before_a_bad_file(model, tmp_path, batch_size, devices):
+    for name in "abde":
+        photo().resize((50, 50)).save(tmp_path / f"{name}.png")
+    (tmp_path / "c.png").write_text("no image")
+    settings = {"batch_size": batch_size, "out": tmp_path / "out.csv", "devices": devices, "strict": True}
+    with pytest.raises(IfamError, match=r"c\.png"):
+        predict(model, tmp_path, **settings)
+    with (tmp_path / "out.csv").open() as file:
+        assert [Path(line["path"]).name for line in csv.DictReader(file)] == ["a.png", "b.png"]
+    photo().save(tmp_path / "c.png")
+    assert len(predict(model, tmp_path, **settings, resume=True)) == 5
 
 
 def test_paths_that_lead_nowhere(model, tmp_path):
@@ -223,10 +236,12 @@ def test_paths_that_lead_nowhere(model, tmp_path):
     with pytest.raises(IfamError, match="No path"):
         predict(model, [])
     (tmp_path / "a.jpg").write_text("no image")
-    with pytest.raises(IfamError, match="None of the files is a readable image"):
-        predict(model, tmp_path, skip_bad=True)
     with pytest.raises(IfamError, match="batch_size is 0"):
         predict(model, tmp_path, batch_size=0)
+    with pytest.raises(IfamError, match="workers is -1"):
+        predict(model, tmp_path, workers=-1)
+    with pytest.raises(IfamError, match="give out, too"):
+        predict(model, tmp_path, resume=True)
 
 
 @pytest.mark.slow
@@ -235,18 +250,19 @@ def test_folders_are_searched_and_pictures_never_collide(model, tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         photo().resize((100, 80)).save(tmp_path / name)
     out = tmp_path / "out"
-    first = predict(model, [tmp_path, tmp_path / "a"], out=out)
+    first = predict(model, [tmp_path, tmp_path / "a"], overlays=out)
     assert [row.path.relative_to(tmp_path).as_posix() for row in first] == ["a/1.png", "b/1.JPG", "b/1.png"]
     assert sorted(path.name for path in out.glob("*.png")) == ["a_1.png", "b_1-2.png", "b_1.png"]
-    assert len(predict(model, tmp_path, out=out)) == 3  # our own pictures are no input
-    assert len(predict(model, tmp_path, out=tmp_path / "again")) == 3  # nor those of an earlier run
+    assert len(predict(model, [tmp_path, tmp_path / "a"], overlays=out)) == 3  # our own pictures are no input
+    assert len(predict(model, tmp_path, overlays=tmp_path / "again")) == 3  # nor those of an earlier run
+    assert len(predict(model, f"{tmp_path}/**/*.*")) == 3
     spelled = [tmp_path / "a" / "1.png", os.path.relpath(tmp_path / "a" / "1.png"), tmp_path / "b" / ".." / "a"]
     assert len(predict(model, spelled)) == 1
 
 
 def test_interventions_and_empty_masks(model, tmp_path):
     photo().save(tmp_path / "a.png")
-    empty = predict(model, tmp_path, interventions=[UseMask(torch.zeros(6, 6, dtype=torch.bool))], out=tmp_path / "o")
+    empty = predict(model, tmp_path, interventions=[UseMask(torch.zeros(6, 6, dtype=torch.bool))])
     full = predict(model, tmp_path / "a.png", interventions=[UseMask(torch.ones(6, 6, dtype=torch.bool))])
     assert empty[0].empty
     assert empty[0].visible_fraction == 0
@@ -279,14 +295,14 @@ def test_many_images_show_progress(model, tmp_path, caplog, monkeypatch):
 def test_models_whose_mask_hides_nothing_are_drawn_too(name, model, tmp_path, capsys):
     other = build(name, model.config, pretrained=False).eval()
     photo().save(tmp_path / "x.png")
-    (row,) = predict(other, tmp_path / "x.png", out=tmp_path / "out")
+    (row,) = predict(other, tmp_path / "x.png", overlays=tmp_path / "out")
     with torch.no_grad():
         out = other(preprocess(photo(), other)[None])
     assert row.label == int(out.logits.argmax())
     assert row.visible_fraction == pytest.approx(float(out.visible_fraction))
     assert row.overlay.is_file()
     other.save_pretrained(tmp_path / "model")
-    words = ["--model", str(tmp_path / "model"), "--out", str(tmp_path / "out")]
+    words = ["--model", str(tmp_path / "model"), "--out", str(tmp_path / "out.csv")]
     main(["predict", str(tmp_path / "x.png"), *words])
     said = " ".join(capsys.readouterr().out.split())
     assert "hides" in said
@@ -302,3 +318,26 @@ def test_without_parts_there_is_nothing_to_draw(model, tmp_path):
     with pytest.raises(IfamError, match="selector does not support interventions"):
         predict(alone, tmp_path / "x.png", interventions=[DropParts([0])])
     assert not (tmp_path / "out").exists()
+
+
+def test_many_rows_are_printed_one_by_one(capsys):
+    """Each before the next one is asked for; a few are one table."""
+    shown = []
+
+    def rows(number):
+        for count in range(number):
+            shown.append(capsys.readouterr().out)
+            flags = ("nothing_visible",) if count == 3 else ()
+            row = Prediction(Path(f"{count}.png"), 0, "a bird", 0.75, (("a bird", 0.75),), 0.5, flags=flags)
+            yield Prediction(Path("4.png"), error="it is empty") if count == 4 else row
+
+    print_predictions(rows(40))
+    assert shown[-1] == "38.png  a bird  75.0%  50%\n"
+    assert "image  class  probability  visible\n" in "".join(shown)
+    assert "3.png  a bird  75.0%  nothing\n" in "".join(shown)
+    assert "4.png  not read: it is empty\n" in "".join(shown)
+    shown.clear()
+    capsys.readouterr()
+    print_predictions(rows(20))
+    assert not any(shown)
+    assert "┃ image" in capsys.readouterr().out

@@ -40,7 +40,7 @@ RANKS = [
     ["checkpoints", "evaluation", "training"],
     ["auditing"],
     ["report"],
-    ["prediction_table", "experiments", "exporting", "inference", "publishing"],
+    ["prediction", "experiments", "exporting", "inference", "publishing"],
     ["__init__"],
     ["cli"],
 ]
@@ -93,6 +93,7 @@ ORDER = {
         *("any_classifier", "reliance", "audit_any"),
     ],
     "exporting": ["graph", "verification", "export"],
+    "prediction": ["sources", "reading", "row", "tables", "output", "classification"],
     "experiments": ["runs", "pictures", "comparison", "compare", "demo"],
     "training": [
         *(

@@ -25,7 +25,7 @@ SHARED = {
     "backbones/vit": ("backbones/test_families", "tested on every family of transformers"),
     **{
         f"cli/{verb}": ("cli/test_main", "verbs share trained models, which take seconds")
-        for verb in ("audit", "common", "convert", "demo", "predict", "report", "train")
+        for verb in ("audit", "common", "convert", "demo", "report", "train")
     },
     "cli/audit_any": ("auditing/test_audit_any", "the verb and what it runs"),
     "cli/push": ("test_publishing", "the verb and what it runs"),
@@ -68,6 +68,8 @@ SHARED = {
     "models/base": ("models/test_baselines", "what every method offers"),
     "models/registry": ("models/test_baselines", "every method by name"),
     "models/soft_mask": ("models/test_baselines", "a baseline"),
+    "prediction/reading": ("test_inference", "images in, answers out"),
+    **{f"prediction/{name}": ("cli/test_predict", "what the verb reads and writes") for name in ("sources", "tables")},
     "provenance": ("cli/test_evaluate", "conditions in results"),
     "pulse": ("test_progress", "both say how far work is"),
     "ranges": ("cli/test_main", "numbers of the command line"),

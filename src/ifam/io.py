@@ -47,12 +47,13 @@ def local_path(path: str | Path) -> Path:
     return Path(text)
 
 
-def ensure_writable(target: Path, *, folder: bool = False) -> None:
+def ensure_writable(target: Path, *, folder: bool = False, option: str = "--out") -> None:
     """Check that a result can be written, before the work on it; no files are left behind.
 
     Args:
         target: The file, or the folder, that will be written; it need not exist.
         folder: Whether it is a folder.
+        option: The option that names it.
 
     Raises:
         IfamError: It cannot be written: a file in the place of a folder, a read-only or full disk, ...
@@ -62,7 +63,7 @@ def ensure_writable(target: Path, *, folder: bool = False) -> None:
         return
     if os.path.exists(target) and folder != target.is_dir():
         kinds = ("a file", "a folder") if folder else ("a folder", "a file")
-        raise IfamError(f"{target} is {kinds[0]}, but {kinds[1]} is expected; choose another --out.")
+        raise IfamError(f"{target} is {kinds[0]}, but {kinds[1]} is expected; choose another {option}.")
     if _is_device(target):
         return
     fresh = [path for path in (where, *where.parents) if not os.path.exists(path)]
@@ -78,7 +79,7 @@ def ensure_writable(target: Path, *, folder: bool = False) -> None:
         if os.path.exists(target) and not os.access(target, os.W_OK):
             raise PermissionError(None, "it is read-only")
     except OSError as error:
-        raise _unwritable(target, error) from error
+        raise _unwritable(target, error, f"choose another place with {option}") from error
     finally:
         with suppress(OSError):
             probe.unlink(missing_ok=True)

@@ -146,7 +146,7 @@ def test_the_program_itself_says_the_same(name, folder):
 @pytest.mark.parametrize(
     ("locked", "command", "says"),
     [
-        ("photos/brick/0.jpg", "predict photos/brick/0.jpg --model model --out out", "Permission denied"),
+        ("photos/brick/0.jpg", "predict photos/brick/0.jpg --model model --out out --strict", "Permission denied"),
         ("photos/brick", "predict photos/brick --model model --out out", "change its permissions"),
         ("photos", "predict photos/brick/0.jpg --model model --out out", "check its name and permissions"),
         ("photos/brick", f"train photos {QUICK}", "change its permissions"),

@@ -61,23 +61,22 @@ def test_a_calibration_is_measured_stored_and_used(model, photo, tmp_path, capsy
         assert answered == sorted(answered)
         assert answered[-1] == 1
     assert result.conditions["command"]["verb"] == "calibrate"
-    run("predict", photo, "--model", model, "--out", tmp_path / "out")
+    run("predict", photo, "--model", model, "--out", tmp_path / "out.csv")
     assert "at 0.1 error" in capsys.readouterr().out
-    with (tmp_path / "out" / "predictions.csv").open() as file:
+    with (tmp_path / "out.csv").open() as file:
         (row,) = csv.DictReader(file)
-    assert set(row["classes"].split("; ")) <= {"swimmer", "percher", "(none)"}
+    assert set(json.loads(row["classes"])) <= {"swimmer", "percher"}
+    assert ("no_class_in_set" in json.loads(row["flags"])) == (row["classes"] == "[]")
     assert 0 < float(row["familiarity"]) <= 1
-    (kept,) = json.loads((tmp_path / "out" / "predictions.json").read_text())["predictions"]
-    assert row["classes"] == ("; ".join(kept["classes"]) or "(none)")
 
 
 def test_a_larger_error_gives_smaller_sets(model, photo, tmp_path, capsys):
     run("calibrate", model, *ERROR)
     sizes = []
     for error in (0.1, 0.5, 0.9):
-        run("predict", photo, "--model", model, "--out", tmp_path / str(error), "--error", error)
-        (row,) = json.loads((tmp_path / str(error) / "predictions.json").read_text())["predictions"]
-        sizes.append(len(row["classes"]))
+        out = tmp_path / f"{error}.jsonl"
+        run("predict", photo, "--model", model, "--out", out, "--error", error)
+        sizes.append(len(json.loads(out.read_text())["classes"]))
     assert sizes == sorted(sizes, reverse=True)
     said = fails(capsys, "predict", photo, "--model", model, "--out", tmp_path / "x", "--error", 0.01)
     assert "An error of 0.01 takes at least 100 held-out images of each class, but" in said

@@ -198,20 +198,16 @@ def test_evaluate_writes_beside_the_model(trained, pictures):
 @pytest.mark.slow
 def test_predict_on_photographs(trained, photographs, tmp_path, capsys):
     files = [photographs / "astronaut.png", photographs / "cat.jpg", photographs / "coffee.jpeg"]
-    main([str(word) for word in ["predict", *files, "--model", trained, "--out", tmp_path / "out"]])
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "astronaut.png",
-        "cat.png",
-        "coffee.png",
-        "predictions.csv",
-        "predictions.json",
-    }
-    rows = json.loads((tmp_path / "out" / "predictions.json").read_text())["predictions"]
+    words = ["predict", *files, "--model", trained, "--out", tmp_path / "out.jsonl", "--overlays", tmp_path / "drawn"]
+    main([str(word) for word in words])
+    names = {path.name for path in (tmp_path / "drawn").iterdir()}
+    assert names == {"astronaut.png", "cat.png", "coffee.png", "overlays.json"}
+    rows = list(map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines()))
     assert [Path(row["path"]).name for row in rows] == ["astronaut.png", "cat.jpg", "coffee.jpeg"]
     for row in rows:
         assert row["class_name"] in ("brick", "grass")
         assert 0.5 <= row["probability"] <= 1
-        with Image.open(tmp_path / "out" / row["overlay"]) as picture:
+        with Image.open(row["overlay"]) as picture:
             # Three views side by side.
             assert picture.width > 2 * picture.height
     shown = capsys.readouterr().out
@@ -220,8 +216,9 @@ def test_predict_on_photographs(trained, photographs, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_predict_on_a_folder_with_parts_dropped(trained, photographs, tmp_path, capsys):
-    main(["predict", str(photographs), "--model", str(trained), "--out", str(tmp_path), "--drop_parts", "[0,1,2,3]"])
-    rows = json.loads((tmp_path / "predictions.json").read_text())["predictions"]
+    out = tmp_path / "out.jsonl"
+    main(["predict", str(photographs), "--model", str(trained), "--out", str(out), "--drop_parts", "[0,1,2,3]"])
+    rows = list(map(json.loads, out.read_text().splitlines()))
     assert [row["visible_fraction"] for row in rows] == [0, 0, 0]
     assert "nothing" in capsys.readouterr().out
 
@@ -623,14 +620,14 @@ def test_predict_refuses_what_it_cannot_read(trained, photographs, capsys, tmp_p
     text = tmp_path / "notes.txt"
     text.write_text("no image")
     (tmp_path / "empty").mkdir()
-    words = ["predict", "--model", trained, "--out", tmp_path / "out"]
+    words = ["predict", "--model", trained, "--out", tmp_path / "out.jsonl", "--strict", "true"]
     for given, named in ((tmp_path / "gone.png", "gone.png"), (text, "notes.txt"), (tmp_path / "empty", "empty")):
         assert named in fails(capsys, *words, given)
-        assert not (tmp_path / "out" / "predictions.csv").exists()
-    main([str(word) for word in [*words, text, photographs / "cat.jpg", "--skip_bad", "true"]])
-    said = json.loads((tmp_path / "out" / "predictions.json").read_text())
-    assert [Path(row["path"]).name for row in said["predictions"]] == ["cat.jpg"]
-    assert [Path(row["path"]).name for row in said["skipped"]] == ["notes.txt"]
+        assert not (tmp_path / "out.jsonl").exists()
+    main([str(word) for word in [*words[:-2], text, photographs / "cat.jpg"]])
+    bad, good = map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())
+    assert (Path(bad["path"]).name, bad["error"]) == ("notes.txt", "cannot identify image file")
+    assert (Path(good["path"]).name, good["error"]) == ("cat.jpg", None)
 
 
 @pytest.mark.parametrize("option", ["--drop_parts", "--keep_parts"])
@@ -823,7 +820,7 @@ def test_flags_stand_alone_or_with_a_value():
         assert parse(["train", *words])[1]["overwrite"] is True
     for words in ([], ["--overwrite", "false"], ["--overwrite=false"]):
         assert parse(["train", *words])[1]["overwrite"] is False
-    assert parse(["predict", "x.png", "--skip-bad"])[1]["skip_bad"] is True
+    assert parse(["predict", "x.png", "--strict"])[1]["strict"] is True
     assert parse(["train", "--allow_tiny_backbone"])[1]["allow_tiny_backbone"] is True
 
 

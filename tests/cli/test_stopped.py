@@ -93,8 +93,11 @@ def test_the_journal_of_a_challenge(tmp_path):
     assert "the same command without --overwrite continues" in what_is_left("challenge", settings, time.time())
 
 
-def test_rows_of_predictions(tmp_path):
-    settings, started, file = {"out": tmp_path}, time.time(), tmp_path / "predictions.csv"
+@pytest.mark.parametrize(
+    ("out", "written"), [("", "predictions.csv"), ("out.csv", "out.csv"), ("out.parquet", "out.parquet.jsonl")]
+)
+def test_rows_of_predictions(tmp_path, out, written):
+    settings, started, file = {"out": tmp_path / out}, time.time(), tmp_path / written
     touch(file, 100)
     assert what_is_left("predict", settings, started) == NOTHING
     touch(file)

@@ -88,6 +88,10 @@ WANT_GIVEN = {"train", "compare"}
 
 # Verbs that take files, with the name of that argument.
 FILES = {"predict": "images", "report": "results"}
+_FILES_HELP = {
+    "predict": "Files, folders, patterns in quotes, CSV files with a column of paths, or - for a list on stdin.",
+    "report": "Files, or folders of files.",
+}
 
 
 # Options that take several words.
@@ -282,7 +286,8 @@ def _expanded(name: str, value: Any) -> Any:
         return local_path(value)
     if name in ("model", "source") and isinstance(value, str):
         return str(local_path(value))
-    return [str(local_path(file)) for file in value] if name in FILES.values() else value
+    # Images may be a pattern, or a list on standard input.
+    return [str(local_path(file)) for file in value] if name == FILES["report"] else value
 
 
 def build_parser(args: list[str] | None = None) -> Any:
@@ -340,7 +345,7 @@ def build_parser(args: list[str] | None = None) -> Any:
         one.add_argument("--config", action="config", help="A YAML file with any of these settings.")
         if verb in FILES:
             # Several files, as expanded by a shell.
-            one.add_argument(FILES[verb], nargs="+", type=str, help="Files, or folders of files.")
+            one.add_argument(FILES[verb], nargs="+", type=str, help=_FILES_HELP[verb])
         # No groups: `train` is both a verb and one of its arguments.
         skipped: set[str | int] = {*FILES.values(), "given", "data"}
         one.add_function_arguments(function, as_group=False, as_positional=verb in POSITIONAL, skip=skipped)

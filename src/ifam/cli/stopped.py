@@ -93,10 +93,13 @@ def _preparation(command: _Stopped) -> str:
 
 
 def _prediction(command: _Stopped) -> str:
-    table = command.settings["out"] / "predictions.csv"
-    if not command.written(table):
+    out: Path = command.settings["out"]
+    table = out / "predictions.csv" if out.is_dir() or not out.suffix else out
+    # Parquet files are written at the end, from the rows in the file beside them.
+    kept = next(filter(command.written, (table, table.with_name(f"{table.name}.jsonl"))), None)
+    if kept is None:
         return _nothing(command)
-    return f"rows of images that were done are kept in {table}, and the same command with --resume does the others"
+    return f"rows of images that were done are kept in {kept}, and the same command with --resume does the others"
 
 
 def _report(command: _Stopped) -> str:

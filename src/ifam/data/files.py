@@ -30,8 +30,10 @@ _SYSTEM_FOLDERS = frozenset(
     {"__macosx", "__pycache__", "@eadir", "#recycle", "$recycle.bin", "lost+found", "system volume information"}
 )
 _SYSTEM_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"})
+# Marks folders of pictures that `ifam predict` has drawn.
+OVERLAYS = "overlays.json"
 # Files that mark the output folders of `ifam`, whose pictures are not images to read.
-_OUR_FILES = ("predictions.json", "audit.json", "challenge.json", "results.json", "train.yaml")
+_OUR_FILES = (OVERLAYS, "predictions.json", "audit.json", "challenge.json", "results.json", "train.yaml")
 
 # The first bytes of image files.
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\x00", b"MM\x00*", b"BM")
@@ -172,6 +174,35 @@ def list_images(folder: Path, *, outside: Collection[Path] = (), extensions: Col
             continue
         seen.add(_identity(path))
         listing.paths.append(path)
+    listing.paths.sort()
+    return listing
+
+
+def choose_images(paths: Iterable[Path], extensions: Collection[str] = ()) -> Listing:
+    """The images among some files and folders, by the rule of `list_images`; folders are left out.
+
+    Args:
+        paths: The files and folders.
+        extensions: Endings of the images, in lower case; those that can be read where none are given.
+
+    Raises:
+        IfamError: A file may not be looked at.
+    """
+    listing = Listing()
+    extensions = extensions or readable_extensions()
+    for path in paths:
+        if path.is_dir():
+            reason = "folders"
+        elif is_hidden(path.name):
+            reason = "hidden or of the system"
+        elif (path.parent / OVERLAYS).exists():
+            reason = "written by ifam"
+        else:
+            reason = _why_not(path, extensions)
+        if reason:
+            listing.left_out[reason] += 1
+        else:
+            listing.paths.append(path)
     listing.paths.sort()
     return listing
 

@@ -1,8 +1,8 @@
 """Helpers of loaders: find the folder of a data set, and read lists in text files."""
 
 import csv
-import io
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -37,69 +37,88 @@ def find_root(benchmark: str, root: Path | None, needed: Sequence[str], source: 
 
 
 def read_csv(path: Path, columns: Iterable[str]) -> list[tuple[int, dict[str, str]]]:
-    """The rows of a CSV file, each with its line number.
+    """The rows of a CSV file, each with its line number; see `iter_csv`."""
+    return list(iter_csv(path, columns))
+
+
+def iter_csv(path: Path, columns: Iterable[str], advice: str = "") -> Iterator[tuple[int, dict[str, str]]]:
+    """The rows of a CSV file, each with its line number, which are read one by one.
 
     Args:
         path: The file, with a header; in UTF-8 or UTF-16, with values separated by commas, semicolons or tabs.
         columns: Required columns.
+        advice: What to do where one of them is missing.
 
     Raises:
         IfamError: The file cannot be read, or lacks a column, or has a line that is too short or too long.
     """
-    text = _decoded(path)
     columns = list(columns)
-    try:
-        # The separator is the one that gives the required columns.
-        tables = [list(_lines_of(text, separator)) for separator in ",;\t"]
-    except csv.Error as error:
-        raise IfamError(f"{path} cannot be read as a CSV file ({error}); save it as CSV again.") from None
-    headers = [[name.strip() for name in table[0][1]] if table else [] for table in tables]
-    chosen = next((i for i, names in enumerate(headers) if {*columns} <= {*names}), None)
-    if chosen is None:
-        header = max(headers, key=len)
+    # The separator is the one that gives the required columns.
+    headers = {separator: _header(path, separator) for separator in ",;\t"}
+    separator = next((one for one, names in headers.items() if {*columns} <= {*names}), None)
+    if separator is None:
+        header = max(headers.values(), key=len)
         missing = next(name for name in columns if name not in header)
-        raise IfamError(f"{path} has no column {missing!r}; it has {', '.join(header) or 'no header at all'}.")
-    header, rows = headers[chosen], tables[chosen][1:]
+        advice = f"; {advice}" if advice else ""
+        raise IfamError(f"{path} has no column {missing!r}; it has {', '.join(header) or 'no header at all'}{advice}.")
+    header = headers[separator]
     if repeated := [name for name in header if name and header.count(name) > 1]:
         raise IfamError(f"{path} has two columns {repeated[0]!r}; rename or remove one.")
     named = sum(map(bool, header))
-    for line, values in rows:
+    for line, values in islice(_rows_of(path, separator), 1, None):
         # Spreadsheets may add empty columns.
         if len(values) < named or any(value.strip() for value in values[len(header) :]):
+            kind = {",": "comma", ";": "semicolon", "\t": "tab"}[separator]
             raise IfamError(
                 f"{path}, line {line} has {len(values)} values, but the header has {len(header)}; quote values that "
-                f"contain a {('comma', 'semicolon', 'tab')[chosen]}."
+                f"contain a {kind}."
             )
-    return [
-        (line, {name: value.strip() for name, value in zip(header, values, strict=False) if name})
-        for line, values in rows
-    ]
+        yield line, {name: value.strip() for name, value in zip(header, values, strict=False) if name}
 
 
-def _decoded(path: Path) -> str:
-    """The text of a file in UTF-8 or UTF-16."""
+def _header(path: Path, separator: str) -> list[str]:
+    return [name.strip() for name in next(iter(_rows_of(path, separator)), (0, []))[1]]
+
+
+def _rows_of(path: Path, separator: str) -> Iterator[tuple[int, list[str]]]:
+    """Number and values of each line that is not blank."""
+    reader = csv.reader(_lines_of(path), delimiter=separator)
     try:
-        data = path.read_bytes()
-        encoding = "utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
-        text = data.decode(encoding)
+        for values in reader:
+            if any(value.strip() for value in values):
+                yield reader.line_num, values
+    except csv.Error as error:
+        raise IfamError(f"{path} cannot be read as a CSV file ({error}); save it as CSV again.") from None
+
+
+def _lines_of(path: Path) -> Iterator[str]:
+    """The lines of a file in UTF-8 or UTF-16."""
+    try:
+        with path.open("rb") as file:
+            marked = file.read(2) in (b"\xff\xfe", b"\xfe\xff")
+        with path.open(encoding="utf-16" if marked else "utf-8-sig", newline="") as text:
+            for line in text:
+                if "\0" in line:
+                    raise IfamError(f"{path} is not a CSV file: it contains zero bytes; save it as CSV in UTF-8.")
+                yield line
     except OSError as error:
         raise IfamError(f"{path} cannot be read ({error.strerror}); change its permissions.") from None
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
+    except UnicodeDecodeError:
         raise IfamError(
-            f"{path}, line {line} cannot be read as a CSV file, since it is not in UTF-8; save it again in UTF-8."
+            f"{path}, line {_undecodable(path)} cannot be read as a CSV file, since it is not in UTF-8; save it again "
+            f"in UTF-8."
         ) from None
-    if "\0" in text:
-        raise IfamError(f"{path} is not a CSV file: it contains zero bytes; save it as CSV in UTF-8.")
-    return text
 
 
-def _lines_of(text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
-    """Number and values of each line that is not blank."""
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
-    for values in reader:
-        if any(value.strip() for value in values):
-            yield reader.line_num, values
+def _undecodable(path: Path) -> int:
+    """Number of the first line that is not UTF-8."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return number
+    return 1
 
 
 def read_words(path: Path, values: int) -> dict[str, list[str]]:
