@@ -23,6 +23,7 @@ USES = {
     "auditing/posthoc.py": {"explain"},
     "auditing/any_classifier.py": {"onnx"},
     "exporting/export.py": {"export", "onnx"},
+    "exporting/page.py": {"export"},
     "prediction/tables.py": {"parquet"},
     "training/trainer.py": {"tensorboard"},
 }

@@ -92,8 +92,8 @@ ORDER = {
         *("region_attack", "smoothing"),
         *("any_classifier", "reliance", "audit_any"),
     ],
-    "exporting": ["graph", "verification", "export"],
     "prediction": ["sources", "reading", "row", "tables", "output", "classification"],
+    "exporting": ["graph", "verification", "export", "page"],
     "experiments": ["runs", "pictures", "comparison", "compare", "demo"],
     "training": [
         *(

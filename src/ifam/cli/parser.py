@@ -95,7 +95,7 @@ _FILES_HELP = {
 
 
 # Options that take several words.
-SEVERAL = {"prepare": {"classes", "places"}}
+SEVERAL = {"prepare": {"classes", "places"}, "export": {"examples"}}
 
 
 # Verbs for one data set.

@@ -60,7 +60,7 @@ def export(
         with replacing(path) as temporary:
             proto = to_onnx(graph)
             temporary.write_bytes((quantized(proto) if quantize else proto).SerializeToString())
-            return verify(path, graph, partial(_run_onnx, _session(temporary)), quantize is not None)
+            return verify(path, graph, partial(run_onnx, open_onnx(temporary)), quantize is not None)
     program = _program(graph)
     with replacing(path) as temporary:
         torch.export.save(program, temporary, extra_files={METADATA_FILE: json.dumps(metadata(graph.model))})
@@ -215,15 +215,17 @@ def quantized(proto: "onnx.ModelProto") -> "onnx.ModelProto":
         logging.disable(before)
 
 
-def _session(path: Path) -> Any:
+def open_onnx(source: Path | bytes) -> Any:
+    """A session of ONNX Runtime on the processor, of a file or its bytes."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
 
-def _run_onnx(session: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def run_onnx(session: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The outputs of a session by name."""
     values = session.run(None, {name: value.numpy() for name, value in inputs.items()})
     return {output.name: torch.from_numpy(value) for output, value in zip(session.get_outputs(), values, strict=True)}
 
