@@ -222,9 +222,9 @@ def _rows(
         if run is not None:
             run.close(complete)
     if sources.repeated:
-        logger.warning("%d images were given more than once; each has one row.", sources.repeated)
+        logger.warning("Images that were given again, and have one row each: %d.", sources.repeated)
     if sources.done:
-        logger.warning("%d rows in the table are of images that were not given now.", len(sources.done))
+        logger.warning("Rows in the table of images that were not given now: %d.", len(sources.done))
 
 
 def _stopped_at(row: Prediction) -> IfamError:

@@ -109,7 +109,7 @@ def test_images_are_given_in_many_ways(here, given, expected, monkeypatch, caplo
     assert errors.get("photos", "it is a folder") == "it is a folder"
     assert errors.get("photos/e.jpg", "the file is empty").startswith("the file is empty")
     assert errors.get("photos/a.jpg", "") == errors.get("photos/b.jpg", "") == ""
-    assert ("1 images were given more than once; each has one row" in caplog.text) == (
+    assert ("Images that were given again, and have one row each: 1." in caplog.text) == (
         given in ("photos/a.jpg photos", "list.csv", "-")
     )
 
@@ -153,7 +153,7 @@ def test_what_could_not_be_read_is_counted_and_nothing_at_all_is_status_2(here, 
     run("predict photos --out out.csv")
     said = capsys.readouterr().out
     assert "5 rows are in out.csv." in said
-    assert "1 of them have an error, the first photos/e.jpg." in said
+    assert "Without an answer: 1, the first is photos/e.jpg." in said
     said = fails(capsys, "predict photos/e.jpg --out bad.csv")
     assert "None of the files is a readable image (the first is photos/e.jpg: the file is empty" in said
     assert paths("bad.csv") == ["photos/e.jpg"]

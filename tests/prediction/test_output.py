@@ -122,7 +122,7 @@ def test_images_that_came_later_are_added_and_those_that_left_are_counted(model,
     assert rows[:3] == before
     assert [row.path.name for row in rows[3:]] == ["0.png", "a.JPG"]
     assert [row.overlay.name for row in rows] == ["a.png", "b.png", "c.png", "0.png", "a-2.png"]
-    assert "1 rows in the table are of images that were not given now" in caplog.text
+    assert "Rows in the table of images that were not given now: 1." in caplog.text
 
 
 def test_a_run_goes_on_under_its_own_conditions_only(model, three, tmp_path, make_model):

@@ -113,4 +113,4 @@ class _Count:
             )
         print(f"{self.rows:,} row{'s are' if self.rows != 1 else ' is'} in {printable(table)}.")
         if self.first is not None:
-            print(f"{self.errors:,} of them have an error, the first {printable(self.first.path)}.")
+            print(f"Without an answer: {self.errors:,}, the first is {printable(self.first.path)}.")
