@@ -64,6 +64,7 @@ ORDER = {
             "windows",
             "predictor",
             "part_sum",
+            "timm_interface",
             "base",
             "ifam",
         ),

@@ -5,7 +5,7 @@ background, which is always the last, `C` classes, `D` width of the tokens, `H W
 `P = H * W` patches in row-major order, `S` the side of an image in pixels.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -177,6 +177,22 @@ class Output:
     def similarity(self) -> Float[Tensor, "B K1 H W"]:
         """Dot product of each patch token with each prototype."""
         return self._parts.similarity
+
+    def mask_at(self, size: Sequence[int]) -> Bool[Tensor, "B S1 S2"]:
+        """The mask in the pixels of the images, as `torchvision.utils.draw_segmentation_masks` takes it.
+
+        Args:
+            size: Height and width of the images: multiples of those of the mask.
+
+        Raises:
+            IfamError: There is no mask, or the size does not fit.
+        """
+        if self.mask is None:
+            raise IfamError("This model has no mask, so its output has none either.")
+        (height, width), (rows, columns) = size, self.mask.shape[1:]
+        if height % rows or width % columns:
+            raise IfamError(f"The mask has {rows} x {columns} values, which do not divide {height} x {width} pixels.")
+        return self.mask.repeat_interleave(height // rows, dim=1).repeat_interleave(width // columns, dim=2)
 
     @property
     def empty(self) -> Bool[Tensor, " B"]:

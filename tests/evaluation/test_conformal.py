@@ -14,8 +14,9 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from ifam.data import Benchmark
 from ifam.errors import IfamError
 from ifam.evaluation.conformal import Calibration, calibrate, describe, load_calibration, surprise
-from ifam.evaluation.features import LastLayer, features_of, recorded_features
+from ifam.evaluation.features import LastLayer
 from ifam.model_files import CALIBRATION
+from ifam.models.timm_interface import features_of, recorded_features
 
 NAMES = ("a", "b", "c")
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from ifam.data import Benchmark
-from ifam.evaluation.features import features_of, last_layer_of, recorded_features
+from ifam.evaluation.features import last_layer_of
 from ifam.models.registry import METHODS
+from ifam.models.timm_interface import features_of, recorded_features
 
 
 class Noise:

@@ -1,7 +1,6 @@
 """What the last layer of a model gets and gives for each image of a split."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +9,7 @@ from torch.utils.data import DataLoader, Subset
 from ifam._typing import Float, Int, Tensor
 from ifam.data import Benchmark, TransformedDataset, collate
 from ifam.models.base import Classifier, device_of, evaluating, finite_logits
-from ifam.models.part_sum import AdditivePredictor
+from ifam.models.timm_interface import features_of, recorded_features
 from ifam.progress import ProgressBar
 
 
@@ -29,39 +28,6 @@ class LastLayer:
     logits: Float[Tensor, "N C"]
     labels: Int[Tensor, " N"]
     groups: Int[Tensor, " N"]
-
-
-@contextmanager
-def recorded_features(model: Classifier) -> Iterator[list[Tensor]]:
-    """The inputs of the last layer in every forward pass within the block, [B, ..., D] each.
-
-    Args:
-        model: Any model.
-    """
-    inputs: list[Tensor] = []
-    hook = model.last_layer.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
-    try:
-        yield inputs
-    finally:
-        hook.remove()
-
-
-def features_of(model: Classifier, inputs: Sequence[Tensor], images: int) -> Float[Tensor, "B D"]:
-    """One vector for each image, whose scores by the last layer are the logits.
-
-    Args:
-        model: The model.
-        inputs: What `recorded_features` gave in a forward pass.
-        images: Number of images B.
-    """
-    if isinstance(getattr(model, "predictor", None), AdditivePredictor):
-        # A row for each part, and one for no part at all; linear scores add up like their vectors.
-        rows, prior = (one.float() for one in inputs)
-        parts: Tensor = rows.unflatten(0, (images, -1)) - prior
-        return prior + parts.sum(dim=1)
-    (vectors,) = (one.float() for one in inputs)
-    # In the selector, the mean of the scores of all parts.
-    return vectors.reshape(images, -1, vectors.shape[-1]).mean(dim=1)
 
 
 @torch.inference_mode()

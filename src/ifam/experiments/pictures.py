@@ -11,9 +11,9 @@ from torchvision.transforms.v2.functional import to_pil_image
 from ifam.data import Benchmark, TransformedDataset, collate
 from ifam.evaluation.comparisons import Picture, Run
 from ifam.evaluation.conformal import Calibration
-from ifam.evaluation.features import features_of, recorded_features
 from ifam.models.base import Classifier, device_of
 from ifam.models.contributions import PartContributions, can_explain, explain_output
+from ifam.models.timm_interface import features_of, recorded_features
 from ifam.report.overlays import part_overlay, predictor_view, save_picture, thumbnail
 
 FOLDER = "pictures"

@@ -22,6 +22,7 @@ from ifam.errors import IfamError, first_line, located
 from ifam.model_files import CONFIG, WEIGHTS, read_safetensors
 from ifam.models.interventions import Intervention
 from ifam.models.selector import Selector
+from ifam.models.timm_interface import TimmInterface
 from ifam.models.windows import Windows
 from ifam.types import Batch, Output, Selection
 
@@ -29,7 +30,7 @@ from ifam.types import Batch, Output, Selection
 _Model = TypeVar("_Model", bound="Classifier")
 
 
-class Classifier(nn.Module):
+class Classifier(TimmInterface):
     """A model that is trained, evaluated, saved and loaded by name (see `ifam.models.registry.METHODS`).
 
     A subclass defines `forward`, `input_backbone` and `last_layer`.
@@ -71,11 +72,6 @@ class Classifier(nn.Module):
     @property
     def input_backbone(self) -> Backbone:
         """The transformer that determines the size and normalization of the images."""
-        raise NotImplementedError
-
-    @property
-    def last_layer(self) -> nn.Linear:
-        """The linear layer that computes the final logits."""
         raise NotImplementedError
 
     @property

@@ -14,9 +14,9 @@ import torch
 from ifam._typing import Float, Tensor
 from ifam.errors import IfamError, first_line
 from ifam.evaluation.conformal import Calibration
-from ifam.evaluation.features import features_of, recorded_features
 from ifam.models.base import Classifier, device_of, evaluating, finite_logits
 from ifam.models.interventions import Intervention
+from ifam.models.timm_interface import features_of, recorded_features
 from ifam.prediction.reading import Item, ReadBatch
 from ifam.prediction.row import DISAGREES, EVERYTHING, NO_CLASS, NOTHING, Maps, Prediction
 from ifam.types import Output
