@@ -114,6 +114,20 @@ def test_images_are_given_in_many_ways(here, given, expected, monkeypatch, caplo
     )
 
 
+def test_what_a_list_names_that_is_no_file_is_a_row(here, monkeypatch):
+    """Nothing of it is opened: a pipe would wait for a writer."""
+    os.mkfifo("pipe.jpg")
+    lines = b"pipe.jpg\n/dev/null\n" + b"x" * 300 + b".jpg\na\0b.jpg\n\xff.jpg\nphotos/a.jpg"
+    monkeypatch.setattr("sys.stdin", stdin(lines))
+    run("predict - --out out.jsonl")
+    assert [row["error"] for row in rows_of("out.jsonl")] == [
+        *["it is not a regular file"] * 2,
+        "File name too long",
+        *["it is missing"] * 2,
+        None,
+    ]
+
+
 def test_a_csv_file_elsewhere_lists_what_lies_beside_it(here):
     Path("photos/list.csv").write_text("path\nsub/c.jpg\n", encoding="utf-8")
     run("predict photos/list.csv --out out.csv")

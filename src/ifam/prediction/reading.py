@@ -131,7 +131,7 @@ def read_any(path: Path, white: int) -> tuple[Image.Image, str]:
     """
     if not is_file(path):
         kind = "it is a folder" if path.is_dir() else "it is not a regular file" if path.exists() else "it is missing"
-        raise ValueError(kind)
+        raise NotAFile(kind)
     with warnings.catch_warnings():
         # That a range was assumed is in the row.
         warnings.simplefilter("ignore")
@@ -140,7 +140,15 @@ def read_any(path: Path, white: int) -> tuple[Image.Image, str]:
         return read_image(path, white)
 
 
+class NotAFile(Exception):
+    """What was given is no regular file; opening it could wait forever."""
+
+
 def _reason(path: Path, error: Exception) -> str:
+    if isinstance(error, NotAFile):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     try:
         return why_unreadable(path, error)
     except Exception:  # of a name that no system call takes
