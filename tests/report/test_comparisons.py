@@ -7,7 +7,7 @@ import re
 import pytest
 from PIL import Image
 
-from browser import PROGRAM, Browser
+from chromium import chromium, complaints, needs_chromium
 from ifam.errors import IfamError
 from ifam.evaluation.accuracy import Accuracy, Evaluation
 from ifam.evaluation.comparisons import ComparisonResult, MethodInfo, Picture, Run, summarize
@@ -203,13 +203,15 @@ def test_a_file_that_is_not_whole_is_named(tmp_path):
         page(tmp_path, content)
 
 
-@pytest.mark.skipif(PROGRAM is None, reason="no Chromium here")
+@needs_chromium
 def test_it_fits_on_a_desk_and_on_a_phone(tmp_path):
     path = page(tmp_path, comparison())
-    with Browser(tmp_path / "profile") as browser:
+    with chromium() as browser:
+        shown = browser.new_page()
+        said = complaints(shown)
         for width in (1280, 390):
-            browser.resize(width)
-            browser.open(path)
-            assert browser.run("document.documentElement.scrollWidth") <= width
-            assert browser.run("document.querySelector('.chart svg').getBoundingClientRect().width") >= 500
-        assert not browser.complaints
+            shown.set_viewport_size({"width": width, "height": 900})
+            shown.goto(path.resolve().as_uri())
+            assert shown.evaluate("document.documentElement.scrollWidth") <= width
+            assert shown.evaluate("document.querySelector('.chart svg').getBoundingClientRect().width") >= 500
+        assert not said

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from chromium import chromium, complaints, needs_chromium
 from ifam.cli.main import main
 from ifam.config import ModelConfig, TrainConfig
 from ifam.data import load_benchmark
@@ -224,3 +225,30 @@ def test_a_page_of_a_run_is_replaced_by_that_of_its_results(running):
     with pytest.raises(IfamError, match="under other conditions"):
         write_report([folder, folder], out)
     assert Path(out).exists()
+
+
+@needs_chromium
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_page_of_a_running_training_is_whole_on_a_desk_and_on_a_phone(running, width):
+    """In a real browser: nothing complains, nothing has to be pushed sideways, and the curves are there."""
+    folder, _ = running
+    (folder / "train.yaml").write_text("method: ifam\ntrain: {epochs: 9}")
+    (folder / "logs").mkdir()
+    rows = [f"{n},{n},{3 - 0.4 * n},{0.6 + 0.1 * n},{0.3 + 0.1 * n},{0.4 + 0.1 * n}" for n in range(3)]
+    head = "epoch,step,train/total,val/accuracy,val/worst_group,val/mask_iou"
+    (folder / "logs" / "metrics.csv").write_text("\n".join([head, *rows, ""]))
+    page = write_report([folder], folder.parent / "page.html")
+    with chromium() as browser:
+        shown = browser.new_page(viewport={"width": width, "height": 900})
+        said = complaints(shown)
+        shown.goto(page.resolve().as_uri())
+        assert "Still running, in epoch 4 of 9" in shown.inner_text("main")
+        assert shown.locator(".charts svg").count() >= 3
+        assert shown.evaluate("document.documentElement.scrollWidth") <= width
+        shown.screenshot(path=folder.parent / f"page-{width}.png", full_page=True)
+        # It is read again by itself, and says the new state.
+        (folder / "train.yaml").write_text("method: ifam\ntrain: {epochs: 8}")
+        write_report([folder], page)
+        shown.reload()
+        assert "in epoch 4 of 8" in shown.inner_text("main")
+        assert not said
