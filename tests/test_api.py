@@ -35,6 +35,7 @@ PUBLIC = {
     "audit",
     "calibrate",
     "certify",
+    "correct",
     "evaluate",
     "explain",
     "export",

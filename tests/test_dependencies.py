@@ -18,6 +18,8 @@ FILES = {path.relative_to(SOURCE).as_posix(): path for path in sorted(SOURCE.rgl
 EXTRAS = {name: group for name, group in PROJECT["optional-dependencies"].items() if name not in ("dev", "docs")}
 # The files that use an extra, and which: everything else runs with the base install.
 USES = {
+    "app/page.py": {"app"},
+    "app/server.py": {"app"},
     "data/images.py": {"heif"},
     "data/dicom.py": {"medical"},
     "auditing/posthoc.py": {"explain"},

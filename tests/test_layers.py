@@ -41,6 +41,7 @@ RANKS = [
     ["auditing"],
     ["report"],
     ["prediction", "experiments", "exporting", "inference", "publishing"],
+    ["app"],
     ["__init__"],
     ["cli"],
 ]
@@ -95,6 +96,7 @@ ORDER = {
     ],
     "prediction": ["sources", "reading", "row", "tables", "output", "classification"],
     "exporting": ["graph", "verification", "export", "page"],
+    "app": ["exploration", "session", "panel", "page", "examples", "server"],
     "experiments": ["runs", "pictures", "comparison", "compare", "demo"],
     "training": [
         *(
@@ -111,12 +113,14 @@ ORDER = {
             "module",
             "fit",
             "last_layer",
+            "corrections",
         ),
         "presets",
     ],
     "cli": [
         *("config_files", "stopped", "common"),
         *(
+            "app",
             "audit_any",
             "audit",
             "calibrate",

@@ -12,6 +12,10 @@ SOURCE = ROOT / "src" / "ifam"
 
 # Modules whose tests stand in the file of another, and why.
 SHARED = {
+    "app/panel": ("app/test_session", "what a session shows"),
+    "app/page": ("app/test_server", "a page is tried where it is served"),
+    "app/examples": ("app/test_server", "what the verb begins with"),
+    "cli/app": ("app/test_server", "the verb and what it runs"),
     "_typing": ("test_layers", "what it offers without jaxtyping"),
     "auditing/certificates": ("auditing/test_run", "its rows are those of an audit"),
     "auditing/region_attack": ("auditing/test_smoothing", "the attacks of a certification"),

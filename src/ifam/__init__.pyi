@@ -28,6 +28,7 @@ from ifam.models.interventions import UseParts as UseParts
 from ifam.publishing import push_to_hub as push_to_hub
 from ifam.report.card import model_card as model_card
 from ifam.training import losses as losses
+from ifam.training.corrections import correct as correct
 from ifam.training.fit import fit as fit
 from ifam.types import Batch as Batch
 from ifam.types import Output as Output

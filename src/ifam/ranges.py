@@ -48,6 +48,7 @@ SHARE = Range("a share from 0 to 1", high=1)
 POSITIVE_SHARE = Range("a share above 0, up to 1", high=1, open_low=True)
 PROBABILITY = Range("a probability from 0 to below 1", high=1, open_high=True)
 SIDE = Range("a whole number from 1 to 16384", low=1, high=16384)  # pixels
+PORT = Range("a port from 1 to 65535", low=1, high=65535)
 QUANTILE = Range("a share between 0 and 1", high=1, open_low=True, open_high=True)
 
 

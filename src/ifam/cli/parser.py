@@ -13,6 +13,7 @@ from typing import Any, NoReturn, get_args, get_type_hints
 
 import yaml
 
+from ifam.cli.app import app
 from ifam.cli.audit import audit
 from ifam.cli.audit_any import names_function
 from ifam.cli.calibrate import calibrate
@@ -35,7 +36,7 @@ from ifam.cli.train import train
 from ifam.data_config import DataConfig, any_config, check_names, config_type
 from ifam.errors import IfamError, suggestion
 from ifam.io import local_path, one_line
-from ifam.ranges import COUNT, NATURAL, POSITIVE, QUANTILE, SEED, SHARE, SIDE, check_ranges
+from ifam.ranges import COUNT, NATURAL, PORT, POSITIVE, QUANTILE, SEED, SHARE, SIDE, check_ranges
 from ifam.yaml_text import loader
 
 VERBS: dict[str, Any] = {
@@ -48,6 +49,7 @@ VERBS: dict[str, Any] = {
     "thresholds": thresholds,
     "calibrate": calibrate,
     "predict": predict,
+    "app": app,
     "audit": audit,
     "certify": certify,
     "report": report,
@@ -72,7 +74,7 @@ for _verb, _function in VERBS.items():
 ABOUT = {
     **dict.fromkeys(("train", "compare"), "root"),
     **dict.fromkeys(
-        ("evaluate", "audit", "certify", "thresholds", "calibrate", "retrain", "challenge", "export"), "model"
+        ("evaluate", "audit", "certify", "thresholds", "calibrate", "retrain", "challenge", "export", "app"), "model"
     ),
     "prepare": "kind",
     "repeat": "result",
@@ -119,8 +121,11 @@ RANGES = {
     "max_flips": SHARE,
     "mean": SHARE,
     "num_heads": COUNT,
+    "max_megabytes": POSITIVE,
+    "max_megapixels": POSITIVE,
     "num_resamples": NATURAL,
     "pictures": NATURAL,
+    "port": PORT,
     "quantiles": QUANTILE,
     "region": COUNT,
     "region_pixels": COUNT,
@@ -129,6 +134,7 @@ RANGES = {
     "std": POSITIVE,
     "steps": COUNT,
     "threads": COUNT,
+    "threshold": SHARE,
     "width": COUNT,
     "workers": NATURAL,
 }

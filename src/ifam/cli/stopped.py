@@ -102,6 +102,10 @@ def _prediction(command: _Stopped) -> str:
     return f"rows of images that were done are kept in {kept}, and the same command with --resume does the others"
 
 
+def _app(command: _Stopped) -> str:
+    return "the page is closed, and models that were corrected on it are kept"
+
+
 def _report(command: _Stopped) -> str:
     out = command.settings.get("out")
     if out is None or not command.written(out):
@@ -110,6 +114,7 @@ def _report(command: _Stopped) -> str:
 
 
 _LEFT: dict[str, Callable[[_Stopped], str]] = {
+    "app": _app,
     "train": _training,
     "retrain": _retraining,
     "compare": _comparison,

@@ -1,0 +1,240 @@
+"""The page of the app: a thin layer of Gradio over sessions."""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from markupsafe import escape
+from PIL import Image
+
+from ifam.app.exploration import BRUSHES
+from ifam.app.panel import answer_html, bars_html, data_uri, pictures_html, resource
+from ifam.app.session import Session, Sessions, Studio
+from ifam.errors import IfamError
+from ifam.io import printable
+from ifam.report.overlays import enlarge
+
+# Radius in cells of each size of the brush.
+_SIZES = {"small": 0, "medium": 1, "large": 3}
+# Updates of the components of `_Components.shown`, and of more after them.
+_Updates = list[Any]
+
+
+@dataclass(frozen=True)
+class _Components:
+    """What the page consists of; `gallery` is None where there are no examples."""
+
+    notice: Any
+    upload: Any
+    gallery: Any
+    painter: Any
+    brush: Any
+    size: Any
+    answer: Any
+    pictures: Any
+    parts: Any
+    bars: Any
+    unsure: Any
+    reset: Any
+    learn: Any
+
+    @property
+    def shown(self) -> _Updates:
+        """What changes with the answer."""
+        return [self.notice, self.painter, self.parts, self.answer, self.pictures]
+
+
+def build(studio: Studio, sessions: Sessions, examples: Sequence[tuple[Image.Image, str]], threshold: float) -> Any:
+    """The page, as `gradio.Blocks`.
+
+    Args:
+        studio: The model, and what goes with it.
+        sessions: Those of all visitors.
+        examples: Images to begin with, and their names.
+        threshold: Confidence below which an answer is called unsure, at first.
+    """
+    import gradio as gr
+
+    with gr.Blocks(title="ifam", analytics_enabled=False, delete_cache=(600, 600)) as page:
+        _connect(_layout(studio, examples, threshold), sessions, examples)
+
+        def leave(request: gr.Request) -> None:
+            sessions.close(str(request.session_hash))
+
+        page.unload(leave)
+    return page
+
+
+def _layout(studio: Studio, examples: Sequence[tuple[Image.Image, str]], threshold: float) -> _Components:
+    import gradio as gr
+
+    names, gallery = _part_names(studio), None
+    beside = ", beside that of a plain ViT" if studio.plain is not None else ""
+    about = f"Hide parts and paint patches in or out: the answer follows{beside}. Images stay on this machine."
+    gr.HTML(f'<div class="ifam-title"><h1>What does the answer rest on?</h1><p>{about}</p></div>')
+    notice = gr.HTML(elem_classes="ifam-notice")
+    with gr.Row(elem_id="board"):
+        with gr.Column():
+            upload = gr.File(label="Drop an image here", height=140, elem_id="upload")
+            if examples:
+                look: dict[str, Any] = {"columns": 4, "height": 130 if len(examples) <= 4 else 240}
+                look |= {"object_fit": "cover", "allow_preview": False, "interactive": False, "buttons": []}
+                gallery = gr.Gallery(list(examples), label="Or try one of these", elem_id="examples", **look)
+            nothing: dict[str, Any] = {"image": "", "paint": "", "rows": 1, "columns": 1}
+            painter = gr.HTML(
+                html_template='<canvas tabindex="0" role="application" aria-label="The image. Paint on it with the '
+                'pointer, or with the arrow keys and the space bar."></canvas>',
+                js_on_load=resource("painter.js"),
+                elem_id="painter",
+                **nothing,
+            )
+            asked = "Paint: what is the object?"
+            brush = gr.Radio(list(BRUSHES), value="not this", label=asked, elem_id="brush")
+            size = gr.Radio(list(_SIZES), value="small", label="Brush", elem_id="size")
+        with gr.Column():
+            answer, pictures = gr.HTML(elem_id="answer"), gr.HTML(elem_id="pictures")
+            parts = gr.CheckboxGroup(names, value=names, label="Parts that the predictor may see", elem_id="parts")
+            bars = gr.HTML(elem_id="bars")
+            unsure = gr.Slider(0, 100, 100 * threshold, step=1, label="Unsure below, in %", elem_id="unsure")
+            with gr.Row():
+                reset = gr.Button("Undo edits", elem_id="reset")
+                allowed = studio.corrected is not None
+                learn = gr.Button("Learn from what I painted", variant="primary", visible=allowed, elem_id="learn")
+    return _Components(
+        notice, upload, gallery, painter, brush, size, answer, pictures, parts, bars, unsure, reset, learn
+    )
+
+
+def _connect(on: _Components, sessions: Sessions, examples: Sequence[tuple[Image.Image, str]]) -> None:
+    """What happens when a visitor does something."""
+    import gradio as gr
+
+    def act(edit: Callable[[Session], str | None], threshold: int | float, request: Any) -> _Updates:
+        """Do something with the session of a visitor, and show it; what is wrong is said in a sentence."""
+        session = sessions.get(str(request.session_hash))
+        try:
+            return _views(session, threshold, edit(session) or "")
+        except IfamError as error:
+            return [_note(str(error)), *[gr.skip()] * (len(on.shown) - 1)]
+
+    def open_file(file: str | None, threshold: int | float, request: gr.Request) -> _Updates:
+        """The answer to an uploaded image, whose file is removed again."""
+
+        def edit(session: Session) -> None:
+            if file is None:
+                raise IfamError("No file was given; drop an image.")
+            try:
+                session.open_file(file)
+            finally:
+                with suppress(OSError):
+                    Path(file).unlink()
+
+        return [*act(edit, threshold, request), None]
+
+    def open_example(threshold: int | float, request: gr.Request, event: gr.SelectData) -> _Updates:
+        return act(lambda session: session.open_image(*examples[int(event.index)]), threshold, request)
+
+    def paint(stroke: Any, brush: str, size: str, threshold: int | float, request: gr.Request) -> _Updates:
+        """The answer after a stroke: rows and columns of the cells that it has touched, as JSON."""
+
+        def edit(session: Session) -> None:
+            if session.exploration is None:
+                raise IfamError("There is no image; drop one first.")
+            session.exploration.paint(_cells(stroke), brush, _SIZES.get(size, 0))
+
+        return act(edit, threshold, request)
+
+    def choose(kept: list[str], threshold: int | float, request: gr.Request) -> _Updates:
+        """The answer without the parts that are not ticked."""
+
+        def edit(session: Session) -> None:
+            if session.exploration is not None:
+                names = _part_names(session.studio)
+                session.exploration.drop(k for k, name in enumerate(names) if name not in kept)
+
+        return act(edit, threshold, request)
+
+    def move(threshold: int | float, request: gr.Request) -> _Updates:
+        """The same answer with another threshold."""
+        return act(lambda session: None, threshold, request)
+
+    def undo(threshold: int | float, request: gr.Request) -> _Updates:
+        """The answer without edits."""
+        return act(lambda session: session.reset(), threshold, request)
+
+    def teach(threshold: int | float, request: gr.Request) -> _Updates:
+        """The answer of the model that has learned from what was painted."""
+        return act(_teach, threshold, request)
+
+    def explain(request: gr.Request) -> str:
+        """The bars of the latest answer, which may take longer than it."""
+        session = sessions.get(str(request.session_hash))
+        one = session.exploration
+        if one is None:
+            return ""
+        answer = one.answer()
+        return bars_html(session, answer, one.contributions(answer))
+
+    # One at a time, in the order in which they came: the model is one for all.
+    one: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "show_progress": "hidden"}
+    done = [
+        on.upload.upload(open_file, [on.upload, on.unsure], [*on.shown, on.upload], api_name="open", **one),
+        on.painter.paint(paint, [on.painter, on.brush, on.size, on.unsure], on.shown, api_name="paint", **one),
+        on.parts.input(choose, [on.parts, on.unsure], on.shown, api_name="parts", **one),
+        on.reset.click(undo, [on.unsure], on.shown, api_name="undo", **one),
+        on.learn.click(teach, [on.unsure], on.shown, api_name="learn", **one),
+    ]
+    on.unsure.input(move, [on.unsure], on.shown, api_name="unsure", trigger_mode="always_last", **one)
+    if on.gallery is not None:
+        done.append(on.gallery.select(open_example, [on.unsure], on.shown, api_visibility="private", **one))
+    for event in done:
+        event.then(explain, None, on.bars, api_visibility="private", **one)
+
+
+def _teach(session: Session) -> str:
+    """Learn, and say where the model is."""
+    started, images = time.perf_counter(), len(session.painted)
+    folder = session.learn()
+    return _note(
+        f"Learned from {images} painted image{'s' * (images != 1)} in {time.perf_counter() - started:.1f} s. The new "
+        f"model answers now, and is saved in {folder}.",
+        good=True,
+    )
+
+
+def _views(session: Session, threshold: int | float, note: str = "") -> _Updates:
+    """All that is shown of a session but the bars."""
+    import gradio as gr
+
+    one = session.exploration
+    if one is None:
+        return [note, *[gr.skip()] * 4]
+    found = one.answer()
+    cells = zip(one.shown.flatten().tolist(), one.hidden.flatten().tolist(), strict=True)
+    marks = "".join("t" if shown else "n" if hidden else "." for shown, hidden in cells)
+    canvas = gr.HTML(image=data_uri(enlarge(one.view)), paint=marks, rows=one.grid[0], columns=one.grid[1])
+    names, share = _part_names(session.studio), one.parts
+    labels = [f"{name} · {share[k]:.0%}" if k in share else f"{name} · none" for k, name in enumerate(names)]
+    kept = [name for k, name in enumerate(names) if k not in one.dropped]
+    parts = gr.CheckboxGroup(choices=list(zip(labels, names, strict=True)), value=kept)
+    return [note, canvas, parts, answer_html(session, found, threshold / 100), pictures_html(session, found)]
+
+
+def _part_names(studio: Studio) -> list[str]:
+    return [f"part {k}" for k in range(studio.model.config.num_parts)]
+
+
+def _note(text: str, good: bool = False) -> str:
+    return f'<p role="alert"{" class=ifam-good" if good else ""}>{escape(printable(text))}</p>'
+
+
+def _cells(stroke: Any) -> list[tuple[int, int]]:
+    """The cells of a stroke, which comes from anywhere."""
+    try:
+        return [(int(row), int(column)) for row, column in json.loads(stroke or "[]")]
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise IfamError("The stroke is not a list of rows and columns; paint on the image.") from error
