@@ -1,4 +1,4 @@
-"""Hold the demo's figures against the bounds that the README states for every seed."""
+"""Hold the figures of the demo, of its own seed, against bounds (docs/pondbirds.md)."""
 
 import json
 import sys
