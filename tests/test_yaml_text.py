@@ -139,15 +139,15 @@ def test_odd_names_from_training_to_report(tmp_path, capsys):
     main(["train", "--config", str(out / "train.yaml"), "--out", str(tmp_path / "again")])
     assert hub.read(tmp_path / "again").config == config
     main(["evaluate", "--model", str(out), "--mask_from", "1e3", "--num_resamples", "0"])
-    main(["predict", str(tmp_path / "0.png"), "--model", str(out), "--out", str(tmp_path / "predictions")])
+    main(["predict", str(tmp_path / "0.png"), "--model", str(out), "--out", str(tmp_path / "rows.jsonl")])
     printed = capsys.readouterr().out
     assert "1e3" in printed
     main(["report", str(out), "--out", str(tmp_path / "report.html")])
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "<script>alert(1)" not in page
     assert "no [/y] &lt;script&gt;" in page
-    rows = json.loads((tmp_path / "predictions" / "predictions.json").read_text(encoding="utf-8"))["predictions"]
-    assert rows[0]["class_name"] in classes
+    row = json.loads((tmp_path / "rows.jsonl").read_text(encoding="utf-8"))
+    assert row["class_name"] in classes
 
 
 def test_names_are_the_same_under_a_locale_of_ascii(tmp_path):

@@ -366,7 +366,7 @@ def test_training_evaluation_prediction_and_audit_on_two_grids_of_images_that_ar
     evaluation = evaluate(model, images, "test")
     assert 0 <= evaluation.visible_fraction <= 1
     Image.new("RGB", (300, 200), "green").save(tmp_path / "green.png")
-    (row,) = predict(model, tmp_path / "green.png", out=tmp_path / "out")
+    (row,) = predict(model, tmp_path / "green.png", overlays=tmp_path / "out")
     with Image.open(row.overlay) as picture:
         assert picture.width > 3 * 1.4 * 200
     result = audit(model, images, limit=8, explain=2)
