@@ -117,6 +117,7 @@ def test_a_dummy_contributes_exactly_nothing(make_game):
     assert values[:2, 0, 1:].all()
 
 
+@torch.no_grad()
 def test_of_a_sum_the_values_are_the_terms(make_model, images):
     model = make_model(aggregation="sum")
     found = explain(model, images)

@@ -183,6 +183,7 @@ def test_gates_of_the_parts_add_up_to_the_gate_of_the_mask(make_sum, images):
 
 
 @pytest.mark.parametrize("resolution", [4, 8])
+@torch.no_grad()
 def test_pixels_of_a_finer_mask_are_isolated_too(make_sum, images, resolution):
     """Neither hidden pixels of a part's visible patches nor another part's pixels matter."""
     model = make_sum(mask_resolution=resolution)
@@ -264,7 +265,8 @@ def test_saved_and_loaded_and_exchanged_with_joint_models(make_sum, images, tmp_
     model.save_pretrained(tmp_path)
     loaded = hub.load(tmp_path)
     assert loaded.config.aggregation == "sum"
-    assert torch.equal(loaded(images).logits, model(images).logits)
+    # Weights that lie elsewhere in memory may change the last bit on some processors.
+    torch.testing.assert_close(loaded(images).logits, model(images).logits, rtol=0, atol=1e-5)
     joint = IFAM(replace(model.config, aggregation="joint"), pretrained=False)
     joint.load_state_dict(model.state_dict())
 
