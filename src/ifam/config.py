@@ -114,6 +114,11 @@ class ModelConfig:
             if taken := [key for key in ("name", "image_size", "pretrained") if key in (getattr(self, name) or {})]:
                 raise IfamError(f"{name} has {taken[0]!r}, which is not a setting of the architecture; leave it out.")
 
+    @property
+    def class_labels(self) -> tuple[str, ...]:
+        """Name of each class: "class 0" and so on where `class_names` is empty."""
+        return self.class_names or tuple(f"class {c}" for c in range(self.num_classes))
+
 
 @dataclass(frozen=True)
 class LossConfig:

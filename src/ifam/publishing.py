@@ -1,17 +1,15 @@
 """Publish a saved model on the Hugging Face hub, with a card made from its results."""
 
-import shutil
-import tempfile
 from pathlib import Path
+from typing import Any
 
-from ifam import saved_models
 from ifam.checkpoints import hub
 from ifam.errors import IfamError
 from ifam.io import local_path, replacing
 from ifam.model_files import CALIBRATION
 from ifam.report.card import model_card
+from ifam.saved_models import CARD, check_repo_id
 
-CARD = "README.md"
 # Settings of the training that name files of this machine.
 _LOCAL = ("root",)
 
@@ -31,7 +29,7 @@ def write_card(folder: str | Path, repo_id: str, *, license: str | None = None, 
     Raises:
         IfamError: There is a card, the folder has no model or damaged results, or it cannot be written.
     """
-    saved_models.check_repo_id(repo_id)
+    check_repo_id(repo_id)
     path = local_path(folder) / CARD
     if path.exists() and not overwrite:
         raise IfamError(f"{path} exists, and may have been edited; use it as it is, or replace it with --overwrite.")
@@ -69,18 +67,14 @@ def push_to_hub(
     Raises:
         IfamError: The folder has no model or damaged results, or the hub refused or cannot be reached.
     """
-    saved_models.check_repo_id(repo_id)
+    check_repo_id(repo_id)
     saved = hub.read(folder)
-    card = saved.folder / CARD
+    card, calibration = saved.folder / CARD, saved.folder / CALIBRATION
     text = card.read_text(encoding="utf-8") if card.exists() else model_card(folder, repo_id, license=license).content
-    with tempfile.TemporaryDirectory() as temporary:
-        out = Path(temporary)
-        extra = {name: None if name in _LOCAL else value for name, value in saved.extra.items()}
-        hub.load(saved).save_pretrained(out, extra)
-        if (saved.folder / CALIBRATION).exists():
-            shutil.copy(saved.folder / CALIBRATION, out)
-        (out / CARD).write_text(text, encoding="utf-8")
-        return saved_models.upload(out, repo_id, private=private, revision=revision, message=message)
+    extra = {name: None if name in _LOCAL else value for name, value in saved.extra.items()}
+    files = [calibration] if calibration.exists() else []
+    options: dict[str, Any] = {"private": private, "revision": revision, "message": message}
+    return hub.load(saved).push_to_hub(repo_id, card=text, extra=extra, files=files, **options)
 
 
 __all__ = ["push_to_hub", "write_card"]

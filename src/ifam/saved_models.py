@@ -21,6 +21,8 @@ from ifam.model_files import CALIBRATION, CONFIG, WEIGHTS, download, read_json, 
 from ifam.ranges import check_ranges, check_types
 from ifam.version import __version__
 
+# The model card, which the hub shows.
+CARD = "README.md"
 # Suffixes of files with weights, which are not ids of models.
 _SUFFIXES = {".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".onnx"}
 # Former names of methods in saved models, and their present names.
@@ -89,29 +91,8 @@ def check_repo_id(repo_id: str) -> None:
         raise IfamError(f"{repo_id!r} has no owner; give the id on the hub as `owner/name`.")
 
 
-def upload(
-    folder: Path,
-    repo_id: str,
-    *,
-    private: bool = False,
-    revision: str | None = None,
-    message: str = "Upload an ifam model",
-) -> str:
-    """Upload the files of a folder to the Hugging Face hub, with the credentials that `huggingface_hub` finds.
-
-    Args:
-        folder: The folder; all of its files are uploaded.
-        repo_id: Id `owner/name` of the repository; made if need be.
-        private: Whether a new repository is private.
-        revision: Branch to upload to; made if need be.
-        message: Message of the commit.
-
-    Returns:
-        Address of the commit.
-
-    Raises:
-        IfamError: The hub refused, or cannot be reached.
-    """
+def upload(folder: Path, repo_id: str, *, private: bool, revision: str | None, message: str) -> str:
+    """Upload the files of a folder to the Hugging Face hub; see `Classifier.push_to_hub`."""
     api = HfApi()
     try:
         api.create_repo(repo_id, private=private, exist_ok=True)

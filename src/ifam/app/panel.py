@@ -2,10 +2,8 @@
 
 import base64
 import io
-from functools import cache
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from ifam.app.exploration import Answer
@@ -13,28 +11,17 @@ from ifam.app.session import Session
 from ifam.io import printable
 from ifam.models.contributions import PartContributions
 from ifam.report.bars import Bar, waterfall
-from ifam.report.html import percent
+from ifam.report.html import environment, percent
 from ifam.report.overlays import enlarge, part_overlay, predictor_view
 
-
-@cache
-def _environment() -> Environment:
-    env = Environment(
-        loader=PackageLoader("ifam.app"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
-    env.filters |= {"percent": percent}
-    return env
+_TEMPLATES = "app/templates"
 
 
 def resource(name: str) -> str:
     """A file of the page: its style or its script."""
-    loader = _environment().loader
-    assert loader is not None, "the environment has one"
-    return loader.get_source(_environment(), name)[0]
+    env = environment(_TEMPLATES)
+    assert env.loader is not None, "the environment has one"
+    return env.loader.get_source(env, name)[0]
 
 
 def answer_html(session: Session, answer: Answer, threshold: float) -> str:
@@ -113,5 +100,5 @@ def _seen(session: Session, answer: Answer) -> dict[str, Any]:
 
 def _render(template: str, **values: Any) -> str:
     # Braces and dollars would be read as a template by the page, too.
-    text = _environment().get_template(template).render(**values)
+    text = environment(_TEMPLATES).get_template(template).render(**values)
     return text.replace("{", "&#123;").replace("}", "&#125;").replace("$", "&#36;").replace("`", "&#96;")

@@ -55,8 +55,7 @@ class Studio:
     @property
     def class_names(self) -> tuple[str, ...]:
         """Name of each class."""
-        config = self.model.config
-        return config.class_names or tuple(f"class {c}" for c in range(config.num_classes))
+        return self.model.config.class_labels
 
 
 @dataclass(frozen=True)

@@ -276,7 +276,7 @@ def _as_inputs(
     model: IFAM, images: Tensor | Batch | Benchmark | AuditInputs, split: str | None, limit: int
 ) -> AuditInputs:
     """Convert any of the accepted inputs."""
-    classes = model.config.class_names or tuple(f"class {c}" for c in range(model.config.num_classes))
+    classes = model.config.class_labels
     if isinstance(images, Benchmark):
         if len(images.class_names) != model.config.num_classes:
             raise IfamError(

@@ -284,7 +284,7 @@ def _inputs(
     model: Classifier, images: Tensor | Batch | Benchmark, split: str | None, limit: int, batch_size: int
 ) -> _Inputs:
     """Convert any of the accepted inputs."""
-    classes = model.config.class_names or tuple(f"class {c}" for c in range(model.config.num_classes))
+    classes = model.config.class_labels
     if isinstance(images, Benchmark):
         if len(images.class_names) != len(classes):
             raise IfamError(

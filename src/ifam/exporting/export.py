@@ -97,12 +97,11 @@ def exportable(model: Classifier) -> Graph:
 
 def metadata(model: IFAM) -> dict[str, Any]:
     """What whoever runs the file has to know: how images are prepared, what the answers are called."""
-    names = model.config.class_names or tuple(f"class {c}" for c in range(model.config.num_classes))
     return {
         "ifam_version": __version__,
         "method": model.method,
         "preprocessing": model.preprocessing,
-        "class_names": [*names],
+        "class_names": [*model.config.class_labels],
         "num_parts": model.config.num_parts,
     }
 
@@ -159,10 +158,8 @@ def _program(graph: Graph) -> torch.export.ExportedProgram:
 @contextmanager
 def _quietly(graph: Graph) -> Iterator[None]:
     """Without what exporters tell on the way; any error of theirs is one sentence."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings():
+        with _without_logs(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     except Exception as error:  # exporters can raise anything for an operation that they do not know
@@ -170,6 +167,15 @@ def _quietly(graph: Graph) -> Iterator[None]:
             f"A model with the backbone {graph.model.config.backbone} cannot be exported by PyTorch "
             f"{torch.__version__} ({first_line(error)}); use another version, or another backbone."
         ) from error
+
+
+@contextmanager
+def _without_logs() -> Iterator[None]:
+    """Nothing below an error is logged within the block."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
     finally:
         logging.disable(before)
 
@@ -195,24 +201,19 @@ def quantized(proto: "onnx.ModelProto") -> "onnx.ModelProto":
         if node is not None and node.name not in kept:
             kept.add(node.name)
             todo += node.input
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with TemporaryDirectory() as folder:
-            target = Path(folder, "model.onnx")
-            # In 7 bits, sums of products do not overflow on processors without instructions for them.
-            quantize_dynamic(
-                proto,
-                target,
-                op_types_to_quantize=["MatMul", "Gemm"],
-                weight_type=QuantType.QInt8,
-                per_channel=True,
-                reduce_range=True,
-                nodes_to_exclude=sorted(kept),
-            )
-            return onnx.load(target)
-    finally:
-        logging.disable(before)
+    with _without_logs(), TemporaryDirectory() as folder:
+        target = Path(folder, "model.onnx")
+        # In 7 bits, sums of products do not overflow on processors without instructions for them.
+        quantize_dynamic(
+            proto,
+            target,
+            op_types_to_quantize=["MatMul", "Gemm"],
+            weight_type=QuantType.QInt8,
+            per_channel=True,
+            reduce_range=True,
+            nodes_to_exclude=sorted(kept),
+        )
+        return onnx.load(target)
 
 
 def open_onnx(source: Path | bytes) -> Any:

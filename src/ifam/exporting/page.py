@@ -15,7 +15,6 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
@@ -34,6 +33,7 @@ from ifam.exporting.export import (
 from ifam.exporting.verification import Agreement, verify
 from ifam.io import check_absent, ensure_writable, local_path, write_text
 from ifam.models.base import Classifier
+from ifam.report.html import environment
 from ifam.report.overlays import part_colors
 
 if TYPE_CHECKING:
@@ -117,9 +117,6 @@ def _page(proto: "onnx.ModelProto", about: dict[str, Any]) -> str:
     kept = [one for one in proto.graph.initializer if one.name not in names]
     del proto.graph.initializer[:]
     proto.graph.initializer.extend(kept)
-    templates = Environment(
-        loader=PackageLoader("ifam", "exporting/templates"), autoescape=True, undefined=StrictUndefined
-    )
     assets = resources.files("ifam") / "assets" / "onnxruntime_web"
     here = resources.files("ifam") / "exporting" / "templates"
     style, program = ((here / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
@@ -129,7 +126,8 @@ def _page(proto: "onnx.ModelProto", about: dict[str, Any]) -> str:
         f"style-src {_hash(style)}; img-src data:; base-uri 'none'; form-action 'none'"
     )
     model = gzip.compress(proto.SerializeToString(), mtime=0)
-    return templates.get_template("page.html.j2").render(
+    template = environment("exporting/templates").get_template("page.html.j2")
+    return template.render(
         title=f"{' or '.join(about['class_names'])}?" if len(about["class_names"]) <= 4 else "What is in the photo?",
         version=about["ifam_version"],
         policy=Markup(policy),

@@ -1,7 +1,8 @@
 """The base classes of all models: one interface for training, evaluation, saving and loading."""
 
+import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -196,6 +197,7 @@ class Classifier(TimmInterface):
         *,
         card: object = None,
         extra: dict[str, Any] | None = None,
+        files: Iterable[Path] = (),
         private: bool = False,
         revision: str | None = None,
         message: str = "Upload an ifam model",
@@ -208,6 +210,7 @@ class Classifier(TimmInterface):
             repo_id: Id `owner/name` of the repository; made if need be.
             card: A model card, such as from `ifam.model_card`, or its text; it becomes `README.md`.
             extra: As for `save_pretrained`.
+            files: Other files to upload beside the model, such as its calibration.
             private: Whether a new repository is private.
             revision: Branch to upload to; made if need be.
             message: Message of the commit.
@@ -221,7 +224,9 @@ class Classifier(TimmInterface):
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, extra)
             if card is not None:
-                (Path(folder) / "README.md").write_text(str(card), encoding="utf-8")
+                (Path(folder) / saved_models.CARD).write_text(str(card), encoding="utf-8")
+            for file in files:
+                shutil.copy(file, folder)
             return saved_models.upload(Path(folder), repo_id, private=private, revision=revision, message=message)
 
     @classmethod

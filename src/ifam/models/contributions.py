@@ -140,8 +140,7 @@ def explain_output(model: IFAM, images: Float[Tensor, "B 3 S1 S2"], out: Output)
         # Not of all of them: without any part, the answer is the prior but for rounding in another batch.
         logits = torch.where(present.any(dim=1, keepdim=True), logits, prior)
         contributions = settle(shapley_values(values), prior, logits, present)
-    names = model.config.class_names or tuple(f"class {c}" for c in range(model.config.num_classes))
-    exact = out.part_contributions is not None
+    names, exact = model.config.class_labels, out.part_contributions is not None
     return PartContributions(contributions.cpu(), prior.cpu(), logits.cpu(), present.cpu(), exact, names)
 
 

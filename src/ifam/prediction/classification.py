@@ -61,7 +61,7 @@ class Rows:
             output = model(images.to(device_of(model)), self.interventions)
         logits = finite_logits(output.logits)
         probabilities = logits.softmax(dim=1).cpu()
-        names = model.config.class_names or tuple(f"class {c}" for c in range(model.config.num_classes))
+        names = model.config.class_labels
         sets, familiarity = None, None
         if self.calibration is not None:
             familiarity = self.calibration.familiarity(features_of(model, features, len(images)))

@@ -20,10 +20,10 @@ _NO_BREAK = "\u202f"
 
 
 @cache
-def environment() -> Environment:
-    """The template environment: values are escaped, and missing ones are errors."""
+def environment(folder: str = "report/templates") -> Environment:
+    """The environment of the templates in a folder of the package: values are escaped, and missing ones are errors."""
     env = Environment(
-        loader=PackageLoader("ifam", "report/templates"),
+        loader=PackageLoader("ifam", folder),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
