@@ -81,7 +81,7 @@ def test_results_of_other_weights_are_left_out(model):
 @pytest.mark.slow
 def test_what_is_pushed_answers_as_before_and_has_no_path_of_this_machine(model, stub, capsys):
     config = json.loads((model / "config.json").read_text())
-    config["extra"]["root"] = "/home/someone/photos"
+    config["extra"] |= {"root": "/home/someone/photos", "retraining": {"from": "/home/someone/runs/ifam", "C": [1]}}
     (model / "config.json").write_text(json.dumps(config))
     main(["push", str(model), "someone/birds", "--license=apache-2.0", "--private", "--revision=main"])
     assert "The model is at http" in capsys.readouterr().out
@@ -93,6 +93,8 @@ def test_what_is_pushed_answers_as_before_and_has_no_path_of_this_machine(model,
     for name in ("README.md", "config.json"):
         assert not any(place in (there / name).read_text() for place in ("/home", str(model.parent)))
     saved = hub.read("someone/birds", revision="main")
+    assert saved.extra["retraining"] == {"from": "ifam", "C": [1]}
+    assert saved.extra["data"] == config["extra"]["data"]
     assert load_calibration(saved.folder, hub.load(saved)) is not None
 
 

@@ -1,5 +1,6 @@
 """Publish a saved model on the Hugging Face hub, with a card made from its results."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,6 @@ from ifam.io import local_path, replacing
 from ifam.model_files import CALIBRATION
 from ifam.report.card import model_card
 from ifam.saved_models import CARD, check_repo_id
-
-# Settings of the training that name files of this machine.
-_LOCAL = ("root",)
 
 
 def write_card(folder: str | Path, repo_id: str, *, license: str | None = None, overwrite: bool = False) -> Path:
@@ -71,10 +69,19 @@ def push_to_hub(
     saved = hub.read(folder)
     card, calibration = saved.folder / CARD, saved.folder / CALIBRATION
     text = card.read_text(encoding="utf-8") if card.exists() else model_card(folder, repo_id, license=license).content
-    extra = {name: None if name in _LOCAL else value for name, value in saved.extra.items()}
+    extra = _without_paths({**saved.extra, "root": None} if "root" in saved.extra else saved.extra)
     files = [calibration] if calibration.exists() else []
     options: dict[str, Any] = {"private": private, "revision": revision, "message": message}
     return hub.load(saved).push_to_hub(repo_id, card=text, extra=extra, files=files, **options)
+
+
+def _without_paths(value: Any) -> Any:
+    """What was saved beside a model, with the name alone of each file or folder of this machine."""
+    if isinstance(value, Mapping):
+        return {name: _without_paths(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_without_paths(one) for one in value]
+    return Path(value).name if isinstance(value, str) and Path(value).expanduser().is_absolute() else value
 
 
 __all__ = ["push_to_hub", "write_card"]
