@@ -65,12 +65,12 @@ def stop_after(monkeypatch, number):
     monkeypatch.setattr(Checkpoints, "save", counted)
 
 
-def train_in_part(birds, folder, number, config=TRAIN):
+def train_in_part(birds, folder, number, config=TRAIN, **options):
     """A training that ends after a number of checkpoints."""
     with pytest.MonkeyPatch.context() as patch:
         stop_after(patch, number)
         with pytest.raises(StoppedError):
-            train(birds, folder, config)
+            train(birds, folder, config, **options)
 
 
 def same(first, second):
@@ -132,6 +132,20 @@ def test_a_signal_is_waited_with_until_the_step_is_done(birds, tmp_path, trainin
     again, resumed, log_again = train(birds, tmp_path / "run", config, resume=True)
     assert same(weights, again)
     assert (resumed.history, log_again) == (result.history, log)
+
+
+@pytest.mark.slow
+def test_a_validation_that_was_repeated_is_over(birds, tmp_path):
+    """A training that was stopped before a validation, and again after it, does not validate once more."""
+    config = replace(TRAIN, epochs=3)
+    weights, result, log = train(birds, tmp_path / "whole", config)
+    train_in_part(birds, tmp_path / "run", MOMENTS["before the validation"], config)
+    # Before the validation again, the best, and the last.
+    train_in_part(birds, tmp_path / "run", 3, config, resume=True)
+    again, resumed, log_again = train(birds, tmp_path / "run", config, resume=True)
+    assert log_again == log
+    assert resumed.history == result.history
+    assert same(weights, again)
 
 
 @pytest.mark.slow

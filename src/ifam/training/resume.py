@@ -155,11 +155,14 @@ class Checkpoints(Checkpoint):
         self._end_if_asked(trainer)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Before a validation, let Lightning begin with it: it goes on with one that had begun, from the beginning."""
+        """Let Lightning begin with a validation that is not over, from its first image, and repeat no other."""
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
+        nothing = {"ready": 0, "started": 0, "processed": 0, "completed": 0}
         if self._validates:
-            progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
-            nothing = {"ready": 0, "started": 0, "processed": 0, "completed": 0}
             progress.update(total={**nothing, "ready": 1, "started": 1}, current=nothing, is_last_batch=False)
+        else:
+            # Lightning counts the batch at which a validation was stopped as begun, also when it was repeated to its end.
+            progress["total"] = dict.fromkeys(nothing, progress["total"]["completed"])
 
     def save(self, trainer: L.Trainer, name: str) -> None:
         """Save a checkpoint.
