@@ -4,10 +4,13 @@ from jaxtyping import install_import_hook
 
 install_import_hook("ifam", "beartype.beartype")
 
+import logging  # noqa: E402
+
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
 from hub_server import stub as stub  # noqa: E402
+from ifam.pulse import Pulse  # noqa: E402
 
 # Four ways in which vision transformers lay out prefix tokens and positions: name, image size.
 LAYOUTS = {
@@ -171,3 +174,13 @@ def gated_logits(gated_tokens):
         return predictor.head(predictor.norm(pooled))
 
     return logits
+
+
+@pytest.fixture
+def often(monkeypatch, caplog):
+    """Many lines a second, in the place of one a minute."""
+    assert (Pulse.first, Pulse.interval) == (10.0, 60.0)
+    monkeypatch.setattr(Pulse, "first", 0.0)
+    monkeypatch.setattr(Pulse, "interval", 0.01)
+    caplog.set_level(logging.INFO, "ifam")
+    return caplog

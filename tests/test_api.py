@@ -100,6 +100,14 @@ def test_importing_the_package_is_quick():
     assert done.stdout.split() == ["False", "False"]
 
 
+@pytest.mark.slow
+def test_prediction_starts_without_what_only_training_needs():
+    others = ("lightning", "torchmetrics", "sklearn", "scipy")
+    code = f"import sys, ifam.inference, ifam.cli.predict; print([name for name in {others} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_everything_public_has_a_docstring(module):
     loaded = importlib.import_module(module)

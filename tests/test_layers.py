@@ -107,6 +107,7 @@ ORDER = {
             "randomness",
             "batches",
             "metrics_file",
+            "progress",
             "resume",
             "trainer",
             "diagnostics",

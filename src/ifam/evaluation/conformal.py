@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from sklearn.covariance import ledoit_wolf
 
 from ifam._typing import Bool, Float, Int, Tensor
 from ifam.data import Benchmark
@@ -290,6 +289,9 @@ def describe(images: LastLayer) -> ClassFeatures | None:
     if int(labels.bincount(minlength=count).min()) < 2:
         return None
     means = torch.stack([features[labels == label].mean(dim=0) for label in range(count)])
+    # Only calibration needs it, and prediction starts faster without.
+    from sklearn.covariance import ledoit_wolf
+
     covariance, _ = ledoit_wolf((features - means[labels]).numpy(), assume_centered=True)
     variances, directions = torch.linalg.eigh(torch.from_numpy(covariance))
     # In a direction in which the features never vary, nothing is known.

@@ -22,13 +22,13 @@ from ifam.io import ensure_space, local_path, remove_temporaries
 from ifam.models.base import Classifier
 from ifam.models.token_cache import Place, cached_tokens
 from ifam.models.windows import window_shape
-from ifam.progress import Progress
 from ifam.provenance import use_threads
 from ifam.run_files import METRICS, history
 from ifam.training.batches import Batches, augmentation
 from ifam.training.diagnostics import problems
 from ifam.training.metrics_file import MetricsFile
 from ifam.training.module import Training, epochs_of_method, prepare
+from ifam.training.progress import TrainingProgress
 from ifam.training.resume import BEST, FOLDER, Checkpoints, describe_run, find_checkpoint, refuse_other_run
 from ifam.training.trainer import KeepSignals, build_trainer, check_devices, quiet, released, run_folder, tensorboard
 
@@ -93,7 +93,7 @@ def fit(
         _check_space(model, path, config)
         metrics = MetricsFile(path / METRICS)
         checkpoints = Checkpoints(path / FOLDER, stop, metrics)
-        callbacks: list[L.Callback] = [Progress(label), KeepSignals(), checkpoints]
+        callbacks: list[L.Callback] = [TrainingProgress(label), KeepSignals(), checkpoints]
         if config.ema_decay is not None:
             callbacks.append(EMAWeightAveraging(decay=config.ema_decay))
         trainer = build_trainer(config, losses or LossConfig(), callbacks, [metrics, *tensorboard(path)])

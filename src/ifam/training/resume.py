@@ -161,7 +161,7 @@ class Checkpoints(Checkpoint):
         if self._validates:
             progress.update(total={**nothing, "ready": 1, "started": 1}, current=nothing, is_last_batch=False)
         else:
-            # Lightning counts the batch at which a validation was stopped as begun, also when it was repeated to its end.
+            # Lightning counts the batch at which a validation was stopped as begun, also after it was repeated.
             progress["total"] = dict.fromkeys(nothing, progress["total"]["completed"])
 
     def save(self, trainer: L.Trainer, name: str) -> None:
