@@ -44,6 +44,7 @@ SHARED = {
         f"exporting/{name}": ("exporting/test_export", "files share exported models")
         for name in ("graph", "verification")
     },
+    "importing": ("data/test_from_function", "functions are named as data sets and classifiers"),
     "experiments/comparison": ("experiments/test_compare", "rows are read to be compared"),
     "experiments/pictures": ("experiments/test_compare", "pictures are drawn of a comparison's models"),
     "checkpoints/safe_pickle": ("checkpoints/test_damaged", "files that hold code or are damaged"),

@@ -6,6 +6,7 @@ from functools import cache
 from typing import Any, ClassVar, Literal
 
 from ifam.errors import IfamError, suggestion
+from ifam.importing import names_function, parameters_of
 from ifam.ranges import NATURAL, NOT_NEGATIVE, SEED, SHARE, Range, check_ranges, check_types
 
 Content = Literal["full", "background", "object"]
@@ -397,15 +398,45 @@ def any_config() -> type[DataConfig]:
 
 
 def config_type(benchmark: str) -> type[DataConfig]:
-    """The type of the settings of a data set.
+    """The type of the settings of a data set; a function that is named is imported.
 
     Raises:
         IfamError: There is no such data set.
     """
+    if names_function(benchmark):
+        return _function_config(benchmark)
     if benchmark not in DATA_CONFIGS:
         hint = suggestion(benchmark, DATA_CONFIGS)
-        raise IfamError(f"There is no benchmark {benchmark!r}{hint}; choose one of {', '.join(DATA_CONFIGS)}.")
+        raise IfamError(
+            f"There is no benchmark {benchmark!r}{hint}; choose one of {', '.join(DATA_CONFIGS)}, or name a function "
+            f"PACKAGE.MODULE:FUNCTION."
+        )
     return DATA_CONFIGS[benchmark]
+
+
+def refuse_function(benchmark: str, where: str) -> None:
+    """Refuse a function that a file names, which may be a stranger's: its code would run.
+
+    Args:
+        benchmark: Name of a data set.
+        where: What names it, for the message.
+
+    Raises:
+        IfamError: It is the name of a function.
+    """
+    if names_function(benchmark):
+        raise IfamError(
+            f"{where} names the function {benchmark!r} as its data set, whose code is run; name it with --benchmark "
+            f"{benchmark} on the command line if you trust it."
+        )
+
+
+def _function_config(name: str) -> type[DataConfig]:
+    """Settings of the data set that a function returns: its parameters other than `root`."""
+    settings = parameters_of(name, "--benchmark", reserved={"root", *vars(DataConfig)}, skipped="root")
+    names = tuple(setting for setting, _, _ in settings)
+    namespace = {"benchmark": name, "common": names, "__doc__": f"Settings of the data set of {name}."}
+    return make_dataclass("FunctionConfig", settings, bases=(DataConfig,), frozen=True, namespace=namespace)
 
 
 def check_names(kind: type[DataConfig], names: Iterable[str]) -> None:

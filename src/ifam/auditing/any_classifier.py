@@ -4,10 +4,8 @@ Whatever it is, it is a function from normalized images to class scores. What it
 answer that is none would be counted in silence.
 """
 
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from ifam.backbones.timm_classifier import load_timm_classifier
 from ifam.backbones.vit import IMAGENET
 from ifam.checkpoints.safe_pickle import read_pickle
 from ifam.errors import IfamError, first_line
+from ifam.importing import import_function, names_function
 from ifam.io import foreign_content, local_path
 from ifam.model_files import read_safetensors
 
@@ -103,8 +102,8 @@ def load_any_classifier(
         return AnyClassifier(name, model, known.image_size, *channels, known.crop, known.class_names, device)
     if local_path(name).suffix == ".onnx":
         answer, size = _load_onnx(local_path(name), image_size)
-    elif kind and rest.isidentifier():
-        answer, size = _load_function(name, kind, rest), (image_size or IMAGE_SIZE,) * 2
+    elif names_function(name):
+        answer, size = _load_function(name), (image_size or IMAGE_SIZE,) * 2
     else:
         raise IfamError(f"--any is {name!r}, but {_FORMS} is expected.")
     return AnyClassifier(name, answer, size, mean or IMAGENET[0], std or IMAGENET[1])
@@ -222,21 +221,7 @@ def _load_onnx(path: Path, image_size: int | None) -> tuple[Callable[[Tensor], A
     return answer, (height, width)
 
 
-def _load_function(name: str, module: str, function: str) -> Callable[[Tensor], Any]:
-    """A function of a module, which is imported: its code is run."""
-    # Last, so that nothing in the working directory takes the place of an installed package.
-    sys.path.append(str(Path.cwd()))
-    try:
-        found = getattr(import_module(module), function)
-    except AttributeError:
-        raise IfamError(f"{module} has no {function!r}; name a function of it with --any {module}:FUNCTION.") from None
-    except Exception as error:  # whatever its code raises
-        raise IfamError(
-            f"{name} cannot be imported ({type(error).__name__}: {first_line(error)}); give PACKAGE.MODULE:FUNCTION, "
-            f"installed or in the working directory."
-        ) from error
-    finally:
-        sys.path.remove(str(Path.cwd()))
-    if not callable(found):
-        raise IfamError(f"{name} is a {type(found).__name__}, but a function from images to class scores is expected.")
+def _load_function(name: str) -> Callable[[Tensor], Any]:
+    """A function from images to class scores, or a model; its module is imported."""
+    found: Callable[[Tensor], Any] = import_function(name, "--any")
     return found.eval() if isinstance(found, nn.Module) else found

@@ -7,13 +7,13 @@ from typing import Any
 
 from ifam.cli.common import resolve_device
 from ifam.errors import IfamError
+from ifam.importing import names_function
 from ifam.io import check_folder, ensure_writable, run_digest
 
 
-def names_function(name: str) -> bool:
+def runs_code(name: str) -> bool:
     """Whether `--any NAME` imports a module and runs its code."""
-    kind, _, rest = name.partition(":")
-    return kind not in ("timm", "hf") and not name.endswith(".onnx") and rest.isidentifier()
+    return names_function(name) and name.partition(":")[0] not in ("timm", "hf") and not name.endswith(".onnx")
 
 
 def audit_any(
@@ -55,7 +55,7 @@ def audit_any(
     if root is None and given is None and selector is None:
         raise IfamError("--any has no images; give a folder of them with --root, or a data set with --benchmark.")
     saved = None if selector is None else hub.read(selector)
-    if names_function(name):
+    if runs_code(name):
         print(f"--any {name} runs the code of this module with your rights.")
     classifier = load_any_classifier(name, **load, device=resolve_device(device))
     # The images of the selector's training, or others, of which it does not matter whether it was trained on them.

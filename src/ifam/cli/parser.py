@@ -15,7 +15,7 @@ import yaml
 
 from ifam.cli.app import app
 from ifam.cli.audit import audit
-from ifam.cli.audit_any import names_function
+from ifam.cli.audit_any import runs_code
 from ifam.cli.calibrate import calibrate
 from ifam.cli.certify import certify
 from ifam.cli.challenge import challenge
@@ -33,8 +33,10 @@ from ifam.cli.report import report
 from ifam.cli.retrain import retrain
 from ifam.cli.thresholds import thresholds
 from ifam.cli.train import train
-from ifam.data_config import DataConfig, any_config, check_names, config_type
+from ifam.data_config import DATA_CONFIGS, DataConfig, any_config, check_names, config_type, refuse_function
+from ifam.distributed import first_process
 from ifam.errors import IfamError, suggestion
+from ifam.importing import names_function
 from ifam.io import local_path, one_line
 from ifam.ranges import COUNT, NATURAL, PORT, POSITIVE, QUANTILE, SEED, SHARE, SIDE, check_ranges
 from ifam.yaml_text import loader
@@ -157,6 +159,10 @@ def parse(args: list[str]) -> tuple[str, dict[str, Any]]:
         words = _with_earlier_settings(_joined(_named(words)))
         if words[0] in WANT_GIVEN and last_value(words, "root") and not last_value(words, "benchmark"):
             words.insert(1, "--benchmark=folder")
+        name = last_value(words, "benchmark")
+        _refuse_code(words, {"benchmark": name})
+        if name is not None and names_function(name) and first_process():
+            print(f"--benchmark {name} runs the code of this module with your rights.", file=sys.stderr)
         known = known_settings(words)
         words = checked(_flagged(words, known), words[0], known)
         if "data" in known:
@@ -183,15 +189,16 @@ def parse(args: list[str]) -> tuple[str, dict[str, Any]]:
 
 
 def _refuse_code(words: list[str], arguments: Mapping[str, Any]) -> None:
-    """Refuse a function for `--any` that a settings file names: files may be a stranger's, and its code would run."""
-    name = arguments.get("any")
-    # The words of the command line itself: `--any=NAME`, or `--any NAME`.
-    typed = {*words, *(word.removeprefix("--any=") for word in words)}
-    if name is not None and names_function(name) and name not in typed:
-        raise IfamError(
-            f"A settings file names the function {name!r} for --any, whose code is run; name it on the command line "
-            f"if you trust it."
-        )
+    """Refuse a function that only a settings file names: files may be a stranger's, and its code would run."""
+    for option, is_code in (("any", runs_code), ("benchmark", names_function)):
+        name = arguments.get(option)
+        # The words of the command line itself: `--any=NAME`, or `--any NAME`.
+        typed = {*words, *(word.removeprefix(f"--{option}=") for word in words)}
+        if name is not None and is_code(name) and name not in typed:
+            raise IfamError(
+                f"A settings file names the function {name!r} for --{option}, whose code is run; name it on the "
+                f"command line if you trust it."
+            )
 
 
 def _dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
@@ -222,9 +229,12 @@ def _data_type(words: list[str]) -> type[DataConfig]:
         return config_type(name)
     try:
         path = local_path(model) / "config.json"
-        return config_type(str(json.loads(path.read_text(encoding="utf-8"))["extra"]["benchmark"]))
+        name = str(json.loads(path.read_text(encoding="utf-8"))["extra"]["benchmark"])
     except (OSError, ValueError, KeyError, TypeError):
         return any_config()
+    if not {"-h", "--help", "--help-all"} & {*words}:
+        refuse_function(name, f"The model {model}")
+    return config_type(name) if name in DATA_CONFIGS else any_config()
 
 
 def _named(words: list[str]) -> list[str]:

@@ -108,7 +108,13 @@ class Repetition:
         return False
 
 
-def repeat(result: Path, out: Path | None = None, resume: bool = False, overwrite: bool = False) -> Repetition:
+def repeat(
+    result: Path,
+    out: Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    benchmark: str | None = None,
+) -> Repetition:
     """Run the command of a result again, on the same images and number of threads, and compare all figures.
 
     On the same processor and with the same versions, they come out the same to the last bit; where something is
@@ -120,6 +126,7 @@ def repeat(result: Path, out: Path | None = None, resume: bool = False, overwrit
         out: Folder for the new result; by default `FOLDER-repeat` beside that of the result.
         resume: Go on where the repetition of a training or comparison was stopped.
         overwrite: Replace the content of `out`.
+        benchmark: The function that the images came from, if they came from one: a result alone runs no code.
     """
     from ifam.provenance import environment, use_threads
     from ifam.serialization import from_json
@@ -143,6 +150,7 @@ def repeat(result: Path, out: Path | None = None, resume: bool = False, overwrit
         conditions = from_json(Conditions, stated)
     except ValueError as error:
         raise IfamError(f"{file} is damaged ({error}); restore it.") from error
+    _check_function(file, (settings.get("benchmark"), conditions.benchmark), benchmark)
     then = conditions.environment or {}
     use_threads(then.get("threads"))
     now = environment()
@@ -153,7 +161,19 @@ def repeat(result: Path, out: Path | None = None, resume: bool = False, overwrit
     target = folder / file.name if verb in _TO_FILE else folder
     flags = [f"--{name}" for name, value in (("resume", resume), ("overwrite", overwrite)) if value]
     print(f"Repeating `ifam {verb}` of {file}; the new result will be in {folder}.")
-    return Repetition(file, folder / file.name, verb, settings, [f"--out={target}", *flags])
+    named = [] if benchmark is None else [f"--benchmark={benchmark}"]
+    return Repetition(file, folder / file.name, verb, settings, [f"--out={target}", *named, *flags])
+
+
+def _check_function(file: Path, stated: tuple[Any, Any], given: str | None) -> None:
+    """Refuse functions that only the result names, and a name that is not that of the result."""
+    from ifam.data_config import refuse_function
+
+    for name in stated:
+        if isinstance(name, str) and name != given:
+            refuse_function(name, str(file))
+    if given is not None and given not in stated:
+        raise IfamError(f"{file} is of the data set {stated[1]}, but --benchmark is {given}; leave it out.")
 
 
 def figures(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:

@@ -30,8 +30,10 @@ from ifam.data.benchmarks.pondbirds import Pondbirds
 from ifam.data.benchmarks.siim_acr import load_siim_acr
 from ifam.data.benchmarks.turtles import load_turtles
 from ifam.data.benchmarks.waterbirds import load_waterbirds
+from ifam.data.from_function import load_function
 from ifam.data_config import DigitsConfig, FolderConfig, PondbirdsConfig, data_config
 from ifam.errors import IfamError
+from ifam.importing import names_function
 from ifam.io import local_path
 
 __all__ = [
@@ -119,12 +121,14 @@ def load_benchmark(name: str, root: str | Path | None = None, options: Mapping[s
     """A data set by name.
 
     Args:
-        name: One of `BENCHMARKS`.
+        name: One of `BENCHMARKS`, or `PACKAGE.MODULE:FUNCTION` for a function that returns a `Benchmark`: its code is
+            run.
         root: Folder of its files, for data sets on disk.
-        options: Settings of this data set, by name (see `ifam.data_config`).
+        options: Settings of this data set, by name (see `ifam.data_config`); parameters of the function.
 
     Raises:
         IfamError: The name or a setting is unknown, or the files are not as expected.
     """
     config = data_config(name, options)
-    return BENCHMARKS[name](None if root is None else local_path(root), config)
+    folder = None if root is None else local_path(root)
+    return load_function(name, folder, config) if names_function(name) else BENCHMARKS[name](folder, config)

@@ -12,7 +12,7 @@ from ifam.data import Benchmark, load_benchmark
 from ifam.data.duplicates import count_shared
 from ifam.data.fingerprints import list_digest
 from ifam.data.shards import expand_pattern
-from ifam.data_config import data_config
+from ifam.data_config import data_config, refuse_function
 from ifam.errors import IfamError
 
 logger = logging.getLogger(__name__)
@@ -80,9 +80,11 @@ def eval_options(
         data: Settings that differ from those of the training.
 
     Raises:
-        IfamError: There is no such data set, or it has no such settings.
+        IfamError: There is no such data set, or it has no such settings, or it is a function that only the model names.
     """
     name = benchmark or str(extra.get("benchmark", "pondbirds"))
+    if benchmark is None:
+        refuse_function(name, "The model")
     trained = _trained_options(extra) if name == extra.get("benchmark") else {}
     options = {**trained, **(data or {})}
     data_config(name, options)

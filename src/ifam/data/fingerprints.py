@@ -6,10 +6,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ifam._typing import Tensor
-from ifam.data.base import Benchmark
+from ifam.data.base import Benchmark, evenly_spaced
 from ifam.data.members import file_size, is_file, open_file
 from ifam.data.records import Record
 from ifam.pulse import reported
@@ -25,7 +26,7 @@ def fingerprint(benchmark: Benchmark, splits: Iterable[str] | None = None) -> st
     """A hash of the images of some splits with their classes, groups and annotations.
 
     It does not depend on where the files are, nor on when they were written. Drawn images are hashed pixel by
-    pixel. For examples of any other kind, only their number is hashed.
+    pixel. Of examples of any other kind, the classes and groups that they list and a few images are hashed.
 
     Args:
         benchmark: The data set.
@@ -44,6 +45,8 @@ def fingerprint(benchmark: Benchmark, splits: Iterable[str] | None = None) -> st
         elif isinstance(getattr(examples, "images", None), Tensor):
             for values in (examples.images.mul(255).round().to(torch.uint8), examples.labels, examples.groups):
                 digest.update(values.contiguous().numpy().tobytes())
+        else:
+            _add_others(digest, examples)
     return digest.hexdigest()[:16]
 
 
@@ -83,6 +86,17 @@ def _add_files(digest: Any, records: Sequence[Record]) -> None:
                 digest.update(sample(path))
         for name, values in sorted((record.extra or {}).items()):
             digest.update(name.encode() + values.tobytes())
+
+
+def _add_others(digest: Any, examples: Any) -> None:
+    """Hash what is listed of every example, and the pixels of a few."""
+    for name in ("labels", "groups"):
+        if (listed := getattr(examples, name, None)) is not None:
+            digest.update(repr([int(value) for value in listed]).encode())
+    for index in reported(evenly_spaced(len(examples), _FEW), "hashing images"):
+        example = examples[index]
+        pixels = np.ascontiguousarray(example["image"])
+        digest.update(f"{pixels.shape} {int(example['label'])} {example.get('group')}".encode() + pixels.tobytes())
 
 
 def sample(path: Path) -> bytes:
