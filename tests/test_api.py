@@ -20,6 +20,7 @@ PUBLIC = {
     "Certification",
     "DropParts",
     "DropUnsure",
+    "HeatMaps",
     "IFAM",
     "IfamError",
     "KeepParts",

@@ -22,7 +22,7 @@ USES = {
     "app/server.py": {"app"},
     "data/images.py": {"heif"},
     "data/dicom.py": {"medical"},
-    "auditing/posthoc.py": {"explain"},
+    "models/attribution.py": {"explain"},
     "auditing/any_classifier.py": {"onnx"},
     "exporting/export.py": {"export", "onnx"},
     "exporting/page.py": {"export"},

@@ -41,7 +41,7 @@ RANKS = [
     ["checkpoints", "evaluation", "training"],
     ["auditing"],
     ["report"],
-    ["prediction", "experiments", "exporting", "inference", "publishing"],
+    ["prediction", "experiments", "exporting", "inference", "publishing", "explanation"],
     ["app"],
     ["__init__"],
     ["cli"],
@@ -70,7 +70,7 @@ ORDER = {
             "base",
             "ifam",
         ),
-        *("contributions", "soft_mask", "crops", "baselines", "segment_first", "registry"),
+        *("contributions", "soft_mask", "crops", "baselines", "segment_first", "registry", "attribution"),
     ],
     "checkpoints": ["safe_pickle", "authors", "hub"],
     "evaluation": [

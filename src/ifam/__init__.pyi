@@ -13,12 +13,12 @@ from ifam.evaluation.accuracy import evaluate as evaluate
 from ifam.evaluation.conformal import Calibration as Calibration
 from ifam.evaluation.conformal import calibrate as calibrate
 from ifam.evaluation.conformal import load_calibration as load_calibration
+from ifam.explanation import explain as explain
 from ifam.exporting.export import export as export
 from ifam.inference import iter_predictions as iter_predictions
 from ifam.inference import predict as predict
 from ifam.models.baselines import PlainViT as PlainViT
 from ifam.models.contributions import PartContributions as PartContributions
-from ifam.models.contributions import explain as explain
 from ifam.models.ifam import IFAM as IFAM
 from ifam.models.interventions import DropParts as DropParts
 from ifam.models.interventions import DropUnsure as DropUnsure
@@ -27,6 +27,7 @@ from ifam.models.interventions import UseMask as UseMask
 from ifam.models.interventions import UseParts as UseParts
 from ifam.publishing import push_to_hub as push_to_hub
 from ifam.report.card import model_card as model_card
+from ifam.report.heat_maps import HeatMaps as HeatMaps
 from ifam.training import losses as losses
 from ifam.training.corrections import correct as correct
 from ifam.training.fit import fit as fit

@@ -1,5 +1,7 @@
 """Explanations after the fact, on models that read one patch, and the figures that judge them."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -7,7 +9,6 @@ from torch import nn
 from ifam.auditing import posthoc
 from ifam.auditing.inputs import AuditInputs, compute_outputs
 from ifam.auditing.posthoc import (
-    UnmaskedClassifier,
     attention_rollout,
     compare_explanations,
     energy,
@@ -17,8 +18,10 @@ from ifam.auditing.posthoc import (
     pointing,
     top_k_mask,
 )
+from ifam.models import attribution
+from ifam.models.attribution import PatchClassifier, UnmaskedClassifier
 
-extra = pytest.mark.skipif(not posthoc.has_libraries(), reason="the extra `explain` is not installed")
+extra = pytest.mark.skipif(not attribution.has_libraries(), reason="the extra `explain` is not installed")
 
 
 class OnePatch(UnmaskedClassifier):
@@ -28,7 +31,11 @@ class OnePatch(UnmaskedClassifier):
         nn.Module.__init__(self)
         self.backbone = nn.Module()
         self.backbone.grid = (4, 4)
+        self.backbone.patch_embed = SimpleNamespace(grid_size=(4, 4))
         self.weight = nn.Parameter(torch.ones(()))
+
+    def as_patches(self):
+        return PatchClassifier(self, self.backbone, self.backbone)
 
     def forward(self, images):
         first = self.weight * images[:, :, 16:32, 32:48].mean(dim=(1, 2, 3))
@@ -111,7 +118,9 @@ def test_grad_cam_is_its_formula(make_model, layout):
     model = make_model(*layout)
     whole, images, answers = UnmaskedClassifier(model.predictor), torch.randn(2, 3, *model.image_size), [0, 3]
     seen = []
-    with whole.backbone.vit.blocks[-1].norm1.register_forward_hook(lambda module, args, out: seen.append(out)):
+    last = whole.backbone.vit.blocks[-1]
+    layer = last.norm1 if whole.backbone.has_class_token else last
+    with layer.register_forward_hook(lambda module, args, out: seen.append(out)):
         scores = whole(images)[[0, 1], answers]
     (slope,) = torch.autograd.grad(scores.sum(), seen)
     values, slopes = (x.detach()[:, whole.backbone.num_prefix_tokens :] for x in (seen[0], slope))
@@ -167,12 +176,12 @@ def test_without_the_extra_it_says_how_to_get_it(tiny_model, images, monkeypatch
     def missing(name):
         raise ImportError(f"No module named {name!r}")
 
-    posthoc.has_libraries.cache_clear()
-    monkeypatch.setattr(posthoc, "import_module", missing)
+    attribution.has_libraries.cache_clear()
+    monkeypatch.setattr(attribution, "import_module", missing)
     outputs = compute_outputs(tiny_model, images)
     comparison = compare_explanations(tiny_model, tiny_model.predictor, AuditInputs(images), outputs)
     assert [row.name for row in comparison.rows] == ["mask", "random patches", "attention rollout"]
     assert comparison.notes == (posthoc.MISSING,)
     assert "pip install 'ifam[explain]'" in posthoc.MISSING
     assert "\n" not in posthoc.MISSING
-    posthoc.has_libraries.cache_clear()
+    attribution.has_libraries.cache_clear()

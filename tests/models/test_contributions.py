@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import ifam
 from ifam.config import ModelConfig
 from ifam.errors import IfamError
-from ifam.models.contributions import explain, settle, shapley_values, subsets
+from ifam.models.contributions import explain_parts, settle, shapley_values, subsets
 from ifam.models.interventions import KeepParts
 from ifam.models.part_sum import add_up
 from ifam.models.predictor import Predictor
@@ -80,7 +80,7 @@ GAMES = {
 def test_the_values_are_those_of_the_definition(make_game, game):
     answer = GAMES[game]
     model, images = make_game(answer)
-    found = explain(model, images)
+    found = explain_parts(model, images)
     for counts, values in zip(torch.tensor([[4.0, 4, 4], [4, 0, 8], [0, 0, 0]]), found.contributions, strict=True):
         torch.testing.assert_close(values.float(), by_orders(answer, counts), atol=1e-4, rtol=1e-6)
     assert torch.equal(found.prior, answer(torch.zeros(1, 3))[0])
@@ -92,7 +92,7 @@ def test_efficiency_to_the_last_bit(make_model):
     for fields in ({}, {"num_parts": 5}, {"mask_resolution": 4}, {"selector_image_size": 80}, {"aggregation": "sum"}):
         model = make_model(**fields)
         images = torch.randn(9, 3, 64, 64)
-        found = explain(model, images, batch_size=3)
+        found = explain_parts(model, images, batch_size=3)
         assert torch.equal(found.total(), found.logits)
         with torch.no_grad():
             answers = torch.cat([model(batch).logits for batch in images.split(3)])
@@ -104,14 +104,14 @@ def test_efficiency_to_the_last_bit(make_model):
 def test_symmetry(make_game):
     """Parts that may stand for one another contribute the same, but for the last bits."""
     model, images = make_game(GAMES["any two"])
-    values = explain(model, images[:1]).contributions[0]
+    values = explain_parts(model, images[:1]).contributions[0]
     torch.testing.assert_close(values[0], values[1])
     torch.testing.assert_close(values[1], values[2])
 
 
 def test_a_dummy_contributes_exactly_nothing(make_game):
     model, images = make_game(lambda counts: counts[:, [0]] * counts[:, [2]] * torch.arange(5.0) / 3)
-    values = explain(model, images).contributions
+    values = explain_parts(model, images).contributions
     # Part 1 is seen in the first image and changes nothing; in the others it is not there.
     assert not values[:, 1].any()
     assert values[:2, 0, 1:].all()
@@ -120,7 +120,7 @@ def test_a_dummy_contributes_exactly_nothing(make_game):
 @torch.no_grad()
 def test_of_a_sum_the_values_are_the_terms(make_model, images):
     model = make_model(aggregation="sum")
-    found = explain(model, images)
+    found = explain_parts(model, images)
     out = model(images)
     assert found.exact
     assert torch.equal(found.contributions, out.part_contributions)
@@ -135,13 +135,13 @@ def test_of_a_sum_the_values_are_the_terms(make_model, images):
 def test_mode_and_weights_stay_as_they_were(tiny_model, images):
     tiny_model.train()
     torch.manual_seed(0)
-    first = explain(tiny_model, images)
+    first = explain_parts(tiny_model, images)
     assert tiny_model.training
-    assert torch.equal(explain(tiny_model, images).contributions, first.contributions)
+    assert torch.equal(explain_parts(tiny_model, images).contributions, first.contributions)
 
 
 def test_no_images(tiny_model, images):
-    found = explain(tiny_model, images[:0])
+    found = explain_parts(tiny_model, images[:0])
     assert found.contributions.shape == (0, 3, 5)
     assert torch.equal(found.total(), found.logits)
 
@@ -168,7 +168,7 @@ def test_all_subsets_once():
 
 def test_text(make_game):
     model, images = make_game(GAMES["additive"])
-    assert repr(explain(model, images)) == (
+    assert repr(explain_parts(model, images)) == (
         "Explanation of 3 images by Shapley values; logit of the answer = prior + parts:\n"
         "  image 0, class 4: 108.000 = 0.000 +16.000 (part 0) +36.000 (part 1) +56.000 (part 2)\n"
         "  image 1, class 4: 128.000 = 0.000 +16.000 (part 0) +112.000 (part 2)\n"
@@ -180,10 +180,10 @@ def test_text(make_game):
 def test_methods_whose_answer_does_not_rest_on_parts_refuse(method):
     model = build(method, ModelConfig("ifam_tiny", image_size=80), pretrained=False)
     with pytest.raises(IfamError, match="does not answer from its visible parts alone"):
-        explain(model, torch.zeros(1, 3, 80, 80))
+        explain_parts(model, torch.zeros(1, 3, 80, 80))
 
 
 def test_too_many_parts(make_model, images):
     with pytest.raises(IfamError, match=r"Exact Shapley values of 11 parts need 2\^11 answers"):
-        explain(make_model(num_parts=11), images)
-    assert explain(make_model(num_parts=11, aggregation="sum"), images).contributions.shape == (4, 11, 5)
+        explain_parts(make_model(num_parts=11), images)
+    assert explain_parts(make_model(num_parts=11, aggregation="sum"), images).contributions.shape == (4, 11, 5)

@@ -10,7 +10,7 @@ from PIL import Image
 from ifam.errors import IfamError
 from ifam.evaluation.conformal import Calibration
 from ifam.inference import predict, preprocess
-from ifam.models.contributions import explain
+from ifam.models.contributions import explain_parts
 from ifam.models.interventions import UseMask
 from ifam.prediction.classification import dealt, replicas
 
@@ -37,7 +37,7 @@ def test_contributions_add_up_to_the_logit_of_the_answer(make_model, photo):
     model = make_model(aggregation="sum")
     (row,) = predict(model, photo)
     with Image.open(photo) as image:
-        found = explain(model, preprocess(image, model)[None])
+        found = explain_parts(model, preprocess(image, model)[None])
     assert (row.prior, list(row.contributions)) == found.bars(0)
     assert np.float32(row.prior) + sum(map(np.float32, row.contributions)) == pytest.approx(
         float(found.logits[0, row.label])

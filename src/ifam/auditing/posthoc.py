@@ -5,12 +5,8 @@ classifies the image with all other patches removed (`removed`, as for iFAM's pr
 (`grey`, the common way). For iFAM, removing what its mask hides changes nothing by construction.
 """
 
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cache, partial
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -19,8 +15,9 @@ from torch.nn import functional as F
 
 from ifam._typing import Bool, Float, Int, Tensor
 from ifam.auditing.inputs import Advance, AuditInputs, ModelOutputs, Stopwatch, chunks, no_progress
-from ifam.backbones.gated_attention import OverrideSDPA
 from ifam.evaluation.hidden_pixel_attacks import hidden_pixel_mask
+from ifam.models import attribution
+from ifam.models.attribution import UnmaskedClassifier, has_libraries
 from ifam.models.base import device_of, evaluating
 from ifam.models.ifam import IFAM
 from ifam.models.masking import patch_mean, resize_values
@@ -29,7 +26,6 @@ from ifam.models.predictor import Predictor
 # Maps the model, images and their answers to one non-negative value for each patch.
 Explain = Callable[["UnmaskedClassifier", Tensor, Tensor], Float[Tensor, "B H W"]]
 MISSING = "Grad-CAM and integrated gradients were left out: `pip install 'ifam[explain]'` brings them."
-_INTEGRATION_STEPS = 32
 
 
 @dataclass(frozen=True)
@@ -81,24 +77,6 @@ class PostHoc:
     notes: tuple[str, ...]
 
 
-class UnmaskedClassifier(nn.Module):
-    """A predictor that sees every patch, computed as in timm, so attribution methods can access its layers.
-
-    Args:
-        predictor: Its weights are shared.
-    """
-
-    def __init__(self, predictor: Predictor) -> None:
-        super().__init__()
-        self.backbone, self.norm, self.head = predictor.backbone, predictor.norm, predictor.head
-
-    def forward(self, images: Float[Tensor, "B 3 S1 S2"]) -> Float[Tensor, "B C"]:
-        """Class logits of the whole image."""
-        tokens = self.backbone(images)
-        logits: Tensor = self.head(self.norm(self.backbone.pool(tokens)))
-        return logits
-
-
 def compare_explanations(
     model: IFAM,
     plain: Predictor,
@@ -129,18 +107,6 @@ def compare_explanations(
             maps, seconds = explain_all(classifier, explain, inputs.images, batch_size, advance)
             rows.append(evaluator.row(name, maps, seconds, classifier, plain))
     return PostHoc(plain_name, tuple(rows), () if has_libraries() else (MISSING,))
-
-
-@cache
-def has_libraries() -> bool:
-    """Whether the extra `explain` is installed."""
-    try:
-        with _imported():
-            for name in ("torchcam.methods", "captum.attr"):
-                import_module(name)
-    except ImportError:
-        return False
-    return True
 
 
 def explainers() -> Mapping[str, Explain]:
@@ -177,67 +143,25 @@ def random_patches(
     return torch.rand(len(images), *classifier.backbone.grid, generator=generator)
 
 
-@torch.no_grad()
 def attention_rollout(
     classifier: UnmaskedClassifier, images: Tensor, answers: Int[Tensor, " B"]
 ) -> Float[Tensor, "B H W"]:
-    """Attention rollout: products of attention over all blocks, averaged with the identity (arXiv 2005.00928)."""
-    weights: list[Tensor] = []
-
-    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        share: Tensor = (query @ key.mT * query.shape[-1] ** -0.5).softmax(dim=-1)
-        weights.append(share.mean(dim=1))
-        return share @ value
-
-    with OverrideSDPA(attend):
-        classifier.backbone(images)
-    identity = torch.eye(weights[0].shape[-1], device=images.device)
-    flow: Tensor = identity
-    for share in weights:
-        flow = (share + identity) / 2 @ flow
-    backbone = classifier.backbone
-    rows = flow[:, :1] if backbone.has_class_token else flow[:, backbone.num_prefix_tokens :]
-    heat: Tensor = rows[:, :, backbone.num_prefix_tokens :].mean(dim=1).unflatten(1, backbone.grid)
-    return heat
+    """Attention rollout, see `ifam.models.attribution`."""
+    return attribution.attention_rollout(classifier.as_patches(), images, answers)
 
 
 def grad_cam(classifier: UnmaskedClassifier, images: Tensor, answers: Int[Tensor, " B"]) -> Float[Tensor, "B H W"]:
-    """Grad-CAM (arXiv 1610.02391) at the first norm of the last block, upsampled to the image."""
-    from torchcam.methods import GradCAM
-
-    backbone = classifier.backbone
-    patches = partial(_as_feature_maps, prefix=backbone.num_prefix_tokens, grid=backbone.grid)
-    layer: Any = backbone.vit.blocks[-1].norm1
-    with GradCAM(classifier, layer, reshape_transform=patches) as cam:
-        heat = cam(answers.tolist(), classifier(images))[0]
+    """Grad-CAM (arXiv 1610.02391) of the last block, upsampled to the image."""
+    heat = attribution.class_activation(classifier.as_patches(), images, answers)
     pixels = F.interpolate(heat[:, None], images.shape[2:], mode="bilinear")[:, 0]
-    return patch_mean(pixels - pixels.amin(dim=(1, 2), keepdim=True), backbone.grid)
+    return patch_mean(pixels - pixels.amin(dim=(1, 2), keepdim=True), classifier.backbone.grid)
 
 
 def integrated_gradients(
     classifier: UnmaskedClassifier, images: Tensor, answers: Int[Tensor, " B"]
 ) -> Float[Tensor, "B H W"]:
-    """Integrated gradients (arXiv 1703.01365) from the mean color in 32 steps; mean absolute value of each patch."""
-    with _imported():
-        from captum.attr import IntegratedGradients
-    attribution = IntegratedGradients(classifier).attribute(
-        images, target=answers, n_steps=_INTEGRATION_STEPS, internal_batch_size=max(1, len(images))
-    )
-    return patch_mean(attribution.sum(dim=1).abs(), classifier.backbone.grid)
-
-
-@contextmanager
-def _imported() -> Iterator[None]:
-    """Ignore the warnings of libraries about each other during import."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-def _as_feature_maps(tokens: Tensor, prefix: int, grid: tuple[int, int]) -> Tensor:
-    """Patch tokens [B, N, D] as feature maps [B, D, H, W]."""
-    maps: Tensor = tokens[:, prefix:].unflatten(1, grid).permute(0, 3, 1, 2)
-    return maps
+    """Integrated gradients, see `ifam.models.attribution`."""
+    return attribution.integrated_gradients(classifier.as_patches(), images, answers)
 
 
 def top_k_mask(maps: Float[Tensor, "N H W"], mask: Bool[Tensor, "N H W"]) -> Bool[Tensor, "N H W"]:

@@ -1,13 +1,14 @@
 """Everything that relies on timm's private names and on the internals of its blocks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from timm.layers.attention import Attention
 from timm.layers.drop import DropPath
-from timm.models.eva import Eva
-from timm.models.vision_transformer import Block, VisionTransformer
+from timm.models.eva import Eva, EvaBlock
+from timm.models.vision_transformer import Block, ParallelScalingBlock, VisionTransformer
 from torch import nn
 from torch.nn import functional as F
 
@@ -22,6 +23,42 @@ def use_fused_attention(vit: Vit) -> None:
     for module in vit.modules():
         if hasattr(module, "fused_attn"):
             setattr(module, "fused_attn", True)  # noqa: B010 (mypy takes a module's attributes for tensors)
+
+
+@contextmanager
+def fused_attention(vit: Vit) -> Iterator[None]:
+    """`use_fused_attention` within the block."""
+    before = {module: module.fused_attn for module in vit.modules() if hasattr(module, "fused_attn")}
+    use_fused_attention(vit)
+    try:
+        yield
+    finally:
+        for module, fused in before.items():
+            setattr(module, "fused_attn", fused)  # noqa: B010 (as above)
+
+
+def is_vit(model: nn.Module) -> bool:
+    """Whether a model has a row of prefix tokens and patches of a grid, which runs through blocks."""
+    embed = getattr(model, "patch_embed", None)
+    return hasattr(model, "blocks") and hasattr(model, "num_prefix_tokens") and hasattr(embed, "grid_size")
+
+
+def class_tokens(vit: nn.Module) -> int:
+    """Number of first tokens that a classifier of timm reads: 2 where it was distilled, 0 where it pools patches."""
+    if getattr(vit, "global_pool", "token") != "token":
+        return 0
+    return 2 if getattr(vit, "dist_token", None) is not None else 1
+
+
+def input_of_last_attention(vit: Any) -> nn.Module:
+    """The layer whose output the attention of the last block reads: its first norm, or else the block before."""
+    last = vit.blocks[-1]
+    if isinstance(last, Block | EvaBlock):
+        return last.norm1
+    if isinstance(last, ParallelScalingBlock):
+        return last.in_norm
+    layer: nn.Module = vit.blocks[-2] if len(vit.blocks) > 1 else vit.norm_pre
+    return layer
 
 
 def keep_tokens_only(vit: Vit) -> None:

@@ -73,7 +73,7 @@ class PartContributions:
 
 
 @torch.no_grad()
-def explain(model: Classifier, images: Float[Tensor, "B 3 S1 S2"], *, batch_size: int = 16) -> PartContributions:
+def explain_parts(model: Classifier, images: Float[Tensor, "B 3 S1 S2"], *, batch_size: int = 16) -> PartContributions:
     """What each part contributes to the class logits.
 
     Where the predictor sees each part alone, these are the model's own terms. Where it sees them together, they are
@@ -121,7 +121,7 @@ def check_explainable(model: Classifier) -> TypeGuard[IFAM]:
 
 
 def can_explain(model: Classifier) -> TypeGuard[IFAM]:
-    """Whether `explain` takes a model."""
+    """Whether `explain_parts` takes a model."""
     try:
         return check_explainable(model)
     except IfamError:
@@ -129,7 +129,7 @@ def can_explain(model: Classifier) -> TypeGuard[IFAM]:
 
 
 def explain_output(model: IFAM, images: Float[Tensor, "B 3 S1 S2"], out: Output) -> PartContributions:
-    """The explanation of an output of the model in evaluation mode; see `explain`."""
+    """The explanation of an output of the model in evaluation mode; see `explain_parts`."""
     shown = shown_parts(model, out).flatten(2)
     present, logits = shown.any(dim=2), finite_logits(out.logits)
     if out.part_contributions is not None and out.prior is not None:

@@ -14,8 +14,9 @@ from PIL import Image
 
 from ifam._typing import Bool, Int, Tensor
 from ifam.errors import IfamError
-from ifam.io import printable, replacing
+from ifam.io import printable
 from ifam.prediction.reading import crop_for_display, read_any
+from ifam.report.figures import as_figure, picture_path, write_picture
 from ifam.report.overlays import triptych
 
 if TYPE_CHECKING:
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 # Flags of a row.
 NOTHING, EVERYTHING = "nothing_visible", "nearly_everything_visible"
 DISAGREES, NO_CLASS = "selector_disagrees", "no_class_in_set"
-# Dots per inch of a figure.
-_DPI = 150
 
 
 @dataclass(frozen=True)
@@ -163,16 +162,7 @@ class Prediction:
         Raises:
             IfamError: There is no picture, see `draw`.
         """
-        # pyplot lets notebooks show figures; one that it managed would be shown twice.
-        import matplotlib.pyplot as plt
-
-        picture = self.draw()
-        figure = plt.figure(figsize=(picture.width / _DPI, picture.height / _DPI), dpi=_DPI)
-        plt.close(figure)
-        axes = figure.add_axes((0, 0, 1, 1))
-        axes.imshow(np.asarray(picture))
-        axes.set_axis_off()
-        return figure
+        return as_figure(self.draw())
 
     def save(self, path: str | Path) -> Path:
         """Write the picture to a file, in the format of its ending.
@@ -186,13 +176,8 @@ class Prediction:
         Raises:
             IfamError: There is no picture, see `draw`; or it cannot be written.
         """
-        path = Path(path)
-        if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
-            raise IfamError(f"{path} has no ending of a picture; give one such as .png, .jpg or .webp.")
-        picture = self.draw()
-        with replacing(path) as temporary:
-            picture.save(temporary)
-        return path
+        path = picture_path(path)
+        return write_picture(self.draw(), path)
 
     def _repr_html_(self) -> str:
         """The answer as a notebook shows it, with its picture where one can be drawn."""

@@ -134,6 +134,23 @@ def predictor_view(image: Image.Image, mask: Bool[Tensor, "H W"]) -> Image.Image
     return _image(np.where(visible[..., None], _pixels(image), checker))
 
 
+def heat_overlay(image: Image.Image, heat: Float[Tensor, "H W"]) -> Image.Image:
+    """A heat map over the image in shades of gray, from its lowest value (dark) to its highest (bright).
+
+    Args:
+        image: The image that the model received, in any resolution.
+        heat: A value for each patch; without any difference, nothing is bright.
+
+    Returns:
+        An RGB image of the same size.
+    """
+    values = heat.detach().float().cpu().numpy()
+    values = (values - values.min()) / max(float(np.ptp(values)), np.finfo(np.float32).tiny)
+    smooth = Image.fromarray(values, mode="F").resize(image.size, Image.Resampling.BILINEAR)
+    colors = 255 * matplotlib.colormaps["inferno"](np.asarray(smooth))[..., :3].astype(np.float32)
+    return _image(0.4 * _pixels(image).mean(axis=2, keepdims=True) + 0.6 * colors)
+
+
 def triptych(
     image: Image.Image,
     part_maps: Float[Tensor, "K1 H W"],
