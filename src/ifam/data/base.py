@@ -11,6 +11,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 
 from ifam._typing import Bool, Float, Int, Tensor
+from ifam.data.hugging_face import Columns, read_hugging_face
 from ifam.errors import IfamError
 from ifam.types import Batch
 
@@ -67,6 +68,41 @@ class Benchmark:
     treatments: tuple[str, ...] = ()
     gap: tuple[str, str] | None = None
     mirrored: bool = True
+
+    @classmethod
+    def from_hf(
+        cls,
+        dataset: Any,
+        *,
+        image: str = "image",
+        label: str = "label",
+        group: str | None = None,
+        mask: str | None = None,
+        splits: Mapping[str, str] | None = None,
+        val_fraction: float = 0.2,
+        seed: int = 0,
+        name: str = "hugging_face",
+    ) -> "Benchmark":
+        """A data set of Hugging Face's `datasets`, which `pip install 'ifam[hf]'` installs.
+
+        Args:
+            dataset: A `datasets.DatasetDict`; or a `Dataset`, which is training images, or "all" without validation.
+            image: Column of the images: pictures, their bytes or paths.
+            label: Column of the classes: ClassLabel, text or whole numbers.
+            group: Column of the groups, likewise; the classes where it is None.
+            mask: Column of masks of the object.
+            splits: Its name of each of our splits, such as {"train": "train", "test": "validation"}; by default
+                training, valid, validation and testing are known, too, and others left out.
+            val_fraction: Share of the training images to validate with where there is no such split; 0 for none.
+            seed: Seed of that choice.
+            name: Name of the data set.
+
+        Raises:
+            IfamError: A split or column is missing, or a label or group cannot be used.
+        """
+        columns = Columns(image, label, group, mask)
+        parts = read_hugging_face(dataset, columns, splits, val_fraction, seed)
+        return cls(name, *parts)
 
     @property
     def is_whole(self) -> bool:

@@ -124,9 +124,20 @@ def read_image(path: Path, white: int = 0) -> tuple[Image.Image, str]:
         Exception: Pillow can raise anything on a damaged file.
     """
     image, scaling = _upright(path, white)
-    if image.mode == "RGB":
-        return image, scaling
-    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB"), scaling
+    return _over_white(image), scaling
+
+
+def to_rgb(image: Image.Image, name: Path) -> Image.Image:
+    """An opened image as `load_image` reads a file.
+
+    Args:
+        image: Of any mode.
+        name: What it is, for warnings.
+
+    Raises:
+        Exception: Pillow can raise anything on a damaged image.
+    """
+    return _over_white(_shown(image, name, 0)[0])
 
 
 def load_rgba(path: str | Path) -> Image.Image:
@@ -158,11 +169,23 @@ def _unreadable(path: Path, error: Exception) -> IfamError:
 def _upright(path: Path, white: int) -> tuple[Image.Image, str]:
     """The image with its EXIF orientation applied, as RGBA where it has transparency and as RGB elsewhere."""
     with open_image(path) as image:
-        reduced, scaling = _eight_bits(image, path, white)
-        upright = ImageOps.exif_transpose(reduced)
-        if upright.has_transparency_data:
-            return upright.convert("RGBA"), scaling
-        return _lab_to_rgb(upright) if upright.mode == "LAB" else upright.convert("RGB"), scaling
+        return _shown(image, path, white)
+
+
+def _shown(image: Image.Image, path: Path, white: int) -> tuple[Image.Image, str]:
+    """As `_upright`, of an opened image; the path is for messages."""
+    reduced, scaling = _eight_bits(image, path, white)
+    upright = ImageOps.exif_transpose(reduced)
+    if upright.has_transparency_data:
+        return upright.convert("RGBA"), scaling
+    return _lab_to_rgb(upright) if upright.mode == "LAB" else upright.convert("RGB"), scaling
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    """An RGBA image over white; one without transparency as it is."""
+    if image.mode == "RGB":
+        return image
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
 
 def why_unreadable(path: Path, error: Exception) -> str:
@@ -309,8 +332,11 @@ def orientation(image: Image.Image) -> int | None:
 
 
 def content_of(image: Image.Image) -> bytes:
-    """The bytes of an opened image's file."""
-    with open_file(Path(getattr(image, "filename", ""))) as file:
+    """The bytes of an opened image's file; none of one that was opened in memory."""
+    name = getattr(image, "filename", "")
+    if not name:
+        return b""
+    with open_file(Path(name)) as file:
         return file.read()
 
 

@@ -70,6 +70,15 @@ def load_mask(path: str | Path, image: str | Path | None = None, *, any_value: b
         ) from error
 
 
+def to_mask(image: Image.Image) -> Bool[Tensor, "H W"]:
+    """The mask of an object in an opened image, by the rule of `load_mask`.
+
+    Raises:
+        Exception: Pillow can raise anything on a damaged image.
+    """
+    return torch.from_numpy(np.ascontiguousarray(_turned(_of_image(image, False), orientation(image) or 1)))
+
+
 def mask_size(path: Path) -> tuple[int, int]:
     """Width and height of a mask by its header, with its own EXIF orientation applied."""
     if path.suffix.lower() == ".npy":
