@@ -5,6 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 PAGE = (Path(__file__).parents[1] / "docs" / "ecosystem.md").read_text(encoding="utf-8")
@@ -35,3 +36,30 @@ def test_heat_maps():
     assert names["heat"].maps.shape == (2, 14, 14)
     assert names["heat"].pixels().shape == (2, 224, 224)
     assert Path("heat.png").is_file()
+
+
+def test_masks_in_torchvision():
+    """Where the mask shows a patch, and nowhere else, its pixels are tinted."""
+    names = run_section("Masks in torchvision")
+    images, out = names["images"], names["out"]
+    changed = (names["drawn"] != images[0]).any(dim=0)
+    tinted = torch.nn.functional.avg_pool2d(changed[None].float(), 8)[0] > 0.5
+    assert torch.equal(tinted, out.mask[0])
+    with Image.open("mask.png") as saved:
+        assert saved.size == (80, 80)
+
+
+def test_the_selector_as_a_part_discovery_model():
+    names = run_section("The selector as a part-discovery model")
+    selection, model = names["selection"], names["model"]
+    assert selection.part_maps.shape == (2, 5, 10, 10)
+    assert selection.winners.shape == (2, 10, 10)
+    assert selection.part_features.shape == (2, 5, 128)
+    assert selection.selector_logits.shape == (2, 2)
+    images = torch.rand(2, 3, 80, 80)
+    alone, within = names["selector"](images), model(images).selection
+    for name in ("assignment_logits", "part_maps", "similarity", "part_features", "part_scores", "selector_logits"):
+        assert torch.equal(getattr(alone, name), getattr(within, name)), name
+    # The predictor is not needed.
+    del model.predictor
+    assert torch.equal(names["selector"](images).part_maps, alone.part_maps)
