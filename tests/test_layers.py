@@ -105,6 +105,7 @@ ORDER = {
             "losses",
             "group_dro",
             "optimization",
+            "lora",
             "randomness",
             "batches",
             "metrics_file",

@@ -23,7 +23,7 @@ from ifam.ranges import (
 MaskGradient = Literal["full", "visible", "none"]
 Execution = Literal["auto", "padded", "packed", "dense"]
 Aggregation = Literal["joint", "sum"]
-Tuning = Literal["tokens", "none", "all"]
+Tuning = Literal["tokens", "none", "all", "lora"]
 
 # Weights stay in 32 bits; only computation may be in fewer.
 PRECISIONS = ("32-true", "32", "bf16-mixed", "bf16", "16-mixed", "16")
@@ -181,8 +181,11 @@ class TrainConfig:
         weight_decay: Normalized decay; AdamW gets `weight_decay * sqrt(1 / (steps per epoch * epochs))`. 0 for none.
         clip_norm: Largest norm of the gradient; 0 or None for no clipping.
         selector_tuning: What is trained in the selector's backbone: its class, register and position "tokens",
-            "none" or "all".
+            "none", "all", or "lora": its tokens, and low-rank adapters in place of its weights, into which they are
+            merged after the training (arXiv 2106.09685; needs `pip install 'ifam[lora]'`).
         predictor_tuning: The same for the predictor's backbone.
+        lora_rank: Rank of the adapters, at least 1.
+        lora_lr_factor: Multiplies the learning rate of the adapters.
         cache_tokens: Compute the patch tokens of a frozen selector (`selector_tuning: none`) once for each image, and
             keep them beside the run. It changes the speed only.
         group_dro: Train for the worst group (GroupDRO, arXiv 1911.08731), with this step size of the groups' weights;
@@ -234,6 +237,8 @@ class TrainConfig:
     clip_norm: float | None = 2.0
     selector_tuning: Tuning = "tokens"
     predictor_tuning: Tuning = "all"
+    lora_rank: int = 8
+    lora_lr_factor: float = 10.0
     cache_tokens: bool = True
     group_dro: float | None = None
     window_share: float = 0.0
@@ -267,6 +272,8 @@ class TrainConfig:
         "prototype_lr_factor": NOT_NEGATIVE,
         "modulation_lr_factor": NOT_NEGATIVE,
         "head_lr_factor": NOT_NEGATIVE,
+        "lora_rank": COUNT,
+        "lora_lr_factor": NOT_NEGATIVE,
         "selector_epochs": NATURAL,
         "warmup_epochs": NATURAL,
         "warmup_factor": SHARE,

@@ -61,6 +61,22 @@ def input_of_last_attention(vit: Any) -> nn.Module:
     return layer
 
 
+@contextmanager
+def layers_are_called(vit: Vit) -> Iterator[None]:
+    """Within the block, timm computes linear layers by calling them, and reads no weights: they may be wrapped.
+
+    Eva's attention reads those of `qkv` where it has biases of its own.
+    """
+    reading = [module for module in vit.modules() if getattr(module, "qkv_bias_separate", True) is False]
+    for module in reading:
+        module.qkv_bias_separate = True  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for module in reading:
+            module.qkv_bias_separate = False  # type: ignore[assignment]
+
+
 def keep_tokens_only(vit: Vit) -> None:
     """Remove timm's own pooling, which is unused here: its weights would receive no gradient.
 

@@ -26,6 +26,7 @@ from ifam.provenance import use_threads
 from ifam.run_files import METRICS, history
 from ifam.training.batches import Batches, augmentation
 from ifam.training.diagnostics import problems
+from ifam.training.lora import adapters, check_installed
 from ifam.training.metrics_file import MetricsFile
 from ifam.training.module import Training, epochs_of_method, prepare
 from ifam.training.progress import TrainingProgress
@@ -87,9 +88,9 @@ def fit(
     check(benchmark, config, model)
     config = epochs_of_method(config, model)
     seed_everything(config.seed)
-    prepare(model, config)
-    module = Training(model, config, losses or LossConfig(), benchmark, len(benchmark.split("train")))
-    with quiet(), run_folder(folder) as path, deferred() as stop, ExitStack() as stack:
+    with quiet(), run_folder(folder) as path, deferred() as stop, adapters(model, config), ExitStack() as stack:
+        prepare(model, config)
+        module = Training(model, config, losses or LossConfig(), benchmark, len(benchmark.split("train")))
         _check_space(model, path, config)
         metrics = MetricsFile(path / METRICS)
         checkpoints = Checkpoints(path / FOLDER, stop, metrics)
@@ -189,8 +190,9 @@ def check(benchmark: Benchmark, config: TrainConfig, model: Classifier | None = 
 
     Raises:
         IfamError: A setting is invalid, there are fewer images than in a batch, or one lacks the true mask that the
-            model needs.
+            model needs; or peft is not installed, which adapters need.
     """
+    check_installed(config)
     if config.group_dro is not None:
         benchmark.groups("train")
     if config.window_share and model is not None:

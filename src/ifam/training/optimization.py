@@ -50,9 +50,11 @@ def parameter_groups(model: nn.Module, config: TrainConfig) -> list[ParameterGro
 def _role(name: str, config: TrainConfig) -> tuple[str, float, bool]:
     """Role of a parameter, its learning rate factor, and whether it is trained."""
     token = name.rsplit(".", 1)[-1] in TOKENS
+    if ".lora_" in name:
+        return f"{name.split('.')[0]} backbone adapters", config.lora_lr_factor, True
 
     def tuned(tuning: Tuning) -> bool:
-        return tuning == "all" or (tuning == "tokens" and token)
+        return tuning == "all" or (tuning in ("tokens", "lora") and token)
 
     if name.startswith("selector.backbone."):
         return "selector backbone", config.selector_lr_factor, tuned(config.selector_tuning)
