@@ -4,7 +4,11 @@ from jaxtyping import install_import_hook
 
 install_import_hook("ifam", "beartype.beartype")
 
+import asyncio  # noqa: E402
+import gc  # noqa: E402
 import logging  # noqa: E402
+import socket  # noqa: E402
+import traceback  # noqa: E402
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
@@ -19,6 +23,7 @@ LAYOUTS = {
     "no class token": ("vit_base_patch16_siglip_224", 64),
     "norm before the blocks": ("vit_base_patch16_clip_224", 64),
 }
+LOCAL = ("127.0.0.1", "::1", "localhost", "0.0.0.0", None)
 TINY_VIT = {"depth": 2, "embed_dim": 48, "num_heads": 3}
 
 
@@ -48,6 +53,42 @@ def wake(module):
             else:
                 weight.normal_(std=0.3 if weight.ndim == 1 or "embed" in name or "token" in name else 0.15)
     return module
+
+
+def close_event_loops():
+    """Close those that Gradio has left open, which would be warnings in whatever test runs next."""
+    for loop in [one for one in gc.get_objects() if issubclass(type(one), asyncio.AbstractEventLoop)]:
+        if not loop.is_running():
+            loop.close()
+
+
+@pytest.fixture(scope="module")
+def network():
+    """Every address outside of this machine that this process asks for; none is reached."""
+    asked = []
+    with pytest.MonkeyPatch.context() as patch:
+        connect, look_up = socket.socket.connect, socket.getaddrinfo
+
+        def note(address):
+            """The client that stands in for visitors is none of the server's business."""
+            if not any("gradio_client" in frame.filename for frame in traceback.extract_stack()):
+                asked.append(address)
+
+        def guarded(self, address):
+            if isinstance(address, tuple) and address[0] not in LOCAL:
+                note(address)
+                raise OSError("no network here")
+            return connect(self, address)
+
+        def resolved(host, *args, **kwargs):
+            if host not in LOCAL:
+                note(host)
+                raise socket.gaierror("no network here")
+            return look_up(host, *args, **kwargs)
+
+        patch.setattr(socket.socket, "connect", guarded)
+        patch.setattr(socket, "getaddrinfo", resolved)
+        yield asked
 
 
 @pytest.fixture(params=LAYOUTS.values(), ids=LAYOUTS)

@@ -130,6 +130,7 @@ ALONE = {
     "test_mirror",
     "test_readme",
     "test_trust",
+    "test_walkthrough",
     "test_wheel",
 }
 

@@ -1,12 +1,11 @@
 """The app as people meet it: in a real browser, by many at once, and on a machine whose network is watched."""
 
-import asyncio
-import gc
 import json
 import os
+import re
+import shlex
 import socket
 import threading
-import traceback
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import torch
 from PIL import Image
 
 from chromium import chromium, complaints, needs_chromium
-from conftest import wake
+from conftest import close_event_loops, wake
 from ifam.app.exploration import Exploration
 from ifam.app.server import serving
 from ifam.app.session import Session, Sessions, Studio
@@ -33,37 +32,6 @@ pytest.importorskip("gradio")
 pytestmark = pytest.mark.filterwarnings(
     "ignore::ResourceWarning", "ignore::DeprecationWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
 )
-
-LOCAL = ("127.0.0.1", "::1", "localhost", "0.0.0.0", None)
-
-
-@pytest.fixture(scope="module")
-def network():
-    """Every address outside of this machine that this process asks for; none is reached."""
-    asked = []
-    with pytest.MonkeyPatch.context() as patch:
-        connect, look_up = socket.socket.connect, socket.getaddrinfo
-
-        def note(address):
-            """The client that stands in for visitors is none of the server's business."""
-            if not any("gradio_client" in frame.filename for frame in traceback.extract_stack()):
-                asked.append(address)
-
-        def guarded(self, address):
-            if isinstance(address, tuple) and address[0] not in LOCAL:
-                note(address)
-                raise OSError("no network here")
-            return connect(self, address)
-
-        def resolved(host, *args, **kwargs):
-            if host not in LOCAL:
-                note(host)
-                raise socket.gaierror("no network here")
-            return look_up(host, *args, **kwargs)
-
-        patch.setattr(socket.socket, "connect", guarded)
-        patch.setattr(socket, "getaddrinfo", resolved)
-        yield asked
 
 
 @pytest.fixture(scope="module")
@@ -86,11 +54,7 @@ def app(model, network, tmp_path_factory):
     examples = [(photo(100 + n), f"example {n}") for n in range(3)]
     with serving(studio, examples, port=None, max_megabytes=1.0, sessions=sessions) as url:
         yield url, studio, sessions
-    # Left alone, they would be warnings in whatever test runs next.
-    loops = [one for one in gc.get_objects() if issubclass(type(one), asyncio.AbstractEventLoop)]
-    for loop in loops:
-        if not loop.is_running():
-            loop.close()
+    close_event_loops()
 
 
 def photo(seed):
@@ -315,21 +279,45 @@ def test_what_the_command_cannot_use_is_a_sentence(words, message, capsys, tmp_p
     assert message in capsys.readouterr().err
 
 
-def test_the_command_serves_a_model(model, tmp_path, monkeypatch, capsys):
+class Served(BaseException):
+    """Ends the verb where it would serve."""
+
+
+@pytest.fixture
+def served(monkeypatch):
+    """What the verb would serve: nothing is."""
+    known = {}
+
+    def stand_in(studio, examples, **settings):
+        known.update(studio=studio, examples=examples, **settings)
+        raise Served
+
+    monkeypatch.setattr("ifam.app.server.serving", stand_in)
+    return known
+
+
+def test_the_commands_of_the_documentation_serve(model, served, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model.save_pretrained("runs/ifam")
+    PlainViT(model.config, pretrained=False).save_pretrained("runs/plain_vit")
+    Path("photos").mkdir()
+    photo(0).save("photos/a.png")
+    text = (Path(__file__).parents[2] / "docs" / "app.md").read_text(encoding="utf-8")
+    plain, ports = [], []
+    for line in re.findall(r"^    (ifam app .*)$", text, re.MULTILINE):
+        with pytest.raises(Served):
+            main(shlex.split(line, comments=True)[1:])
+        plain.append(served["studio"].plain is not None)
+        ports.append(served["port"])
+    assert (plain, ports) == ([False, True, False], [7860, 7860, 8000])
+    assert [name for _, name in served["examples"]] == ["a.png"]
+
+
+def test_the_command_serves_a_model(model, served, tmp_path, capsys):
     """From its folder, with a plain ViT beside, and a folder of examples; what does not fit is said before."""
     model.save_pretrained(tmp_path / "ifam")
     PlainViT(model.config, pretrained=False).save_pretrained(tmp_path / "plain")
     photo(0).save(tmp_path / "a.png")
-    served = {}
-
-    class Served(BaseException):
-        pass
-
-    def stand_in(studio, examples, **settings):
-        served.update(studio=studio, examples=examples, **settings)
-        raise Served
-
-    monkeypatch.setattr("ifam.app.server.serving", stand_in)
     words = ["app", str(tmp_path / "ifam"), "--plain", str(tmp_path / "plain"), "--device", "cpu"]
     with pytest.raises(Served):
         main([*words, "--examples", str(tmp_path)])

@@ -199,6 +199,7 @@ function show(milliseconds) {
     return row;
   }));
   const visible = answer.mask.reduce((a, b) => a + b, 0);
+  byId("empty").hidden = visible > 0;
   byId("share").textContent = visible ? `${percent(visible / answer.mask.length)} of the photo` : "nothing";
   listParts(best, percent);
   draw();
