@@ -11,7 +11,10 @@ from ifam.cli.parser import parse
 ROOT = Path(__file__).parents[1]
 README, *GUIDES = (
     (ROOT / name).read_text(encoding="utf-8")
-    for name in ("README.md", "docs/start.md", "docs/experiments.md", "docs/certify.md", "CONTRIBUTING.md")
+    for name in (
+        *("README.md", "CONTRIBUTING.md"),
+        *("docs/start.md", "docs/experiments.md", "docs/certify.md", "docs/deployment.md"),
+    )
 )
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 COMMANDS = [

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet
+import pydicom
 import pytest
 import torch
 from PIL import Image
@@ -216,6 +217,21 @@ def test_sixteen_bits_and_dicom_are_scaled_and_it_is_said(here, caplog):
     assert rows["1.2.3.dcm"]["top"] == rows["deep.png"]["top"]
     assert caplog.text.count("values are brought to 8 bits by range 0 to 4095.") == 1
     assert caplog.text.count("by range 0 to 4095 (assumed).") == 1
+
+
+def test_what_headers_say_of_people_is_written_nowhere(here):
+    """Neither of a DICOM file nor of a photograph (docs/data_protection.md)."""
+    scan = draw_dicom(Path("photos/1.dcm"), np.linspace(0, 255, 2000).astype(np.uint16).reshape(40, 50), bits=12)
+    file = pydicom.dcmread(scan)
+    file.PatientName = file.PatientID = file.InstitutionName = "Secret"
+    file.save_as(scan)
+    exif = Image.Exif()
+    exif[0x013B] = "Secret"  # the artist
+    Image.new("RGB", (50, 40)).save("photos/f.jpg", exif=exif)
+    run("predict photos --out out.jsonl --overlays drawn")
+    assert len(list(Path("drawn").glob("*.png"))) == 6
+    written = [path for path in here.rglob("*") if path.is_file() and path.parts[len(here.parts)] != "photos"]
+    assert not [path for path in written if b"Secret" in path.read_bytes()]
 
 
 def test_a_table_below_the_images_and_pictures_among_them_are_no_images(here):
