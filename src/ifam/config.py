@@ -181,10 +181,10 @@ class TrainConfig:
         weight_decay: Normalized decay; AdamW gets `weight_decay * sqrt(1 / (steps per epoch * epochs))`. 0 for none.
         clip_norm: Largest norm of the gradient; 0 or None for no clipping.
         selector_tuning: What is trained in the selector's backbone: its class, register and position "tokens",
-            "none", "all", or "lora": its tokens, and low-rank adapters in place of its weights, into which they are
-            merged after the training (arXiv 2106.09685; needs `pip install 'ifam[lora]'`).
+            "none", "all", or "lora" (adapters).
         predictor_tuning: The same for the predictor's backbone.
-        lora_rank: Rank of the adapters, at least 1.
+        lora_rank: Rank, at least 1, of the low-rank adapters of "lora" (arXiv 2106.09685; `pip install 'ifam[lora]'`):
+            they and the tokens are trained in the place of the weights, into which they are merged afterwards.
         lora_lr_factor: Multiplies the learning rate of the adapters.
         cache_tokens: Compute the patch tokens of a frozen selector (`selector_tuning: none`) once for each image, and
             keep them beside the run. It changes the speed only.
