@@ -49,6 +49,7 @@ PUBLIC = {
     "model_card",
     "predict",
     "push_to_hub",
+    "to_fiftyone",
 }
 SOURCES = sorted(Path(ifam.__file__).parent.rglob("*.py"))
 MODULES = [

@@ -28,6 +28,7 @@ USES = {
     "exporting/page.py": {"export"},
     "prediction/tables.py": {"parquet"},
     "training/lora.py": {"lora"},
+    "report/fiftyone_samples.py": {"fiftyone"},
     "training/trainer.py": {"tensorboard"},
 }
 # Extras whose objects a user hands over: nothing imports them.

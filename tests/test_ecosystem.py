@@ -63,3 +63,14 @@ def test_the_selector_as_a_part_discovery_model():
     # The predictor is not needed.
     del model.predictor
     assert torch.equal(names["selector"](images).part_maps, alone.part_maps)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("fiftyone") is None, reason="the extra `fiftyone` is not installed")
+@pytest.mark.filterwarnings("ignore")
+def test_an_audit_in_fiftyone():
+    names = run_section("An audit in FiftyOne")
+    assert [Path(sample.filepath).name for sample in names["samples"]] == sorted(
+        path.name for path in Path("audited").iterdir()
+    )
+    assert len(names["samples"]) == 8

@@ -27,6 +27,7 @@ from ifam.models.interventions import UseMask as UseMask
 from ifam.models.interventions import UseParts as UseParts
 from ifam.publishing import push_to_hub as push_to_hub
 from ifam.report.card import model_card as model_card
+from ifam.report.fiftyone_samples import to_fiftyone as to_fiftyone
 from ifam.report.heat_maps import HeatMaps as HeatMaps
 from ifam.training import losses as losses
 from ifam.training.corrections import correct as correct
