@@ -13,8 +13,12 @@ import pytest
 
 from ifam.cli import main as cli
 from ifam.interruption import SIGNALS, Interrupted, deferred, handlers, interruptible, leave_stopping_to_parent
+from programs import Program
 
-QUICK = ["--model.backbone", "ifam_tiny", "--train.batch_size", "16", "--data.num_train", "64", "--data.num_val", "8"]
+QUICK = [
+    *("--model.backbone", "ifam_tiny", "--model.image_size", "40", "--train.batch_size", "16"),
+    *("--data.num_train", "64", "--data.num_val", "8", "--data.num_test", "8"),
+]
 
 
 # Exit status by signal; SIGUSR1 is a batch system's warning that SIGTERM will come.
@@ -200,20 +204,25 @@ def test_the_sentence_and_the_status(number, capsys, monkeypatch, tmp_path):
     assert capsys.readouterr().err == f"ifam: Stopped by {name}: nothing was written; the same command starts over.\n"
 
 
+def installed(words):
+    """The installed program, in a session of its own."""
+    words = [sys.executable, "-m", "ifam.cli", *map(str, words)]
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
 def ended(words, number, seen, *, group=False, times=1):
     """Status and error output of a command that gets a signal as soon as something is seen."""
-    words = [sys.executable, "-m", "ifam.cli", *map(str, words)]
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(words, **streams, start_new_session=True) as process:
+    # Lightning starts the installed program again for another device.
+    with installed(words) if "--train.devices" in words else Program(*words) as program:
         until = time.monotonic() + 100
-        while not seen() and time.monotonic() < until:
+        while not seen() and program.poll() is None and time.monotonic() < until:
             time.sleep(0.05)
         for _ in range(times):
-            (os.killpg if group else os.kill)(process.pid, number)
+            (os.killpg if group else os.kill)(program.pid, number)
             time.sleep(0.2)
-        out, said = process.communicate(timeout=60)
+        out, said = program.communicate()
     assert "Traceback" not in said + out
-    return process.returncode, said.splitlines()
+    return program.returncode, said.splitlines()
 
 
 @pytest.mark.slow

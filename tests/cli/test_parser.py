@@ -2,9 +2,9 @@
 
 import os
 import re
+import resource
 import subprocess
 import sys
-import time
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 
@@ -177,12 +177,13 @@ def _never(verb):
 
 @pytest.mark.slow
 def test_what_is_wrong_is_said_within_seconds():
-    start = time.perf_counter()
+    # Of processor time: other work on the machine does not count.
+    start = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     words = [sys.executable, "-m", "ifam.cli", "train", "photos", "--data.val_fraction", "2"]
     done = subprocess.run(words, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("ifam: folder: val_fraction is 2.0")
-    assert time.perf_counter() - start < 5
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - start < 5
     assert not list(Path().iterdir())
 
 

@@ -1,12 +1,10 @@
 """`ifam repeat`: a result file holds all that it takes to come by the same figures again."""
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,10 +14,12 @@ from ifam.cli.main import main
 from ifam.commands import recorded, running
 from ifam.config import ModelConfig
 from ifam.data import load_benchmark
+from ifam.experiments import demo
 from ifam.experiments.compare import run_comparison
 from ifam.experiments.comparison import Comparison, read_rows
 from ifam.models.registry import build
 from ifam.training.presets import TINY_LOSS, TINY_MODEL, TINY_TRAIN
+from programs import Program
 
 DATA = [f"--data.{name}={value}" for name, value in (("num_train", 32), ("num_val", 16), ("num_test", 16))]
 QUICK = ["--model.backbone=ifam_tiny", "--train.accelerator=cpu", "--train.epochs=1", "--train.batch_size=8", *DATA]
@@ -98,13 +98,12 @@ def test_a_training_that_was_stopped_and_went_on_is_repeated_in_one_go(tmp_path,
     threads = torch.get_num_threads()
     began = 2 if threads == 1 else 1
     run, words = tmp_path / "run", [*QUICK, "--train.epochs=4"]
-    command = [sys.executable, "-m", "ifam.cli", "train", f"--out={run}", *words]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(began)}
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment) as training:
+    with Program("train", f"--out={run}", *words, threads=began) as training:
         while not (run / "checkpoints" / "last.ckpt").exists():
             assert training.poll() is None
             time.sleep(0.02)
         training.send_signal(signal.SIGTERM)
+        training.communicate()
     assert training.returncode == 128 + signal.SIGTERM
     try:
         for command in (["train", f"--out={run}", "--resume"], ["repeat", str(run)]):
@@ -117,7 +116,10 @@ def test_a_training_that_was_stopped_and_went_on_is_repeated_in_one_go(tmp_path,
 
 
 @pytest.mark.slow
-def test_a_challenge_and_the_demo_are_repeated(tmp_path, capsys):
+def test_a_challenge_and_the_demo_are_repeated(tmp_path, capsys, monkeypatch):
+    comparison = demo.demo_comparison
+    few = {"num_train": 64, "num_val": 24, "num_test": 48}
+    monkeypatch.setattr(demo, "demo_comparison", lambda *args: replace(comparison(*args), data=few))
     miniatures.imagenet9_challenge(tmp_path / "data")
     model = build("ifam", ModelConfig("ifam_tiny", num_parts=2, num_classes=9))
     model.save_pretrained(tmp_path / "model")

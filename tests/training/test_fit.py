@@ -634,7 +634,8 @@ def test_the_same_seed_gives_the_same_weights_bit_for_bit(birds):
     ],
     ids=["as usual", "all weights", "hidden patches, padded", "squares of pixels in bf16"],
 )
-def test_a_training_on_several_threads_is_repeated_bit_for_bit_on_a_busy_machine(birds, model_changes, train_changes):
+def test_a_training_on_several_threads_is_repeated_bit_for_bit_on_a_busy_machine(model_changes, train_changes):
+    birds = load_benchmark("pondbirds", options={"num_train": 16, "num_val": 8, "num_test": 8})
     threads, trained = torch.get_num_threads(), []
     # Threads that are interrupted finish in another order.
     busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2)]

@@ -4,10 +4,12 @@ import json
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
 import zipfile
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from ifam.training.batches import Batches
 from ifam.training.fit import fit, seed_everything
 from ifam.training.randomness import Stream, derived_seed, drawing_from
 from ifam.training.resume import BEST, FOLDER, LAST, Checkpoints, find_checkpoint
+from programs import Program
 
 MODEL = ModelConfig(backbone=TINY, image_size=40, num_parts=2)
 TRAIN = TrainConfig(epochs=2, batch_size=8, base_lr=1e-3, monitor="accuracy", accelerator="cpu", crop=0.5)
@@ -80,29 +83,36 @@ def same(first, second):
 # Two epochs of four steps with one validation each save 3 + 1 + 2 checkpoints: steps but the last one, before the
 # validation, the best, and the last. With two steps to an update it is one less; the selector's epoch is never best.
 MOMENTS = {"first step": 1, "before the validation": 4, "between best and last": 5, "epoch": 6, "next epoch": 8}
+# With the moments that matter most to them.
 SETTINGS = {
-    "crops": {},
-    "averages": {"ema_decay": 0.9},
-    "groups, accumulated": {"group_dro": 0.01, "accumulate": 2},
-    "tokens in half precision": {"selector_tuning": "none", "crop": 1.0, "precision": "bf16-mixed"},
-    "the selector alone": {"selector_epochs": 1, "schedule": "linear", "warmup_epochs": 1},
+    "crops": ({}, ("first step", "next epoch")),
+    "averages": ({"ema_decay": 0.9}, tuple(MOMENTS)),
+    "groups, accumulated": ({"group_dro": 0.01, "accumulate": 2}, ("first step", "epoch")),
+    "tokens in half precision": (
+        {"selector_tuning": "none", "crop": 1.0, "precision": "bf16-mixed"},
+        ("first step", "next epoch"),
+    ),
+    "the selector alone": (
+        {"selector_epochs": 1, "schedule": "linear", "warmup_epochs": 1},
+        ("before the validation", "next epoch"),
+    ),
 }
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
-def test_a_training_that_was_stopped_ends_as_one_that_was_not(birds, tmp_path, settings):
+@pytest.mark.parametrize(("settings", "moments"), SETTINGS.values(), ids=SETTINGS)
+def test_a_training_that_was_stopped_ends_as_one_that_was_not(birds, tmp_path, settings, moments):
     config = replace(TRAIN, **settings)
     weights, result, log = train(birds, tmp_path / "whole", config)
-    for name, number in MOMENTS.items():
-        train_in_part(birds, tmp_path / name, number, config)
+    for name in moments:
+        train_in_part(birds, tmp_path / name, MOMENTS[name], config)
         torch.rand(3)  # whatever was drawn in between
         again, resumed, log_again = train(birds, tmp_path / name, config, resume=True)
         assert same(weights, again), name
         assert (resumed.history, resumed.best_epoch) == (result.history, result.best_epoch), name
         assert log_again == log, name
     # Logged twice, and shown once.
-    events = EventAccumulator(str(tmp_path / "next epoch" / "logs"))
+    events = EventAccumulator(str(tmp_path / moments[-1] / "logs"))
     events.Reload()
     for name in ("train/total", "val/accuracy"):
         assert [one.value for one in events.Scalars(name)] == pytest.approx([row[name] for row in result.history])
@@ -307,18 +317,28 @@ def test_trainings_that_are_killed_at_random_moments_end_as_one_that_was_not(tmp
 @pytest.mark.slow
 def test_a_training_on_two_devices_goes_on(tmp_path):
     """Its means are over both, each of which has summed up its part of the epoch."""
-    words = [sys.executable, "-W", "ignore", "-m", "ifam.cli", *WORDS, "--train.devices", "2", "--data.num_train", "64"]
-    words += ["--train.accelerator", "cpu", "--train.epochs", "6"]
+    words = [*WORDS, "--data.num_train", "64", "--train.accelerator", "cpu", "--train.epochs", "6"]
     outs = [tmp_path / name / "run" for name in ("whole", "stopped")]
-    with subprocess.Popen(
-        [*words, "--out", str(outs[1])], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    ) as process:
-        until = time.monotonic() + 100
-        while not (outs[1] / FOLDER / LAST).exists() and time.monotonic() < until:
-            time.sleep(0.05)
-        process.send_signal(signal.SIGTERM)
-        _, said = process.communicate(timeout=100)
-    assert process.returncode == 143, said
-    for options in ([*words, "--out", str(outs[0])], [*words, "--out", str(outs[1]), "--resume"]):
-        subprocess.run(options, check=True, capture_output=True, timeout=200)
+
+    def start(rank, port, *more):
+        """One of two processes, as `torchrun` starts them."""
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_PORT": port}
+        return Program(*words, *more, MASTER_ADDR="127.0.0.1", TORCHELASTIC_RUN_ID="test", **place)
+
+    def run(*more, stop=lambda: False):
+        with closing(socket.create_server(("127.0.0.1", 0))) as free:
+            port = str(free.getsockname()[1])
+        with start("0", port, *more) as first, start("1", port, *more) as second:
+            while first.poll() is None and not stop():
+                time.sleep(0.02)
+            for program in (first, second) if first.poll() is None else ():
+                program.send_signal(signal.SIGTERM)
+            said = [program.communicate()[1] for program in (first, second)]
+            return {first.returncode, second.returncode}, said
+
+    status, said = run("--out", outs[1], stop=(outs[1] / FOLDER / LAST).exists)
+    assert status == {143}, said
+    for more in (["--out", outs[0]], ["--out", outs[1], "--resume"]):
+        status, said = run(*more)
+        assert status == {0}, said
     assert outcome(outs[0]) == outcome(outs[1])
