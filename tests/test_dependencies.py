@@ -29,7 +29,7 @@ USES = {
     "prediction/tables.py": {"parquet"},
     "training/lora.py": {"lora"},
     "report/fiftyone_samples.py": {"fiftyone"},
-    "training/trainer.py": {"tensorboard"},
+    "training/loggers.py": {"mlflow", "tensorboard", "wandb"},
 }
 # Extras whose objects a user hands over: nothing imports them.
 HANDED = {"hf"}

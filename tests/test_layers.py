@@ -110,6 +110,7 @@ ORDER = {
             "batches",
             "metrics_file",
             "progress",
+            "loggers",
             "resume",
             "trainer",
             "diagnostics",

@@ -27,6 +27,7 @@ Tuning = Literal["tokens", "none", "all", "lora"]
 
 # Weights stay in 32 bits; only computation may be in fewer.
 PRECISIONS = ("32-true", "32", "bf16-mixed", "bf16", "16-mixed", "16")
+LOGGERS = ("wandb", "mlflow")
 
 
 @dataclass(frozen=True)
@@ -212,6 +213,7 @@ class TrainConfig:
         workers: Processes that load images; where it is None, up to 8 with a GPU, and none without one, where they
             would compete with the model for the CPU.
         seed: Seed of everything random, from 0 to 4294967295.
+        loggers: Where the values of each epoch are logged besides `metrics.csv` and TensorBoard: "wandb", "mlflow".
         devices: Devices on each machine, or "auto".
         num_nodes: Machines.
         accelerator: Lightning's name of the accelerator, or "auto".
@@ -255,6 +257,7 @@ class TrainConfig:
     crop: float = 1.0
     workers: int | None = None
     seed: int = 0
+    loggers: tuple[str, ...] = ()
     devices: int | str = "auto"
     num_nodes: int = 1
     accelerator: str = "auto"
@@ -314,6 +317,8 @@ class TrainConfig:
                 f"train.augment is {self.augment!r}, but 'each' or 'none' is expected: the share of the area that "
                 f"crops keep is train.crop, and mirror images are train.flip."
             )
+        if unknown := [name for name in self.loggers if name not in LOGGERS]:
+            raise IfamError(f"train.loggers has {unknown[0]!r}, but 'wandb' and 'mlflow' are expected.")
         if self.precision not in PRECISIONS:
             raise IfamError(
                 f"train.precision is {self.precision!r}, but '32-true', 'bf16-mixed' or '16-mixed' is expected: "

@@ -5,7 +5,7 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +24,16 @@ from ifam.models.token_cache import Place, cached_tokens
 from ifam.models.windows import window_shape
 from ifam.provenance import use_threads
 from ifam.run_files import METRICS, history
+from ifam.serialization import flat
 from ifam.training.batches import Batches, augmentation
 from ifam.training.diagnostics import problems
+from ifam.training.loggers import loggers
 from ifam.training.lora import adapters, check_installed
 from ifam.training.metrics_file import MetricsFile
 from ifam.training.module import Training, epochs_of_method, prepare
 from ifam.training.progress import TrainingProgress
 from ifam.training.resume import BEST, FOLDER, Checkpoints, describe_run, find_checkpoint, refuse_other_run
-from ifam.training.trainer import KeepSignals, build_trainer, check_devices, quiet, released, run_folder, tensorboard
+from ifam.training.trainer import KeepSignals, build_trainer, check_devices, quiet, released, run_folder
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +99,9 @@ def fit(
         callbacks: list[L.Callback] = [TrainingProgress(label), KeepSignals(), checkpoints]
         if config.ema_decay is not None:
             callbacks.append(EMAWeightAveraging(decay=config.ema_decay))
-        trainer = build_trainer(config, losses or LossConfig(), callbacks, [metrics, *tensorboard(path)])
+        settings = {"model": asdict(model.config), "train": asdict(config), "loss": asdict(module.losses)}
+        others = stack.enter_context(loggers(config.loggers, path, label, dict(flat(settings))))
+        trainer = build_trainer(config, losses or LossConfig(), callbacks, [metrics, *others])
         stack.enter_context(released(trainer))
         first, start = trainer.is_global_zero, None
         if folder is not None:

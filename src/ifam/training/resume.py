@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 # Folder of a run's checkpoints; the last one, and that of the best epoch.
 FOLDER, LAST, BEST = "checkpoints", "last.ckpt", "best.ckpt"
 # Settings that change the speed only. Kind and number of the devices are compared as they are.
-FREE = ("train.workers", "train.accelerator", "train.devices", "train.num_nodes")
+FREE = ("train.workers", "train.loggers", "train.accelerator", "train.devices", "train.num_nodes")
 
 
 class CheckpointFiles(TorchCheckpointIO):

@@ -15,8 +15,7 @@ import lightning as L
 import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
-from lightning_utilities.core.imports import RequirementCache
+from lightning.pytorch.loggers import Logger
 
 from ifam.config import LossConfig, TrainConfig
 from ifam.data import Benchmark
@@ -146,16 +145,6 @@ def _lightning(
 def _may_leave_unused(losses: LossConfig) -> bool:
     """Whether a term is off; concentration, which is off by default, uses the same inputs as other terms."""
     return any(weight == 0 for name, weight in asdict(losses).items() if name != "concentration")
-
-
-def tensorboard(folder: Path) -> list[Logger]:
-    """A logger for TensorBoard, if it is installed (`pip install 'ifam[tensorboard]'`).
-
-    A training that goes on logs everything again: TensorBoard forgets what was logged from step 0 on.
-    """
-    if not RequirementCache("tensorboard"):
-        return []
-    return [TensorBoardLogger(folder, name="logs", version="", purge_step=0)]
 
 
 def check_devices(benchmark: Benchmark, config: TrainConfig, world_size: int) -> None:
