@@ -135,7 +135,7 @@ def predictor_view(image: Image.Image, mask: Bool[Tensor, "H W"]) -> Image.Image
 
 
 def heat_overlay(image: Image.Image, heat: Float[Tensor, "H W"]) -> Image.Image:
-    """A heat map over the image in shades of gray, from its lowest value (dark) to its highest (bright).
+    """A heat map, dark where it is lowest and bright where it is highest, over the image in gray.
 
     Args:
         image: The image that the model received, in any resolution.
