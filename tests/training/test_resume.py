@@ -4,12 +4,10 @@ import json
 import os
 import resource
 import signal
-import socket
 import subprocess
 import sys
 import time
 import zipfile
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,7 +25,6 @@ from ifam.training.batches import Batches
 from ifam.training.fit import fit, seed_everything
 from ifam.training.randomness import Stream, derived_seed, drawing_from
 from ifam.training.resume import BEST, FOLDER, LAST, Checkpoints, find_checkpoint
-from programs import Program
 
 MODEL = ModelConfig(backbone=TINY, image_size=40, num_parts=2)
 TRAIN = TrainConfig(epochs=2, batch_size=8, base_lr=1e-3, monitor="accuracy", accelerator="cpu", crop=0.5)
@@ -317,28 +314,18 @@ def test_trainings_that_are_killed_at_random_moments_end_as_one_that_was_not(tmp
 @pytest.mark.slow
 def test_a_training_on_two_devices_goes_on(tmp_path):
     """Its means are over both, each of which has summed up its part of the epoch."""
-    words = [*WORDS, "--data.num_train", "64", "--train.accelerator", "cpu", "--train.epochs", "6"]
+    words = [sys.executable, "-W", "ignore", "-m", "ifam.cli", *WORDS, "--train.devices", "2", "--data.num_train", "64"]
+    words += ["--train.accelerator", "cpu", "--train.epochs", "6"]
     outs = [tmp_path / name / "run" for name in ("whole", "stopped")]
-
-    def start(rank, port, *more):
-        """One of two processes, as `torchrun` starts them."""
-        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_PORT": port}
-        return Program(*words, *more, MASTER_ADDR="127.0.0.1", TORCHELASTIC_RUN_ID="test", **place)
-
-    def run(*more, stop=lambda: False):
-        with closing(socket.create_server(("127.0.0.1", 0))) as free:
-            port = str(free.getsockname()[1])
-        with start("0", port, *more) as first, start("1", port, *more) as second:
-            while first.poll() is None and not stop():
-                time.sleep(0.02)
-            for program in (first, second) if first.poll() is None else ():
-                program.send_signal(signal.SIGTERM)
-            said = [program.communicate()[1] for program in (first, second)]
-            return {first.returncode, second.returncode}, said
-
-    status, said = run("--out", outs[1], stop=(outs[1] / FOLDER / LAST).exists)
-    assert status == {143}, said
-    for more in (["--out", outs[0]], ["--out", outs[1], "--resume"]):
-        status, said = run(*more)
-        assert status == {0}, said
+    with subprocess.Popen(
+        [*words, "--out", str(outs[1])], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    ) as process:
+        until = time.monotonic() + 100
+        while not (outs[1] / FOLDER / LAST).exists() and time.monotonic() < until:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=100)
+    assert process.returncode == 143, said
+    for options in ([*words, "--out", str(outs[0])], [*words, "--out", str(outs[1]), "--resume"]):
+        subprocess.run(options, check=True, capture_output=True, timeout=200)
     assert outcome(outs[0]) == outcome(outs[1])
