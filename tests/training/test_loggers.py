@@ -76,6 +76,17 @@ def test_what_is_unknown_or_not_installed_is_said_before_anything_is_trained(bir
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
+def test_of_several_processes_the_first_alone_begins_a_run(tmp_path, monkeypatch):
+    begun = []
+    monkeypatch.setitem(loggers._INSTALLED, "mlflow", True)
+    monkeypatch.setitem(loggers._MAKE, "mlflow", lambda folder, label: begun.append(label) or CSVLogger(folder))
+    for rank in ("1", "0"):
+        monkeypatch.setenv("RANK", rank)
+        with loggers.loggers(("mlflow",), tmp_path, rank, {}):
+            pass
+    assert begun == ["0"]
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
-from lightning.pytorch.utilities import rank_zero_only
 from lightning_utilities.core.imports import RequirementCache
 
+from ifam.distributed import first_process
 from ifam.errors import IfamError, first_line
 
 
@@ -40,7 +40,8 @@ def loggers(names: Sequence[str], folder: Path, label: str, settings: Mapping[st
     # Both libraries keep there what one logger was told, and the next training would take it for the user's.
     before = {name: os.environ.get(name) for name in ("WANDB_MODE", "MLFLOW_TRACKING_URI")}
     try:
-        for name in names:
+        # One run, however many processes train: each client of MLflow would make the file.
+        for name in names if first_process() else ():
             others.append(_begun(name, folder, label, settings))
         yield [*made, *others]
         status = "success"
@@ -80,7 +81,6 @@ def _mlflow(folder: Path, label: str) -> Logger:
     return MLFlowLogger(experiment_name="ifam", run_name=label, tracking_uri=uri)
 
 
-@rank_zero_only
 def _close(one: Logger, status: str) -> None:
     """End a run: the next training of this process is another one."""
     one.finalize(status)
