@@ -8,9 +8,11 @@ import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
 
-from ifam.config import ModelConfig, TrainConfig
+from ifam.config import LossConfig, ModelConfig, TrainConfig
 from ifam.data import load_benchmark
 from ifam.errors import IfamError
+from ifam.experiments.compare import run_comparison
+from ifam.experiments.comparison import Comparison, Row
 from ifam.models.registry import build
 from ifam.training import loggers
 from ifam.training.fit import fit, seed_everything
@@ -85,6 +87,19 @@ def test_of_several_processes_the_first_alone_begins_a_run(tmp_path, monkeypatch
         with loggers.loggers(("mlflow",), tmp_path, rank, {}):
             pass
     assert begun == ["0"]
+
+
+def test_what_would_be_removed_with_a_temporary_folder_is_refused(birds, tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    said = r"train\.loggers has wandb, whose runs would be removed .*; name a server by the variable WANDB_MODE"
+    with pytest.raises(IfamError, match=said):
+        train(birds, None, loggers=("wandb",))
+    row = Row("a", "plain_vit", False, ModelConfig("ifam_tiny"), replace(TRAIN, loggers=("wandb",)), LossConfig())
+    with pytest.raises(IfamError, match=said):
+        run_comparison(Comparison((row,), (0,), "pondbirds"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setenv("WANDB_MODE", "online")
+    loggers.refuse_lost(("wandb",))
 
 
 @pytest.mark.slow

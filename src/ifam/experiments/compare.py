@@ -35,6 +35,7 @@ from ifam.run_files import kept_status
 from ifam.serialization import to_json
 from ifam.training import last_layer
 from ifam.training.fit import fit, seed_everything
+from ifam.training.loggers import refuse_lost
 
 RUNS, TABLE = "runs.jsonl", "compare.json"
 # Folder of the checkpoints of a training that is not finished.
@@ -74,6 +75,8 @@ def run_comparison(
         raise IfamError(
             f"The models of {same[0]!r} and {same[1]!r} would be saved in the same folder; rename one of the rows."
         )
+    for row in rows:
+        refuse_lost(row.train.loggers)
     ensure_writable(out, folder=True)
     for name in () if (out / RUNS).exists() else (TABLE, "compare.html", "models"):
         check_absent([out / name], overwrite)

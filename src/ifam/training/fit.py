@@ -27,7 +27,7 @@ from ifam.run_files import METRICS, history
 from ifam.serialization import flat
 from ifam.training.batches import Batches, augmentation
 from ifam.training.diagnostics import problems
-from ifam.training.loggers import loggers
+from ifam.training.loggers import loggers, refuse_lost
 from ifam.training.lora import adapters, check_installed
 from ifam.training.metrics_file import MetricsFile
 from ifam.training.module import Training, epochs_of_method, prepare
@@ -89,6 +89,8 @@ def fit(
     """
     check(benchmark, config, model)
     config = epochs_of_method(config, model)
+    if folder is None:
+        refuse_lost(config.loggers)
     seed_everything(config.seed)
     with quiet(), run_folder(folder) as path, deferred() as stop, adapters(model, config), ExitStack() as stack:
         prepare(model, config)

@@ -13,6 +13,20 @@ from ifam.distributed import first_process
 from ifam.errors import IfamError, first_line
 
 
+def refuse_lost(names: Sequence[str]) -> None:
+    """Refuse loggers that would write into the folder of a training, where that is temporary.
+
+    Raises:
+        IfamError: There is one.
+    """
+    for name in names:
+        if _ELSEWHERE[name] not in os.environ:
+            raise IfamError(
+                f"train.loggers has {name}, whose runs would be removed with the training's folder; name a server by "
+                f"the variable {_ELSEWHERE[name]}, or leave it out."
+            )
+
+
 @contextmanager
 def loggers(names: Sequence[str], folder: Path, label: str, settings: Mapping[str, Any]) -> Iterator[list[Logger]]:
     """The loggers of a training, which are closed at the end of the block.
@@ -38,7 +52,7 @@ def loggers(names: Sequence[str], folder: Path, label: str, settings: Mapping[st
     others: list[Logger] = []
     status = "failed"
     # Both libraries keep there what one logger was told, and the next training would take it for the user's.
-    before = {name: os.environ.get(name) for name in ("WANDB_MODE", "MLFLOW_TRACKING_URI")}
+    before = {name: os.environ.get(name) for name in _ELSEWHERE.values()}
     try:
         # One run, however many processes train: each client of MLflow would make the file.
         for name in names if first_process() else ():
@@ -88,5 +102,7 @@ def _close(one: Logger, status: str) -> None:
         one.experiment.finish(exit_code=int(status != "success"))
 
 
+# The variable by which each logs to a server.
+_ELSEWHERE = {"wandb": "WANDB_MODE", "mlflow": "MLFLOW_TRACKING_URI"}
 _INSTALLED = {"wandb": RequirementCache("wandb"), "mlflow": RequirementCache("mlflow", "mlflow")}
 _MAKE: dict[str, Callable[[Path, str], Logger]] = {"wandb": _wandb, "mlflow": _mlflow}
