@@ -4,9 +4,11 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -15,10 +17,12 @@ import torch
 from ifam.cli.main import main
 from ifam.config import ModelConfig, TrainConfig
 from ifam.data import load_benchmark
-from ifam.distributed import first_process
+from ifam.distributed import await_stopped, first_process, reported_elsewhere
 from ifam.models.registry import build
 from ifam.training.fit import fit
+from ifam.training.resume import FOLDER, LAST
 from processes import in_two_processes
+from programs import Program
 from shards import picture, samples, write_shard
 from test_launch import SRUN
 
@@ -145,6 +149,48 @@ def test_an_error_in_one_process_or_in_all_is_one_sentence(bad, steps, tmp_path)
     assert "is not a readable image (image file is truncated" in said[0]
     assert not any("Traceback" in line or "gloo" in line for lines in output for line in lines)
     assert (tmp_path / "run" / "model.safetensors").exists() == (steps == "evaluation")
+
+
+def _stop(rank, port, folder):
+    """End as on a signal; the second process takes longer to ask for errors."""
+    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    os.environ["RANK"] = str(rank)
+    if rank:
+        time.sleep(0.5)
+    (folder / str(rank)).write_text(str(reported_elsewhere()), encoding="utf-8")
+    await_stopped()
+    os._exit(0)
+
+
+def test_the_end_of_the_first_process_on_a_signal_is_no_error_to_the_others(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = torch.multiprocessing.get_context("fork")
+    processes = [context.Process(target=_stop, args=(rank, port, tmp_path)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [(tmp_path / name).read_text(encoding="utf-8") for name in "01"] == ["False", "False"]
+
+
+@pytest.mark.slow
+def test_a_signal_to_all_processes_ends_them_with_its_status(tmp_path):
+    tasks = [SRUN | {"SLURM_PROCID": rank, "SLURM_LOCALID": rank, "MASTER_ADDR": "127.0.0.1"} for rank in ("0", "1")]
+    run = tmp_path / "run"
+    words = ["train", "--root", photos(tmp_path / "photos"), *QUICK, "--train.epochs", "1000", "--out", run]
+    with ExitStack() as stack:
+        programs = [stack.enter_context(Program(*words, **task)) for task in tasks]
+        until = time.monotonic() + 100
+        while not (run / FOLDER / LAST).exists() and time.monotonic() < until:
+            time.sleep(0.02)
+        for program in programs:
+            program.send_signal(signal.SIGTERM)
+        (_, first), (_, second) = (program.communicate() for program in programs)
+        assert [program.returncode for program in programs] == [143, 143], first + second
+    assert f"ifam: Stopped by SIGTERM: the training is saved in {run / FOLDER / LAST}" in first
+    assert second == ""
 
 
 def children(process):

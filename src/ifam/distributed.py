@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 
 # Seconds that other processes wait before they report an error, where they have no connection yet.
 _FIRST_REPORTS = 5.0
-# Seconds in which a process ends by itself after another one has failed.
+# Seconds in which a process ends by itself after another one has failed or was stopped.
 _GRACE = 10.0
 
 # Environment variable with the number of the process that has started another one for a device.
 _PARENT = "IFAM_PARENT"
 
 _RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
-# Key under which processes that fail are counted.
-_FAILED = "ifam/failed"
+# Keys under which processes that fail, and those that were stopped, are counted.
+_FAILED, _STOPPED = "ifam/failed", "ifam/stopped"
 # Whether this process is the one to report an error; None as long as it has none.
 _announced: bool | None = None
 
@@ -243,6 +243,22 @@ def reported_elsewhere() -> bool:
     except RuntimeError:
         # As above.
         return not first_process()
+
+
+def await_stopped() -> None:
+    """Let the first process, which keeps the store, end last of those that are stopped together.
+
+    Another one that still asks for errors would take its end for one.
+    """
+    _, processes = rank_and_world_size()
+    deadline = time.monotonic() + _GRACE
+    with suppress(RuntimeError):
+        store = _store()
+        if store is not None:
+            stopped = store.add(_STOPPED, 1)
+            while first_process() and stopped < processes and time.monotonic() < deadline:
+                time.sleep(0.05)
+                stopped = store.add(_STOPPED, 0)
 
 
 def end_started() -> None:

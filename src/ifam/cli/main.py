@@ -10,6 +10,7 @@ from ifam.cli.stopped import what_is_left
 from ifam.commands import recorded
 from ifam.distributed import (
     announce_error,
+    await_stopped,
     end_started,
     end_with_parent,
     first_process,
@@ -72,7 +73,8 @@ def main(args: list[str] | None = None) -> None:
             _end(2, is_program)
         if first_process():
             state = what_is_left(verb, settings, started)
-            print(f"ifam: Stopped by {interrupted}: {state}.", file=sys.stderr)
+            print(f"ifam: Stopped by {interrupted}: {state}.", file=sys.stderr, flush=True)
+        await_stopped()
         sys.exit(interrupted.exit_status)
 
 
