@@ -1,8 +1,18 @@
-"""Shapes are checked in every test: jaxtyping's import hook wraps the package before its first import."""
+"""Shapes are checked in all tests but the slow ones: jaxtyping's import hook wraps what has any, before its import."""
 
+from importlib.util import find_spec
+from pathlib import Path
+
+from jaxtyping import config as jaxtyping_config
 from jaxtyping import install_import_hook
 
-install_import_hook("ifam", "beartype.beartype")
+PACKAGE = Path(find_spec("ifam").origin).parent
+SHAPED = [
+    ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
+    for path in PACKAGE.rglob("*.py")
+    if "from ifam._typing import" in path.read_text(encoding="utf-8")
+]
+install_import_hook(SHAPED, "beartype.beartype")
 
 import asyncio  # noqa: E402
 import gc  # noqa: E402
@@ -25,6 +35,12 @@ LAYOUTS = {
 }
 LOCAL = ("127.0.0.1", "::1", "localhost", "0.0.0.0", None)
 TINY_VIT = {"depth": 2, "embed_dim": 48, "num_heads": 3}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Check no shapes in slow tests: they repeat what the others have checked, and would take twice as long."""
+    jaxtyping_config.update("jaxtyping_disable", item.get_closest_marker("slow") is not None)
 
 
 @pytest.fixture(autouse=True)
