@@ -47,7 +47,7 @@ def photographs(tmp_path_factory):
 
 
 def trained(method, images):
-    """A model of a method with the laptop's preset, at 84 pixels, without mirror images: they would double the tokens."""
+    """A model of a method with the laptop's preset, at 84 pixels, without mirror images, which double the tokens."""
     model = ModelConfig(
         backbone=str(BACKBONE), image_size=84, selector_image_size=224, mask_resolution=2, min_visible=0.05
     )
