@@ -23,7 +23,7 @@ def chromium():
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=PROGRAM, args=[*FLAGS, "--disable-background-networking"])
+        browser = driver.chromium.launch(executable_path=PROGRAM, args=FLAGS)
         yield browser
         browser.close()
 

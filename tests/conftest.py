@@ -40,7 +40,8 @@ TINY_VIT = {"depth": 2, "embed_dim": 48, "num_heads": 3}
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
     """Check no shapes in slow tests: they repeat what the others have checked, and would take twice as long."""
-    jaxtyping_config.update("jaxtyping_disable", item.get_closest_marker("slow") is not None)
+    unchecked = any(item.get_closest_marker(name) for name in ("slow", "shapes_unchecked"))
+    jaxtyping_config.update("jaxtyping_disable", unchecked)
 
 
 @pytest.fixture(autouse=True)

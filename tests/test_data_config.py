@@ -1,6 +1,5 @@
 """Settings of data sets: what is not possible is named, from Python too."""
 
-import jaxtyping
 import pytest
 
 from ifam.data import load_benchmark
@@ -9,14 +8,6 @@ from ifam.errors import IfamError
 
 SHARE, CUT = "a share from 0 to 1", "a share from 0 (none) to below 1"
 NATURAL = "a whole number of at least 0"
-
-
-@pytest.fixture
-def unchecked():
-    """Users have no type checks at run time: what they get for a wrong type is the class's own sentence."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +48,6 @@ def unchecked():
         ("turtles", "split", "random", "'split_closed' or 'split_closed_random' or 'split_open'"),
     ],
 )
-@pytest.mark.usefixtures("unchecked")
 def test_impossible_settings_are_named(name, setting, value, expected):
     with pytest.raises(IfamError) as caught:
         data_config(name, {setting: value})

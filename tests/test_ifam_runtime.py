@@ -18,6 +18,9 @@ from ifam.inference import preprocess
 onnxruntime, onnx = pytest.importorskip("onnxruntime"), pytest.importorskip("onnx")
 ifam_runtime = pytest.importorskip("ifam_runtime")
 
+# Exporters trace with symbols in the place of numbers, which the check of shapes would take for numbers.
+pytestmark = pytest.mark.shapes_unchecked
+
 SOURCE = Path(ifam_runtime.__file__)
 SIZES = [(80, 80), (81, 79), (40, 33), (640, 480), (1000, 61), (7, 3)]
 # Runs the module in an environment where only what it may need can be imported.
@@ -50,16 +53,6 @@ def files(tmp_path_factory):
     model = wake(ifam.IFAM(config, pretrained=False)).eval()
     (folder / "model.onnx").write_bytes(exporting.to_onnx(exporting.exportable(model)).SerializeToString())
     return model, folder / "model.onnx"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _shapes_unchecked():
-    """Exporters trace with symbols in the place of numbers, which the check of shapes would take for numbers."""
-    import jaxtyping
-
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def test_it_is_short():

@@ -39,16 +39,6 @@ class Visited(BaseException):
 
 
 @pytest.fixture
-def _shapes_unchecked():
-    """Exporters trace with symbols in the place of numbers, which the check of shapes would take for numbers."""
-    import jaxtyping
-
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
-
-
-@pytest.fixture
 def photos(monkeypatch, tmp_path):
     """A folder of images for each of two classes, in an otherwise empty directory."""
     monkeypatch.chdir(tmp_path)
@@ -85,7 +75,7 @@ def visit(monkeypatch, command):
 
 @pytest.mark.slow
 @needs_chromium
-@pytest.mark.usefixtures("photos", "_shapes_unchecked")
+@pytest.mark.usefixtures("photos")
 def test_a_folder_of_photographs_becomes_a_page_in_which_a_colleague_unticks_a_part(network, monkeypatch, tmp_path):
     verbs = [command[0] for command in COMMANDS]
     assert verbs == ["train", "train", "predict", "evaluate", "audit", "report", "app", "export"]

@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -15,6 +14,9 @@ from ifam.exporting import export as exporting
 
 onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
+
+# Exporters trace with symbols in the place of numbers, which the check of shapes would take for numbers.
+pytestmark = pytest.mark.shapes_unchecked
 
 TINY = {"depth": 1, "embed_dim": 48, "num_heads": 3}
 # What a graph has to hold: joint and added parts, patches and pixels, a selector of another size.
@@ -56,14 +58,6 @@ def varied(count=64, size=64):
         noise = torch.randn(1, 3, side, side, generator=generator) * (index % 7) / 3
         images.append(torch.nn.functional.interpolate(noise, size, mode="bilinear"))
     return torch.cat(images)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _shapes_unchecked():
-    """Exporters trace with symbols in the place of numbers, which the check of shapes would take for numbers."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="module", params=MODELS)

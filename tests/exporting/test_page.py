@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import time
 from pathlib import Path
 
@@ -12,28 +11,19 @@ import torch
 from PIL import Image
 
 import ifam
+from chromium import chromium, needs_chromium
 from conftest import wake
 from ifam.cli.main import main
 from ifam.errors import IfamError
 from ifam.exporting.page import check_page, export_page
 from ifam.inference import preprocess
 
-sync_api = pytest.importorskip("playwright.sync_api")
+pytest.importorskip("playwright.sync_api")
 for name in ("onnx", "onnxscript", "onnxruntime"):
     pytest.importorskip(name)
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium to open the page in")
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _shapes_unchecked():
-    """Exporters trace with symbols in the place of numbers, which the check of shapes would take for numbers."""
-    import jaxtyping
-
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
+# Exporters trace with symbols in the place of numbers, which the check of shapes would take for numbers.
+pytestmark = pytest.mark.shapes_unchecked
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +49,7 @@ def made(tmp_path_factory):
 def page(made):
     """The page in a browser without a network; every complaint and every request but that for the page is an error."""
     noted = []
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+    with chromium() as browser:
         context = browser.new_context(viewport={"width": 390, "height": 844}, offline=True)
         opened = context.new_page()
         opened.on("pageerror", lambda error: noted.append(str(error)))
@@ -68,7 +57,6 @@ def page(made):
         opened.goto((made[1] / "page.html").as_uri())
         opened.get_by_text("The model is ready").wait_for()
         yield opened
-        browser.close()
     assert noted == [(made[1] / "page.html").as_uri()]
 
 
@@ -87,7 +75,7 @@ def choose(page, path):
     return state(page)
 
 
-@needs_browser
+@needs_chromium
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["wide.png", "exact.png"])
 def test_the_page_answers_as_the_model(made, page, name):
@@ -105,7 +93,7 @@ def test_the_page_answers_as_the_model(made, page, name):
     assert page.inner_text("#answer").startswith(f"{best}: ")
 
 
-@needs_browser
+@needs_chromium
 @pytest.mark.slow
 def test_a_person_unticks_paints_and_takes_back(made, page):
     model, folder = made
@@ -147,7 +135,7 @@ def test_a_person_unticks_paints_and_takes_back(made, page):
     assert state(page)[0][1, 1] != mask[1, 1]
 
 
-@needs_browser
+@needs_chromium
 @pytest.mark.slow
 def test_the_page_fits_a_phone_and_says_what_is_no_image(made, page):
     page.set_input_files("#file", made[1] / "text.jpg")
