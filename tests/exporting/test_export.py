@@ -153,6 +153,9 @@ def test_the_command_writes_a_file_that_says_what_it_needs(tmp_path, monkeypatch
         main(["export", "--model", "model", "--out", "new/model.onnx"])
     assert "already exists" in capsys.readouterr().err
     assert Path("new/model.onnx").read_bytes() == before
+    main(["export", "--model", "model", "--out", "small.onnx", "--quantize", "int8"])
+    assert "the masks are equal" in capsys.readouterr().out
+    assert Path("small.onnx").stat().st_size < len(before)
     # A file that answers otherwise, such as that of another model, is not left behind.
     other = build(**MODELS["joint"])
     other.predictor.head.weight.data += 0.1
