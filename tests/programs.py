@@ -7,8 +7,10 @@ installed program instead.
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import tempfile
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -68,6 +70,17 @@ class Program:
             os.killpg(self.pid, signal.SIGKILL)
             self._process.join()
         self._folder.cleanup()
+
+
+@contextmanager
+def in_two_programs(*words, **options):
+    """Two processes that run a command line together, as `torchrun` starts them."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as free:
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    meeting |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "test"}
+    with ExitStack() as stack:
+        places = ({"RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1"))
+        yield [stack.enter_context(Program(*words, **options, **meeting, **place)) for place in places]
 
 
 def run(*words, **options):

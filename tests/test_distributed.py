@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -22,7 +21,7 @@ from ifam.models.registry import build
 from ifam.training.fit import fit
 from ifam.training.resume import FOLDER, LAST
 from processes import in_two_processes
-from programs import Program
+from programs import in_two_programs
 from shards import picture, samples, write_shard
 from test_launch import SRUN
 
@@ -177,11 +176,9 @@ def test_the_end_of_the_first_process_on_a_signal_is_no_error_to_the_others(tmp_
 
 @pytest.mark.slow
 def test_a_signal_to_all_processes_ends_them_with_its_status(tmp_path):
-    tasks = [SRUN | {"SLURM_PROCID": rank, "SLURM_LOCALID": rank, "MASTER_ADDR": "127.0.0.1"} for rank in ("0", "1")]
     run = tmp_path / "run"
     words = ["train", "--root", photos(tmp_path / "photos"), *QUICK, "--train.epochs", "1000", "--out", run]
-    with ExitStack() as stack:
-        programs = [stack.enter_context(Program(*words, **task)) for task in tasks]
+    with in_two_programs(*words) as programs:
         until = time.monotonic() + 100
         while not (run / FOLDER / LAST).exists() and time.monotonic() < until:
             time.sleep(0.02)
