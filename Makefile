@@ -16,7 +16,7 @@ PYTEST = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest --numprocesses auto --dist 
 test: $(READY)  ## all tests
 	$(call PYTEST,$(VENV))
 
-test-fast: $(READY)  ## all but the slow tests, in less than 90 seconds on two cores
+test-fast: $(READY)  ## all but the slow tests
 	$(call PYTEST,$(VENV)) -m 'not slow'
 
 test-oldest: .venv-oldest/.ready  ## all tests, with the lowest versions that pyproject.toml allows
