@@ -72,12 +72,17 @@ class Program:
         self._folder.cleanup()
 
 
+def free_port():
+    """A port on which nobody listens."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as server:
+        return server.getsockname()[1]
+
+
 @contextmanager
 def in_two_programs(*words, **options):
     """Two processes that run a command line together, as `torchrun` starts them."""
-    with closing(socket.create_server(("127.0.0.1", 0))) as free:
-        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-    meeting |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "test"}
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    meeting |= {"LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "test"}
     with ExitStack() as stack:
         places = ({"RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1"))
         yield [stack.enter_context(Program(*words, **options, **meeting, **place)) for place in places]

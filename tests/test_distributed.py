@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,7 +20,7 @@ from ifam.models.registry import build
 from ifam.training.fit import fit
 from ifam.training.resume import FOLDER, LAST
 from processes import in_two_processes
-from programs import in_two_programs
+from programs import free_port, in_two_programs
 from shards import picture, samples, write_shard
 from test_launch import SRUN
 
@@ -162,9 +161,7 @@ def _stop(rank, port, folder):
 
 
 def test_the_end_of_the_first_process_on_a_signal_is_no_error_to_the_others(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     context = torch.multiprocessing.get_context("fork")
     processes = [context.Process(target=_stop, args=(rank, port, tmp_path)) for rank in range(2)]
     for process in processes:

@@ -248,15 +248,14 @@ def reported_elsewhere() -> bool:
 def await_stopped() -> None:
     """Let the first process, which keeps the store, end last of those that are stopped together.
 
-    Another one that still asks for errors would take its end for one.
+    Another one that still asks for errors would take its end for one. Those that this one has started are ended by it.
     """
-    _, processes = rank_and_world_size()
     deadline = time.monotonic() + _GRACE
     with suppress(RuntimeError):
         store = _store()
-        if store is not None:
+        if store is not None and not _started:
             stopped = store.add(_STOPPED, 1)
-            while first_process() and stopped < processes and time.monotonic() < deadline:
+            while first_process() and stopped < rank_and_world_size()[1] and time.monotonic() < deadline:
                 time.sleep(0.05)
                 stopped = store.add(_STOPPED, 0)
 
@@ -270,9 +269,11 @@ def end_started() -> None:
 
 def _store() -> Any:
     """What the processes of a group share besides tensors; None without a group."""
+    if rank_and_world_size()[1] == 1:
+        return None
     from torch import distributed
 
-    world = distributed.group.WORLD if rank_and_world_size()[1] > 1 else None
+    world = distributed.group.WORLD
     return None if world is None else world.get_group_store()
 
 
