@@ -124,15 +124,15 @@ class MaskedPass:
         for number, (block, angles) in enumerate(zip(self.vit.blocks, self.positions.per_block(layout), strict=True)):
             if hidden is not None:
                 attend = hidden.attend_with_gate_grad(layout, self.bias)
-            x = self._run_block(block, x, angles, attend, pick if block is last else None)
+            x = self._block(block, x, angles, attend, pick if block is last else None)
             if hidden is not None:
                 with torch.no_grad():
                     # Hidden outputs of the last block are unused, so they are skipped.
                     none = (lambda tokens: tokens[:, :0]) if block is last else None
-                    hidden.x = self._run_block(block, hidden.x, hidden.angles[number], hidden.cross_attend, none)
+                    hidden.x = self._block(block, hidden.x, hidden.angles[number], hidden.cross_attend, none)
         return x
 
-    def _run_block(
+    def _block(
         self,
         block: nn.Module,
         x: Tensor,
@@ -140,33 +140,35 @@ class MaskedPass:
         attend: AttentionFn | None,
         pick: Callable[[Tensor], Tensor] | None,
     ) -> Tensor:
-        """Tokens after one block, or only the picked ones.
-
-        Args:
-            block: A block of timm.
-            x: Its input tokens.
-            angles: Rotary angles of the tokens, in rotary models.
-            attend: Replaces the block's own attention, unless it is None.
-            pick: Picks tokens.
-        """
+        """`_run_block`, with rotary angles where there are any, and gradient checkpointing where it is on."""
         if angles is not None:
             attend = with_rope(attend or self.layout.attend, angles, half=rotates_halves(block))
-
-        def run(x: Tensor) -> Tensor:
-            with nullcontext() if attend is None else OverrideSDPA(attend):
-                if pick is not None and supports_partial_queries(block):
-                    return block_with_partial_queries(block, x, pick)
-                tokens: Tensor = block(x)
-            return tokens if pick is None else pick(tokens)
-
         if self.vit.grad_checkpointing and torch.is_grad_enabled():
-            recomputed: Tensor = checkpoint(run, x, use_reentrant=False)
+            recomputed: Tensor = checkpoint(_run_block, block, x, attend, pick, use_reentrant=False)
             return recomputed
-        return run(x)
+        return _run_block(block, x, attend, pick)
 
     def _patches(self, tokens: Tensor) -> Tensor:
         """The tokens of a row without its prefix tokens."""
         return tokens[:, self.layout.prefix :]
+
+
+def _run_block(
+    block: nn.Module, x: Tensor, attend: AttentionFn | None, pick: Callable[[Tensor], Tensor] | None
+) -> Tensor:
+    """Tokens after one block, or only the picked ones.
+
+    Args:
+        block: A block of timm.
+        x: Its input tokens.
+        attend: Replaces the block's own attention, unless it is None.
+        pick: Picks tokens.
+    """
+    with nullcontext() if attend is None else OverrideSDPA(attend):
+        if pick is not None and supports_partial_queries(block):
+            return block_with_partial_queries(block, x, pick)
+        tokens: Tensor = block(x)
+    return tokens if pick is None else pick(tokens)
 
 
 def pool(tokens: Float[Tensor, "B N D"], real: Bool[Tensor, "B N"] | None, vit: Vit) -> Float[Tensor, "B D"]:
