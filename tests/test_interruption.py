@@ -211,18 +211,19 @@ def installed(words):
 
 
 def ended(words, number, seen, *, group=False, times=1):
-    """Status and error output of a command that gets a signal as soon as something is seen."""
+    """Status, error output and last seconds of a command that gets a signal as soon as something is seen."""
     # Lightning starts the installed program again for another device.
     with installed(words) if "--train.devices" in words else Program(*words) as program:
         until = time.monotonic() + 100
         while not seen() and program.poll() is None and time.monotonic() < until:
             time.sleep(0.05)
+        asked = time.monotonic()
         for _ in range(times):
             (os.killpg if group else os.kill)(program.pid, number)
             time.sleep(0.2)
         out, said = program.communicate()
     assert "Traceback" not in said + out
-    return program.returncode, said.splitlines()
+    return program.returncode, said.splitlines(), time.monotonic() - asked
 
 
 @pytest.mark.slow
@@ -241,8 +242,12 @@ def ended(words, number, seen, *, group=False, times=1):
 def test_a_training_that_is_stopped_does_not_look_finished(number, options, how, tmp_path):
     out = tmp_path / "run"
     last = out / "checkpoints" / "last.ckpt"
-    status, said = ended(["train", *QUICK, *options, "--train.epochs", 1000, "--out", out], number, last.exists, **how)
+    status, said, seconds = ended(
+        ["train", *QUICK, *options, "--train.epochs", 1000, "--out", out], number, last.exists, **how
+    )
     assert status == STATUS[number]
+    # After as long, a process gives up waiting for another one.
+    assert seconds < 10
     assert said[-1] == (
         f"ifam: Stopped by {signal.Signals(number).name}: the training is saved in {last}, and "
         f"`ifam train --out {out} --resume` goes on."
@@ -265,7 +270,7 @@ def test_a_comparison_that_is_stopped_keeps_its_runs(tmp_path):
         return len(trainings) == 2
 
     words = ["compare", "--config", tmp_path / "rows.yaml", *QUICK, "--train.epochs", 1000, "--num_resamples", 0]
-    status, said = ended([*words, "--out", out], signal.SIGTERM, second_is_saved)
+    status, said, _ = ended([*words, "--out", out], signal.SIGTERM, second_is_saved)
     assert status == 143
     assert said[-1] == (
         f"ifam: Stopped by SIGTERM: runs that were done are kept in {runs}, and the same command continues with the "

@@ -10,7 +10,8 @@ import pytest
 from ifam.cli.main import main
 from ifam.config import LossConfig, ModelConfig, TrainConfig
 from ifam.data import load_benchmark
-from ifam.evaluation.accuracy import evaluate, hidden_influence
+from ifam.evaluation.accuracy import hidden_influence, summarize_rows
+from ifam.evaluation.collect import collect
 from ifam.evaluation.flips import flip_rate
 from ifam.models.registry import build
 from ifam.training.fit import fit, seed_everything
@@ -33,15 +34,9 @@ def photographs(tmp_path_factory):
     """Animals mostly on water and plants mostly on land."""
     out = tmp_path_factory.mktemp("photographs") / "drawn"
     words = ["--objects", PHOTOGRAPHS / "objects", "--backgrounds", PHOTOGRAPHS / "backgrounds", "--out", out]
-    words += [
-        "--classes",
-        "animal=bird,mammal",
-        "plant=fruit,flower,vegetable",
-        "--places",
-        "animal=water",
-        "plant=land",
-    ]
-    words += ["--correlation", 0.95, "--count", "300,40,80", "--size", 168, "--seed", 0]
+    words += ["--classes", "animal=bird,mammal", "plant=fruit,flower,vegetable"]
+    words += ["--places", "animal=water", "plant=land"]
+    words += ["--correlation", 0.95, "--count", "300,32,60", "--size", 168, "--seed", 0]
     main(["prepare", "cutouts", *map(str, words)])
     return load_benchmark("folder", out)
 
@@ -60,14 +55,19 @@ def trained(method, images):
     return net, train.precision
 
 
+def judged(model, images, precision):
+    """The evaluation on the test images, and the share of answers that change with the background."""
+    (rows,) = collect(model, images, "test", [()], precision=precision)
+    flips = flip_rate(model, images, "test", answers=rows["predictor.answer"], precision=precision)
+    return summarize_rows(model, rows, images, "test", num_resamples=0), flips
+
+
 def test_what_sees_the_object_alone_is_not_misled(photographs):
     plain, precision = trained("plain_vit", photographs)
     model, _ = trained("ifam", photographs)
-    settings = {"num_resamples": 0, "precision": precision}
-    before, after = (evaluate(one, photographs, **settings) for one in (plain, model))
-    assert after.predictor.worst_group >= before.predictor.worst_group
+    before, after = (judged(one, photographs, precision) for one in (plain, model))
+    assert after[0].predictor.worst_group >= before[0].predictor.worst_group
+    assert after[1] <= before[1]
     # 0.49 to 0.70 in trials with other draws, 0.60 with this one; with twice the images and their mirror images 0.75.
-    assert after.pixel_iou >= 0.5
-    assert hidden_influence(model, photographs.split("test")) == 0
-    flips = [flip_rate(one, photographs, "test", precision=precision) for one in (plain, model)]
-    assert flips[1] <= flips[0]
+    assert after[0].pixel_iou >= 0.5
+    assert hidden_influence(model, photographs.split("test"), count=16) == 0

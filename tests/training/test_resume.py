@@ -284,7 +284,7 @@ def test_augmentation_and_order_depend_on_the_epoch_only(birds):
 SERVER = Path(__file__).parents[1] / "killed_trainings.py"
 WORDS = [
     *("train", "--model.backbone", "ifam_tiny", "--model.image_size", "40", "--train.batch_size", "8"),
-    *("--train.epochs", "3", "--data.num_train", "32", "--data.num_val", "8", "--data.num_test", "8"),
+    *("--train.epochs", "2", "--data.num_train", "24", "--data.num_val", "8", "--data.num_test", "8"),
     *("--train.ema_decay", "0.9", "--train.selector_tuning", "none"),
 ]
 
@@ -315,8 +315,17 @@ def test_trainings_that_are_killed_at_random_moments_end_as_one_that_was_not(tmp
 @pytest.mark.slow
 def test_a_training_on_two_devices_goes_on(tmp_path):
     """Its means are over both, each of which has summed up its part of the epoch."""
-    words = [*WORDS, "--data.num_train", "64", "--train.accelerator", "cpu", "--train.epochs", "6"]
-    words += ["--train.devices", "2"]
+    words = [
+        *WORDS,
+        "--train.epochs",
+        "4",
+        "--data.num_train",
+        "64",
+        "--train.accelerator",
+        "cpu",
+        "--train.devices",
+        "2",
+    ]
     outs = [tmp_path / name / "run" for name in ("whole", "stopped")]
     # Lightning starts the second process, and the first alone gets the signal.
     started = [sys.executable, "-W", "ignore", "-m", "ifam.cli", *words, "--out", outs[1]]
