@@ -1,6 +1,7 @@
 """Memory and files of long work: many images, many trainings in one process, many steps, and processes left behind.
 
     python -m benchmarks.endless predict   [--count 10000]   # `ifam predict` over so many images
+    python -m benchmarks.endless app       [--count 10000]   # so many images given to `ifam app`
     python -m benchmarks.endless trainings [--count 20]      # so many trainings in one process
     python -m benchmarks.endless steps     [--count 100000]  # one training of so many steps
     python -m benchmarks.endless orphans                     # a training that is killed, and its processes
@@ -11,14 +12,18 @@ first result to the last.
 """
 
 import argparse
+import json
 import os
 import re
+import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+import urllib.request
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,10 +111,10 @@ def ifam(*words: str | Path) -> list[str]:
     return [sys.executable, "-W", "ignore", "-m", "ifam.cli", *map(str, words)]
 
 
-def predict_table(count: int, folder: Path, pictures: bool, ending: str) -> str:
-    """`ifam predict` over small photographs; fifty contents, each under many names."""
+def inputs(count: int, folder: Path) -> tuple[Path, Path]:
+    """The folders of small photographs (fifty contents, each under many names) and of a model."""
     rng = np.random.default_rng(0)
-    images = folder / "images"
+    images, model = folder / "images", folder / "model"
     images.mkdir()
     for number in range(count):
         path = images / f"{number:07}.jpg"
@@ -118,8 +123,14 @@ def predict_table(count: int, folder: Path, pictures: bool, ending: str) -> str:
             noise.resize((96, 96), Image.Resampling.BICUBIC).save(path)
         else:
             os.link(images / f"{number % 50:07}.jpg", path)
-    build("ifam", ModelConfig(TINY, num_parts=4, num_classes=2)).save_pretrained(folder / "model")
-    words = ifam("predict", images, "--model", folder / "model", "--out", folder / "out" / f"rows.{ending}")
+    build("ifam", ModelConfig(TINY, num_parts=4, num_classes=2)).save_pretrained(model)
+    return images, model
+
+
+def predict_table(count: int, folder: Path, pictures: bool, ending: str) -> str:
+    """`ifam predict` over many images."""
+    images, model = inputs(count, folder)
+    words = ifam("predict", images, "--model", model, "--out", folder / "out" / f"rows.{ending}")
     words += ["--overlays", str(folder / "drawn")] if pictures else []
     log = folder / "log.txt"
     first = "rows.parquet.jsonl" if ending == "parquet" else f"rows.{ending}"
@@ -127,6 +138,58 @@ def predict_table(count: int, folder: Path, pictures: bool, ending: str) -> str:
     lines = log.read_text(encoding="utf-8").count(".jpg")
     rate = count / (samples[-1].seconds - samples[0].seconds)
     return f"{count:,} images, {rate:.0f} a second, {lines:,} rows printed.\n\n{drift_table(samples)}"
+
+
+def visit(url: str, images: Sequence[Path], opened: Callable[[], None]) -> int:
+    """One visitor, who opens images and paints on every fifth; the number of answers."""
+    from gradio_client import Client, handle_file
+
+    client, answers = Client(url, verbose=False, analytics_enabled=False), 0
+    for number, image in enumerate(images):
+        shown = client.predict(handle_file(str(image)), 70, api_name="/open")
+        if number % 5 == 0:
+            shown = client.predict(json.dumps([[number % 5, number // 5 % 5]]), "this", "small", 70, api_name="/paint")
+        answers += "ifam-class" in shown[3]
+        opened()
+    client.close()
+    return answers
+
+
+def app_table(count: int, folder: Path, visitors: int = 4, each: int = 100) -> str:
+    """`ifam app`, whose visitors open so many images, and leave after a hundred each."""
+    images, model = inputs(count, folder)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    words, url = ifam("app", model, "--port", str(port), "--learn", "false"), f"http://127.0.0.1:{port}"
+    samples: list[Sample] = []
+    uploads, log = folder / "uploads", folder / "log.txt"
+    uploads.mkdir()
+    with log.open("w", encoding="utf-8") as output:
+        environment = os.environ | {"TMPDIR": str(uploads)}
+        with subprocess.Popen(words, stdout=output, stderr=output, env=environment) as server:
+            try:
+                while True:
+                    try:
+                        urllib.request.urlopen(url).close()
+                        break
+                    except OSError:
+                        if server.poll() is not None:
+                            sys.exit(f"{' '.join(words)} failed:\n{log.read_text(encoding='utf-8')[-2000:]}")
+                        time.sleep(0.5)
+                began = time.monotonic()
+
+                def opened() -> None:
+                    if not samples or time.monotonic() - began > samples[-1].seconds + 0.5:
+                        samples.append(Sample(time.monotonic() - began, memory(server.pid), size_of(uploads)))
+
+                listed = sorted(images.iterdir())
+                parts = [listed[first : first + each] for first in range(0, count, each)]
+                with ThreadPoolExecutor(visitors) as pool:
+                    answers = sum(pool.map(lambda part: visit(url, part, opened), parts))
+            finally:
+                server.terminate()
+    rate = count / samples[-1].seconds
+    return f"{count:,} images, {answers:,} answers, {rate:.0f} a second.\n\n{drift_table(samples)}"
 
 
 def pondbirds(train: int, val: int = 8) -> Benchmark:
@@ -219,7 +282,7 @@ def orphans_table(folder: Path) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the tables."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("what", choices=["predict", "trainings", "steps", "orphans", "many-steps"])
+    options.add_argument("what", choices=["predict", "app", "trainings", "steps", "orphans", "many-steps"])
     options.add_argument("--count", type=int, help="images, trainings or steps")
     options.add_argument("--epochs", type=int, default=200, help="epochs of the many steps")
     options.add_argument("--pictures", action="store_true", help="predict with pictures")
@@ -234,6 +297,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             return
         makers = {
             "predict": lambda: predict_table(args.count or 10_000, folder, args.pictures, args.ending),
+            "app": lambda: app_table(args.count or 10_000, folder),
             "trainings": lambda: trainings_table(args.count or 20),
             "steps": lambda: steps_table(args.count or 100_000, args.epochs, folder),
             "orphans": lambda: orphans_table(folder),
