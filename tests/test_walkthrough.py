@@ -3,7 +3,6 @@
 import csv
 import re
 import shlex
-import socket
 import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from chromium import chromium, complaints, needs_chromium
 from conftest import close_event_loops
 from ifam.app import server
 from ifam.cli.main import main
+from programs import free_port
 
 for name in ("gradio", "onnx", "onnxscript", "onnxruntime", "playwright"):
     pytest.importorskip(name)
@@ -54,10 +54,7 @@ def photos(monkeypatch, tmp_path):
 
 def visit(monkeypatch, command):
     """Start the app by its command, open its page, and end it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    serving, opened = server.serving, []
+    serving, opened, port = server.serving, [], free_port()
 
     @contextmanager
     def visited(*args, **kwargs):
