@@ -10,8 +10,8 @@ READY := $(VENV)/.ready
 demo: $(READY)  ## train a plain ViT and iFAM on drawn birds, judge both, write demo/report.html (offline, minutes)
 	$(BIN)/ifam demo
 
-# All tests in an environment; one thread a process, since two would compete for one core.
-PYTEST = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest --numprocesses auto --dist worksteal
+# All tests in an environment: one thread a process, since two would compete for one core, and no core held while waiting.
+PYTEST = OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(1)/bin/python -m pytest --numprocesses auto --dist worksteal
 
 test: $(READY)  ## all tests
 	$(call PYTEST,$(VENV))

@@ -6,6 +6,7 @@ import re
 import shlex
 import socket
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -36,11 +37,11 @@ pytestmark = pytest.mark.filterwarnings(
 
 @pytest.fixture(scope="module")
 def model():
-    """A tiny model whose answers depend on what is visible."""
+    """A tiny model whose answers depend on what is visible, with a mask of 8 x 8 cells."""
     torch.manual_seed(0)
     kwargs = {"depth": 2, "embed_dim": 48, "num_heads": 3}
     names = ("duck", "gull", "<tern>", "{{7*7}}", "owl")
-    config = ModelConfig("vit_tiny_patch16_224", 64, 3, 5, backbone_kwargs=kwargs, class_names=names)
+    config = ModelConfig("vit_tiny_patch16_224", 64, 3, 5, backbone_kwargs=kwargs, class_names=names, mask_resolution=8)
     return wake(IFAM(config, pretrained=False)).eval()
 
 
@@ -163,11 +164,12 @@ def changed(page, before):
 @pytest.mark.slow
 @needs_chromium
 def test_a_person_tries_it(app, model, files, network, tmp_path):
-    """Uploads, unticks, paints, moves the threshold, learns, and reads what becomes of the answer; twice as wide."""
-    url, studio, _ = app
+    """Clicks an example, uploads, unticks, paints, moves the threshold and learns, at two widths; reads each answer."""
+    url, studio, sessions = app
     with Image.open(files[5]) as image:
         exploration = Exploration(model, image)
-    part = next(iter(exploration.parts))
+    part, cells = next(iter(exploration.parts)), exploration.grid[0]
+    visitors = len(sessions)
     with chromium() as browser:
         for width in (1280, 390):
             page = browser.new_page(viewport={"width": width, "height": 900})
@@ -175,9 +177,14 @@ def test_a_person_tries_it(app, model, files, network, tmp_path):
             said = complaints(page, (url, "data:", "blob:"), kinds=("error", "assert"))
             exploration = Exploration(model, image)
             page.goto(url)
-            page.set_input_files("#upload input[type=file]", files[5])
+            page.locator("#examples").get_by_role("button").nth(1).click()
             page.wait_for_selector(".ifam-class")
-            assert page.inner_text(".ifam-class").split("\n")[0] == " ".join(told(model, exploration))
+            assert page.inner_text(".ifam-class") == " ".join(told(model, Exploration(model, photo(101))))
+
+            before = seen(page)
+            page.set_input_files("#upload input[type=file]", files[5])
+            changed(page, before)
+            assert page.inner_text(".ifam-class") == " ".join(told(model, exploration))
             assert "Plain ViT" in page.inner_text("#answer")
             page.wait_for_selector(".ifam-rows")
 
@@ -193,21 +200,22 @@ def test_a_person_tries_it(app, model, files, network, tmp_path):
             page.locator("#painter canvas").scroll_into_view_if_needed()
             box = page.locator("#painter canvas").bounding_box()
             row = int(exploration.answer().mask.sum(dim=1).argmin())  # the one that shows least
-            height = box["y"] + (row + 0.4) / 4 * box["height"]
+            height = box["y"] + (row + 0.4) / cells * box["height"]
             page.mouse.move(box["x"] + 0.1 * box["width"], height)
             page.mouse.down()
             page.mouse.move(box["x"] + 0.9 * box["width"], height, steps=2)
             page.mouse.up()
             changed(page, before)
-            exploration.paint([(row, column) for column in range(4)], "this")
+            exploration.paint([(row, column) for column in range(cells)], "this")
             assert page.inner_text(".ifam-class") == " ".join(told(model, exploration))
             assert page.evaluate("document.documentElement.scrollWidth") <= width
 
             page.get_by_label("not this", exact=True).check()
             page.locator("#painter canvas").focus()
             before = seen(page)
-            moves = ["ArrowUp" if row < 2 else "ArrowDown"] * abs(row - 2)
-            for key in ("ArrowLeft", "ArrowLeft", *moves, "Space"):
+            middle = cells // 2
+            moves = ["ArrowUp" if row < middle else "ArrowDown"] * abs(row - middle)
+            for key in (*["ArrowLeft"] * middle, *moves, "Space"):
                 page.keyboard.press(key)
             changed(page, before)
             exploration.paint([(row, 0)], "not this")
@@ -225,20 +233,16 @@ def test_a_person_tries_it(app, model, files, network, tmp_path):
             page.get_by_text("is not a readable image").wait_for()
             assert said == []
             page.close()
+        until = time.monotonic() + 30
+        while len(sessions) > visitors and time.monotonic() < until:
+            time.sleep(0.1)
+        assert len(sessions) <= visitors, "who has closed the page is forgotten"
     assert network == []
     assert [path.name for path in sorted(studio.corrected.iterdir())] == ["tiny-corrected-1", "tiny-corrected-2"]
     for folder in studio.corrected.iterdir():
         with np.load(folder / "corrections.npz") as paint:
             assert paint["shown"][0, row, 1:].all()
             assert paint["hidden"][0, row, 0]
-
-
-def test_examples_are_opened_by_a_click(app, model):
-    """Not by their files: the index in the gallery decides."""
-    _, studio, _ = app
-    session = Session(studio)
-    session.open_image(photo(101), "example 1")
-    assert told(model, session.exploration) == told(model, Exploration(model, photo(101)))
 
 
 def test_a_taken_port_is_a_sentence(model):

@@ -94,9 +94,8 @@ def test_a_comparison_is_repeated_with_the_settings_of_every_row(tmp_path, capsy
 
 @pytest.mark.slow
 def test_a_training_that_was_stopped_and_went_on_is_repeated_in_one_go(tmp_path, capsys):
-    # Neither where it goes on nor where it is repeated are there as many threads as where it began.
-    threads = torch.get_num_threads()
-    began = 2 if threads == 1 else 1
+    # Where it goes on, and where it is repeated, there are more threads than where it began.
+    threads, began = torch.get_num_threads(), 1
     run, words = tmp_path / "run", [*QUICK, "--train.epochs=4"]
     with Program("train", f"--out={run}", *words, threads=began) as training:
         while not (run / "checkpoints" / "last.ckpt").exists():
@@ -107,7 +106,7 @@ def test_a_training_that_was_stopped_and_went_on_is_repeated_in_one_go(tmp_path,
     assert training.returncode == 128 + signal.SIGTERM
     try:
         for command in (["train", f"--out={run}", "--resume"], ["repeat", str(run)]):
-            torch.set_num_threads(threads)
+            torch.set_num_threads(began + 1)
             main(command)
             assert torch.get_num_threads() == began
     finally:
