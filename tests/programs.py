@@ -8,8 +8,10 @@ import multiprocessing
 import os
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
+import time
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
@@ -110,3 +112,30 @@ def _run(words, files, cwd, threads, environment):
 
     torch.set_num_threads(threads)
     main(words)
+
+
+def is_alive(process):
+    """Whether a process runs; a zombie does not."""
+    try:
+        with open(f"/proc/{process}/stat", encoding="ascii") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def alive_after(process, seconds):
+    """Whether a process is still alive after some seconds; returns as soon as it is not."""
+    until = time.monotonic() + seconds
+    while is_alive(process) and time.monotonic() < until:
+        time.sleep(0.05)
+    return is_alive(process)
+
+
+def descendants(process):
+    """Processes that a process has started, and theirs."""
+    listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    found = [process]
+    for pid, parent in sorted(tuple(map(int, line.split())) for line in listed.splitlines()):
+        if parent in found:
+            found.append(pid)
+    return found[1:]

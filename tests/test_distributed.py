@@ -20,7 +20,7 @@ from ifam.models.registry import build
 from ifam.training.fit import fit
 from ifam.training.resume import FOLDER, LAST
 from processes import in_two_processes
-from programs import free_port, in_two_programs
+from programs import alive_after, descendants, free_port, in_two_programs
 from shards import picture, samples, write_shard
 from test_launch import SRUN
 
@@ -241,33 +241,6 @@ from ifam.distributed import end_with_parent
 print(flush=True)
 time.sleep(60)
 """
-
-
-def is_alive(process):
-    """Whether a process runs; a zombie does not."""
-    try:
-        with open(f"/proc/{process}/stat", encoding="ascii") as file:
-            return file.read().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def alive_after(process, seconds):
-    """Whether a process is still alive after some seconds; returns as soon as it is not."""
-    until = time.monotonic() + seconds
-    while is_alive(process) and time.monotonic() < until:
-        time.sleep(0.05)
-    return is_alive(process)
-
-
-def descendants(process):
-    """Processes that a process has started, and theirs."""
-    listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
-    found = [process]
-    for pid, parent in sorted(tuple(map(int, line.split())) for line in listed.splitlines()):
-        if parent in found:
-            found.append(pid)
-    return found[1:]
 
 
 needs_proc = pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs /proc")

@@ -12,7 +12,7 @@ import time
 import pytest
 
 from ifam.cli import main as cli
-from ifam.interruption import SIGNALS, Interrupted, deferred, handlers, interruptible, leave_stopping_to_parent
+from ifam.interruption import SIGNALS, Interrupted, deferred, follow_parent, handlers, interruptible
 from programs import Program
 
 QUICK = [
@@ -176,7 +176,7 @@ def test_processes_that_load_images_outlive_a_signal_to_their_group():
     child = os.fork()
     if child == 0:
         with contextlib.suppress(BaseException):
-            leave_stopping_to_parent()
+            follow_parent()
             for number in SIGNALS:
                 os.kill(os.getpid(), number)
             # Not for good: a worker that hangs must end.

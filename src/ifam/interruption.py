@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import parent_process
 from types import FrameType
 from typing import Any
 
@@ -128,14 +129,27 @@ def _in_child(number: int, deferred: bool = False) -> None:
         os.kill(os.getpid(), number)
 
 
-def leave_stopping_to_parent(worker: int = 0) -> None:
-    """Prepare a process that loads images: it goes on until its parent ends it, also where its group gets a signal.
+def follow_parent(worker: int = 0) -> None:
+    """Prepare a process that loads images: it goes on until its parent ends it, or ends in whatever way.
+
+    A signal to its group does not end it, and at the end of the parent it says nothing: errors in loading are raised
+    there. PyTorch has it watch the process that has forked it. Where that is a fork server, as by default on Linux
+    since Python 3.14, it is not the parent, and the two would wait for each other for ever.
 
     Args:
         worker: Number of the process, which PyTorch passes.
     """
     for number in SIGNALS:
         signal.signal(number, lambda number, frame: _in_child(number, deferred=True))
+    _silence_threads()
+    parent = parent_process()
+    if parent is not None:
+
+        def watch() -> None:
+            parent.join()
+            os._exit(1)
+
+        threading.Thread(target=watch, name="ifam-parent", daemon=True).start()
 
 
 def ignore_signals() -> None:

@@ -25,7 +25,7 @@ from ifam.config import ModelConfig
 from ifam.inference import predict
 from ifam.models.ifam import IFAM
 from miniatures import draw_dicom
-from programs import Program
+from programs import Program, alive_after, descendants
 
 VIT = {"depth": 1, "embed_dim": 48, "num_heads": 3}
 DOCS = Path(__file__).parents[2] / "docs"
@@ -269,8 +269,12 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_table(here, ending, number
         while not growing.exists() or growing.stat().st_size < 2000:
             assert process.poll() is None
             time.sleep(0.01)
+        loaders = descendants(process.pid)
         process.send_signal(number)
         said = process.communicate()[1]
+    assert "Traceback" not in said
+    assert loaders
+    assert not any(alive_after(loader, 15) for loader in loaders)
     assert process.returncode == (-number if number == signal.SIGKILL else 143)
     if number == signal.SIGTERM:
         assert f"rows of images that were done are kept in {out}, and the same command with --resume" in said

@@ -17,6 +17,7 @@ from ifam.data import Benchmark, TransformedDataset, collate
 from ifam.distributed import ended_together, objects_of_processes, rank_and_world_size
 from ifam.errors import IfamError
 from ifam.evaluation.part_quality import Annotations, annotations, part_rows
+from ifam.interruption import follow_parent
 from ifam.models.base import Classifier, device_of, evaluating, finite_logits
 from ifam.models.interventions import Intervention, UseMask
 from ifam.models.masking import enlarge, patch_mask
@@ -69,7 +70,8 @@ def collect(
     annotated = (len(benchmark.keypoint_names), len(benchmark.part_names))
     collate_fn = partial(_collate, annotated=annotated)
     sampler = [batch.tolist() for batch in batches]
-    loader = DataLoader(examples, batch_sampler=sampler, num_workers=workers, collate_fn=collate_fn)
+    settings: dict[str, Any] = {"num_workers": workers, "collate_fn": collate_fn, "worker_init_fn": follow_parent}
+    loader = DataLoader(examples, batch_sampler=sampler, **settings)
     collected: list[list[Rows]] = [[] for _ in variants]
     device = device_of(model)
     with ended_together(), evaluating(model), ProgressBar(disable=rank > 0) as bar:

@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Subset
 
 from ifam._typing import Float, Int, Tensor
 from ifam.data import Benchmark, TransformedDataset, collate
+from ifam.interruption import follow_parent
 from ifam.models.base import Classifier, device_of, evaluating, finite_logits
 from ifam.models.timm_interface import features_of, recorded_features
 from ifam.progress import ProgressBar
@@ -57,7 +59,8 @@ def last_layer_of(
     """
     examples = TransformedDataset(benchmark.split(split), model.image_size, model.normalization)
     chosen = examples if indices is None else Subset(examples, indices)
-    loader = DataLoader(chosen, batch_size=batch_size, num_workers=workers, collate_fn=collate)
+    settings: dict[str, Any] = {"num_workers": workers, "collate_fn": collate, "worker_init_fn": follow_parent}
+    loader = DataLoader(chosen, batch_size=batch_size, **settings)
     device, rows = device_of(model), []
     with evaluating(model), recorded_features(model) as inputs, ProgressBar() as bar:
         task = bar.add_task(label, total=len(chosen))

@@ -17,7 +17,7 @@ from ifam.data.dicom import DICOM, read_dicom
 from ifam.data.images import read_image, why_unreadable
 from ifam.data.members import is_file, read_start
 from ifam.errors import IfamError
-from ifam.interruption import leave_stopping_to_parent
+from ifam.interruption import follow_parent
 from ifam.models.base import Classifier
 from ifam.prediction.sources import Found
 
@@ -110,7 +110,7 @@ def read_batches(
         batch_sampler=iter(lambda: list(islice(files, batch_size)), []),
         num_workers=workers,
         collate_fn=reader.collate,
-        worker_init_fn=leave_stopping_to_parent,
+        worker_init_fn=follow_parent,
     )
     try:
         yield from loader

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from ifam._typing import Float, Tensor
 from ifam.config import TrainConfig
 from ifam.data import Augmentation, Benchmark, TransformedDataset, collate
-from ifam.interruption import leave_stopping_to_parent
+from ifam.interruption import follow_parent
 from ifam.models.base import Classifier
 from ifam.training.randomness import Stream, derived_seed, drawing_from
 
@@ -130,7 +130,7 @@ class Batches(L.LightningDataModule):
             "persistent_workers": workers > 0,
             "pin_memory": gpu,
             "collate_fn": collate,
-            "worker_init_fn": leave_stopping_to_parent,
+            "worker_init_fn": follow_parent,
         }
 
     def _rank_and_world_size(self) -> tuple[int, int]:
