@@ -35,8 +35,8 @@ USES = {
 HANDED = {"hf"}
 # Imports whose absence is provided for, in a `try` of their own: shapes are checked in tests alone.
 GUARDED = {"jaxtyping"}
-# Functions that are given the name of a module or a distribution.
-BY_NAME = {"import_module", "find_spec", "RequirementCache"}
+# Functions that are given names of modules or distributions, and how many at most.
+BY_NAME = {"import_module": 1, "import_extra": 1, "find_spec": 1, "RequirementCache": 2}
 
 
 def normalized(requirement):
@@ -57,8 +57,8 @@ def named(node):
         return [node.module or ""]
     if isinstance(node, ast.Call):
         function = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-        if function in BY_NAME:
-            return [word.value for word in node.args if isinstance(word, ast.Constant)]
+        words = node.args[: BY_NAME.get(function, 0)]
+        return [word.value for word in words if isinstance(word, ast.Constant)]
     return []
 
 
@@ -73,8 +73,9 @@ def imported(path):
 
 def test_imports_are_found_wherever_they_stand(tmp_path):
     lines = ["import a.b", "def f():", "    from c import d", "import_module('e.f')", "importlib.util.find_spec('g')"]
+    lines += ["import_extra('h', 'i', 'j')"]
     (tmp_path / "x.py").write_text("\n".join(lines), encoding="utf-8")
-    assert sorted(imported(tmp_path / "x.py")) == [("a", 1), ("c", 3), ("e", 4), ("g", 5)]
+    assert sorted(imported(tmp_path / "x.py")) == [("a", 1), ("c", 3), ("e", 4), ("g", 5), ("h", 6)]
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -91,7 +92,7 @@ def test_what_is_imported_is_declared(name):
         assert needed <= USES.get(name, set()), f"{name}, line {line} needs the extra {needed}: say so in USES"
         extras |= needed
     # Names that are no constants are not seen here: such a file says itself what it needs.
-    assert extras == USES.get(name, set()) or "import_module(name)" in FILES[name].read_text(encoding="utf-8")
+    assert extras == USES.get(name, set()) or "import_extra(name" in FILES[name].read_text(encoding="utf-8")
 
 
 @pytest.mark.slow

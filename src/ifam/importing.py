@@ -1,4 +1,7 @@
-"""Functions that a user names as `PACKAGE.MODULE:FUNCTION`: importing one runs code. Imports no torch."""
+"""Imports by name: libraries of extras, and functions that a user names as `PACKAGE.MODULE:FUNCTION`.
+
+Importing a function of a user runs code. Imports no torch.
+"""
 
 import inspect
 import sys
@@ -12,6 +15,26 @@ from ifam.errors import IfamError, first_line
 
 # Types of settings, which JSON and YAML can hold.
 _PLAIN = (bool, int, float, str)
+
+
+def import_extra(library: str, extra: str, purpose: str, instead: str = "") -> Any:
+    """A library that is no part of the base install.
+
+    Args:
+        library: Name of its module.
+        extra: The extra of ifam that installs it.
+        purpose: What needs it: the beginning of the message.
+        instead: What else can be done: its end.
+
+    Raises:
+        IfamError: It is not installed, or cannot be imported.
+    """
+    try:
+        return import_module(library)
+    except ImportError as error:
+        missing = isinstance(error, ModuleNotFoundError) and error.name == library
+        reason = "is not installed" if missing else f"cannot be imported ({first_line(error)})"
+        raise IfamError(f"{purpose} {library}, which {reason}; run `pip install 'ifam[{extra}]'`{instead}.") from error
 
 
 def names_function(name: str) -> bool:

@@ -3,7 +3,6 @@
 import sys
 from dataclasses import replace
 from importlib.machinery import ModuleSpec
-from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -72,10 +71,11 @@ def test_what_is_not_known_has_no_field(fiftyone, result, tmp_path):
 
 
 def test_what_cannot_be_made_is_said(result, tmp_path, monkeypatch):
-    if find_spec("fiftyone") is None:
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "fiftyone", None)
         with pytest.raises(IfamError, match=r"pip install 'ifam\[fiftyone\]'"):
             to_fiftyone(result, tmp_path)
-    monkeypatch.setattr("ifam.report.fiftyone_samples.find_spec", lambda name: True)
+    monkeypatch.setitem(sys.modules, "fiftyone", ModuleType("fiftyone"))
     with pytest.raises(IfamError, match="was read from a file, which has no images"):
         to_fiftyone(replace(result, pictures=None), tmp_path)
     (tmp_path / "file").touch()

@@ -1,6 +1,7 @@
 """Low-rank adapters: what they train, that every way of computing goes through them, and what is left of them."""
 
 import copy
+import sys
 from dataclasses import replace
 
 import pytest
@@ -13,7 +14,6 @@ from ifam.data import load_benchmark
 from ifam.errors import IfamError
 from ifam.models.ifam import IFAM
 from ifam.models.registry import build
-from ifam.training import lora
 from ifam.training.fit import check, fit, seed_everything
 from ifam.training.lora import adapters
 from ifam.training.optimization import parameter_groups
@@ -42,7 +42,7 @@ def moved(module):
 
 
 def test_without_peft_a_sentence_names_the_extra(birds, monkeypatch):
-    monkeypatch.setattr(lora, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(IfamError, match=r"pip install 'ifam\[lora\]'"):
         check(birds, TRAIN)
     check(birds, replace(TRAIN, selector_tuning="all", predictor_tuning="none"))

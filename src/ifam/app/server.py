@@ -12,6 +12,7 @@ from ifam.app.page import build
 from ifam.app.panel import resource
 from ifam.app.session import Session, Sessions, Studio
 from ifam.errors import IfamError
+from ifam.importing import import_extra
 from ifam.report.overlays import part_colors
 
 _SYSTEM_FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Liberation Sans", "sans-serif")
@@ -30,10 +31,7 @@ def check_installed() -> None:
     """
     # Gradio and the hub read them when they are imported: nothing is counted, and no version looked up.
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
-    try:
-        import gradio  # noqa: F401
-    except ImportError as error:
-        raise IfamError("The app needs Gradio; install it with `pip install 'ifam[app]'`.") from error
+    import_extra("gradio", "app", "The app needs")
 
 
 @contextmanager

@@ -6,7 +6,6 @@ answer that is none would be counted in silence.
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from ifam.backbones.timm_classifier import load_timm_classifier
 from ifam.backbones.vit import IMAGENET
 from ifam.checkpoints.safe_pickle import read_pickle
 from ifam.errors import IfamError, first_line
-from ifam.importing import import_function, names_function
+from ifam.importing import import_extra, import_function, names_function
 from ifam.io import foreign_content, local_path
 from ifam.model_files import read_safetensors
 
@@ -189,10 +188,7 @@ def _load_onnx(path: Path, image_size: int | None) -> tuple[Callable[[Tensor], A
     """What an ONNX file computes, and the height and width of its images."""
     if not path.is_file():
         raise IfamError(f"There is no file {path}; give an ONNX file with --any.")
-    if find_spec("onnxruntime") is None:
-        raise IfamError("ONNX files need onnxruntime, which is not installed; run `pip install 'ifam[onnx]'`.")
-    import onnxruntime
-
+    onnxruntime = import_extra("onnxruntime", "onnx", "ONNX files need")
     try:
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     except Exception as error:  # its errors have no common class

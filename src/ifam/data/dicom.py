@@ -10,6 +10,7 @@ from PIL import Image
 
 from ifam.data.images import check_pixels
 from ifam.errors import IfamError
+from ifam.importing import import_extra
 
 # Endings of DICOM files, in lower case.
 DICOM = frozenset({".dcm", ".dicom"})
@@ -23,12 +24,7 @@ def require_pydicom() -> Any:
     Raises:
         IfamError: It is not installed.
     """
-    try:
-        return import_module("pydicom")
-    except ImportError:
-        raise IfamError(
-            "DICOM files are read with pydicom, which is not installed; install it with `pip install 'ifam[medical]'`."
-        ) from None
+    return import_extra("pydicom", "medical", "DICOM files are read with")
 
 
 def read_dicom(path: Path) -> tuple[Image.Image, str]:

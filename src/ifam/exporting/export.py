@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,6 +16,7 @@ from ifam._typing import Tensor
 from ifam.errors import IfamError, first_line
 from ifam.exporting.graph import Graph, check_exportable
 from ifam.exporting.verification import Agreement, Runner, verify
+from ifam.importing import import_extra
 from ifam.io import check_absent, ensure_writable, local_path, replacing
 from ifam.models.base import Classifier
 from ifam.models.ifam import IFAM
@@ -109,8 +109,7 @@ def metadata(model: IFAM) -> dict[str, Any]:
 def require_onnx() -> None:
     """Raise an error that names the extra, unless what ONNX needs is installed."""
     for name in ("onnx", "onnxscript", "onnxruntime"):
-        if find_spec(name) is None:
-            raise IfamError(f"ONNX files need {name}, which is not installed; run `pip install 'ifam[export]'`.")
+        import_extra(name, "export", "ONNX files need")
 
 
 def to_onnx(graph: Graph) -> "onnx.ModelProto":

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ifam.errors import IfamError
+from ifam.importing import import_extra
 from ifam.io import replacing
 from ifam.prediction.row import Prediction
 
@@ -290,13 +291,8 @@ def _pyarrow() -> Any:
     Raises:
         IfamError: It is not installed.
     """
-    try:
-        return import_module("pyarrow")
-    except ImportError:
-        raise IfamError(
-            "Parquet files are written with pyarrow, which is not installed; install it with `pip install "
-            "'ifam[parquet]'`, or choose an --out that ends with .csv or .jsonl."
-        ) from None
+    instead = ", or choose an --out that ends with .csv or .jsonl"
+    return import_extra("pyarrow", "parquet", "Parquet files are written with", instead)
 
 
 def _schema() -> Any:

@@ -1,6 +1,5 @@
 """An audit as samples of FiftyOne, to sort, filter and look at its images."""
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from torchvision.transforms.v2 import functional as F
 from ifam._typing import Float, Tensor
 from ifam.auditing.run import AuditResult, ImageRow
 from ifam.errors import IfamError
+from ifam.importing import import_extra
 from ifam.io import ensure_writable, local_path, replacing
 
 
@@ -32,8 +32,7 @@ def to_fiftyone(result: AuditResult, folder: str | Path) -> list[Any]:
         IfamError: The extra `fiftyone` is missing, the audit has no images, or the folder is not empty or cannot be
             written.
     """
-    if find_spec("fiftyone") is None:
-        raise IfamError("Samples need FiftyOne, which is not installed; run `pip install 'ifam[fiftyone]'`.")
+    fiftyone = import_extra("fiftyone", "fiftyone", "Samples need")
     if result.pictures is None:
         raise IfamError("The audit was read from a file, which has no images; run it again with `ifam.audit`.")
     target = local_path(folder)
@@ -51,14 +50,12 @@ def to_fiftyone(result: AuditResult, folder: str | Path) -> list[Any]:
     for number, row in enumerate(result.images):
         path = target / f"{row.index:06d}.png"
         _write(pictures.images[number], path)
-        samples.append(_sample(row, path.resolve(), masks[number], parts[number]))
+        samples.append(_sample(fiftyone, row, path.resolve(), masks[number], parts[number]))
     return samples
 
 
-def _sample(row: ImageRow, path: Path, mask: np.ndarray, parts: np.ndarray) -> Any:
+def _sample(fiftyone: Any, row: ImageRow, path: Path, mask: np.ndarray, parts: np.ndarray) -> Any:
     """The sample of an image."""
-    import fiftyone
-
     known = {
         "ground_truth": None if row.label is None else fiftyone.Classification(label=row.label),
         "group": row.group,

@@ -6,14 +6,13 @@ columns, as the rank. After the training $W + 2 B A$ takes the place of $W$, so 
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from importlib.util import find_spec
 
 from torch import nn
 
 from ifam.backbones.backbone import Backbone
 from ifam.backbones.timm_compat import layers_are_called
 from ifam.config import TrainConfig
-from ifam.errors import IfamError
+from ifam.importing import import_extra
 
 # Scale of the product of the two matrices; as usual, twice.
 _SCALE = 2
@@ -25,8 +24,8 @@ def check_installed(config: TrainConfig) -> None:
     Raises:
         IfamError: It is not installed.
     """
-    if "lora" in (config.selector_tuning, config.predictor_tuning) and find_spec("peft") is None:
-        raise IfamError("Tuning by 'lora' needs peft, which is not installed; run `pip install 'ifam[lora]'`.")
+    if "lora" in (config.selector_tuning, config.predictor_tuning):
+        import_extra("peft", "lora", "Tuning by 'lora' needs")
 
 
 @contextmanager

@@ -93,5 +93,5 @@ def test_without_pydicom_the_extra_is_named(prepared, monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "pydicom", None)
-    with pytest.raises(IfamError, match=r"not installed; install it with `pip install 'ifam\[medical\]'`\."):
+    with pytest.raises(IfamError, match=r"not installed; run `pip install 'ifam\[medical\]'`\."):
         load_benchmark("siim_acr", prepared[0])
