@@ -333,7 +333,7 @@ def test_convert_there_and_back(make_model, tmp_path, layout):
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", ["timm", "transformers"])
 def test_every_missing_key_is_named(make_model, layout):
-    state = to_official(make_model(*SCALED), layout)
+    state = to_official(make_model(*SCALED, backbone_kwargs={"depth": 1}), layout)
     for name in state:
         damaged = {other: tensor for other, tensor in state.items() if other != name}
         with pytest.raises(IfamError, match="does not fit the model") as error:
@@ -345,7 +345,8 @@ def test_every_missing_key_is_named(make_model, layout):
 @pytest.mark.parametrize("layout", ["timm", "transformers"])
 def test_every_wrong_shape_is_named(make_model, layout):
     state = to_official(make_model(*SCALED), layout)
-    for name, tensor in state.items():
+    # The second block has the names of the first.
+    for name, tensor in ((name, tensor) for name, tensor in state.items() if ".1." not in name):
         damaged = {**state, name: torch.cat([tensor, tensor[..., :1]], dim=-1)}
         with pytest.raises(IfamError, match="does not fit the model") as error:
             from_official(damaged, num_heads=3)

@@ -3,6 +3,7 @@
 These are the promises of docs/results/speed.md that hold everywhere; seconds are for `benchmarks/`.
 """
 
+import json
 import shutil
 import subprocess
 import sys
@@ -243,65 +244,72 @@ def test_checkpointing_learns_the_same(step):
 
 # Run on its own: the shape checks of these tests are code that the compiler cannot read.
 COMPILED = """
+import json
 import sys
 import torch
 from ifam import IFAM
 from ifam import ModelConfig
 
-gradient, compiler, size, depth = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-torch.manual_seed(0)
+def graphs_of(gradient, compiler, size, depth):
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    kwargs = {"embed_dim": 48, "num_heads": 3, "depth": depth}
+    config = ModelConfig("vit_tiny_patch16_224", size, backbone_kwargs=kwargs, mask_gradient=gradient)
+    predictor = IFAM(config, pretrained=False).predictor.train()
+    images, patches = torch.randn(2, 3, size, size), (size // 16) ** 2
+
+    def run(mask):
+        gate = mask.float().requires_grad_()
+        logits = predictor(images, mask, gate)
+        logits.sum().backward()
+        weight = predictor.backbone.vit.blocks[0].attn.qkv.weight
+        results = logits.detach(), weight.grad.clone(), gate.grad if gradient == "visible" else torch.zeros(1)
+        predictor.zero_grad()
+        return results
+
+    graphs = []
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    masks = [torch.rand(2, patches) < share for share in torch.linspace(0.05, 1.0, 12).tolist()]
+    expected = [run(mask) for mask in masks]
+    predictor.backbone.compile_blocks(backend=count if compiler == "none" else compiler)
+    for mask, before in zip(masks, expected, strict=True):
+        for compiled, plain in zip(run(mask), before, strict=True):
+            assert (compiled - plain).norm() <= 1e-4 * plain.norm()
+    made = len(graphs)
+    for mask in masks:
+        run(mask.flip(0).roll(7, dims=1))
+    return made, len(graphs)
+
 torch.set_num_threads(1)
-kwargs = {"embed_dim": 48, "num_heads": 3, "depth": depth}
-config = ModelConfig("vit_tiny_patch16_224", size, backbone_kwargs=kwargs, mask_gradient=gradient)
-predictor = IFAM(config, pretrained=False).predictor.train()
-images, patches = torch.randn(2, 3, size, size), (size // 16) ** 2
-
-def run(mask):
-    gate = mask.float().requires_grad_()
-    logits = predictor(images, mask, gate)
-    logits.sum().backward()
-    weight = predictor.backbone.vit.blocks[0].attn.qkv.weight
-    results = logits.detach(), weight.grad.clone(), gate.grad if gradient == "visible" else torch.zeros(1)
-    predictor.zero_grad()
-    return results
-
-graphs = []
-
-def count(graph, inputs):
-    graphs.append(graph)
-    return graph
-
-masks = [torch.rand(2, patches) < share for share in torch.linspace(0.05, 1.0, 12).tolist()]
-expected = [run(mask) for mask in masks]
-predictor.backbone.compile_blocks(backend=count if compiler == "none" else compiler)
-for mask, before in zip(masks, expected, strict=True):
-    for compiled, plain in zip(run(mask), before, strict=True):
-        assert (compiled - plain).norm() <= 1e-4 * plain.norm()
-print(len(graphs))
-for mask in masks:
-    run(mask.flip(0).roll(7, dims=1))
-print(len(graphs))
+print(json.dumps([graphs_of(*case) for case in json.loads(sys.argv[1])]))
 """
+
+
+@pytest.fixture(scope="module")
+def compiled_graphs():
+    """Graphs that were made for some batches, and after some more; the script itself compares values and gradients."""
+    cases = [("none", "none", 224, 3), ("visible", "none", 224, 3)]
+    cases += [("visible", "inductor", 64, 2)] if shutil.which("g++") else []
+    command = [sys.executable, "-c", COMPILED, json.dumps(cases)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return dict(zip(map(tuple, cases), json.loads(done.stdout.splitlines()[-1]), strict=True))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("gradient", ["none", "visible"])
-def test_compiled_blocks_are_made_once_whatever_is_visible(gradient):
+def test_compiled_blocks_are_made_once_whatever_is_visible(compiled_graphs, gradient):
     """Fewer graphs than batches for a dozen batches of other visible counts, and none for a dozen more."""
-    made, later = _compiled(gradient, "none", 224, 3)
+    made, later = compiled_graphs[gradient, "none", 224, 3]
     assert 1 <= made < 12
     assert later == made
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
-def test_compiled_code_gives_the_same_numbers():
-    _compiled("visible", "inductor", 64, 2)
-
-
-def _compiled(*arguments):
-    """Graphs that were made for some batches, and after some more; the script itself compares values and gradients."""
-    command = [sys.executable, "-c", COMPILED, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return list(map(int, done.stdout.split()[-2:]))
+def test_compiled_code_gives_the_same_numbers(compiled_graphs):
+    assert ("visible", "inductor", 64, 2) in compiled_graphs
