@@ -81,7 +81,7 @@ def _layout(studio: Studio, examples: Sequence[tuple[Image.Image, str]], thresho
         with gr.Column():
             upload = gr.File(label="Drop an image here", height=140, elem_id="upload")
             if examples:
-                look: dict[str, Any] = {"columns": 4, "height": 130 if len(examples) <= 4 else 240}
+                look: dict[str, Any] = {"columns": 4, "height": 210 if len(examples) <= 4 else 260}
                 look |= {"object_fit": "cover", "allow_preview": False, "interactive": False, "buttons": []}
                 gallery = gr.Gallery(list(examples), label="Or try one of these", elem_id="examples", **look)
             nothing: dict[str, Any] = {"image": "", "paint": "", "rows": 1, "columns": 1}
