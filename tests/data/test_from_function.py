@@ -14,6 +14,7 @@ from ifam.cli.main import main
 from ifam.data import load_benchmark
 from ifam.data.fingerprints import fingerprint
 from ifam.errors import IfamError
+from ifam.importing import import_extra
 
 GUIDE = Path(__file__).parents[2] / "docs" / "data.md"
 NAME = "own_of_test:squares"
@@ -296,3 +297,16 @@ def test_a_result_is_not_repeated_on_another_data_set(trained, module, capsys):
     assert f"pond.json is of the data set pondbirds, but --benchmark is {NAME}" in refused(
         capsys, "repeat", "pond.json", "--benchmark", NAME
     )
+
+
+def test_a_library_of_an_extra_that_is_missing_or_broken_is_named(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "broken_library.py").write_text("raise ImportError('no symbol x')", encoding="utf-8")
+    (tmp_path / "half_library.py").write_text("import missing_library", encoding="utf-8")
+    for name, reason in (
+        ("missing_library", "is not installed"),
+        ("broken_library", r"cannot be imported \(no symbol x\)"),
+        ("half_library", r"cannot be imported \(No module named 'missing_library'\)"),
+    ):
+        with pytest.raises(IfamError, match=rf"^Rows need {name}, which {reason}; run `pip install 'ifam\[rows\]'`\.$"):
+            import_extra(name, "rows", "Rows need")
