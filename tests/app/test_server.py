@@ -19,7 +19,7 @@ from PIL import Image
 from chromium import chromium, complaints, needs_chromium
 from conftest import close_event_loops, wake
 from ifam.app.exploration import Exploration
-from ifam.app.server import serving
+from ifam.app.server import serving, uploads
 from ifam.app.session import Session, Sessions, Studio
 from ifam.cli.main import main
 from ifam.config import ModelConfig
@@ -142,13 +142,40 @@ def test_bad_requests_are_a_sentence_and_fetch_nothing(app, files, network, tmp_
     client.close()
 
 
-def test_uploads_are_not_kept(app, files):
+def test_those_who_open_the_same_image_at_once_all_get_an_answer(app, model, files):
+    """They share a file, and wait for their turn."""
     from gradio_client import Client, handle_file
 
-    client = Client(app[0], verbose=False, analytics_enabled=False)
-    client.predict(handle_file(str(files[3])), 70, api_name="/open")
-    client.close()
-    assert not list(Path(os.environ["GRADIO_TEMP_DIR"]).rglob("photo3.png"))
+    barrier = threading.Barrier(6)
+
+    def visit(_):
+        client = Client(app[0], verbose=False, analytics_enabled=False)
+        barrier.wait(timeout=60)
+        opened = client.predict(handle_file(str(files[3])), 70, api_name="/open")
+        client.close()
+        return opened[3]
+
+    with ThreadPoolExecutor(6) as visitors:
+        answers = list(visitors.map(visit, range(6), timeout=60))
+    with Image.open(files[3]) as image:
+        expected = told(model, Exploration(model, image))
+    assert all(says(answer, expected) for answer in answers)
+
+
+def test_uploads_are_not_kept():
+    before = os.environ.get("GRADIO_TEMP_DIR")
+    with uploads(kept=0.5) as folder:
+        assert os.environ["GRADIO_TEMP_DIR"] == str(folder)
+        path = folder / "a" / "photo.png"
+        path.parent.mkdir()
+        path.touch()
+        assert path.exists()
+        until = time.monotonic() + 30
+        while path.parent.exists() and time.monotonic() < until:
+            time.sleep(0.05)
+        assert not list(folder.iterdir())
+    assert not folder.exists()
+    assert os.environ.get("GRADIO_TEMP_DIR") == before
 
 
 def seen(page):

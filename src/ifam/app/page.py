@@ -3,9 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from markupsafe import escape
@@ -59,7 +57,7 @@ def build(studio: Studio, sessions: Sessions, examples: Sequence[tuple[Image.Ima
     """
     import gradio as gr
 
-    with gr.Blocks(title="ifam", analytics_enabled=False, delete_cache=(600, 600)) as page:
+    with gr.Blocks(title="ifam", analytics_enabled=False) as page:
         _connect(_layout(studio, examples, threshold), sessions, examples)
 
         def leave(request: gr.Request) -> None:
@@ -122,16 +120,12 @@ def _connect(on: _Components, sessions: Sessions, examples: Sequence[tuple[Image
             return [_note(str(error)), *[gr.skip()] * (len(on.shown) - 1)]
 
     def open_file(file: str | None, threshold: int | float, request: gr.Request) -> _Updates:
-        """The answer to an uploaded image, whose file is removed again."""
+        """The answer to an uploaded image."""
 
         def edit(session: Session) -> None:
             if file is None:
                 raise IfamError("No file was given; drop an image.")
-            try:
-                session.open_file(file)
-            finally:
-                with suppress(OSError):
-                    Path(file).unlink()
+            session.open_file(file)
 
         return [*act(edit, threshold, request), None]
 
