@@ -155,8 +155,8 @@ def visit(url: str, images: Sequence[Path], opened: Callable[[], None]) -> int:
     return answers
 
 
-def app_table(count: int, folder: Path, visitors: int = 4, each: int = 100) -> str:
-    """`ifam app`, whose visitors open so many images, and leave after a hundred each."""
+def app_table(count: int, folder: Path, visitors: int = 4, each: int = 5) -> str:
+    """`ifam app`, whose visitors open so many images, and leave after five each."""
     images, model = inputs(count, folder)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]

@@ -13,7 +13,7 @@ from PIL import Image
 
 from ifam.app.page import build
 from ifam.app.panel import resource
-from ifam.app.session import Session, Sessions, Studio
+from ifam.app.session import MOST_VISITORS, Session, Sessions, Studio
 from ifam.errors import IfamError
 from ifam.importing import import_extra
 from ifam.report.overlays import part_colors
@@ -89,6 +89,8 @@ def serving(
                 enable_monitoring=False,
                 footer_links=[],
                 max_file_size=round(max_megabytes * 1e6),
+                # Gradio keeps what it has shown to each of 10,000 visitors, which is some 0.7 MB.
+                state_session_capacity=MOST_VISITORS,
                 theme=gr.themes.Base(font=list(_SYSTEM_FONTS), font_mono=["monospace"]),
                 css=resource("app.css") + _colors(studio.model.config.num_parts),
                 app_kwargs={"middleware": [Middleware(_Confined)]},

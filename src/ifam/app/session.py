@@ -22,6 +22,8 @@ from ifam.models.base import Classifier
 from ifam.models.ifam import IFAM
 from ifam.training.corrections import fit_prototypes, save_corrected, with_prototypes
 
+# Visitors of whom anything is kept.
+MOST_VISITORS = 100
 # Painted images that a visitor may learn from.
 _MOST_PAINTED = 200
 
@@ -213,7 +215,7 @@ class Sessions:
         idle: Seconds after which an unused one is closed.
     """
 
-    def __init__(self, new: Callable[[], Session], most: int = 100, idle: float = 3600.0) -> None:
+    def __init__(self, new: Callable[[], Session], most: int = MOST_VISITORS, idle: float = 3600.0) -> None:
         self._new, self._most, self._idle = new, most, idle
         self._all: OrderedDict[str, tuple[Session, float]] = OrderedDict()
         self._lock = threading.Lock()
