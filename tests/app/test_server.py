@@ -19,7 +19,7 @@ from PIL import Image
 from chromium import chromium, complaints, needs_chromium
 from conftest import close_event_loops, wake
 from ifam.app.exploration import Exploration
-from ifam.app.server import serving, uploads
+from ifam.app.server import serving
 from ifam.app.session import Session, Sessions, Studio
 from ifam.cli.main import main
 from ifam.config import ModelConfig
@@ -162,20 +162,17 @@ def test_those_who_open_the_same_image_at_once_all_get_an_answer(app, model, fil
     assert all(says(answer, expected) for answer in answers)
 
 
-def test_uploads_are_not_kept():
-    before = os.environ.get("GRADIO_TEMP_DIR")
-    with uploads(kept=0.5) as folder:
-        assert os.environ["GRADIO_TEMP_DIR"] == str(folder)
-        path = folder / "a" / "photo.png"
-        path.parent.mkdir()
-        path.touch()
-        assert path.exists()
-        until = time.monotonic() + 30
-        while path.parent.exists() and time.monotonic() < until:
-            time.sleep(0.05)
-        assert not list(folder.iterdir())
-    assert not folder.exists()
-    assert os.environ.get("GRADIO_TEMP_DIR") == before
+def test_an_upload_leaves_nothing_but_itself(app, files):
+    from gradio_client import Client, handle_file
+
+    def kept():
+        return {path for path in Path(os.environ["GRADIO_TEMP_DIR"]).rglob("*") if path.is_file()}
+
+    before = kept()
+    client = Client(app[0], verbose=False, analytics_enabled=False)
+    client.predict(handle_file(str(files[6])), 70, api_name="/open")
+    client.close()
+    assert [path.name for path in kept() - before] == [files[6].name]
 
 
 def seen(page):

@@ -315,17 +315,8 @@ def test_trainings_that_are_killed_at_random_moments_end_as_one_that_was_not(tmp
 @pytest.mark.slow
 def test_a_training_on_two_devices_goes_on(tmp_path):
     """Its means are over both, each of which has summed up its part of the epoch."""
-    words = [
-        *WORDS,
-        "--train.epochs",
-        "4",
-        "--data.num_train",
-        "64",
-        "--train.accelerator",
-        "cpu",
-        "--train.devices",
-        "2",
-    ]
+    words = [*WORDS, "--data.num_train", "64", "--train.accelerator", "cpu", "--train.epochs", "4"]
+    words += ["--train.devices", "2"]
     outs = [tmp_path / name / "run" for name in ("whole", "stopped")]
     # Lightning starts the second process, and the first alone gets the signal.
     started = [sys.executable, "-W", "ignore", "-m", "ifam.cli", *words, "--out", outs[1]]

@@ -57,7 +57,8 @@ def build(studio: Studio, sessions: Sessions, examples: Sequence[tuple[Image.Ima
     """
     import gradio as gr
 
-    with gr.Blocks(title="ifam", analytics_enabled=False) as page:
+    # Uploads are removed after five minutes: visitors who open the same image share its file, and may have to wait.
+    with gr.Blocks(title="ifam", analytics_enabled=False, delete_cache=(30, 300)) as page:
         _connect(_layout(studio, examples, threshold), sessions, examples)
 
         def leave(request: gr.Request) -> None:
@@ -77,7 +78,9 @@ def _layout(studio: Studio, examples: Sequence[tuple[Image.Image, str]], thresho
     notice = gr.HTML(elem_classes="ifam-notice")
     with gr.Row(elem_id="board"):
         with gr.Column():
-            upload = gr.File(label="Drop an image here", height=140, elem_id="upload")
+            upload: Any = gr.File(label="Drop an image here", height=140, elem_id="upload")
+            # Gradio's own makes an empty file for each upload, and leaves it.
+            upload.preprocess = lambda file: None if file is None else file.path
             if examples:
                 look: dict[str, Any] = {"columns": 4, "height": 210 if len(examples) <= 4 else 260}
                 look |= {"object_fit": "cover", "allow_preview": False, "interactive": False, "buttons": []}

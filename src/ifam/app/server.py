@@ -2,11 +2,8 @@
 
 import os
 import tempfile
-import threading
-import time
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import contextmanager
 from typing import Any
 
 from PIL import Image
@@ -19,8 +16,6 @@ from ifam.importing import import_extra
 from ifam.report.overlays import part_colors
 
 _SYSTEM_FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Liberation Sans", "sans-serif")
-# Seconds for which an upload is kept.
-_KEPT = 300.0
 # What the page may load: nothing from elsewhere. Gradio's own scripts need the rest.
 _POLICY = (
     "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
@@ -73,7 +68,7 @@ def serving(
 
     _fetch_nothing()
     sessions = Sessions(lambda: Session(studio)) if sessions is None else sessions
-    with uploads():
+    with _uploads():
         page = build(studio, sessions, examples, threshold)
         try:
             _, url, _ = page.queue(default_concurrency_limit=1).launch(
@@ -107,39 +102,17 @@ def serving(
 
 
 @contextmanager
-def uploads(kept: float = _KEPT) -> Iterator[Path]:
-    """A folder for uploads, which is removed at the end; Gradio reads its name here and there.
-
-    Args:
-        kept: Seconds after which a file in it is removed. Visitors who upload the same image share a file, and may
-            wait for their turn, so that it cannot be removed by the first who has read it.
-
-    Yields:
-        The folder.
-    """
-    before, ended = os.environ.get("GRADIO_TEMP_DIR"), threading.Event()
-    with tempfile.TemporaryDirectory(prefix="ifam-app-") as name:
-        os.environ["GRADIO_TEMP_DIR"] = name
-        sweeper = threading.Thread(target=_sweep, args=(Path(name), kept, ended), name="ifam-uploads", daemon=True)
-        sweeper.start()
+def _uploads() -> Iterator[None]:
+    """A folder for uploads that is removed at the end; Gradio reads its name here and there."""
+    before = os.environ.get("GRADIO_TEMP_DIR")
+    with tempfile.TemporaryDirectory(prefix="ifam-app-") as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder
         try:
-            yield Path(name)
+            yield
         finally:
-            ended.set()
-            sweeper.join()
             os.environ.pop("GRADIO_TEMP_DIR")
             if before is not None:
                 os.environ["GRADIO_TEMP_DIR"] = before
-
-
-def _sweep(folder: Path, kept: float, ended: threading.Event) -> None:
-    """Remove what is older than some seconds, files before their folders, again and again."""
-    while not ended.wait(kept / 10):
-        oldest = time.time() - kept
-        for path in sorted(folder.rglob("*"), reverse=True):
-            with suppress(OSError):
-                if path.stat().st_mtime < oldest:
-                    path.rmdir() if path.is_dir() else path.unlink()
 
 
 class _Confined:
