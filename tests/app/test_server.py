@@ -18,6 +18,7 @@ from PIL import Image
 
 from chromium import chromium, complaints, needs_chromium
 from conftest import close_event_loops, wake
+from ifam.app import server
 from ifam.app.exploration import Exploration
 from ifam.app.server import serving
 from ifam.app.session import Session, Sessions, Studio
@@ -176,6 +177,35 @@ def test_an_upload_leaves_nothing_but_itself(app, tmp_path):
     client.predict(handle_file(str(tmp_path / "own.png")), 70, api_name="/open")
     client.close()
     assert [path.name for path in kept() - before] == ["own.png"]
+
+
+def test_old_uploads_are_removed_and_pictures_of_examples_stay(model, tmp_path, monkeypatch):
+    """Also those that come while others are removed, which ends what Gradio has for it."""
+    from gradio_client import Client, handle_file
+
+    monkeypatch.setattr(server, "UPLOAD_SECONDS", 1.0)
+    monkeypatch.setattr(server, "LOOK_SECONDS", 0.01)
+    studio = Studio(model, "runs/tiny", tmp_path, "tiny", max_megapixels=1.0)
+    for number in range(12):
+        photo(60 + number).save(tmp_path / f"own{number}.png")
+    with serving(studio, [(photo(100), "example")], port=None) as url:
+        folder = Path(os.environ["GRADIO_TEMP_DIR"])
+        examples = {path for path in folder.rglob("*") if path.is_file()}
+
+        def visit(number):
+            client = Client(url, verbose=False, analytics_enabled=False)
+            for image in range(number, 12, 4):
+                client.predict(handle_file(str(tmp_path / f"own{image}.png")), 70, api_name="/open")
+            client.close()
+
+        with ThreadPoolExecutor(4) as visitors:
+            list(visitors.map(visit, range(4), timeout=60))
+        deadline = time.monotonic() + 30
+        while (kept := {path for path in folder.rglob("*") if path.is_file()}) != examples:
+            assert time.monotonic() < deadline, kept - examples
+            time.sleep(0.1)
+    assert examples
+    close_event_loops()
 
 
 def seen(page):

@@ -57,8 +57,7 @@ def build(studio: Studio, sessions: Sessions, examples: Sequence[tuple[Image.Ima
     """
     import gradio as gr
 
-    # Uploads are removed after five minutes: visitors who open the same image share its file, and may have to wait.
-    with gr.Blocks(title="ifam", analytics_enabled=False, delete_cache=(30, 300)) as page:
+    with gr.Blocks(title="ifam", analytics_enabled=False) as page:
         _connect(_layout(studio, examples, threshold), sessions, examples)
 
         def leave(request: gr.Request) -> None:

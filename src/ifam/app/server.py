@@ -2,8 +2,11 @@
 
 import os
 import tempfile
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
-from contextlib import contextmanager
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence, Set
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -15,6 +18,10 @@ from ifam.errors import IfamError
 from ifam.importing import import_extra
 from ifam.report.overlays import part_colors
 
+# Seconds for which an upload stays: visitors who open the same image share its file, and may have to wait.
+UPLOAD_SECONDS = 300.0
+# Seconds between two looks at the uploads.
+LOOK_SECONDS = 30.0
 _SYSTEM_FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Liberation Sans", "sans-serif")
 # What the page may load: nothing from elsewhere. Gradio's own scripts need the rest.
 _POLICY = (
@@ -68,7 +75,7 @@ def serving(
 
     _fetch_nothing()
     sessions = Sessions(lambda: Session(studio)) if sessions is None else sessions
-    with _uploads():
+    with _uploads() as folder:
         page = build(studio, sessions, examples, threshold)
         try:
             _, url, _ = page.queue(default_concurrency_limit=1).launch(
@@ -96,23 +103,58 @@ def serving(
                 f"give another --port or --host."
             ) from error
         try:
-            yield str(url)
+            with _removing_uploads(folder, page):
+                yield str(url)
         finally:
             page.close(verbose=False)
 
 
 @contextmanager
-def _uploads() -> Iterator[None]:
+def _uploads() -> Iterator[Path]:
     """A folder for uploads that is removed at the end; Gradio reads its name here and there."""
     before = os.environ.get("GRADIO_TEMP_DIR")
     with tempfile.TemporaryDirectory(prefix="ifam-app-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
         try:
-            yield
+            yield Path(folder)
         finally:
             os.environ.pop("GRADIO_TEMP_DIR")
             if before is not None:
                 os.environ["GRADIO_TEMP_DIR"] = before
+
+
+@contextmanager
+def _removing_uploads(folder: Path, page: Any) -> Iterator[None]:
+    """Remove old uploads within the block, beside it.
+
+    Gradio's own `delete_cache` is not used: an upload at the wrong moment ends it, in silence.
+    """
+    # The pictures of the examples stay.
+    kept, ended = set(folder.rglob("*")), threading.Event()
+
+    def look() -> None:
+        while not ended.wait(LOOK_SECONDS):
+            _remove_old(folder, kept, time.time() - UPLOAD_SECONDS)
+            # Gradio remembers the name of every file.
+            for names in getattr(page, "temp_file_sets", ()):
+                names.difference_update([name for name in tuple(names) if not os.path.exists(name)])
+
+    looking = threading.Thread(target=look, name="uploads", daemon=True)
+    looking.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        looking.join()
+
+
+def _remove_old(folder: Path, kept: Set[Path], before: float) -> None:
+    """Remove files that were put into a folder before a time, but those to keep."""
+    for path in folder.rglob("*"):
+        # Another process may have removed it, or may be reading it (Windows): it waits for the next look.
+        with suppress(OSError):
+            if path not in kept and path.is_file() and path.stat().st_ctime < before:
+                path.unlink()
 
 
 class _Confined:
