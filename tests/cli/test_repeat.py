@@ -4,6 +4,7 @@ import json
 import shutil
 import signal
 import time
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -128,6 +129,37 @@ def test_a_challenge_and_the_demo_are_repeated(tmp_path, capsys, monkeypatch):
     for name in ("challenge", "demo"):
         main(["repeat", str(tmp_path / name)])
         assert "came out the same, to the last bit." in capsys.readouterr().out.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_an_audit_and_a_certification_are_repeated(copy, capsys, monkeypatch):
+    monkeypatch.chdir(copy)
+    main(["audit", "model", "--limit=6", "--explain=2", "--out=audit"])
+    with suppress(SystemExit):
+        main(["certify", "model", "--limit=6", "--attack=1", "--steps=2", "--num_resamples=20", "--out=certify"])
+    for name in ("audit", "certify"):
+        digest = json.loads((copy / name / f"{name}.json").read_text())["conditions"]["images"]
+        assert isinstance(digest, str)
+        capsys.readouterr()
+        main(["repeat", name])
+        assert "came out the same" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_audit_of_any_classifier_is_repeated_where_its_function_is_named(copy, capsys, monkeypatch):
+    monkeypatch.chdir(copy)
+    (copy / "by_color_of_test.py").write_text(
+        "import torch\n\n\ndef corner(images):\n    return torch.stack([images[:, 0, 0, 0], images[:, 2, 0, 0]], 1)\n"
+    )
+    monkeypatch.syspath_prepend(copy)
+    words = ["--benchmark=pondbirds", *DATA, "--split=test", "--limit=8", "--max_flips=0", "--out=audited"]
+    with pytest.raises(SystemExit) as judged:
+        main(["audit", "--any", "by_color_of_test:corner", *words])
+    assert judged.value.code == 1
+    assert "name it with --any by_color_of_test:corner" in refused(capsys, "audited")
+    assert "made with no --any" in refused(capsys, "evaluation", "--any", "by_color_of_test:corner")
+    main(["repeat", "audited", "--any", "by_color_of_test:corner"])
+    assert "came out the same" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -294,7 +294,7 @@ def test_a_model_is_read_used_and_sent_without_its_data(stranger, module, capsys
 
 def test_a_result_is_not_repeated_on_another_data_set(trained, module, capsys):
     (module / "pond.json").write_text((trained / "results.json").read_text().replace(NAME, "pondbirds"))
-    assert f"pond.json is of the data set pondbirds, but --benchmark is {NAME}" in refused(
+    assert f"pond.json was made with --benchmark pondbirds, but --benchmark {NAME} was given" in refused(
         capsys, "repeat", "pond.json", "--benchmark", NAME
     )
 

@@ -246,7 +246,7 @@ def audit(
                 batch_size=min(batch_size, 16),
                 advance=stage("attribution"),
             )
-    settings = {"images": len(inputs), "plain ViT": plain_name, "seed": seed, "batch size": batch_size}
+    settings = {"image count": len(inputs), "plain ViT": plain_name, "seed": seed, "batch size": batch_size}
     return AuditResult(
         certificate=certificate,
         baselines=tuple(baselines),

@@ -209,7 +209,14 @@ def certify(
         for one in range(1, min(widest(kind, grid), max(size, int(sizes.max()) + 1)) + 1)
     ]
     everything = torch.ones(count, dtype=torch.bool)
-    settings = {"kind": kind, "width": width, "region": size, "images": count, "seed": seed, "batch size": batch_size}
+    settings = {
+        "kind": kind,
+        "width": width,
+        "region": size,
+        "image count": count,
+        "seed": seed,
+        "batch size": batch_size,
+    }
     return Certification(
         window_kind=kind,
         window_width=width,
@@ -226,7 +233,7 @@ def certify(
         vote_seconds=votes.seconds[1],
         attacks=attacks,
         images=tuple(_rows(votes, inputs, answers, sizes, side)),
-        conditions={**(conditions or {}), **settings, **record()},
+        conditions={**(conditions or {}), **settings, "batch size": batch_size, **record()},
     )
 
 

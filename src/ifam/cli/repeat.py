@@ -5,7 +5,7 @@ import logging
 import re
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,6 +114,7 @@ def repeat(
     resume: bool = False,
     overwrite: bool = False,
     benchmark: str | None = None,
+    any: str | None = None,
 ) -> Repetition:
     """Run the command of a result again, on the same images and number of threads, and compare all figures.
 
@@ -127,7 +128,10 @@ def repeat(
         resume: Go on where the repetition of a training or comparison was stopped.
         overwrite: Replace the content of `out`.
         benchmark: The function that the images came from, if they came from one: a result alone runs no code.
+        any: The function that returned the classifier of `ifam audit --any`, likewise.
     """
+    from ifam.cli.audit_any import runs_code
+    from ifam.importing import names_function
     from ifam.provenance import environment, use_threads
     from ifam.serialization import from_json
 
@@ -150,7 +154,8 @@ def repeat(
         conditions = from_json(Conditions, stated)
     except ValueError as error:
         raise IfamError(f"{file} is damaged ({error}); restore it.") from error
-    _check_function(file, (settings.get("benchmark"), conditions.benchmark), benchmark)
+    _check_function(file, "benchmark", (settings.get("benchmark"), conditions.benchmark), benchmark, names_function)
+    _check_function(file, "any", (settings.get("any"),), any, runs_code)
     then = conditions.environment or {}
     use_threads(then.get("threads"))
     now = environment()
@@ -161,19 +166,23 @@ def repeat(
     target = folder / file.name if verb in _TO_FILE else folder
     flags = [f"--{name}" for name, value in (("resume", resume), ("overwrite", overwrite)) if value]
     print(f"Repeating `ifam {verb}` of {file}; the new result will be in {folder}.")
-    named = [] if benchmark is None else [f"--benchmark={benchmark}"]
+    named = [f"--{option}={name}" for option, name in (("benchmark", benchmark), ("any", any)) if name is not None]
     return Repetition(file, folder / file.name, verb, settings, [f"--out={target}", *named, *flags])
 
 
-def _check_function(file: Path, stated: tuple[Any, Any], given: str | None) -> None:
+def _check_function(
+    file: Path, option: str, stated: tuple[Any, ...], given: str | None, runs: Callable[[str], bool]
+) -> None:
     """Refuse functions that only the result names, and a name that is not that of the result."""
-    from ifam.data_config import refuse_function
-
     for name in stated:
-        if isinstance(name, str) and name != given:
-            refuse_function(name, str(file))
+        if isinstance(name, str) and name != given and runs(name):
+            raise IfamError(
+                f"{file} names the function {name!r} for --{option}, whose code is run; name it with --{option} {name} "
+                f"on the command line if you trust it."
+            )
     if given is not None and given not in stated:
-        raise IfamError(f"{file} is of the data set {stated[1]}, but --benchmark is {given}; leave it out.")
+        then = f"--{option} {stated[-1]}" if stated[-1] else f"no --{option}"
+        raise IfamError(f"{file} was made with {then}, but --{option} {given} was given; leave it out.")
 
 
 def figures(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
