@@ -8,7 +8,6 @@ import sys
 import torch
 
 import ifam
-from ifam.data import TransformedDataset, collate
 
 if len(sys.argv) > 1:
     model = ifam.IFAM.from_pretrained(sys.argv[1])
@@ -16,7 +15,7 @@ else:
     torch.manual_seed(0)
     model = ifam.IFAM(ifam.ModelConfig(backbone="ifam_tiny", num_parts=3)).eval()
 birds = ifam.load_benchmark("pondbirds", options={"num_train": 2, "num_val": 2, "num_test": 4}).split("test")
-batch = collate([TransformedDataset(birds, model.image_size, model.normalization)[i] for i in range(len(birds))])
+batch = model.prepare_batch(birds)
 
 parts = range(model.config.num_parts)
 everything = torch.ones(model.selector.backbone.grid, dtype=torch.bool)

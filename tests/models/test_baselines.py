@@ -50,8 +50,12 @@ def birds():
 @pytest.fixture(scope="module")
 def batch(birds):
     model = make("plain_vit")
-    prepared = TransformedDataset(birds.split("test"), model.image_size, model.normalization)
-    return collate([prepared[i] for i in range(8)])
+    examples = birds.split("test")
+    prepared = TransformedDataset(examples, model.image_size, model.normalization)
+    batch = model.prepare_batch(examples)
+    assert batch.images.equal(collate([prepared[i] for i in range(8)]).images)
+    assert model.prepare_batch(examples, 3).labels.equal(batch.labels[:3])
+    return batch
 
 
 def make(name, seed=8, **fields):

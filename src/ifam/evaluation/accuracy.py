@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 
 from ifam._typing import Float, Tensor
-from ifam.data import Benchmark, ImageDataset, TransformedDataset, collate
+from ifam.data import Benchmark, ImageDataset
 from ifam.errors import IfamError
 from ifam.evaluation.bootstrap import LEVEL, Interval, auroc, interval, mean, resamples, stacked, totals
 from ifam.evaluation.collect import Rows, collect
@@ -364,8 +364,7 @@ def hidden_influence(model: Classifier, examples: ImageDataset, count: int = 64,
         count: Number of images.
         seed: Seed of the noise.
     """
-    prepared = TransformedDataset(examples, model.image_size, model.normalization)
-    batch = collate([prepared[i] for i in range(min(count, len(prepared)))]).to(device_of(model))
+    batch = model.prepare_batch(examples, count).to(device_of(model))
     with evaluating(model):
         out, predictor = model.predict_batch(batch), cast(Predictor, model.predictor)
         mask, held = out.mask, held_parts(out.patch_parts)

@@ -18,7 +18,7 @@ from ifam.backbones.hf_dinov2 import resolve
 from ifam.backbones.timm_compat import fill_buffers
 from ifam.backbones.vit import check_saved_backbone
 from ifam.config import ModelConfig
-from ifam.data.base import FitAndCrop
+from ifam.data.base import FitAndCrop, ImageDataset, TransformedDataset, collate
 from ifam.errors import IfamError, first_line, located
 from ifam.model_files import CONFIG, WEIGHTS, read_safetensors
 from ifam.models.interventions import Intervention
@@ -91,6 +91,16 @@ class Classifier(TimmInterface):
         """How images become the input, as JSON has it: resized until they cover the size, cropped, normalized."""
         mean, std = self.normalization
         return {"size": [*self.image_size], **FitAndCrop.description, "mean": [*mean], "std": [*std]}
+
+    def prepare_batch(self, examples: ImageDataset, count: int | None = None) -> Batch:
+        """Examples of a data set as the model takes them: resized, cropped, normalized, with labels and annotations.
+
+        Args:
+            examples: A split of a `Benchmark`, or any sequence of dicts like its own.
+            count: The first so many; all where it is None.
+        """
+        prepared = TransformedDataset(examples, self.image_size, self.normalization)
+        return collate([prepared[index] for index in range(len(prepared))[:count]])
 
     @property
     def mask_grid(self) -> tuple[int, int]:
