@@ -18,11 +18,11 @@ from ifam.data.images import load_image as load_image
 from ifam.errors import IfamError
 from ifam.evaluation.conformal import Calibration
 from ifam.interruption import Interrupted
-from ifam.io import local_path, printable
+from ifam.io import local_path, printable, run_of
 from ifam.models.base import Classifier
 from ifam.models.interventions import Intervention
 from ifam.prediction.classification import Rows, dealt, replicas
-from ifam.prediction.output import OverlayFolder, Run, conditions_of, table_path
+from ifam.prediction.output import OverlayFolder, Run, conditions_of, record_path, table_path
 from ifam.prediction.reading import Item, ReadBatch, Reader, read_batches
 from ifam.prediction.reading import display_crop as display_crop
 from ifam.prediction.reading import preprocess as preprocess
@@ -127,9 +127,12 @@ def iter_predictions(
     if out is not None or folder is not None:
         conditions = conditions_of(model, given, interventions, calibration, white)
         if folder is not None:
-            drawing = OverlayFolder(folder, conditions["run"], overwrite, resume)
+            record = record_path(table_path(local_path(out))) if resume and out is not None else None
+            resumed = run_of(record) if record is not None and record.exists() else None
+            drawing = OverlayFolder(folder, conditions["run"], overwrite, resumed)
         if out is not None:
             run = Run(table_path(local_path(out)), conditions, given, overwrite, resume)
+            sources.done_at = sources.done_at if run.done_at is None else run.done_at
     reader = Reader(model.image_size, model.mask_grid, model.normalization, white, drawing is not None)
     batches = _Batches(sources, reader, batch_size, workers, drawing)
     return _rows(replicas(model, devices), batches, Rows(interventions, calibration, white), run, strict)
@@ -223,6 +226,13 @@ def _rows(
             run.close(complete)
     if sources.repeated:
         logger.warning("Images that were given again, and have one row each: %d.", sources.repeated)
+    changed, first = sources.changed
+    if first is not None:
+        logger.warning(
+            "Images that were changed after their row was written, which stays as it was: %d, the first is %s. Remove "
+            "these rows, or start over with --overwrite.",
+            *(changed, printable(first)),
+        )
     if sources.done:
         logger.warning("Rows in the table of images that were not given now: %d.", len(sources.done))
 
@@ -233,19 +243,22 @@ def _stopped_at(row: Prediction) -> IfamError:
     )
 
 
-def print_predictions(rows: Iterable[Prediction], *, hides: bool = True, error: float | None = None) -> None:
+def print_predictions(
+    rows: Iterable[Prediction], *, hides: bool = True, error: float | None = None, at_once: bool = False
+) -> None:
     """Print a table of a few images, or a line for each of many as it comes.
 
     Args:
         rows: The rows.
         hides: Whether the model masks its input.
         error: Error of the sets of classes; None where there are none.
+        at_once: A line for each row as it comes, however few there are.
     """
     rows = iter(rows)
     columns = ["image", "class", "probability", "visible" if hides else "in the mask, which hides nothing"]
     columns += [] if error is None else [f"at {error:.3g} error"]
-    few = list(islice(rows, _FEW + 1))
-    if len(few) > _FEW:
+    few = [] if at_once else list(islice(rows, _FEW + 1))
+    if at_once or len(few) > _FEW:
         for cells in chain([columns], map(_cells, chain(few, rows))):
             _print("  ".join(filter(None, cells)))
         return

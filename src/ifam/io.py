@@ -254,13 +254,13 @@ def check_replaceable(path: Path, run: str, overwrite: bool) -> None:
     """
     if overwrite or not first_process() or not os.path.exists(path) or _is_device(path):
         return
-    previous = _run_of(path)
+    previous = run_of(path)
     if previous != run:
         what = "is not a result of `ifam`" if previous is None else "is a result under other conditions"
         raise IfamError(f"{path} exists and {what}; choose another --out, or replace it with --overwrite.")
 
 
-def _run_of(path: Path) -> str | None:
+def run_of(path: Path) -> str | None:
     """The digest of the run in a result or a page; None for any other file."""
     try:
         text = path.read_text(encoding="utf-8")

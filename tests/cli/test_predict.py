@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -130,6 +131,15 @@ def test_what_a_list_names_that_is_no_file_is_a_row(here, monkeypatch):
     ]
 
 
+def test_a_csv_file_is_read_as_for_training(here, monkeypatch, capsys):
+    """As Windows writes paths, and with the expansions of a shell."""
+    monkeypatch.setenv("PICTURES", str(here / "photos"))
+    Path("list.csv").write_text("path\r\nphotos\\sub\\c.jpg\r\n$PICTURES/a.jpg\r\n$NOWHERE/b.jpg\r\n", encoding="utf-8")
+    run("predict list.csv --out out.csv")
+    assert paths("out.csv") == ["photos/sub/c.jpg", str(here / "photos/a.jpg"), "$NOWHERE/b.jpg"]
+    assert "Without an answer: 1" in capsys.readouterr().out
+
+
 def test_a_csv_file_elsewhere_lists_what_lies_beside_it(here):
     Path("photos/list.csv").write_text("path\nsub/c.jpg\n", encoding="utf-8")
     run("predict photos/list.csv --out out.csv")
@@ -235,6 +245,39 @@ def test_what_headers_say_of_people_is_written_nowhere(here):
     assert not [path for path in written if b"Secret" in path.read_bytes()]
 
 
+def test_pictures_of_others_are_not_replaced_by_a_run_that_goes_on(here, capsys):
+    Path("mine").mkdir()
+    shutil.copy("photos/a.jpg", "mine/a.png")
+    before = Path("mine/a.png").read_bytes()
+    for out in ("new.csv", "old.csv"):
+        if out == "old.csv":
+            run(f"predict photos/a.jpg --out {out}")
+        assert "choose another --overlays" in fails(
+            capsys, f"predict photos/a.jpg photos/b.jpg --out {out} --overlays mine --resume"
+        )
+    run("predict photos/b.jpg --out theirs.csv --overlays theirs")
+    assert "choose another" in fails(capsys, "predict photos/a.jpg --out new.csv --overlays theirs --resume")
+    assert [file.name for file in Path("mine").iterdir()] == ["a.png"]
+    assert Path("mine/a.png").read_bytes() == before
+    # Its own, as often as it goes on, with more images each time.
+    for given in ("photos/a.jpg", "photos/a.jpg photos/b.jpg", "photos"):
+        run(f"predict {given} --out out.csv --overlays drawn --resume")
+    assert sorted(file.name for file in Path("drawn").glob("*.png")) == ["a.png", "b.png", "sub_c.png", "sub_d.png"]
+
+
+def test_images_that_were_changed_after_their_row_are_named(here, capsys):
+    run("predict photos --out out.csv")
+    done = Path("out.csv").read_bytes()
+    run("predict photos --out out.csv --resume")
+    assert "were changed" not in capsys.readouterr().err
+    later = time.time() + 60
+    os.utime("photos/sub/c.jpg", (later, later))
+    run("predict photos --out out.csv --resume")
+    said = capsys.readouterr().err
+    assert "Images that were changed after their row was written, which stays as it was: 1, the first is photos" in said
+    assert Path("out.csv").read_bytes() == done
+
+
 def test_a_table_below_the_images_and_pictures_among_them_are_no_images(here):
     for _ in range(2):
         run("predict photos --out photos/out.csv --overlays photos/drawn")
@@ -300,9 +343,11 @@ def test_a_list_is_answered_while_it_is_written_and_a_reader_may_leave(here):
         for number in range(21):
             os.link("photos/a.jpg", f"{number}.jpg")
             process.stdin.write(f"{number}.jpg\n")
-        process.stdin.flush()
-        assert process.stdout.readline().startswith("image")
-        assert process.stdout.readline().startswith("0.jpg")
+            process.stdin.flush()
+            if number == 0:
+                # At once, and not when there are too many for a table.
+                assert process.stdout.readline().startswith("image")
+                assert process.stdout.readline().startswith("0.jpg")
         process.stdout.close()
         for number in range(60):
             os.link("photos/a.jpg", f"more{number}.jpg")

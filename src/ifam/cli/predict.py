@@ -53,6 +53,7 @@ def predict(
     from ifam.inference import iter_predictions, print_predictions
     from ifam.models.interventions import DropParts, Intervention, KeepParts
     from ifam.prediction.output import table_path
+    from ifam.prediction.sources import STDIN
 
     check_resume(resume, overwrite)
     ensure_writable(table_path(out))
@@ -79,7 +80,8 @@ def predict(
     settings |= {"interventions": changes, "calibration": calibration, "path_column": path_column}
     count = _Count()
     rows = count.of(iter_predictions(net, images, **settings))
-    print_predictions(rows, hides=net.masks_input, error=None if calibration is None else calibration.error)
+    error = None if calibration is None else calibration.error
+    print_predictions(rows, hides=net.masks_input, error=error, at_once=STDIN in images)
     count.report(table_path(out))
 
 

@@ -1,12 +1,15 @@
 """Helpers of loaders: find the folder of a data set, and read lists in text files."""
 
 import csv
+import os
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
 from ifam.errors import IfamError
+from ifam.io import local_path
 
 
 def find_root(benchmark: str, root: Path | None, needed: Sequence[str], source: str) -> Path:
@@ -119,6 +122,18 @@ def _undecodable(path: Path) -> int:
             except UnicodeDecodeError:
                 return number
     return 1
+
+
+def listed_path(root: Path, cell: str) -> Path:
+    """The path of a file in a list: as written, or else after the expansions of a shell or in another Unicode form.
+
+    Raises:
+        IfamError: It begins with a variable, user or drive that does not exist here.
+    """
+    for text in (cell, *(unicodedata.normalize(form, cell) for form in ("NFC", "NFD"))):
+        if os.path.lexists(root / text):
+            return root / text
+    return root / local_path(cell)
 
 
 def read_words(path: Path, values: int) -> dict[str, list[str]]:

@@ -10,7 +10,16 @@ from typing import Any
 from ifam.data.files import OVERLAYS
 from ifam.errors import IfamError
 from ifam.evaluation.conformal import Calibration, model_digest
-from ifam.io import check_absent, check_replaceable, ensure_writable, printable, replacing, run_digest, write_json
+from ifam.io import (
+    check_absent,
+    check_replaceable,
+    ensure_writable,
+    printable,
+    replacing,
+    run_digest,
+    run_of,
+    write_json,
+)
 from ifam.model_files import read_json, weights_digest
 from ifam.models.base import Classifier
 from ifam.models.interventions import Intervention
@@ -77,6 +86,9 @@ class Run:
         overwrite: Whether the table of another run may be replaced.
         resume: Whether to go on with the table that is there.
 
+    Attributes:
+        done_at: When the table that is gone on with was last written; None where there is none.
+
     Raises:
         IfamError: The table cannot be written, is one of the images or of another run, or cannot be gone on with.
     """
@@ -88,6 +100,7 @@ class Run:
         ensure_writable(path)
         if os.path.abspath(path) in map(os.path.abspath, given):
             raise IfamError(f"{path} is one of the lists of images; choose another --out.")
+        self.done_at = _last_change(path) if resume else None
         earlier = read_json(self.record) if resume else None
         if earlier is not None:
             self._check_same(earlier)
@@ -143,6 +156,12 @@ class Run:
         write_json(self.record, {**content, "provenance": provenance()})
 
 
+def _last_change(table: Path) -> float | None:
+    """When a table was last written; a Parquet file that is not finished has its rows beside it."""
+    times = [path.stat().st_mtime for path in (table, table.with_name(f"{table.name}.jsonl")) if path.is_file()]
+    return max(times, default=None)
+
+
 class OverlayFolder:
     """A folder of pictures.
 
@@ -150,23 +169,22 @@ class OverlayFolder:
         folder: The folder.
         run: Digest of the run.
         overwrite: Whether pictures of another run may be replaced.
-        resume: Whether the run goes on, with pictures that are there.
+        resumed: Digest of the run that goes on, whose pictures may be there; None for none.
 
     Raises:
         IfamError: It cannot be written, or has other files.
     """
 
-    def __init__(self, folder: Path, run: str, overwrite: bool, resume: bool) -> None:
+    def __init__(self, folder: Path, run: str, overwrite: bool, resumed: str | None) -> None:
         self.folder, self._real = folder, os.path.realpath(folder)
         self._marker, self._run = folder / OVERLAYS, run
         self._taken: set[str] = set()
         self._looked_at = ""
-        self._lock = Lock()
+        self._lock, self._marked = Lock(), False
         ensure_writable(folder, folder=True, option="--overlays")
-        if resume:
-            return
         if self._marker.exists():
-            check_replaceable(self._marker, run, overwrite)
+            if resumed is None or run_of(self._marker) != resumed:
+                check_replaceable(self._marker, run, overwrite)
         elif not overwrite and folder.is_dir() and any(folder.iterdir()):
             raise IfamError(
                 f"{folder} has files that are not pictures of `ifam predict`; choose another --overlays, or draw among "
@@ -177,6 +195,8 @@ class OverlayFolder:
         """Leave the picture of an earlier row as it is."""
         if row.overlay is not None:
             self._taken.add(row.overlay.stem.lower())
+            if self._marker.exists():
+                self._mark()
 
     def named(self, found: Found) -> Found:
         """An image with the name of its picture: with a number if another has it already (`a.png` and `a.jpg`).
@@ -201,11 +221,16 @@ class OverlayFolder:
         """The row with its picture, which is written to the folder; several threads may draw at once."""
         if item.display is None:
             return row
-        with self._lock:
-            if not self._marker.exists():
-                write_json(self._marker, {"conditions": {"run": self._run}})
+        self._mark()
         path = self.folder / f"{item.found.name}.png"
         picture = row.draw(item.display)
         with replacing(path) as temporary:
             picture.save(temporary)
         return replace(row, overlay=path)
+
+    def _mark(self) -> None:
+        """Say whose pictures are in the folder: those of this run."""
+        with self._lock:
+            if not self._marked:
+                write_json(self._marker, {"conditions": {"run": self._run}})
+                self._marked = True

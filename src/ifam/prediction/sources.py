@@ -4,6 +4,7 @@ import glob
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +12,7 @@ from typing import NamedTuple
 from ifam.data.dicom import DICOM
 from ifam.data.files import choose_images, list_images, readable_extensions
 from ifam.data.members import is_file
-from ifam.data.source_files import iter_csv
+from ifam.data.source_files import iter_csv, listed_path
 from ifam.errors import IfamError
 from ifam.io import local_path
 
@@ -59,6 +60,8 @@ class ImageSources:
     Attributes:
         count: Number of images, with those that were given twice; None where it is not known before they are read.
         done: Keys (`path_key`) of images to leave out, since they are done; those that were met are removed.
+        done_at: When the last of these was done, in seconds of the file system.
+        changed: Number of files that were changed after that, so far, and the first of them.
         repeated: Number of images that were given again, so far.
 
     Raises:
@@ -84,6 +87,8 @@ class ImageSources:
         counts = [source.count for source in self._sources]
         self.count = None if None in counts else sum(count or 0 for count in counts)
         self.done: set[bytes] = set()
+        self.done_at = float("inf")
+        self.changed: tuple[int, Path | None] = 0, None
         self.repeated = 0
 
     def __iter__(self) -> Iterator[Found]:
@@ -94,12 +99,18 @@ class ImageSources:
                 key = path_key(found.path)
                 if key in self.done:
                     self.done.remove(key)
+                    self._compare_time(found.path)
                 elif key in seen:
                     self.repeated += 1
                     continue
                 else:
                     yield found
                 seen.add(key)
+
+    def _compare_time(self, path: Path) -> None:
+        with suppress(OSError, ValueError):
+            if path.stat().st_mtime > self.done_at:
+                self.changed = self.changed[0] + 1, self.changed[1] or path
 
 
 def _source(given: str | Path, path_column: str, outside: Sequence[Path]) -> _Source:
@@ -151,7 +162,10 @@ class _Files(_Source):
 
 
 class _Csv(_Source):
-    """Files that a CSV file lists, relative to its folder. It is read once to check it, and once as it goes."""
+    """Files that a CSV file lists, relative to its folder and written as for training.
+
+    It is read once to check it, and once as it goes.
+    """
 
     def __init__(self, path: Path, column: str) -> None:
         self.path, self.column, self.count = path, column, 0
@@ -164,7 +178,11 @@ class _Csv(_Source):
 
     def __iter__(self) -> Iterator[Found]:
         for _, row in iter_csv(self.path, [self.column]):
-            path = self.path.parent / row[self.column]
+            try:
+                path = listed_path(self.path.parent, row[self.column])
+            except IfamError:
+                # It will be a row with an error.
+                path = self.path.parent / row[self.column]
             yield Found(path, path.stem)
 
 

@@ -23,9 +23,7 @@ order of their names, whole numbers in the order of their values.
 """
 
 import logging
-import os
 import re
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -36,7 +34,7 @@ from ifam.data.duplicates import copies_of_images, refuse_repeated_files, warn_o
 from ifam.data.files import Listing, list_images, ordered
 from ifam.data.records import ImageFiles, Record, assemble, require_inside, validated
 from ifam.data.shards import Sample, find_shards, read_samples, shard_split
-from ifam.data.source_files import read_csv
+from ifam.data.source_files import listed_path, read_csv
 from ifam.data.splits import (
     ALL,
     SPLIT_NAMES,
@@ -317,12 +315,9 @@ def _listed_classes(path: Path, rows: Iterable[tuple[int, Mapping[str, str]]], c
 
 
 def _listed_path(root: Path, cell: str, where: str) -> Path:
-    """The path of a file in a list: as written, or else after the expansions of a shell or in another Unicode form."""
-    for text in (cell, *(unicodedata.normalize(form, cell) for form in ("NFC", "NFD"))):
-        if os.path.lexists(root / text):
-            return root / text
+    """The path of a file in a list, or an error that says where it is listed."""
     try:
-        return root / local_path(cell)
+        return listed_path(root, cell)
     except IfamError as error:
         raise IfamError(f"{where}: {error}") from None
 
