@@ -132,10 +132,13 @@ def _resized(pixels: np.ndarray, axis: int, target: int) -> np.ndarray:
 def _opened(image: str | Path | Image.Image) -> Image.Image:
     """An upright RGB image, transparent pixels blended with white."""
     try:
-        opened = ImageOps.exif_transpose(image if isinstance(image, Image.Image) else Image.open(image))
-        if opened.mode[0] in "IF":
+        opened = image if isinstance(image, Image.Image) else Image.open(image)
+        # Of colors with 16 bits, Pillow takes the upper 8 without a word.
+        deep = opened.mode[0] in "IF" or ";16" in str(getattr(opened, "tile", ""))
+        opened.load()
+        if deep:
             raise ValueError("it has more than 8 bits; save it with 8")
-        rgba = opened.convert("RGBA")
+        rgba = ImageOps.exif_transpose(opened).convert("RGBA")
     except Exception as error:  # Pillow can raise anything on a damaged file
         raise ValueError(f"{image} is not a readable image ({error}).") from error
     return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")

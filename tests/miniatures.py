@@ -11,6 +11,8 @@ import csv
 import json
 import os
 import pickle
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -391,3 +393,15 @@ MINIATURES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "flowers102": flowers102,
     "turtles": turtles,
 }
+
+
+def write_deep_png(path, pixels):
+    """A PNG file of colors with 16 bits, [H, W, 3], which Pillow cannot write."""
+    height, width, _ = pixels.shape
+    lines = b"".join(b"\0" + line.astype(">u2").tobytes() for line in pixels)
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0))]
+    chunks += [(b"IDAT", zlib.compress(lines)), (b"IEND", b"")]
+    parts = [
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
+    ]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))

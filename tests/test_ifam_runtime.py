@@ -14,6 +14,7 @@ import ifam
 from conftest import wake
 from ifam.exporting import export as exporting
 from ifam.inference import preprocess
+from miniatures import write_deep_png
 
 onnxruntime, onnx = pytest.importorskip("onnxruntime"), pytest.importorskip("onnx")
 ifam_runtime = pytest.importorskip("ifam_runtime")
@@ -115,7 +116,9 @@ def test_what_is_wrong_is_one_sentence(files, tmp_path):
     classifier = ifam_runtime.Classifier(files[1])
     (tmp_path / "text.jpg").write_text("hello", encoding="utf-8")
     Image.fromarray(np.full((9, 9), 4095, np.uint16)).save(tmp_path / "deep.png")
-    for name, reason in (("text.jpg", "cannot identify"), ("deep.png", "more than 8 bits"), ("none.jpg", "No such")):
+    write_deep_png(tmp_path / "colors.png", np.full((9, 9, 3), 4095))
+    deep = [(name, "more than 8 bits") for name in ("deep.png", "colors.png")]
+    for name, reason in (("text.jpg", "cannot identify"), *deep, ("none.jpg", "No such")):
         with pytest.raises(ValueError, match=f"{name} is not a readable image .*{reason}"):
             classifier(tmp_path / name)
     with pytest.raises(ValueError, match="is not a model that `ifam export` wrote"):

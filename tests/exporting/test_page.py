@@ -14,9 +14,11 @@ import ifam
 from chromium import chromium, needs_chromium
 from conftest import wake
 from ifam.cli.main import main
+from ifam.data.images import load_image
 from ifam.errors import IfamError
 from ifam.exporting.page import check_page, export_page
 from ifam.inference import preprocess
+from miniatures import write_deep_png
 
 pytest.importorskip("playwright.sync_api")
 for name in ("onnx", "onnxscript", "onnxruntime"):
@@ -91,6 +93,54 @@ def test_the_page_answers_as_the_model(made, page, name):
     np.testing.assert_allclose(logits, out.logits[0], atol=1e-4)
     best = model.config.class_names[int(out.logits.argmax())]
     assert page.inner_text("#answer").startswith(f"{best}: ")
+
+
+@needs_chromium
+@pytest.mark.slow
+def test_photos_are_turned_as_their_exif_says(made, page, tmp_path):
+    """In WebP, too, where Chromium does not."""
+    model, noise = made[0], np.random.default_rng(1).integers(0, 256, (100, 130, 3), dtype=np.uint8)
+    mean, std = (np.array(values)[:, None, None] for values in model.normalization)
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x112] = orientation
+        path = tmp_path / f"turned{orientation}.webp"
+        Image.fromarray(noise).save(path, lossless=True, exif=exif)
+        pixels = choose(page, path)[2]
+        given = preprocess(load_image(path), model).numpy()
+        assert np.array_equal(pixels, np.rint((given * std + mean) * 255).transpose(1, 2, 0)), orientation
+
+
+@needs_chromium
+@pytest.mark.slow
+def test_what_a_browser_would_read_otherwise_is_refused(made, page, tmp_path):
+    Image.fromarray(np.full((9, 9), 4095, np.uint16)).save(tmp_path / "gray.png")
+    write_deep_png(tmp_path / "colors.png", np.full((9, 9, 3), 4095))
+    Image.new("RGB", (70_000, 1)).save(tmp_path / "long.png")
+    choose(page, made[1] / "exact.png")
+    for name, said in (
+        ("gray.png", "16 bits a channel"),
+        ("colors.png", "16 bits"),
+        ("long.png", "more than this browser"),
+    ):
+        page.set_input_files("#file", tmp_path / name)
+        page.get_by_text(f"{name} has ").wait_for()
+        assert said in page.inner_text("#status")
+        assert page.evaluate("ifam.photo.name") == "exact.png"
+
+
+@needs_chromium
+@pytest.mark.slow
+def test_the_photo_that_was_chosen_last_is_answered(made, page, tmp_path):
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (3000, 4000, 3), dtype=np.uint8)).save(
+        tmp_path / "huge.jpg"
+    )
+    page.set_input_files("#file", tmp_path / "huge.jpg")
+    page.set_input_files("#file", made[1] / "exact.png")
+    page.get_by_text("exact.png: answered").wait_for()
+    time.sleep(1.5)
+    assert page.evaluate("ifam.photo.name") == "exact.png"
+    assert "exact.png: answered" in page.inner_text("#status")
 
 
 @needs_chromium

@@ -10,7 +10,7 @@ const LONGEST = 8;
 // Side of the drawings in pixels, and of their squares in the place of hidden pixels.
 const SIDE = 480, SQUARE = 12;
 
-let session, photo, own, answer, edits, dropped, cursor = -1, busy = false, waiting = false;
+let session, photo, answer, edits, dropped, cursor = -1, busy = false, waiting = false, loads = 0;
 
 // ---------------------------------------------------------------------------------------------- from photo to input
 
@@ -92,25 +92,83 @@ function normalized({ data }) {
   return values;
 }
 
-async function load(blob, name) {
-  say(`Reading ${name} …`);
-  let bitmap;
+/** The EXIF orientation, from 1 to 8, in the data of an EXIF segment. */
+function orientationIn(exif) {
+  const start = String.fromCharCode(...exif.subarray(0, 4)) === "Exif" ? 6 : 0;
+  const view = new DataView(exif.buffer, exif.byteOffset + start, exif.length - start);
   try {
-    bitmap = await createImageBitmap(blob, { colorSpaceConversion: "none", imageOrientation: "from-image" });
-  } catch {
-    say(`${name} is not an image that this browser can read; choose a JPEG, PNG or WebP file.`, true);
-    return;
+    const little = view.getUint16(0) === 0x4949, directory = view.getUint32(4, little);
+    for (let i = 0; i < view.getUint16(directory, little); i++) {
+      const entry = directory + 2 + 12 * i;
+      if (view.getUint16(entry, little) === 0x112) {
+        const value = view.getUint16(entry + 8, little);
+        return value >= 1 && value <= 8 ? value : 1;
+      }
+    }
+  } catch { /* damaged: as if there were none */ }
+  return 1;
+}
+
+/** A WebP file without its EXIF orientation, which some browsers ignore, and that orientation; other files as they are. */
+function withoutOrientation(bytes) {
+  const view = new DataView(bytes.buffer), name = (at) => String.fromCharCode(...bytes.subarray(at, at + 4));
+  let orientation = 1;
+  if (name(0) === "RIFF" && name(8) === "WEBP") {
+    for (let at = 12, length; at + 8 <= bytes.length; at += 8 + length + (length % 2)) {
+      length = view.getUint32(at + 4, true);
+      if (name(at) !== "EXIF") continue;
+      orientation = orientationIn(bytes.subarray(at + 8, at + 8 + length));
+      // A chunk of an unknown name is skipped.
+      bytes.set([120, 120, 120, 120], at);
+    }
   }
-  const canvas = new OffscreenCanvas(bitmap.width, bitmap.height);
-  const context = canvas.getContext("2d", { willReadFrequently: true });
-  // Transparent pixels are white, as in training.
-  context.fillStyle = "white";
-  context.fillRect(0, 0, bitmap.width, bitmap.height);
-  context.drawImage(bitmap, 0, 0);
-  const { data } = context.getImageData(0, 0, bitmap.width, bitmap.height);
-  const pixels = crop({ data, w: bitmap.width, h: bitmap.height });
-  photo = { canvas, pixels, images: normalized(pixels), name };
-  own = null;
+  return [bytes, orientation];
+}
+
+/** Whether a PNG file has 16 bits a channel, of which a browser would take the upper 8. */
+const isDeep = (bytes) => bytes.length > 24 && String.fromCharCode(...bytes.subarray(1, 4)) === "PNG" && bytes[24] > 8;
+
+/** The pixels of a bitmap, upright; null where it is too large for a canvas. */
+function drawn(bitmap, orientation) {
+  const { width: w, height: h } = bitmap, turned = orientation > 4;
+  const [a, b, c, d] = [[1, 0, 0, 1], [-1, 0, 0, 1], [-1, 0, 0, -1], [1, 0, 0, -1],
+    [0, 1, 1, 0], [0, 1, -1, 0], [0, -1, -1, 0], [0, -1, 1, 0]][orientation - 1];
+  try {
+    const canvas = new OffscreenCanvas(turned ? h : w, turned ? w : h);
+    const context = canvas.getContext("2d", { willReadFrequently: true });
+    // Transparent pixels are white, as in training.
+    context.fillStyle = "white";
+    context.fillRect(0, 0, canvas.width, canvas.height);
+    context.imageSmoothingEnabled = false;
+    context.setTransform(a, b, c, d, a + c < 0 ? canvas.width : 0, b + d < 0 ? canvas.height : 0);
+    context.drawImage(bitmap, 0, 0);
+    const { data } = context.getImageData(0, 0, canvas.width, canvas.height);
+    return data.at(-1) === 255 ? { canvas, data } : null;
+  } catch {
+    return null;
+  }
+}
+
+async function load(blob, name) {
+  const ticket = ++loads;
+  say(`Reading ${name} …`);
+  let bytes, orientation, bitmap;
+  try {
+    [bytes, orientation] = withoutOrientation(new Uint8Array(await blob.arrayBuffer()));
+    const file = new Blob([bytes], { type: blob.type });
+    bitmap = await createImageBitmap(file, { colorSpaceConversion: "none", imageOrientation: "from-image" });
+  } catch { /* said below */ }
+  // Another photo was chosen meanwhile.
+  if (ticket !== loads) return;
+  if (!bitmap) return say(`${name} is not an image that this browser can read; choose a JPEG, PNG or WebP file.`, true);
+  if (isDeep(bytes)) return say(`${name} has 16 bits a channel, which this page would cut to 8; save it with 8.`, true);
+  const whole = drawn(bitmap, orientation);
+  if (!whole) {
+    const pixels = `${bitmap.width.toLocaleString()} x ${bitmap.height.toLocaleString()} pixels`;
+    return say(`${name} has ${pixels}, which is more than this browser can draw; save it smaller.`, true);
+  }
+  const pixels = crop({ data: whole.data, w: whole.canvas.width, h: whole.canvas.height });
+  photo = { canvas: whole.canvas, pixels, images: normalized(pixels), name, own: null };
   reset();
   await update();
 }
@@ -127,9 +185,9 @@ const patchOf = (cell) => {
   return Math.floor((row * patchRows) / rows) * patchColumns + Math.floor((column * patchColumns) / columns);
 };
 
-async function run(useMask) {
+async function run({ images }, useMask) {
   const feeds = {
-    images: new ort.Tensor("float32", photo.images, [1, 3, height, width]),
+    images: new ort.Tensor("float32", images, [1, 3, height, width]),
     use_mask: new ort.Tensor("int8", useMask, [1, rows, columns]),
   };
   if (about.adds_parts) {
@@ -156,10 +214,14 @@ async function update() {
   while (waiting) {
     waiting = false;
     const started = performance.now();
-    own ??= await run(new Int8Array(rows * columns).fill(-1));
-    const useMask = edits.map((edit, cell) =>
-      edit >= 0 ? edit : own.mask[cell] && dropped.has(own.parts[patchOf(cell)]) ? 0 : -1);
-    answer = await run(useMask);
+    const asked = photo;
+    asked.own ??= await run(asked, new Int8Array(rows * columns).fill(-1));
+    const { mask, parts } = asked.own;
+    const useMask = edits.map((edit, cell) => edit >= 0 ? edit : mask[cell] && dropped.has(parts[patchOf(cell)]) ? 0 : -1);
+    const given = await run(asked, useMask);
+    // Another photo is answered next.
+    if (asked !== photo) continue;
+    answer = given;
     show(performance.now() - started);
   }
   busy = false;
@@ -208,7 +270,7 @@ function show(milliseconds) {
 }
 
 function listParts(best, percent) {
-  const held = about.part_colors.map((_, k) => own.mask.filter((on, cell) => on && own.parts[patchOf(cell)] === k).length);
+  const held = about.part_colors.map((_, k) => photo.own.mask.filter((on, cell) => on && photo.own.parts[patchOf(cell)] === k).length);
   const values = about.part_colors.map((_, k) => answer.contributions?.[k * about.class_names.length + best] ?? null);
   const largest = Math.max(...values.map(Math.abs));
   const boxes = [...byId("list").querySelectorAll("input")], focused = boxes.indexOf(document.activeElement);
@@ -219,8 +281,8 @@ function listParts(best, percent) {
     Object.assign(box, { type: "checkbox", checked: !dropped.has(k), disabled: !held[k] });
     box.addEventListener("change", () => { dropped[box.checked ? "delete" : "add"](k); update(); });
     label.append(box, swatch, `part ${k}`);
-    const shown = values[k] === null ? percent(held[k] / own.mask.length) : values[k].toFixed(2);
-    row.append(label, values[k] === null ? bar(held[k], own.mask.length) : bar(values[k], largest, true));
+    const shown = values[k] === null ? percent(held[k] / photo.own.mask.length) : values[k].toFixed(2);
+    row.append(label, values[k] === null ? bar(held[k], photo.own.mask.length) : bar(values[k], largest, true));
     row.append(element("span", "number", shown));
     return row;
   }));
