@@ -370,6 +370,10 @@ def test_a_training_that_is_finished_says_so_and_changes_nothing(trained, capsys
 
 
 def test_where_there_is_nothing_to_go_on_with_training_begins(pictures, tmp_path, capsys):
+    assert f"There is no training in {tmp_path / 'new'} to go on with, and no images" in fails(
+        capsys, "train", "--out", tmp_path / "new", "--resume"
+    )
+    assert not (tmp_path / "new").exists()
     main(["train", str(pictures), "--out", str(tmp_path / "new"), *QUICK, "--resume"])
     assert f"There is no checkpoint in {tmp_path / 'new'}, so that the training starts" in capsys.readouterr().out
     assert (tmp_path / "new" / "results.json").exists()

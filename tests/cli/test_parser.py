@@ -13,6 +13,7 @@ import pytest
 from ifam.cli.main import main
 from ifam.cli.parser import VERBS, known_settings, parse
 from ifam.data_config import DATA_CONFIGS, any_config
+from ifam.errors import IfamError
 
 MANY = [verb for verb in VERBS if "data" in known_settings([verb])]
 
@@ -212,3 +213,13 @@ def test_settings_are_written_out(capsys):
     assert (settings["data"]["label_column"], settings["data"]["classes"]) == ("007", ("1", "no way"))
     text = shown(capsys, "evaluate", "--data.check", "--print_config")
     assert text.endswith("data:\n  check: true\n")
+
+
+@pytest.mark.parametrize("words", [["--examples", "a.png", "b.png"], ["--examples", '["a.png", "b.png"]']])
+def test_an_option_of_several_words_takes_them_all(words):
+    assert parse(["export", "--html=page.html", *words])[1]["examples"] == [Path("a.png"), Path("b.png")]
+
+
+def test_an_option_of_several_words_is_given_once():
+    with pytest.raises(IfamError, match="--examples is given twice; give all its values after one"):
+        parse(["export", "--html=page.html", "--examples", "a.png", "--out=m.onnx", "--examples", "b.png"])

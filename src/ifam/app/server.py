@@ -36,8 +36,9 @@ def check_installed() -> None:
     Raises:
         IfamError: It is not installed.
     """
-    # Gradio and the hub read them when they are imported: nothing is counted, and no version looked up.
+    # Gradio and the hub read them when they are imported: nothing is counted or remembered, and no version looked up.
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    os.environ["GRADIO_ANALYTICS_MAX_EVENTS"] = "1"
     import_extra("gradio", "app", "The app needs")
 
 

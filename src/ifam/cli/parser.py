@@ -255,13 +255,22 @@ def _with_earlier_settings(words: list[str]) -> list[str]:
         return words
     out = local_path(last_value(words, "out") or Path("runs", last_value(words, "method") or "ifam"))
     file = out / "train.yaml"
-    return [words[0], f"--config={file}", *words[1:]] if file.is_file() else words
+    if file.is_file():
+        return [words[0], f"--config={file}", *words[1:]]
+    # A mistyped folder must not begin a training on the default images.
+    if not any(last_value(words, name) for name in ("root", "benchmark", "config")):
+        raise IfamError(
+            f"There is no training in {out} to go on with, and no images to begin one; check --out, or name the "
+            f"images, as in `ifam train photos --out {out} --resume`."
+        )
+    return words
 
 
 def _joined(words: list[str]) -> list[str]:
     """Join the words of an option that takes several: `--classes a=x b=y` means `--classes=["a=x", "b=y"]`."""
     joined: list[str] = []
     several: list[str] | None = None
+    taken = set()
     for word in words:
         if word.startswith("--"):
             if several:
@@ -270,6 +279,12 @@ def _joined(words: list[str]) -> list[str]:
             several = None
             if option in SEVERAL.get(words[0], ()) and not value.startswith(("[", "{")):
                 several, word = [value] if equals else [], f"--{option}"
+            if option in taken:
+                raise IfamError(f"--{option} is given twice; give all its values after one.")
+            taken |= {option} & SEVERAL.get(words[0], set())
+        elif several == [] and word.startswith(('["', "['")):
+            # They are a list already.
+            several = None
         if several is not None and not word.startswith("--"):
             several.append(word)
         else:

@@ -161,9 +161,7 @@ def load_rgba(path: str | Path) -> Image.Image:
 
 
 def _unreadable(path: Path, error: Exception) -> IfamError:
-    return IfamError(
-        f"{path} is not a readable image ({why_unreadable(path, error)}); remove it, or skip such files with skip_bad."
-    )
+    return IfamError(f"{path} is not a readable image ({why_unreadable(path, error)}); remove it, or replace it.")
 
 
 def _upright(path: Path, white: int) -> tuple[Image.Image, str]:
@@ -190,7 +188,8 @@ def _over_white(image: Image.Image) -> Image.Image:
 
 def why_unreadable(path: Path, error: Exception) -> str:
     """Why a file cannot be read: its actual content, or the message of the reader without the path."""
-    message = " ".join(str(error).replace(f" {str(path)!r}", "").split()).rstrip(".")
+    stated = error.strerror if isinstance(error, OSError) else None
+    message = " ".join((stated or str(error).replace(f" {str(path)!r}", "")).split()).rstrip(".")
     start = read_start(path, 512)
     foreign = "" if start is None else foreign_bytes(start) or _needs_library(start)
     return foreign or message or type(error).__name__
