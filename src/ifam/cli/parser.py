@@ -255,15 +255,7 @@ def _with_earlier_settings(words: list[str]) -> list[str]:
         return words
     out = local_path(last_value(words, "out") or Path("runs", last_value(words, "method") or "ifam"))
     file = out / "train.yaml"
-    if file.is_file():
-        return [words[0], f"--config={file}", *words[1:]]
-    # A mistyped folder must not begin a training on the default images.
-    if not any(last_value(words, name) for name in ("root", "benchmark", "config")):
-        raise IfamError(
-            f"There is no training in {out} to go on with, and no images to begin one; check --out, or name the "
-            f"images, as in `ifam train photos --out {out} --resume`."
-        )
-    return words
+    return [words[0], f"--config={file}", *words[1:]] if file.is_file() else words
 
 
 def _joined(words: list[str]) -> list[str]:

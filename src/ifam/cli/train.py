@@ -9,6 +9,7 @@ from ifam import commands
 from ifam.cli.common import check_resume, ensure_no_model, ensure_no_stopped_training, is_finished
 from ifam.config import LossConfig, ModelConfig, TrainConfig
 from ifam.distributed import first_process
+from ifam.errors import IfamError
 from ifam.io import ensure_writable
 
 
@@ -70,6 +71,12 @@ def train(
         print(f"The training in {out} is finished, and nothing was changed.")
         return
     resumed = resume and find_checkpoint(out) is not None
+    # In a mistyped folder, no training on the default images begins.
+    if resume and not resumed and not {"root", "benchmark"}.intersection(given):
+        raise IfamError(
+            f"There is no training in {out} to go on with, and no images to begin one; check --out, or name the "
+            f"images, as in `ifam train photos --out {out} --resume`."
+        )
     if not resumed:
         ensure_no_model(out, overwrite)
         ensure_no_stopped_training(out, overwrite)
