@@ -414,20 +414,21 @@ def config_type(benchmark: str) -> type[DataConfig]:
     return DATA_CONFIGS[benchmark]
 
 
-def refuse_function(benchmark: str, where: str) -> None:
+def refuse_function(name: str, where: str, option: str = "benchmark") -> None:
     """Refuse a function that a file names, which may be a stranger's: its code would run.
 
     Args:
-        benchmark: Name of a data set.
+        name: Name of a data set, or of what the option takes.
         where: What names it, for the message.
+        option: The option of the command line that it is given with.
 
     Raises:
         IfamError: It is the name of a function.
     """
-    if names_function(benchmark):
+    if names_function(name):
         raise IfamError(
-            f"{where} names the function {benchmark!r} as its data set, whose code is run; name it with --benchmark "
-            f"{benchmark} on the command line if you trust it."
+            f"{where} names the function {name!r} for --{option}, whose code is run; name it with --{option} {name} on "
+            f"the command line if you trust it."
         )
 
 

@@ -126,13 +126,13 @@ def iter_predictions(
     run = drawing = None
     if out is not None or folder is not None:
         conditions = conditions_of(model, given, interventions, calibration, white)
+        table = None if out is None else table_path(local_path(out))
         if folder is not None:
-            record = record_path(table_path(local_path(out))) if resume and out is not None else None
-            resumed = run_of(record) if record is not None and record.exists() else None
+            resumed = run_of(record_path(table)) if resume and table is not None else None
             drawing = OverlayFolder(folder, conditions["run"], overwrite, resumed)
-        if out is not None:
-            run = Run(table_path(local_path(out)), conditions, given, overwrite, resume)
-            sources.done_at = sources.done_at if run.done_at is None else run.done_at
+        if table is not None:
+            run = Run(table, conditions, given, overwrite, resume)
+            sources.done_at = run.done_at
     reader = Reader(model.image_size, model.mask_grid, model.normalization, white, drawing is not None)
     batches = _Batches(sources, reader, batch_size, workers, drawing)
     return _rows(replicas(model, devices), batches, Rows(interventions, calibration, white), run, strict)

@@ -233,7 +233,7 @@ def certify(
         vote_seconds=votes.seconds[1],
         attacks=attacks,
         images=tuple(_rows(votes, inputs, answers, sizes, side)),
-        conditions={**(conditions or {}), **settings, "batch size": batch_size, **record()},
+        conditions={**(conditions or {}), **settings, **record()},
     )
 
 

@@ -195,10 +195,7 @@ def _refuse_code(words: list[str], arguments: Mapping[str, Any]) -> None:
         # The words of the command line itself: `--any=NAME`, or `--any NAME`.
         typed = {*words, *(word.removeprefix(f"--{option}=") for word in words)}
         if name is not None and is_code(name) and name not in typed:
-            raise IfamError(
-                f"A settings file names the function {name!r} for --{option}, whose code is run; name it on the "
-                f"command line if you trust it."
-            )
+            refuse_function(name, "A settings file", option)
 
 
 def _dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

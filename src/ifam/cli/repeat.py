@@ -128,7 +128,7 @@ def repeat(
         resume: Go on where the repetition of a training or comparison was stopped.
         overwrite: Replace the content of `out`.
         benchmark: The function that the images came from, if they came from one: a result alone runs no code.
-        any: The function that returned the classifier of `ifam audit --any`, likewise.
+        any: The function that is the classifier of `ifam audit --any`, likewise.
     """
     from ifam.cli.audit_any import runs_code
     from ifam.importing import names_function
@@ -174,12 +174,11 @@ def _check_function(
     file: Path, option: str, stated: tuple[Any, ...], given: str | None, runs: Callable[[str], bool]
 ) -> None:
     """Refuse functions that only the result names, and a name that is not that of the result."""
+    from ifam.data_config import refuse_function
+
     for name in stated:
         if isinstance(name, str) and name != given and runs(name):
-            raise IfamError(
-                f"{file} names the function {name!r} for --{option}, whose code is run; name it with --{option} {name} "
-                f"on the command line if you trust it."
-            )
+            refuse_function(name, str(file), option)
     if given is not None and given not in stated:
         then = f"--{option} {stated[-1]}" if stated[-1] else f"no --{option}"
         raise IfamError(f"{file} was made with {then}, but --{option} {given} was given; leave it out.")

@@ -1,5 +1,6 @@
 """What a run of `ifam predict` writes: its table with a record of the run beside it, and a folder of pictures."""
 
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -87,7 +88,7 @@ class Run:
         resume: Whether to go on with the table that is there.
 
     Attributes:
-        done_at: When the table that is gone on with was last written; None where there is none.
+        done_at: When the table that is gone on with was last written; infinity where there is none.
 
     Raises:
         IfamError: The table cannot be written, is one of the images or of another run, or cannot be gone on with.
@@ -100,7 +101,7 @@ class Run:
         ensure_writable(path)
         if os.path.abspath(path) in map(os.path.abspath, given):
             raise IfamError(f"{path} is one of the lists of images; choose another --out.")
-        self.done_at = _last_change(path) if resume else None
+        self.done_at = _last_change(path) if resume else math.inf
         earlier = read_json(self.record) if resume else None
         if earlier is not None:
             self._check_same(earlier)
@@ -156,10 +157,10 @@ class Run:
         write_json(self.record, {**content, "provenance": provenance()})
 
 
-def _last_change(table: Path) -> float | None:
+def _last_change(table: Path) -> float:
     """When a table was last written; a Parquet file that is not finished has its rows beside it."""
     times = [path.stat().st_mtime for path in (table, table.with_name(f"{table.name}.jsonl")) if path.is_file()]
-    return max(times, default=None)
+    return max(times, default=math.inf)
 
 
 class OverlayFolder:
@@ -180,9 +181,9 @@ class OverlayFolder:
         self._marker, self._run = folder / OVERLAYS, run
         self._taken: set[str] = set()
         self._looked_at = ""
-        self._lock, self._marked = Lock(), False
+        self._lock, self._marked, self._goes_on = Lock(), False, self._marker.exists()
         ensure_writable(folder, folder=True, option="--overlays")
-        if self._marker.exists():
+        if self._goes_on:
             if resumed is None or run_of(self._marker) != resumed:
                 check_replaceable(self._marker, run, overwrite)
         elif not overwrite and folder.is_dir() and any(folder.iterdir()):
@@ -195,7 +196,7 @@ class OverlayFolder:
         """Leave the picture of an earlier row as it is."""
         if row.overlay is not None:
             self._taken.add(row.overlay.stem.lower())
-            if self._marker.exists():
+            if self._goes_on:
                 self._mark()
 
     def named(self, found: Found) -> Found:
