@@ -12,6 +12,7 @@ import ifam
 from ifam.cli.main import main
 from ifam.errors import IfamError
 from ifam.exporting import export as exporting
+from ifam.exporting.page import export_page
 
 onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -61,6 +62,11 @@ def varied(count=64, size=64):
     return torch.cat(images)
 
 
+# In int8, parts that are added would change one another, and are refused.
+FILES = [(name, "float") for name in MODELS] + [("joint", "int8")]
+each_file = pytest.mark.parametrize(("exported", "kind"), FILES, indirect=["exported"], scope="module")
+
+
 @pytest.fixture(scope="module", params=MODELS)
 def exported(request, tmp_path_factory):
     """A model, and its ONNX files in float32 and int8, which share one trace."""
@@ -68,12 +74,13 @@ def exported(request, tmp_path_factory):
     graph = exporting.exportable(model)
     proto = exporting.to_onnx(graph)
     (folder / "float.onnx").write_bytes(proto.SerializeToString())
-    (folder / "int8.onnx").write_bytes(exporting.quantized(proto).SerializeToString())
+    if not graph.adds_parts:
+        (folder / "int8.onnx").write_bytes(exporting.quantized(proto).SerializeToString())
     return model, folder
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["float", "int8"])
+@each_file
 def test_the_file_answers_as_the_model(exported, kind):
     model, folder = exported
     opened, images = session(folder / f"{kind}.onnx"), varied()
@@ -97,7 +104,7 @@ def test_the_file_answers_as_the_model(exported, kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["float", "int8"])
+@each_file
 @pytest.mark.parametrize("value", [0.0, 1e30, np.nan, np.inf])
 def test_hidden_pixels_change_no_bit(exported, kind, value):
     opened, images = session(exported[1] / f"{kind}.onnx"), varied(8)
@@ -200,6 +207,13 @@ def test_a_model_that_sees_everything_is_refused(tmp_path):
     model = ifam.PlainViT(ifam.ModelConfig("vit_tiny_patch16_224", 64, backbone_kwargs=TINY), pretrained=False)
     with pytest.raises(IfamError, match="does not answer from visible patches"):
         ifam.export(model, tmp_path / "model.onnx")
+
+
+def test_parts_that_are_added_are_not_quantized(tmp_path):
+    for write, name in ((ifam.export, "model.onnx"), (export_page, "model.html")):
+        with pytest.raises(IfamError, match="would change what the others contribute; export it without quantize"):
+            write(build(**MODELS["sum of pixels"]), tmp_path / name, quantize="int8")
+    assert not list(tmp_path.iterdir())
 
 
 def test_without_onnx_the_extra_is_named(tmp_path, monkeypatch):

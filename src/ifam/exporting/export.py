@@ -42,20 +42,20 @@ def export(
     Args:
         model: A model of the method ifam or frozen_predictor; a copy in float32 on the CPU is exported.
         path: The file, whose ending decides: `.onnx` for ONNX, `.pt2` for `torch.export`.
-        quantize: "int8" to store and compute the predictor's matrices in integers of 8 bits (ONNX only); the selector,
-            and so the masks, stay in float32.
+        quantize: "int8" to store and compute the predictor's matrices in integers of 8 bits (ONNX only, and not with
+            aggregation "sum"); the selector, and so the masks, stay in float32.
         overwrite: Replace an existing file.
 
     Returns:
         How far the file's answers are from those of the model on a few images.
 
     Raises:
-        IfamError: The model is of another method, or cannot be exported; the file exists, cannot be written, or would
-            not answer as the model does, and is not left behind then.
+        IfamError: The model is of another method, or cannot be exported or quantized; the file exists, cannot be
+            written, or would not answer as the model does, and is not left behind then.
     """
     path = local_path(path)
     check_target(path, quantize, overwrite)
-    graph = exportable(model)
+    graph = exportable(model, quantize)
     if path.suffix == ".onnx":
         with replacing(path) as temporary:
             proto = to_onnx(graph)
@@ -85,13 +85,19 @@ def check_target(path: Path, quantize: Quantization | None, overwrite: bool) -> 
     ensure_writable(path)
 
 
-def exportable(model: Classifier) -> Graph:
+def exportable(model: Classifier, quantize: Quantization | None = None) -> Graph:
     """The graph of a copy of a model.
 
     Raises:
-        IfamError: The model is of a method that is not exported.
+        IfamError: The model is of a method that is not exported, or cannot be quantized.
     """
     assert check_exportable(model)
+    if quantize and model.config.aggregation == "sum":
+        # They are computed side by side, and all activations of a matrix product have one scale in int8.
+        raise IfamError(
+            "In int8, the parts of a model with aggregation 'sum' would change what the others contribute; export it "
+            "without quantize, or give a model with aggregation 'joint'."
+        )
     return Graph(copy.deepcopy(model).cpu().float().eval()).requires_grad_(False)
 
 

@@ -67,7 +67,7 @@ def export_page(
     """
     path = local_path(path)
     check_page(path, overwrite)
-    graph = exportable(model)
+    graph = exportable(model, quantize)
     size = sum(weight.nbytes for weight in graph.state_dict().values())
     if size > MOST_BYTES:
         raise IfamError(
