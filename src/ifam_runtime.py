@@ -65,7 +65,7 @@ class Classifier:
             self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
             about = json.loads(self.session.get_modelmeta().custom_metadata_map["ifam"])
         except Exception as error:  # onnxruntime's own classes differ from version to version
-            raise ValueError(f"{path} is not a model that `ifam export` wrote ({error}); export it again.") from error
+            raise ValueError(f"{path} is not an .onnx file of `ifam export` ({error}); export it again.") from error
         self.class_names: list[str] = about["class_names"]
         self.preprocessing: dict[str, Any] = about["preprocessing"]
 
@@ -78,13 +78,13 @@ class Classifier:
         mean, std = (np.array(self.preprocessing[name], np.float32) for name in ("mean", "std"))
         normalized = (pixels.astype(np.float32) / np.float32(255) - mean) / std
         feeds = {"images": np.ascontiguousarray(normalized.transpose(2, 0, 1)[None])}
+        shapes = {output.name: output.shape[1:] for output in self.session.get_outputs()}
         if use_mask is not None:
-            feeds["use_mask"] = np.asarray(use_mask).astype(np.int8)[None]
-            (expected,) = (one.shape[1:] for one in self.session.get_outputs() if one.name == "mask")
-            if [*feeds["use_mask"].shape[1:]] != expected:
-                raise ValueError(f"use_mask has shape {[*feeds['use_mask'].shape[1:]]}, but {expected} is expected.")
-        names = [output.name for output in self.session.get_outputs()]
-        found = dict(zip(names, self.session.run(None, feeds), strict=True))
+            given = np.asarray(use_mask)
+            if [*given.shape] != shapes["mask"] or not np.isin(given, (-1, 0, 1)).all():
+                raise ValueError(f"use_mask {[*given.shape]}: 1, 0 or -1 for each of {shapes['mask']} is expected.")
+            feeds["use_mask"] = given.astype(np.int8)[None]
+        found = dict(zip(shapes, self.session.run(None, feeds), strict=True))
         weights = np.exp(found["logits"][0] - found["logits"][0].max())
         probabilities = dict(zip(self.class_names, (weights / weights.sum()).tolist(), strict=True))
         best = max(probabilities, key=lambda name: probabilities[name])

@@ -107,8 +107,9 @@ def test_a_given_mask_decides(files):
     with torch.no_grad():
         expected = model.predictor(preprocess(image, model)[None], torch.from_numpy(shown)[None]).softmax(1)[0]
     torch.testing.assert_close(list(answer.probabilities.values()), expected.tolist(), atol=1e-4, rtol=0)
-    with pytest.raises(ValueError, match=r"\[3, 3\], but \[10, 10\] is expected"):
-        classifier(image, shown[:3, :3])
+    for wrong in (shown[:3, :3], shown * np.uint8(255), shown * 0.9, np.full((10, 10), np.nan), shown * 256):
+        with pytest.raises(ValueError, match=r"use_mask .*: 1, 0 or -1 for each of \[10, 10\] is expected"):
+            classifier(image, wrong)
 
 
 @pytest.mark.slow
@@ -121,7 +122,7 @@ def test_what_is_wrong_is_one_sentence(files, tmp_path):
     for name, reason in (("text.jpg", "cannot identify"), *deep, ("none.jpg", "No such")):
         with pytest.raises(ValueError, match=f"{name} is not a readable image .*{reason}"):
             classifier(tmp_path / name)
-    with pytest.raises(ValueError, match="is not a model that `ifam export` wrote"):
+    with pytest.raises(ValueError, match=r"is not an \.onnx file of `ifam export`"):
         ifam_runtime.Classifier(tmp_path / "text.jpg")
     # Transparent pixels are white, and photographs upright.
     clear = classifier(Image.new("RGBA", (80, 80), (9, 9, 9, 0)))
