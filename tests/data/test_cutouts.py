@@ -141,6 +141,8 @@ def test_the_same_seed_gives_the_same_bytes_and_what_was_stopped_goes_on(materia
     for name in ("images.csv", "images/train/00003.jpg", "masks/test/00001.png", "third/test/00002.jpg"):
         (out / name).unlink()
     kept = out / "images/train/00000.jpg"
+    damaged = out / "images/test/00003.jpg"
+    damaged.write_bytes(damaged.read_bytes()[:300])
     time = kept.stat().st_mtime_ns
     assert contents(prepare(material)) == whole
     assert kept.stat().st_mtime_ns == time
@@ -241,6 +243,19 @@ def test_masks_in_files_give_the_same_as_transparency(material, where):
         for ending in ("json", "txt"):
             target.with_suffix(f".{ending}").write_text("an annotation")
     found = contents(prepare(material / "two", masks=material / "masks" if where == "folder" else None))
+    assert {name for name in found if found[name] != expected[name]} == {"cutouts.json"}
+
+
+def test_a_mask_shows_nothing_that_is_transparent(material):
+    """Below it may be any color, here magenta."""
+    expected = contents(prepare(material))
+    for path in [*(material / "objects").rglob("*.png")]:
+        image = Image.open(path)
+        pixels = np.asarray(image).copy()
+        pixels[pixels[..., 3] == 0, :3] = (255, 0, 255)
+        Image.fromarray(pixels).save(path)
+        Image.new("L", image.size, 255).save(path.with_name(f"{path.stem}_mask.png"))
+    found = contents(prepare(material, "again"))
     assert {name for name in found if found[name] != expected[name]} == {"cutouts.json"}
 
 
@@ -405,6 +420,23 @@ def test_a_missing_mask_is_named(material, capsys):
     (material / "masks").mkdir()
     said = fails(capsys, material, *WORDS, "--masks", material / "masks")
     assert f"has no mask {material / 'masks' / 'bird' / '0'}.*" in said
+
+
+def test_a_mask_is_of_one_picture_and_a_picture_has_one(material, capsys):
+    birds = material / "objects" / "bird"
+    image = Image.open(birds / "1.png")
+    image.getchannel("A").save(birds / "1_mask.png")
+    draw_object(birds / "other.png", KINDS["bird"], 99)
+    Image.open(birds / "other.png").convert("RGB").save(birds / "1.jpg")
+    said = fails(capsys, material, *WORDS)
+    assert f"{birds / '1.jpg'} and 1.png have the same mask {birds / '1_mask.png'}; rename one" in said
+    (birds / "1.jpg").unlink()
+    image.getchannel("A").save(birds / "1_mask.tif")
+    assert f"1.png has two masks, {birds / '1_mask.png'} and {birds / '1_mask.tif'}" in fails(capsys, material, *WORDS)
+    (birds / "masks").mkdir()
+    (birds / "1_mask.tif").rename(birds / "masks" / "1.tif")
+    assert "1.png has two masks" in fails(capsys, material, *WORDS)
+    assert not (material / "out").exists()
 
 
 @pytest.mark.parametrize("out", ["objects", "objects/bird/out", "backgrounds/new"])

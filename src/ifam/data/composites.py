@@ -41,6 +41,7 @@ from ifam.data.cutouts import (
     scaled,
     turned,
 )
+from ifam.data.images import load_image
 from ifam.data_config import CutoutsConfig
 from ifam.errors import IfamError
 from ifam.io import ensure_space, ensure_writable, replacing, write_json, write_text
@@ -291,7 +292,7 @@ def prepare_cutouts(
     painter = Painter(config.size)
     for composite in track(composites):
         files = {name: out / file for name, file in composite.files().items()}
-        if all(file.exists() for file in files.values()):
+        if all(map(_is_drawn, files.values())):
             continue
         for name, picture in painter.draw(composite).items():
             with replacing(files[name]) as temporary:
@@ -299,6 +300,15 @@ def prepare_cutouts(
                 picture.save(temporary, quality=92, subsampling=0)
     _write_lists(composites, material, config, out, roots)
     return material, composites
+
+
+def _is_drawn(path: Path) -> bool:
+    """Whether a picture is there, and not damaged since."""
+    try:
+        load_image(path)
+    except IfamError:
+        return False
+    return True
 
 
 def _check_folders(out: Path, roots: Mapping[str, Path]) -> None:

@@ -234,23 +234,38 @@ def _find_objects(objects: Path, kind: str, masks: Path | None) -> list[Cutout]:
         is_mask = path.stem.endswith("_mask") and (path.parent, path.stem.removesuffix("_mask")) in stems
         if not is_mask and path.parent.name != "masks":
             cutouts.append(Cutout(path, _mask_of(path, objects, masks)))
+    owners: dict[Path, Path] = {}
+    for path, mask in ((cutout.path, cutout.mask) for cutout in cutouts):
+        if mask is not None and owners.setdefault(mask, path) != path:
+            raise IfamError(
+                f"{owners[mask]} and {path.name} have the same mask {mask}; rename one of them, with a mask of its "
+                f"own, or remove it."
+            )
     return cutouts
 
 
 def _mask_of(path: Path, objects: Path, masks: Path | None) -> Path | None:
     if masks is not None:
         folder = masks / path.parent.relative_to(objects)
-        if path.stem not in _by_stem(folder):
+        found = _by_stem(folder).get(path.stem, [])
+        if not found:
             raise IfamError(f"{path} has no mask {folder / path.stem}.*; add it, or remove the object.")
-        return _by_stem(folder)[path.stem]
-    return _by_stem(path.parent).get(f"{path.stem}_mask") or _by_stem(path.parent / "masks").get(path.stem)
+    else:
+        beside = _by_stem(path.parent).get(f"{path.stem}_mask", [])
+        found = beside + _by_stem(path.parent / "masks").get(path.stem, [])
+    if len(found) > 1:
+        raise IfamError(f"{path} has two masks, {found[0]} and {found[1]}; remove one.")
+    return found[0] if found else None
 
 
 @cache
-def _by_stem(folder: Path) -> dict[str, Path]:
+def _by_stem(folder: Path) -> dict[str, list[Path]]:
     """The images of a folder by their names without endings; annotations may lie beside them."""
     paths = [Path(entry.path) for entry in entries(folder)] if folder.is_dir() else []
-    return {path.stem: path for path in paths if path.suffix.lower() in readable_extensions()}
+    found: dict[str, list[Path]] = {}
+    for path in sorted(path for path in paths if path.suffix.lower() in readable_extensions()):
+        found.setdefault(path.stem, []).append(path)
+    return found
 
 
 def _without_copies(
@@ -297,8 +312,11 @@ def load_cutout(cutout: Cutout, size: int) -> Image.Image:
                 f"The mask {cutout.mask} is {mask.shape[1]} x {mask.shape[0]} pixels, but its picture {path.name} is "
                 f"{image.width} x {image.height}; give a mask of the picture's size."
             )
-        image = image.convert("RGB")
-        image.putalpha(Image.fromarray(mask.astype(np.uint8) * 255))
+        alpha = Image.fromarray(mask.astype(np.uint8) * 255)
+        if image.mode == "RGBA":
+            # Nobody sees which colors are below what is transparent.
+            alpha = ImageChops.darker(alpha, image.getchannel("A"))
+        image.putalpha(alpha)
     if image.mode == "RGB":
         raise IfamError(
             f"{path} has neither transparency nor a mask; cut the object out, or add a mask {path.stem}_mask.png "
