@@ -233,6 +233,12 @@ def _rows(
             "these rows, or start over with --overwrite.",
             *(changed, printable(first)),
         )
+    if drawing is not None and drawing.missing:
+        logger.warning(
+            "Rows of earlier without a picture, which are not drawn again: %d. Remove these rows, or start over with "
+            "--overwrite.",
+            drawing.missing,
+        )
     if sources.done:
         logger.warning("Rows in the table of images that were not given now: %d.", len(sources.done))
 

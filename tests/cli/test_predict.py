@@ -265,6 +265,18 @@ def test_pictures_of_others_are_not_replaced_by_a_run_that_goes_on(here, capsys)
     assert sorted(file.name for file in Path("drawn").glob("*.png")) == ["a.png", "b.png", "sub_c.png", "sub_d.png"]
 
 
+def test_rows_without_a_picture_are_counted(here, capsys):
+    run("predict photos --out out.csv")
+    run("predict photos --out out.csv --overlays drawn --resume")
+    assert "Rows of earlier without a picture, which are not drawn again: 4" in capsys.readouterr().err
+    run("predict photos --out new.csv --overlays drawn")
+    run("predict photos --out new.csv --overlays drawn --resume")
+    assert "without a picture" not in capsys.readouterr().err
+    Path("drawn/a.png").unlink()
+    run("predict photos --out new.csv --overlays drawn --resume")
+    assert "without a picture, which are not drawn again: 1" in capsys.readouterr().err
+
+
 def test_images_that_were_changed_after_their_row_are_named(here, capsys):
     run("predict photos --out out.csv")
     done = Path("out.csv").read_bytes()

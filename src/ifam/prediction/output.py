@@ -172,6 +172,9 @@ class OverlayFolder:
         overwrite: Whether pictures of another run may be replaced.
         resumed: Digest of the run that goes on, whose pictures may be there; None for none.
 
+    Attributes:
+        missing: Number of earlier rows without a picture.
+
     Raises:
         IfamError: It cannot be written, or has other files.
     """
@@ -179,6 +182,7 @@ class OverlayFolder:
     def __init__(self, folder: Path, run: str, overwrite: bool, resumed: str | None) -> None:
         self.folder, self._real = folder, os.path.realpath(folder)
         self._marker, self._run = folder / OVERLAYS, run
+        self.missing = 0
         self._taken: set[str] = set()
         self._looked_at = ""
         self._lock, self._marked, self._goes_on = Lock(), False, self._marker.exists()
@@ -193,7 +197,9 @@ class OverlayFolder:
             )
 
     def keep(self, row: Prediction) -> None:
-        """Leave the picture of an earlier row as it is."""
+        """Leave the picture of an earlier row as it is; count those that are missing."""
+        if row.error is None and (row.overlay is None or not row.overlay.is_file()):
+            self.missing += 1
         if row.overlay is not None:
             self._taken.add(row.overlay.stem.lower())
             if self._goes_on:
