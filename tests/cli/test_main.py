@@ -379,6 +379,14 @@ def test_where_there_is_nothing_to_go_on_with_training_begins(pictures, tmp_path
     assert (tmp_path / "new" / "results.json").exists()
 
 
+def test_without_its_settings_a_training_does_not_go_on_with_others(stopped, capsys):
+    (stopped / "train.yaml").unlink()
+    before = contents(stopped)
+    said = fails(capsys, "train", "--out", stopped, "--resume")
+    assert f"{stopped} has no train.yaml with the settings to go on with, and no images are named; check --out" in said
+    assert contents(stopped) == before
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

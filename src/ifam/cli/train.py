@@ -71,11 +71,12 @@ def train(
         print(f"The training in {out} is finished, and nothing was changed.")
         return
     resumed = resume and find_checkpoint(out) is not None
-    # In a mistyped folder, no training on the default images begins.
-    if resume and not resumed and not {"root", "benchmark"}.intersection(given):
+    # In a mistyped folder, or without the settings of the training, none on the default images begins.
+    if resume and not {"root", "benchmark"}.intersection(given):
+        missing = f"{out} has no train.yaml with the settings" if resumed else f"There is no training in {out}"
         raise IfamError(
-            f"There is no training in {out} to go on with, and no images to begin one; check --out, or name the "
-            f"images, as in `ifam train photos --out {out} --resume`."
+            f"{missing} to go on with, and no images are named; check --out, or give images and settings, as in `ifam "
+            f"train photos --out {out} --resume`."
         )
     if not resumed:
         ensure_no_model(out, overwrite)
