@@ -278,9 +278,13 @@ def test_a_person_tries_it(app, model, files, network, tmp_path):
             exploration.paint([(row, 0)], "not this")
             assert page.inner_text(".ifam-class") == " ".join(told(model, exploration))
 
-            page.locator("#unsure input[type=number]").fill("100")
-            page.locator("#unsure input[type=number]").press("Enter")
+            # Whatever is typed: nothing is the threshold of the start, and 250 is 100.
+            number = page.locator("#unsure input[type=number]")
+            for typed in ("", "250"):
+                number.fill(typed)
+                number.press("Enter")
             page.wait_for_selector(".ifam-unsure")
+            assert page.get_by_text("Error", exact=True).count() == 0
 
             page.get_by_role("button", name="Learn").click()
             page.wait_for_selector(".ifam-good")

@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from markupsafe import escape
@@ -99,7 +100,9 @@ def _layout(studio: Studio, examples: Sequence[tuple[Image.Image, str]], thresho
             answer, pictures = gr.HTML(elem_id="answer"), gr.HTML(elem_id="pictures")
             parts = gr.CheckboxGroup(names, value=names, label="Parts that the predictor may see", elem_id="parts")
             bars = gr.HTML(elem_id="bars")
-            unsure = gr.Slider(0, 100, 100 * threshold, step=1, label="Unsure below, in %", elem_id="unsure")
+            unsure: Any = gr.Slider(0, 100, 100 * threshold, step=1, label="Unsure below, in %", elem_id="unsure")
+            # Gradio's own refuses what is out of range or empty with a bare "Error" over every panel.
+            unsure.preprocess = partial(_percent, otherwise=100 * threshold)
             with gr.Row():
                 reset = gr.Button("Undo edits", elem_id="reset")
                 allowed = studio.corrected is not None
@@ -107,6 +110,11 @@ def _layout(studio: Studio, examples: Sequence[tuple[Image.Image, str]], thresho
     return _Components(
         notice, upload, gallery, painter, brush, size, answer, pictures, parts, bars, unsure, reset, learn
     )
+
+
+def _percent(value: Any, otherwise: float) -> float:
+    """The number from 0 to 100 that is closest to what was typed."""
+    return min(100, max(0, value)) if isinstance(value, int | float) else otherwise
 
 
 def _connect(on: _Components, sessions: Sessions, examples: Sequence[tuple[Image.Image, str]]) -> None:
