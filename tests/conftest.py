@@ -48,6 +48,15 @@ def pytest_runtest_setup(item):
     jaxtyping_config.update("jaxtyping_disable", unchecked)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_lines_of_slow_work():
+    """Lines that only a slow machine logs, after ten seconds, are left to the tests that ask for them (`often`)."""
+    assert (Pulse.first, Pulse.interval) == (10.0, 60.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Pulse, "first", 24 * 3600.0)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     """Every test starts from the same random state."""
@@ -241,7 +250,6 @@ def gated_logits(gated_tokens):
 @pytest.fixture
 def often(monkeypatch, caplog):
     """Many lines a second, in the place of one a minute."""
-    assert (Pulse.first, Pulse.interval) == (10.0, 60.0)
     monkeypatch.setattr(Pulse, "first", 0.0)
     monkeypatch.setattr(Pulse, "interval", 0.01)
     caplog.set_level(logging.INFO, "ifam")
