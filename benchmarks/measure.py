@@ -22,7 +22,6 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ifam.errors import IfamError
-from ifam.models.precision import has_bfloat16
 
 # Without this, the native part of the profiler reports on a CPU that there is no GPU.
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
@@ -168,11 +167,12 @@ def storage_bytes(tensors: Iterable[torch.Tensor]) -> int:
 
 
 def bf16_missing(device: torch.device | str) -> str:
-    """Why bfloat16 would not be fast here; empty where the device has instructions for it."""
-    kind = torch.device(device).type
-    if has_bfloat16(kind):
-        return ""
-    return "this GPU has no bf16 instructions" if kind == "cuda" else "PyTorch reports no bf16 instructions on this CPU"
+    """Why bfloat16 would only be emulated here; empty where the device has instructions for it."""
+    if torch.device(device).type == "cuda":
+        has = torch.cuda.is_bf16_supported(including_emulation=False)
+        return "" if has else "this GPU has no bf16 instructions"
+    has = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "" if has else "PyTorch reports no bf16 instructions on this CPU"
 
 
 def flop_counter() -> FlopCounterMode:

@@ -19,7 +19,7 @@ from ifam.errors import IfamError
 from ifam.io import check_absent, write_text
 from ifam.models import registry
 from ifam.models.base import Classifier
-from ifam.models.precision import has_bfloat16
+from ifam.models.precision import is_bfloat16_faster
 from ifam.training.losses import fitting_total_variation
 
 Preset = Literal["auto", "laptop", "paper"]
@@ -105,8 +105,8 @@ def apply_preset(
     """The settings with those of a preset, for fields that have their default value and are not in `given`.
 
     "paper" keeps the defaults, which are those of the paper. "laptop" depends on the number of images, on the patches
-    of the backbone, and on whether the processor has bfloat16 instructions. The embedded backbone has settings of its
-    own.
+    of the backbone, and on whether the processor computes bfloat16 faster than float32. The embedded backbone has
+    settings of its own.
 
     Args:
         preset: Name of the preset.
@@ -134,7 +134,7 @@ def apply_preset(
         if "image_size" not in own_model:
             model = replace(model, image_size=_laptop_size(model))
         grid = selector_backbone(model, pretrained=False).grid
-    precision = "bf16-mixed" if has_bfloat16(own_train.get("accelerator")) else "32-true"
+    precision = "bf16-mixed" if is_bfloat16_faster(own_train.get("accelerator")) else "32-true"
     train = fit_steps(replace(LAPTOP_TRAIN, precision=precision), count, own_train, SELECTOR_STEPS)
     losses = replace(losses, **({"total_variation": fitting_total_variation(grid)} | own_losses))
     return model, train, losses
