@@ -44,6 +44,11 @@ def test_contributions_add_up_to_the_logit_of_the_answer(make_model, photo):
     )
 
 
+def test_the_picture_of_a_sum_shows_what_each_part_adds(make_model, photo):
+    (joint,), (row,) = predict(make_model(), photo), predict(make_model(aggregation="sum"), photo)
+    assert (row.draw().width - joint.draw().width) * 3 == pytest.approx(joint.draw().width, rel=0.1)
+
+
 def test_flags(tiny_model, photo):
     def flags(mask, **settings):
         (row,) = predict(tiny_model, photo, interventions=[UseMask(mask)], **settings)

@@ -1,9 +1,11 @@
 """Bars of parts: each begins where the one before it ends, and the last is the logit of the answer."""
 
+import numpy as np
 import pytest
 
 from ifam.evaluation.comparisons import ComparisonResult, MethodInfo, Picture, RowSummary
-from ifam.report.bars import change_bar, contribution_bars, waterfall
+from ifam.report.bars import change_bar, contribution_bars, draw_bars, waterfall
+from ifam.report.overlays import part_colors
 
 
 def ends(bar):
@@ -19,6 +21,21 @@ def test_bars_add_up():
     assert [bar.text for bar in (prior, first, second, third, total)] == ["+1.00", "+2.00", "-4.00", "–", "-1.00"]
     assert [bar.name for bar in (prior, first, second, third, total)] == ["prior", "part 0", "part 1", "part 2", "sum"]
     assert {bar.zero for bar in (prior, first, second, third, total)} == {"25.0"}
+
+
+def test_a_track_is_as_long_as_its_bars():
+    assert waterfall(1.0, [2.0, -4.0]) == waterfall(1.0, [2.0, -4.0], (-1.0, 3.0))
+    assert [ends(bar) for bar in waterfall(0.0, [0.0])] == [(0, 0)] * 3
+
+
+@pytest.mark.parametrize("size", [(320, 320), (640, 200), (320, 900)])
+def test_bars_are_drawn_as_long_as_they_are(size):
+    bars = waterfall(0.0, [3.0, -1.0, 0.0])
+    pixels = np.asarray(draw_bars(bars, size))
+    assert pixels.shape == (size[1], size[0], 3)
+    first, second = ((pixels == color).all(axis=2).any(axis=0).sum() for color in part_colors(2))
+    assert first == pytest.approx(3 * second, abs=4)
+    assert not (pixels == part_colors(3)[2]).all(axis=2).any()
 
 
 def picture(index, contributions, prior=0.5):

@@ -6,8 +6,7 @@ import torch
 from PIL import Image
 from skimage.color import deltaE_ciede2000, rgb2lab
 
-from ifam.errors import IfamError
-from ifam.report.overlays import HIDDEN_COLORS, enlarge, part_colors, part_overlay, predictor_view, triptych
+from ifam.report.overlays import HIDDEN_COLORS, enlarge, part_colors, part_overlay, predictor_view
 
 # Linear RGB as seen without red, green or blue cones (Machado et al. 2009, severity 1).
 COLOUR_VISIONS = {
@@ -119,33 +118,3 @@ def test_enlarge_uses_whole_pixels_and_leaves_large_images():
     assert (np.asarray(large)[::4, ::4] == np.asarray(small)).all()
     assert enlarge(photo(400, 330)).size == (400, 330)
     assert enlarge(Image.new("L", (1, 1))).mode == "RGB"
-
-
-def test_triptych_shows_the_three_panels_side_by_side():
-    image, maps = photo(), maps_with_background()
-    picture = np.asarray(triptych(image, maps, visible(maps), title="a swimmer", caption="18 % visible"))
-    large = enlarge(image)
-    for panel in (large, part_overlay(large, maps), predictor_view(large, visible(maps))):
-        windows = np.lib.stride_tricks.sliding_window_view(picture, (320, 320, 3))[:, :, 0]
-        corner = (windows[:, :, 100, 100] == np.asarray(panel)[100, 100]).all(axis=-1)
-        assert any((windows[r, c] == np.asarray(panel)).all() for r, c in np.argwhere(corner))
-
-
-def test_triptych_makes_room_for_long_texts_and_legends():
-    maps = torch.rand(13, 10, 10, generator=torch.Generator().manual_seed(0))
-    plain = triptych(photo(), maps, visible(maps))
-    named = triptych(
-        photo(),
-        maps,
-        visible(maps),
-        title="word " * 200,
-        part_names=[f"part number {k}" * 4 for k in range(12)],
-    )
-    assert named.width == plain.width
-    assert named.height > plain.height
-
-
-def test_part_names_must_fit():
-    maps = maps_with_background()
-    with pytest.raises(IfamError, match="2 names for 3 parts"):
-        triptych(photo(), maps, visible(maps), part_names=["a", "b"])

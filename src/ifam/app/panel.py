@@ -57,12 +57,7 @@ def bars_html(session: Session, answer: Answer, contributions: PartContributions
     """Bars of what each part adds to the logit of the answer."""
     bars: list[Bar] = []
     if contributions is not None:
-        prior, values = contributions.bars(0)
-        ends, total = [0.0, prior], prior
-        for value in values:
-            ends.append(total := total + value)
-        low, high = min(ends), max(ends)
-        bars = waterfall(prior, values, (low, max(high, low + 1e-9)))
+        bars = waterfall(*contributions.bars(0))
     label = printable(session.studio.class_names[answer.prediction])
     return _render("bars.html.j2", bars=bars, exact=contributions is not None and contributions.exact, label=label)
 

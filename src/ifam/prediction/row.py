@@ -16,8 +16,9 @@ from ifam._typing import Bool, Int, Tensor
 from ifam.errors import IfamError
 from ifam.io import printable
 from ifam.prediction.reading import crop_for_display, read_any
+from ifam.report.bars import waterfall
 from ifam.report.figures import as_figure, picture_path, write_picture
-from ifam.report.overlays import triptych
+from ifam.report.triptych import triptych
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -144,7 +145,8 @@ class Prediction:
                 raise IfamError(f"{self.path} cannot be read again ({error}); predict once more.") from error
         seen = maps.seen if self.classes is None else f"{maps.seen} · set: {printable(in_words(self.classes))}"
         caption = f"{printable(self.path.name)} · {seen}"
-        return triptych(display, maps.part_maps.float(), maps.mask, title=self.answer, caption=caption)
+        bars = [] if self.prior is None or self.contributions is None else waterfall(self.prior, self.contributions)
+        return triptych(display, maps.part_maps.float(), maps.mask, title=self.answer, caption=caption, bars=bars)
 
     def _overlay(self) -> Image.Image:
         try:

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from ifam._typing import Bool, Float, Tensor
-from ifam.errors import IfamError
 from ifam.io import replacing
 
 Color = tuple[int, int, int]
@@ -35,10 +34,7 @@ _PALETTE: tuple[Color, ...] = (
 )
 # A checkerboard of two grays, as image editors show transparency.
 HIDDEN_COLORS: tuple[Color, Color] = ((236, 236, 236), (216, 216, 216))
-_INK, _QUIET, _PAPER = (28, 32, 36), (88, 94, 100), (255, 255, 255)
-_PANELS = ("input", "parts", "what the predictor saw")
-
-
+INK, QUIET, PAPER = (28, 32, 36), (88, 94, 100), (255, 255, 255)
 # Longest side in pixels of pictures that are kept without loss.
 _SMALL = 160
 
@@ -105,7 +101,7 @@ def part_overlay(image: Image.Image, part_maps: Float[Tensor, "K1 H W"]) -> Imag
     num_parts = len(part_maps) - 1
     pixels = _pixels(image)
     winners = _over_pixels(part_maps.argmax(dim=0), image)
-    colors = np.array([*part_colors(num_parts), _PAPER], dtype=np.float32)[winners]
+    colors = np.array([*part_colors(num_parts), PAPER], dtype=np.float32)[winners]
     foreground = winners < num_parts
     gray = pixels.mean(axis=2, keepdims=True)
     faded = 0.45 * (0.5 * pixels + 0.5 * gray) + 0.55 * 255
@@ -151,62 +147,6 @@ def heat_overlay(image: Image.Image, heat: Float[Tensor, "H W"]) -> Image.Image:
     return _image(0.4 * _pixels(image).mean(axis=2, keepdims=True) + 0.6 * colors)
 
 
-def triptych(
-    image: Image.Image,
-    part_maps: Float[Tensor, "K1 H W"],
-    mask: Bool[Tensor, "H2 W2"],
-    *,
-    title: str = "",
-    caption: str = "",
-    part_names: Sequence[str] = (),
-) -> Image.Image:
-    """Input, parts with legend, and what the predictor saw, side by side under a title.
-
-    Args:
-        image: The image that the model received, in any resolution; a small one is enlarged.
-        part_maps: Probability of each part at each patch, background last.
-        mask: True for the patches that the predictor saw.
-        title: First line, for example the answer; omitted if empty.
-        caption: Second line, smaller; omitted if empty.
-        part_names: Names for the legend; indices of the parts if empty.
-
-    Returns:
-        An RGB image.
-
-    Raises:
-        IfamError: The number of names is not the number of parts.
-    """
-    num_parts = len(part_maps) - 1
-    if part_names and len(part_names) != num_parts:
-        raise IfamError(f"part_names has {len(part_names)} names for {num_parts} parts; give one for each.")
-    image = enlarge(image)
-    unit = min(image.size) / 320
-    large, small = _font(round(20 * unit), bold=True), _font(round(13 * unit))
-    gap, margin = round(14 * unit), round(20 * unit)
-    width = 2 * margin + 3 * image.width + 2 * gap
-    present = [k for k in part_maps.argmax(dim=0).unique().tolist() if k < num_parts]
-    legend = [(k, part_names[k] if part_names else str(k)) for k in present]
-    lines = [(text, font) for text, font in ((title, large), (caption, small)) if text]
-    top = margin + sum(round(1.5 * font.size) for _, font in lines)
-    bottom = _draw_legend(None, legend, small, (margin, 0), image.width)
-    canvas = Image.new("RGB", (width, top + image.height + bottom + margin), _PAPER)
-    draw = ImageDraw.Draw(canvas)
-    y = round(0.7 * margin)
-    for text, font in lines:
-        color = _INK if font is large else _QUIET
-        draw.text((margin, y), _fitting(text, font, width - 2 * margin), fill=color, font=font)
-        y += round(1.5 * font.size)
-    panels = (image, part_overlay(image, part_maps), predictor_view(image, mask))
-    for i, (panel, name) in enumerate(zip(panels, _PANELS, strict=True)):
-        x = margin + i * (image.width + gap)
-        canvas.paste(panel, (x, top))
-        if i == 1:
-            _draw_legend(draw, legend, small, (x, top + image.height), image.width)
-        else:
-            draw.text((x, top + image.height + small.size // 2), name, fill=_QUIET, font=small)
-    return canvas
-
-
 def contact_sheet(rows: Sequence[Sequence[Image.Image]], captions: Sequence[str], columns: int = 2) -> Image.Image:
     """Rows of panels under their captions, several rows side by side.
 
@@ -220,48 +160,21 @@ def contact_sheet(rows: Sequence[Sequence[Image.Image]], captions: Sequence[str]
     """
     width, height = rows[0][0].size
     unit = min(width, height) / 320
-    font, gap = _font(round(20 * unit), bold=True), round(14 * unit)
+    font, gap = sized_font(round(20 * unit), bold=True), round(14 * unit)
     across = len(rows[0]) * (width + gap)
     down = height + 2 * gap + round(1.5 * font.size)
     lines = -(-len(rows) // columns)
-    canvas = Image.new("RGB", (columns * (across + gap) + gap, lines * down + gap), _PAPER)
+    canvas = Image.new("RGB", (columns * (across + gap) + gap, lines * down + gap), PAPER)
     draw = ImageDraw.Draw(canvas)
     for i, (panels, caption) in enumerate(zip(rows, captions, strict=True)):
         x, y = 2 * gap + (i % columns) * (across + gap), gap + (i // columns) * down
-        draw.text((x, y), _fitting(caption, font, across - gap), fill=_INK, font=font)
+        draw.text((x, y), fitting(caption, font, across - gap), fill=INK, font=font)
         for j, panel in enumerate(panels):
             canvas.paste(panel, (x + j * (width + gap), y + round(1.5 * font.size)))
     return canvas
 
 
-def _draw_legend(
-    draw: ImageDraw.ImageDraw | None,
-    legend: Sequence[tuple[int, str]],
-    font: ImageFont.FreeTypeFont,
-    corner: tuple[int, int],
-    width: int,
-) -> int:
-    """Draw the panel's name and a swatch for each part, wrapped; return the height. None only measures."""
-    size, (left, y) = round(font.size), corner
-    step = round(1.5 * size)
-    y += size // 2
-    if draw:
-        draw.text((left, y), _PANELS[1], fill=_QUIET, font=font)
-    x = left + round(font.getlength(_PANELS[1]) + size)
-    for k, name in legend:
-        name = _fitting(name, font, width - 3 * size)
-        length = round(2.2 * size + font.getlength(name))
-        if x + length - size // 2 > left + width:
-            x, y = left, y + step
-        if draw:
-            box = (x, y + size // 6, x + size, y + size // 6 + size)
-            draw.rectangle(box, fill=part_colors(k + 1)[k])
-            draw.text((x + round(1.4 * size), y), name, fill=_INK, font=font)
-        x += length
-    return y + step - corner[1]
-
-
-def _fitting(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+def fitting(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
     """The text on one line, truncated with an ellipsis if it is too long."""
     text = " ".join(text.split())
     if font.getlength(text) <= width:
@@ -272,7 +185,7 @@ def _fitting(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
 
 
 @cache
-def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
+def sized_font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
     """The font that matplotlib ships: available everywhere, with most alphabets."""
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", name), size)
