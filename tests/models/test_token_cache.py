@@ -1,19 +1,21 @@
 """Tokens of a frozen selector, computed once: the same losses, and nothing stale, foreign or damaged is used."""
 
 import logging
+import os
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from ifam.backbones.backbone import Backbone
 from ifam.config import LossConfig, ModelConfig
 from ifam.data import load_benchmark
 from ifam.models import token_cache
 from ifam.models.baselines import PlainViT
 from ifam.models.crops import FrozenCrops, TrainedCrops
 from ifam.models.ifam import IFAM
-from ifam.models.token_cache import Place, TokenCache, cached_tokens
+from ifam.models.token_cache import Place, TokenCache, backbone_key, cached_tokens
 from ifam.training.fit import fit
 from ifam.training.presets import TINY_TRAIN
 
@@ -148,7 +150,39 @@ def test_whatever_differs_is_computed_again(images, tmp_path, change, caplog):
     if change in ("weights", "size", "normalization"):
         assert "are not used" in caplog.text
     if change == "image":
-        assert "Tokens of 1 image were computed, since none were kept of these pixels: new or changed" in caplog.text
+        assert "Tokens of 1 image with new or changed pixels were computed; 6 were known." in caplog.text
+
+
+@pytest.mark.parametrize("kwargs", [{"num_heads": 1}, {"act_layer": "relu"}])
+def test_the_same_weights_in_another_architecture_are_computed_again(images, tmp_path, kwargs):
+    with cached_tokens(tiny().selector, Place(tmp_path, 6)) as cache:
+        cache(images)
+    other = tiny(backbone_kwargs=kwargs)
+    with torch.no_grad(), cached_tokens(other.selector, Place(tmp_path, 6)) as cache:
+        torch.testing.assert_close(cache(images), other.selector.patches(images))
+    assert cache.computed == 6
+
+
+def test_the_same_architecture_built_again_has_the_same_key(layout):
+    name, size = layout
+    keys = []
+    for seed in range(2):
+        torch.manual_seed(0)
+        backbone = Backbone(name, image_size=size, pretrained=False, depth=1)
+        backbone.train(seed == 0)
+        backbone.vit.set_grad_checkpointing(seed == 0)
+        keys.append(backbone_key(backbone))
+    assert keys[0] == keys[1]
+
+
+def test_a_file_that_is_cut_off_while_it_is_used_is_made_again(images, tmp_path, caplog):
+    with cached_tokens(tiny().selector, Place(tmp_path, 6)) as cache:
+        expected = cache(images)
+        cache.flush()
+        os.truncate(files(tmp_path)[0], 200)
+        assert (cache(images) == expected).all()
+    assert cache.computed == 12
+    assert "are damaged" in caplog.text
 
 
 def damage(path, how):

@@ -12,7 +12,9 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from mmap import mmap
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 from uuid import uuid4
 
@@ -32,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 # Name of the folder beside the folders of runs.
 TOKENS = "tokens"
+# Attributes of layers that change no answer.
+_MODES = ("training", "grad_checkpointing")
 # Bytes that are computed before they are written.
 _BUFFER = 1 << 27
 # Bytes of disk that stay free.
@@ -100,40 +104,36 @@ class TokenCache:
         """Patch tokens of images [B, 3, S, S], in float32."""
         pixels = images.detach().cpu().float().contiguous().numpy()
         digests = [hashlib.blake2b(image, digest_size=16).digest() for image in pixels]
-        missing = self._missing(digests)
-        if missing:
+        kept = self._find(digests)
+        if len(kept) < len(set(digests)):
             # Another run may have computed them meanwhile.
             self._scan()
-            missing = self._missing(digests)
-        computed: dict[bytes, Tensor] = {}
+            kept |= self._find([digest for digest in digests if digest not in kept])
+        first = {digest: index for index, digest in reversed(list(enumerate(digests))) if digest not in kept}
+        missing = sorted(first.values())
         if missing:
             tokens = self.backbone(images[missing], queries="patches").float()
-            computed = {digests[i]: self._add(digests[i], row) for i, row in zip(missing, tokens, strict=True)}
+            kept |= {digests[i]: self._add(digests[i], row) for i, row in zip(missing, tokens, strict=True)}
             # All images of a batch or none: computed again with fewer others, tokens might differ in the last bit.
             if len(self.fresh) * self.bytes_per_image >= _BUFFER:
                 self.flush()
         self.computed, self.found = self.computed + len(missing), self.found + len(images) - len(missing)
-        return torch.stack([computed[d] if d in computed else self._read(d, images.device) for d in digests])
+        return torch.stack([kept[digest].to(images.device) for digest in digests])
 
-    def _missing(self, digests: list[bytes]) -> list[int]:
-        """Indices of the images whose tokens must be computed, each image once."""
-        first = {digest: index for index, digest in reversed(list(enumerate(digests)))}
-        return sorted(index for digest, index in first.items() if not self._is_known(digest))
-
-    def _is_known(self, digest: bytes) -> bool:
-        """Whether the tokens of an image are known and undamaged."""
-        record = self.records.get(digest)
-        if record is None:
-            return False
-        if _is_sound(record):
-            return True
-        logger.warning("Kept tokens in %s are damaged; they are computed again.", self.folder)
-        del self.records[digest]
-        return False
-
-    def _read(self, digest: bytes, device: torch.device) -> Tensor:
-        """The tokens of an image."""
-        return torch.from_numpy(self.records[digest]["tokens"].astype(np.float32)).to(device)
+    def _find(self, digests: list[bytes]) -> dict[bytes, Tensor]:
+        """The tokens of the images that are known, and undamaged."""
+        kept = {}
+        for digest in digests:
+            record = self.records.get(digest)
+            if record is None:
+                continue
+            # Read at once: a file that shrinks later would end the process.
+            if _is_sound(record):
+                kept[digest] = torch.from_numpy(record["tokens"].astype(np.float32))
+            else:
+                logger.warning("Kept tokens in %s are damaged; they are computed again.", self.folder)
+                del self.records[digest]
+        return kept
 
     def _add(self, digest: bytes, tokens: Tensor) -> Tensor:
         """Keep the tokens of an image, if there is room and the precision allows it; returns them as they are kept."""
@@ -197,12 +197,29 @@ class TokenCache:
 
 
 def backbone_key(backbone: Backbone) -> str:
-    """A hash of all that tokens depend on, besides pixels and precision."""
+    """A hash of all that tokens depend on, besides pixels and precision: the weights, and what is done with them."""
     settings = (backbone.grid, backbone.image_size, backbone.input_affine)
-    return hashlib.sha256(f"{weights_digest(backbone.state_dict())} {settings}".encode()).hexdigest()[:16]
+    layers = [(name, type(module).__qualname__, _constants(module)) for name, module in backbone.vit.named_modules()]
+    return hashlib.sha256(f"{weights_digest(backbone.state_dict())} {settings} {layers}".encode()).hexdigest()[:16]
+
+
+def _constants(module: nn.Module) -> list[tuple[str, Any]]:
+    """What a layer computes with besides its weights, such as its number of heads, epsilon or activation."""
+    kept = []
+    for name, value in sorted(vars(module).items()):
+        values = value if isinstance(value, tuple) else (value,)
+        if isinstance(value, FunctionType):
+            kept.append((name, value.__qualname__))
+        elif name not in _MODES and all(isinstance(one, bool | int | float | str) for one in values):
+            kept.append((name, value))
+    return kept
 
 
 def _is_sound(record: np.void) -> bool:
+    """Whether a record is there and undamaged; reading a mapped file beyond its end would end the process."""
+    mapped = getattr(record.base, "base", None)
+    if isinstance(mapped, mmap) and mapped.size() < len(mapped):
+        return False
     return bool(_checksum(record["tokens"]) == record["checksum"])
 
 
@@ -237,9 +254,8 @@ def cached_tokens(selector: nn.Module | None, place: Place | None, half: bool = 
             cache.flush()
             if known and cache.computed and first_process():
                 logger.info(
-                    "Tokens of %d image%s were computed, since none were kept of these pixels: new or changed files, "
-                    "or damaged tokens.",
-                    *(cache.computed, "s" * (cache.computed != 1)),
+                    "Tokens of %d image%s with new or changed pixels were computed; %d were known.",
+                    *(cache.computed, "s" * (cache.computed != 1), known),
                 )
 
 
