@@ -79,7 +79,6 @@ def test_an_onnx_file_answers_as_the_model_that_was_exported(model, pixels, tmp_
     export(model, torch.rand(batch or 2, 3, 160, 160), path, dynamic)
     loaded = load_any_classifier(str(path), mean=model.pretrained_cfg["mean"], std=model.pretrained_cfg["std"])
     assert loaded.image_size == (160, 160)
-    pixels = pixels if batch is None else pixels[:4]
     with torch.no_grad():
         scores = model(normalized(pixels, model))
     torch.testing.assert_close(compute_scores(loaded, [pixels]), scores, atol=1e-4, rtol=1e-4)
@@ -167,6 +166,14 @@ def test_arrays_are_answers_too():
     assert scores.shape == (2, 3)
 
 
+def test_answers_in_the_same_memory_are_kept():
+    memory = torch.zeros(2, 3)
+    reused = AnyClassifier("x", lambda images: memory.copy_(images.mean((2, 3))).numpy(), (8, 8))
+    images = torch.rand(4, 3, 8, 8)
+    fresh = AnyClassifier("x", lambda images: images.mean((2, 3)), (8, 8))
+    torch.testing.assert_close(compute_scores(reused, images.split(2)), compute_scores(fresh, images.split(2)))
+
+
 def test_probabilities_are_told_from_logits():
     assert are_probabilities(torch.tensor([[0.2, 0.8], [1.0, 0.0]]))
     assert not are_probabilities(torch.tensor([[0.2, 0.8], [1.5, -0.5]]))
@@ -184,6 +191,9 @@ def test_probabilities_are_told_from_logits():
         ("math:no_such_function", {}, "math has no 'no_such_function'"),
         ("math:pi", {}, "math:pi is a float, but a function"),
         ("timm:resnet18", {"image_size": 80}, "--image_size is for ONNX files and functions"),
+        ("math:sqrt", {"image_size": 0}, "image_size is 0, but a whole number from 1 to 16384 is expected"),
+        ("math:sqrt", {"std": (1.0, 0.0, 1.0)}, "std is .* but a number above 0 is expected for each of 3 channels"),
+        ("math:sqrt", {"mean": (1.0, 0.0)}, "mean is .* expected for each of 3 channels"),
         ("math:sqrt", {"checkpoint": Path("x")}, "--checkpoint gives weights to a model of timm"),
     ],
 )

@@ -22,6 +22,7 @@ from ifam.errors import IfamError, first_line
 from ifam.importing import import_extra, import_function, names_function
 from ifam.io import foreign_content, local_path
 from ifam.model_files import read_safetensors
+from ifam.ranges import FINITE, POSITIVE, SIDE, check_numbers
 
 # Where neither the classifier nor an option says otherwise.
 IMAGE_SIZE = 224
@@ -90,6 +91,11 @@ def load_any_classifier(
         IfamError: There is no such classifier, or it cannot be loaded.
     """
     kind, _, rest = name.partition(":")
+    sides = {} if image_size is None else {"image_size": image_size}
+    check_numbers(sides, dict.fromkeys(sides, SIDE))
+    for channel, values, each in (("mean", mean, FINITE), ("std", std, POSITIVE)):
+        if values is not None and (len(values) != 3 or not all(value in each for value in values)):
+            raise IfamError(f"{channel} is {values}, but {each.expected} is expected for each of 3 channels.")
     if checkpoint is not None and kind != "timm":
         raise IfamError(f"--checkpoint gives weights to a model of timm, but --any is {name!r}; leave it out.")
     if kind in ("timm", "hf") and rest:
@@ -147,7 +153,8 @@ def _checked(classifier: AnyClassifier, inputs: Tensor, classes: int | None) -> 
         ) from error
     expected = f"a tensor of {count} rows of class scores"
     try:
-        scores = torch.as_tensor(returned).detach().float().cpu()
+        # A copy: the classifier may write its next answers to the same memory.
+        scores = torch.as_tensor(returned).detach().to("cpu", torch.float32, copy=True)
     except (TypeError, ValueError, RuntimeError):
         raise IfamError(f"{name} returned a {type(returned).__name__}, but {expected} is expected.") from None
     shape = list(scores.shape)
@@ -209,10 +216,15 @@ def _load_onnx(path: Path, image_size: int | None) -> tuple[Callable[[Tensor], A
         raise IfamError(f"{path} takes images of {sides[0]} x {sides[1]} pixels, but --image_size is {image_size}.")
     height, width = (side if isinstance(side, int) else image_size or IMAGE_SIZE for side in sides)
 
+    def run(images: Tensor) -> Tensor:
+        return torch.as_tensor(session.run(None, {inputs[0].name: images.numpy()})[0])
+
     def answer(images: Tensor) -> Any:
-        # A file may state how many images it takes at a time.
-        parts = images.split(batch) if isinstance(batch, int) else [images]
-        return torch.cat([torch.as_tensor(session.run(None, {inputs[0].name: part.numpy()})[0]) for part in parts])
+        if not isinstance(batch, int):
+            return run(images)
+        # The file states how many images it takes at a time; the last of them fill up what is missing.
+        filled = torch.cat([images, images[-1:].expand(-len(images) % batch, -1, -1, -1)])
+        return torch.cat([run(part) for part in filled.split(batch)])[: len(images)]
 
     return answer, (height, width)
 
