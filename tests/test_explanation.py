@@ -263,6 +263,12 @@ def test_what_cannot_be_explained_is_said(change, settings, message):
     assert "\n" not in str(raised.value)
 
 
+def test_parts_are_not_explained_of_images_that_are_no_numbers(images, make_model):
+    for broken, message in ((nan(images), "The images hold NaN"), (images.byte(), "torch.uint8")):
+        with pytest.raises(IfamError, match=message):
+            explain(make_model(), broken)
+
+
 def test_what_is_no_vision_transformer_is_said(images, make_model, monkeypatch):
     for model in (timm.create_model("resnet10t", num_classes=2), nn.Linear(2, 2)):
         with pytest.raises(IfamError, match="a vision transformer of timm on patches is expected"):

@@ -79,6 +79,7 @@ def explain(
     if isinstance(model, Classifier) and method is None:
         if target is not None:
             raise IfamError("Contributions are of all classes; leave the target away, or give a method for heat maps.")
+        _check_images(model, images)
         return explain_parts(model, images, batch_size=batch_size)
     name = _method(_DEFAULT if method is None else method)
     _check_model(model)

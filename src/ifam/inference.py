@@ -16,7 +16,7 @@ from rich.table import Table
 from ifam.console import PlainConsole
 from ifam.data.images import load_image as load_image
 from ifam.errors import IfamError
-from ifam.evaluation.conformal import Calibration
+from ifam.evaluation.conformal import Calibration, check_owner
 from ifam.interruption import Interrupted
 from ifam.io import local_path, printable, run_of
 from ifam.models.base import Classifier
@@ -153,6 +153,8 @@ def _check(
     model.check_interventions(interventions)
     if interventions and calibration is not None:
         raise IfamError("Sets of classes hold for the model's own masks; leave interventions or the calibration away.")
+    if calibration is not None:
+        check_owner(calibration, model)
     for name, number in numbers.items():
         least = int(name == "batch_size")
         if not isinstance(number, int) or number < least:

@@ -23,6 +23,7 @@ class Range:
         high: Greatest value.
         open_low: Whether `low` itself is excluded.
         open_high: Whether `high` itself is excluded.
+        whole: Whether only whole numbers are in it.
     """
 
     expected: str
@@ -30,25 +31,30 @@ class Range:
     high: int | float = math.inf
     open_low: bool = False
     open_high: bool = False
+    whole: bool = False
 
     def __contains__(self, value: Any) -> bool:
+        number = isinstance(value, Integral if self.whole else Real) and not isinstance(value, bool)
+        if not number:
+            return False
         above = value > self.low if self.open_low else value >= self.low
         below = value < self.high if self.open_high else value <= self.high
         finite = value.bit_length() < 64 if isinstance(value, int) else math.isfinite(value)
         return above and below and finite
 
 
-COUNT = Range("a whole number of at least 1", low=1)
-NATURAL = Range("a whole number of at least 0")
-SEED = Range("a whole number from 0 to 4294967295", high=LARGEST_SEED)
+COUNT = Range("a whole number of at least 1", low=1, whole=True)
+NATURAL = Range("a whole number of at least 0", whole=True)
+SEED = Range("a whole number from 0 to 4294967295", high=LARGEST_SEED, whole=True)
+FINITE = Range("a number", low=-math.inf)
 POSITIVE = Range("a number above 0", open_low=True)
 NOT_NEGATIVE = Range("0 or a positive number")
 OFF_OR_POSITIVE = Range("0 (off) or a positive number")
 SHARE = Range("a share from 0 to 1", high=1)
 POSITIVE_SHARE = Range("a share above 0, up to 1", high=1, open_low=True)
 PROBABILITY = Range("a probability from 0 to below 1", high=1, open_high=True)
-SIDE = Range("a whole number from 1 to 16384", low=1, high=16384)  # pixels
-PORT = Range("a port from 1 to 65535", low=1, high=65535)
+SIDE = Range("a whole number from 1 to 16384", low=1, high=16384, whole=True)  # pixels
+PORT = Range("a port from 1 to 65535", low=1, high=65535, whole=True)
 QUANTILE = Range("a share between 0 and 1", high=1, open_low=True, open_high=True)
 
 
@@ -68,6 +74,21 @@ def check_ranges(values: Mapping[str, Any], ranges: Mapping[str, Range], prefix:
         for value in given if isinstance(given, list | tuple) else [given]:
             if isinstance(value, Real) and not isinstance(value, bool) and value not in expected:
                 raise IfamError(f"{prefix}{name} is {value}, but {expected.expected} is expected.")
+
+
+def check_numbers(values: Mapping[str, Any], ranges: Mapping[str, Range]) -> None:
+    """Refuse arguments of a function that are no numbers, or not in their range.
+
+    Args:
+        values: Arguments by name.
+        ranges: Range of each that is checked.
+
+    Raises:
+        IfamError: One is of another type, or out of its range.
+    """
+    for name, expected in ranges.items():
+        if values[name] not in expected:
+            raise IfamError(f"{name} is {values[name]!r}, but {expected.expected} is expected.")
 
 
 def check_types(kind: type, values: Mapping[str, Any], prefix: str = "") -> None:

@@ -203,6 +203,18 @@ def test_a_selector_cuts_out_what_its_mask_shows():
         select_objects(PlainViT(model.config), images)
 
 
+@pytest.mark.shapes_unchecked
+@pytest.mark.parametrize(
+    "settings",
+    [{"backgrounds": 0}, {"backgrounds": 1.5}, {"limit": 0}, {"batch_size": 0}, {"max_flips": 10}, {"max_flips": -1.0}],
+)
+def test_numbers_out_of_range_are_refused(folder, settings):
+    images = load_benchmark("folder", folder / "photos", {"val_fraction": 0.0})
+    (name,) = settings
+    with pytest.raises(IfamError, match=f"{name} is .* is expected"):
+        audit_any(AnyClassifier("x", lambda images: images.mean((2, 3)), (40, 40)), images, **settings)
+
+
 def test_the_same_objects_are_asked_of_every_classifier(folder):
     """Of any size of input: the choice of backgrounds depends on the images and the seed alone."""
     images = load_benchmark("folder", folder / "photos", {"val_fraction": 0.0})

@@ -187,6 +187,7 @@ def test_the_mode_and_the_mask_gradient_are_restored(make_model, images):
     assert [len(row.votes) for row in result.images] == [9] * 4
 
 
+@pytest.mark.shapes_unchecked
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
@@ -199,11 +200,23 @@ def test_the_mode_and_the_mask_gradient_are_restored(make_model, images):
         ({"region_pixels": 13}, "region is 13 pixels wide, but 1 to 12"),
         ({"region_pixels": 0}, "region is 0 pixels wide, but 1 to 12"),
         ({"limit": 0}, "limit is 0"),
+        ({"kind": "column"}, "kind is 'column', but 'columns' or 'blocks' is expected"),
+        ({"width": 1.5}, "windows are 1.5 patches wide"),
+        ({"region": 1.5}, "region is 1.5 patches wide"),
+        ({"attack": -1}, "attack is -1, but a whole number of at least 0"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_a_sentence(bright, settings, said):
     with pytest.raises(IfamError, match=said):
         certify(bright, torch.zeros(1, 3, 8, 12), **settings)
+
+
+@pytest.mark.shapes_unchecked
+def test_what_is_no_model_and_no_image_is_refused(bright):
+    with pytest.raises(IfamError, match="The model is a Linear, but an IFAM or a PlainViT"):
+        certify(torch.nn.Linear(2, 2), torch.zeros(1, 3, 8, 12))
+    with pytest.raises(IfamError, match="The images are a str, but a tensor, a Batch or a Benchmark"):
+        certify(bright, "photos")
 
 
 def test_no_image_and_other_classes_are_refused(bright):

@@ -318,21 +318,33 @@ def test_without_training_images_nothing_is_known_of_what_is_usual(tiny_model, p
     assert calibration.familiarity(torch.zeros(2, 48)) is None
 
 
+@pytest.mark.shapes_unchecked
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"split": "train"}, "was trained on the split 'train'"),
         ({"split": "held out"}, "has no split 'held out'"),
         ({"error": 0.05}, "at least 20 held-out images of each class, but 'a' has 12; add some, or give a larger"),
-        ({"error": 0.0}, "error is 0, but a share between 0 and 1"),
-        ({"error": 1.0}, "error is 1, but"),
+        ({"error": 0.0}, "error is 0.0, but a share between 0 and 1"),
+        ({"error": 1.0}, "error is 1.0, but"),
         ({"error": math.nan}, "error is nan, but"),
+        ({"error": "0.1"}, "error is '0.1', but"),
+        ({"batch_size": 0}, "batch_size is 0, but"),
     ],
 )
 def test_what_cannot_be_calibrated_is_said_before_images_are_read(tiny_model, pictures, settings, message, monkeypatch):
     monkeypatch.setattr(Pictures, "__getitem__", lambda *_: pytest.fail("an image was read"))
     with pytest.raises(IfamError, match=message):
         calibrate(tiny_model, pictures, **settings)
+
+
+@pytest.mark.shapes_unchecked
+def test_logits_of_other_classes_have_no_sets():
+    calibration = calibrated(torch.zeros(60, 3), torch.arange(60) % 3, error=0.05)
+    with pytest.raises(IfamError, match=r"The logits have shape \[2, 2\], but \[B, 3\] is expected"):
+        calibration.sets(torch.zeros(2, 2))
+    with pytest.raises(IfamError, match="error is None, but a share"):
+        calibration.at(None)
 
 
 def test_the_least_number_of_images_is_one_by_the_error():

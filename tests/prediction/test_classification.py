@@ -67,6 +67,14 @@ def test_flags(tiny_model, photo):
     assert "no_class_in_set" in row.flags
 
 
+@pytest.mark.parametrize(("classes", "source"), [(5, {"model": "of another model"}), (3, {})])
+def test_the_calibration_of_another_model_is_refused(tiny_model, photo, classes, source):
+    names = tuple(f"class {c}" for c in range(classes))
+    scores, labels = torch.zeros(10 * classes).double(), torch.arange(10 * classes) % classes
+    with pytest.raises(IfamError, match="calibration belongs to another model, or to other weights"):
+        predict(tiny_model, photo, calibration=Calibration(scores, labels, names, error=0.2, source=source))
+
+
 def test_batches_are_dealt_to_models_and_results_are_in_order():
     seen = []
 

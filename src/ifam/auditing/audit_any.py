@@ -16,6 +16,7 @@ from ifam.errors import IfamError
 from ifam.models.base import Classifier, device_of, evaluating
 from ifam.progress import ProgressBar
 from ifam.provenance import record
+from ifam.ranges import COUNT, SHARE, check_numbers
 from ifam.serialization import IN_MEMORY, to_json
 
 # Swaps with pictures on the page.
@@ -147,6 +148,10 @@ def audit_any(
         IfamError: There are no masks, nothing is found in any image, there are fewer than two classes, or the
             classifier does not answer as it should.
     """
+    counts = {"backgrounds": backgrounds, "limit": limit, "batch_size": batch_size}
+    check_numbers(counts, dict.fromkeys(counts, COUNT))
+    if max_flips is not None:
+        check_numbers({"max_flips": max_flips}, {"max_flips": SHARE})
     split = split or images.default_eval_split
     with ProgressBar() as bar:
         material, left_out = _cut_out(classifier, images, split, selector, limit, batch_size, bar)

@@ -32,6 +32,7 @@ from ifam.models.base import Classifier, device_of, evaluating, finite_logits
 from ifam.models.windows import WindowKind, Windows, all_windows, widest
 from ifam.progress import ProgressBar
 from ifam.provenance import record
+from ifam.ranges import COUNT, NATURAL, check_numbers
 from ifam.serialization import to_json
 from ifam.types import Batch
 
@@ -183,12 +184,13 @@ def certify(
         IfamError: The model cannot see windows alone, the width or the region does not fit the image, or there is no
             image.
     """
-    for name, value in (("limit", limit), ("batch_size", batch_size), ("steps", steps)):
-        if value < 1:
-            raise IfamError(f"{name} is {value}, but at least 1 is needed.")
-    for name, value in (("attack", attack), ("num_resamples", num_resamples)):
-        if value < 0:
-            raise IfamError(f"{name} is {value}, but 0 or more is needed.")
+    if not isinstance(model, Classifier):
+        raise IfamError(
+            f"The model is a {type(model).__name__}, but an IFAM or a PlainViT of this package is expected."
+        )
+    counts = {"limit": limit, "batch_size": batch_size, "steps": steps}
+    check_numbers(counts, dict.fromkeys(counts, COUNT))
+    check_numbers({"attack": attack, "num_resamples": num_resamples}, {"attack": NATURAL, "num_resamples": NATURAL})
     grid, device = model.window_grid, device_of(model)
     windows = all_windows(kind, width, grid).to(device)
     size = region_size(model, kind, region, region_pixels)
@@ -252,10 +254,10 @@ def region_size(model: Classifier, kind: WindowKind, region: int, pixels: int | 
     largest, (height, width) = widest(kind, model.window_grid), model.image_size
     if pixels is not None:
         most = width if kind == "columns" else min(height, width)
-        if not 1 <= pixels <= most:
+        if pixels not in COUNT or pixels > most:
             raise IfamError(f"The region is {pixels} pixels wide, but 1 to {most} are expected: it is in the image.")
         return min(largest, patches_touched(pixels, _side(model, kind)))
-    if not 1 <= region <= largest:
+    if region not in COUNT or region > largest:
         raise IfamError(
             f"The region is {region} patches wide, but 1 to {largest} are expected: the image has no more of them."
         )
@@ -303,6 +305,8 @@ def _inputs(
         indices = evenly_spaced(len(examples), limit) if len(examples) else []
         loader = DataLoader(Subset(examples, indices), batch_size=batch_size, collate_fn=collate)
         inputs = _Inputs(loader, indices, images, split)
+    elif not isinstance(images, Tensor | Batch):
+        raise IfamError(f"The images are a {type(images).__name__}, but a tensor, a Batch or a Benchmark is expected.")
     else:
         known = isinstance(images, Batch)
         batch = images if isinstance(images, Batch) else Batch(images, torch.zeros(len(images), dtype=torch.long))

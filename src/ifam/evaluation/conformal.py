@@ -30,6 +30,7 @@ from ifam.evaluation.features import LastLayer, last_layer_of
 from ifam.io import local_path, replacing, run_digest
 from ifam.model_files import CALIBRATION, CONFIG, weights_digest
 from ifam.models.base import Classifier
+from ifam.ranges import COUNT, NATURAL, QUANTILE, check_numbers
 
 ERROR = 0.05
 # The share of the error that is spent on images that are unlike all classes.
@@ -134,7 +135,15 @@ class Calibration:
         Args:
             logits: Class logits.
             familiarity: What `familiarity` gives; None for sets by the classes alone.
+
+        Raises:
+            IfamError: The logits are of another number of classes.
         """
+        if logits.ndim != 2 or logits.shape[1] != len(self.class_names):
+            raise IfamError(
+                f"The logits have shape {list(logits.shape)}, but [B, {len(self.class_names)}] is expected: the "
+                f"calibration is of the classes {', '.join(self.class_names[:5])}."
+            )
         sets = surprise(logits.cpu()) <= self.limits()
         if familiarity is not None and self.tells_unfamiliar:
             sets = sets & (familiarity > self.error * UNFAMILIAR)
@@ -212,6 +221,7 @@ def calibrate(
         IfamError: The split is that of the training images or does not exist, its classes are not those of the model,
             or it has fewer than 1 / error images of a class.
     """
+    check_numbers({"batch_size": batch_size, "workers": workers}, {"batch_size": COUNT, "workers": NATURAL})
     _check_classes(model, benchmark)
     if split == "train":
         raise IfamError("The model was trained on the split 'train'; calibrate on held-out images, such as 'val'.")
@@ -269,11 +279,28 @@ def load_calibration(folder: str | Path, model: Classifier | None = None) -> Cal
         raise IfamError(
             f"{path} is not a valid calibration ({first_line(error)}); write it again with `ifam calibrate`."
         ) from error
-    if model is not None and calibration.source.get("model") != model_digest(model):
-        raise IfamError(
-            f"{path} belongs to another model, or to other weights; write it again with `ifam calibrate --overwrite`."
-        )
+    if model is not None:
+        check_owner(calibration, model, str(path))
     return calibration
+
+
+def check_owner(calibration: Calibration, model: Classifier, name: str = "The calibration") -> None:
+    """Refuse the calibration of another model.
+
+    Args:
+        calibration: The calibration.
+        model: The model.
+        name: What to call the calibration in the message.
+
+    Raises:
+        IfamError: It belongs to another model, or to other weights.
+    """
+    digest = model_digest(model)
+    # One that was made from scores says nothing of its model but the number of its classes.
+    if len(calibration.class_names) != model.config.num_classes or calibration.source.get("model", digest) != digest:
+        raise IfamError(
+            f"{name} belongs to another model, or to other weights; write it again with `ifam calibrate --overwrite`."
+        )
 
 
 def describe(images: LastLayer) -> ClassFeatures | None:
@@ -301,8 +328,8 @@ def describe(images: LastLayer) -> ClassFeatures | None:
 
 def _check_counts(labels: Int[Tensor, " N"], names: tuple[str, ...], error: float) -> None:
     """Refuse an error that takes more held-out images of a class than there are."""
-    if not 0 < error < 1:
-        raise IfamError(f"error is {error:g}, but a share between 0 and 1 is expected, such as 0.05.")
+    if error not in QUANTILE:
+        raise IfamError(f"error is {error!r}, but a share between 0 and 1 is expected, such as 0.05.")
     least, counts = math.ceil(1 / error - 1e-9), labels.bincount(minlength=len(names))
     if int(counts.min()) < least:
         raise IfamError(

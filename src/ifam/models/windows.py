@@ -1,13 +1,14 @@
 """Windows: rectangles of patches that both stages see alone, as bands of columns or blocks (arXiv 2110.07719)."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
 from ifam._typing import Bool, Float, Int, Tensor
 from ifam.backbones.backbone import Backbone
 from ifam.errors import IfamError
+from ifam.ranges import COUNT
 
 WindowKind = Literal["columns", "blocks"]
 
@@ -91,9 +92,11 @@ def window_shape(kind: WindowKind, width: int, grid: tuple[int, int]) -> tuple[i
     """Rows and columns of a window: a band of columns of full height, or a square block.
 
     Raises:
-        IfamError: The width is not positive, or larger than the grid.
+        IfamError: There is no such kind, or the width is not positive, or larger than the grid.
     """
-    if not 1 <= width <= widest(kind, grid):
+    if kind not in get_args(WindowKind):
+        raise IfamError(f"kind is {kind!r}, but 'columns' or 'blocks' is expected.")
+    if width not in COUNT or width > widest(kind, grid):
         raise IfamError(
             f"The windows are {width} patches wide, but 1 to {widest(kind, grid)} are expected: the model divides its "
             f"images into {grid[0]} x {grid[1]} patches."
