@@ -336,12 +336,15 @@ def test_a_model_is_not_overwritten_unasked(trained, pictures, capsys):
 @pytest.mark.slow
 def test_a_model_is_overwritten_when_asked(pictures, trained, tmp_path):
     shutil.copytree(trained, tmp_path / "copy")
+    for name in ("calibration.safetensors", "calibration.json"):
+        (tmp_path / "copy" / name).write_text("of the model before")
     words = ["train", "--benchmark", "folder", "--root", pictures, "--out", tmp_path / "copy", *QUICK]
     main([str(word) for word in [*words, "--overwrite", "true", "--train.seed", "1"]])
     before, after = contents(trained), contents(tmp_path / "copy")
     assert before["model.safetensors"] != after["model.safetensors"]
     assert yaml.safe_load((tmp_path / "copy" / "train.yaml").read_text())["train"]["seed"] == 1
     assert {path.name for path in (tmp_path / "copy" / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert not [name for name in after if "calibration" in name]
 
 
 @pytest.fixture

@@ -288,7 +288,11 @@ def fit_steps(
 
 
 # Files that training writes to the folder of a run.
-_RUN_FILES = ("config.json", "model.safetensors", "results.json", "train.yaml", "status.json")
+_RUN_FILES = (
+    *("config.json", "model.safetensors", "results.json", "train.yaml", "status.json"),
+    # Of the model that is replaced.
+    *("calibration.safetensors", "calibration.json"),
+)
 _RUN_PATTERNS = ("checkpoints/*.ckpt", "logs/metrics.csv", "logs/hparams.yaml", "logs/events.out.tfevents.*")
 
 
