@@ -3,8 +3,8 @@
     python -m benchmarks.rough_masks FOLDER [--shift 14] [--blur 7] [--seed 0]
 
 For each image of `FOLDER/images.csv` (as `ifam prepare cutouts` writes it), the mask is blurred, cut at one half and
-shifted by so many pixels in a direction of its own. `FOLDER/rough.csv` is the same list with these masks: rows of
-`ifam compare` that segment first get them by `--data.csv rough.csv`.
+shifted by so many pixels in a direction of its own. `FOLDER/rough.csv` is the same list with a column of these masks,
+`rough`: rows of `ifam compare` that segment first get them by `--data.csv rough.csv --data.given_mask_column rough`.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def write_rough_masks(folder: Path, shift: float, blur: float, seed: int) -> Pat
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         with Image.open(folder / row["mask"]) as mask:
             rough_mask(mask.convert("L"), shift, blur, angle).save(folder / name)
-        row["mask"] = name
+        row[FOLDER] = name
     with (folder / LIST).open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()

@@ -392,9 +392,10 @@ def test_every_image_gets_a_rough_mask_of_its_own(tmp_path):
     rough_masks.main([str(tmp_path), "--shift", "4", "--blur", "0"])
     with (tmp_path / "rough.csv").open(newline="") as file:
         listed = list(csv.DictReader(file))
-    assert [row["mask"] for row in listed] == [f"rough/test/{i}.png" for i in range(3)]
+    assert [row["rough"] for row in listed] == [f"rough/test/{i}.png" for i in range(3)]
     assert [row["path"] for row in listed] == [row["path"] for row in rows]
-    masks = [np.asarray(Image.open(tmp_path / row["mask"])) for row in listed]
+    assert [row["mask"] for row in listed] == [row["mask"] for row in rows]
+    masks = [np.asarray(Image.open(tmp_path / row["rough"])) for row in listed]
     assert all(mask.sum() == 16 * 16 * 255 for mask in masks)
     assert not np.array_equal(masks[0], masks[1])
 

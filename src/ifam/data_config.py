@@ -187,6 +187,8 @@ class FolderConfig(ListedConfig):
         group_column: Column of the image's group; optional under its default name.
         split_column: Column of the image's split; optional under its default name.
         mask_column: Column of the path of the object's mask; optional under its default name.
+        given_mask_column: Column of the path of another mask, such as that of a segmentation model, for methods and
+            commands that are given one; figures of masks are still of `mask_column`. Empty to give that one.
         swapped_column: Column of the path of the same object on another background; optional under its default name.
         third_column: Column of the path of the same object on a third background; optional under its default name.
         classes: Names of the classes of a model, in the order of their index; images of other classes are refused,
@@ -202,6 +204,7 @@ class FolderConfig(ListedConfig):
     group_column: str = "group"
     split_column: str = "split"
     mask_column: str = "mask"
+    given_mask_column: str = ""
     swapped_column: str = "swapped"
     third_column: str = "third"
     classes: tuple[str, ...] = ()

@@ -24,6 +24,7 @@ class Batch:
         labels: Class of each image.
         groups: Group of each image, such as class x background, for the accuracy of the worst group.
         masks: True on the pixels of the object, for data sets with masks.
+        given_masks: Other masks in their place for methods that are given one, such as those of a segmentation model.
         mirrored: Whether augmentation has mirrored each image, left and right.
     """
 
@@ -32,6 +33,12 @@ class Batch:
     groups: Int[Tensor, " B"] | None = None
     masks: Bool[Tensor, "B S1 S2"] | None = None
     mirrored: Bool[Tensor, " B"] | None = None
+    given_masks: Bool[Tensor, "B S1 S2"] | None = None
+
+    @property
+    def masks_to_give(self) -> Bool[Tensor, "B S1 S2"] | None:
+        """The masks for methods that are given one: the true ones, unless others are to be used."""
+        return self.masks if self.given_masks is None else self.given_masks
 
     @property
     def groups_or_classes(self) -> Int[Tensor, " B"]:

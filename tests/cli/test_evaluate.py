@@ -197,6 +197,10 @@ def test_the_mask_is_a_column_of_a_list(tmp_path, capsys, save):
     bird, sky = (result(model, *words, "--mask-from", name)["visible_fraction"] for name in ("bird", "sky"))
     assert 0 < bird < 1
     assert bird + sky == pytest.approx(1, abs=0.15)
+    # What is shown is compared with the true mask, and not with itself.
+    true = [*words, "--data.mask_column", "bird", "--mask-from"]
+    assert (result(model, *true, "mask")["mask_iou"], result(model, *true, "bird")["mask_iou"]) == (1, 1)
+    assert result(model, *true, "sky")["mask_iou"] < 0.1
     assert result(model, *words)["mask_iou"] is None
     assert "sea" in fails(capsys, "evaluate", "--model", model, *words, "--mask_from", "sea")
     assert "has no mask for image" in fails(capsys, "evaluate", "--model", model, *words, "--mask_from", "mask")

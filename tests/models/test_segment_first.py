@@ -103,6 +103,6 @@ def test_any_precision_and_no_image_at_all(name, dtype):
 def test_each_needs_masks_and_takes_empty_ones(name):
     images, masks = example()
     model = make(name)
-    with pytest.raises(IfamError, match=f"{name} needs the true mask of each image"):
+    with pytest.raises(IfamError, match=f"{name} needs a mask of each image"):
         model(images)
     assert answers(model, images, torch.zeros_like(masks)).isfinite().all()

@@ -56,7 +56,8 @@ def evaluate(
         keep_parts: The only parts to show to it.
         drop_unsure: Hide patches less similar to their part than this share of its patches on training images; requires
             `ifam thresholds`.
-        mask_from: Show the predictor the true mask instead: "mask", or the column of a CSV file with the masks.
+        mask_from: Show the predictor another mask instead: the true one ("mask"), or that of a column of a CSV file,
+            such as that of a segmentation model; it is compared with the true one.
         leave_one_out: Also evaluate without each of the parts.
         keypoint_regression: Also predict keypoints from parts; runs on all training images.
         num_resamples: Resamples of the bootstrap intervals; 0 for none.
@@ -155,7 +156,7 @@ def _with_mask_column(
     name = benchmark or extra.get("benchmark")
     if name != "folder":
         raise IfamError(f"{name} has no column {mask_from!r}; `--mask_from mask` uses the masks of the data set.")
-    return {**options, "mask_column": mask_from}
+    return {**options, "given_mask_column": mask_from}
 
 
 def _interventions(

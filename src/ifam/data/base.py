@@ -171,10 +171,10 @@ class Benchmark:
             IfamError: There is no such split, or it has such an image.
         """
         examples = self.split(split)
-        listed = [record.mask is not None for record in getattr(examples, "records", ())]
+        listed = [bool(record.masks) for record in getattr(examples, "records", ())]
         # Some data sets compute masks without mask files, so the image is read.
         index = listed.index(False) if False in listed else 0
-        if len(examples) and examples[index].get("mask") is None:
+        if len(examples) and all(examples[index].get(name) is None for name in ("given_mask", "mask")):
             raise IfamError(
                 f"{who} needs true masks, and {self.name} has none for image {index} of its split {split!r}; choose "
                 f"data with masks, such as pondbirds, or a folder whose CSV file names one for each image."
@@ -262,14 +262,14 @@ class TransformedDataset(Dataset[dict[str, Any]]):
 
         Returns:
             `image` [3, H, W], `label`, `group` (the label where there are no groups), and, None where the data do not
-            have it: `mask` [H, W], `keypoints` [N, 3], `box` [4] and `part_labels` [H, W], as in `ImageDataset` but in
-            pixels of this image. A keypoint outside the image is not visible; a box may extend beyond it. And
-            `mirrored`, whether augmentation has mirrored them.
+            have it: `mask` and `given_mask` [H, W], `keypoints` [N, 3], `box` [4] and `part_labels` [H, W], as in
+            `ImageDataset` but in pixels of this image. A keypoint outside the image is not visible; a box may extend
+            beyond it. And `mirrored`, whether augmentation has mirrored them.
         """
         example = self.examples[index]
         image = example["image"]
         inputs: dict[str, Any] = {"image": tv_tensors.Image(image) if isinstance(image, Tensor) else image}
-        for name in ("mask", "part_labels"):
+        for name in ("mask", "given_mask", "part_labels"):
             if example.get(name) is not None:
                 inputs[name] = tv_tensors.Mask(example[name])
         keypoints, box = example.get("keypoints"), example.get("box")
@@ -286,6 +286,7 @@ class TransformedDataset(Dataset[dict[str, Any]]):
             "label": int(example["label"]),
             "group": int(example.get("group", example["label"])),
             "mask": plain.get("mask"),
+            "given_mask": plain.get("given_mask"),
             "keypoints": None if keypoints is None else _as_keypoints(plain["points"], keypoints, height, width),
             "box": None if box is None else _as_box(plain["points"]),
             "part_labels": plain.get("part_labels"),
@@ -368,13 +369,18 @@ class FitAndCrop(v2.Transform):
 
 def collate(examples: Sequence[Mapping[str, Any]]) -> Batch:
     """Examples of the same size as a batch."""
-    masks = [example["mask"] for example in examples]
+
+    def stacked(name: str) -> Tensor | None:
+        masks = [mask for example in examples if (mask := example.get(name)) is not None]
+        return torch.stack(masks).bool() if len(masks) == len(examples) else None
+
     return Batch(
         images=torch.stack([example["image"] for example in examples]),
         labels=torch.tensor([example["label"] for example in examples]),
         groups=torch.tensor([example["group"] for example in examples]),
-        masks=None if any(mask is None for mask in masks) else torch.stack(masks).bool(),
+        masks=stacked("mask"),
         mirrored=torch.tensor([example.get("mirrored", False) for example in examples]),
+        given_masks=stacked("given_mask"),
     )
 
 

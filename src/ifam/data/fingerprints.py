@@ -81,9 +81,8 @@ def _add_files(digest: Any, records: Sequence[Record]) -> None:
     for record in reported(records, "hashing images"):
         relative = os.path.relpath(record.path.absolute(), top)
         digest.update(os.fsencode(f"{relative}|{record.label}|{record.group}|"))
-        for path in (record.path, record.mask):
-            if path is not None:
-                digest.update(sample(path))
+        for path in (record.path, *record.masks):
+            digest.update(sample(path))
         for name, values in sorted((record.extra or {}).items()):
             digest.update(name.encode() + values.tobytes())
 

@@ -40,6 +40,7 @@ class Record:
         label: Its class.
         group: Its group, None where there are no groups.
         mask: File with the pixels of the object, None where there is none.
+        given_mask: File with another mask for methods that are given one, None where they get the true one.
         extra: Further annotations, by name in the example (see `ImageDataset`); arrays, since each tensor would need a
             file descriptor to be sent to another process.
         line: Where it is listed ("images.csv, line 7"), for messages.
@@ -51,6 +52,12 @@ class Record:
     mask: Path | None = None
     extra: Mapping[str, np.ndarray] | None = None
     line: str = ""
+    given_mask: Path | None = None
+
+    @property
+    def masks(self) -> tuple[Path, ...]:
+        """The files of its masks."""
+        return tuple(path for path in (self.mask, self.given_mask) if path is not None)
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -113,29 +120,31 @@ class ImageFiles:
         if record.group is not None:
             example["group"] = record.group
         if record.mask is not None:
-            example["mask"] = _matching(self.read_mask(record.mask, record.path), image, record)
+            example["mask"] = self._mask(record.mask, image, record)
+        if record.given_mask is not None:
+            example["given_mask"] = self._mask(record.given_mask, image, record)
         return example | self.annotate(record, image)
 
     def read_mask(self, path: Path, image: Path) -> Bool[Tensor, "H W"]:
         """The pixels of the object, rotated with their image."""
         return load_mask(path, image)
 
+    def _mask(self, path: Path, image: Image.Image, record: Record) -> Bool[Tensor, "H W"]:
+        mask = self.read_mask(path, record.path)
+        if mask.shape != (image.height, image.width):
+            problem = _sizes_differ(path, record, (mask.shape[1], mask.shape[0]), image.size)
+            raise IfamError(f"{problem}; give a mask of the image's size.")
+        return mask
+
     def annotate(self, record: Record, image: Image.Image) -> dict[str, Any]:
         """The further entries of an example."""
         return {name: torch.tensor(values) for name, values in (record.extra or {}).items()}
 
 
-def _matching(mask: Bool[Tensor, "H W"], image: Image.Image, record: Record) -> Bool[Tensor, "H W"]:
-    if mask.shape != (image.height, image.width):
-        problem = _sizes_differ(record, (mask.shape[1], mask.shape[0]), image.size)
-        raise IfamError(f"{problem}; give a mask of the image's size.")
-    return mask
-
-
-def _sizes_differ(record: Record, mask: tuple[int, int], image: tuple[int, int]) -> str:
+def _sizes_differ(path: Path, record: Record, mask: tuple[int, int], image: tuple[int, int]) -> str:
     line = f" ({record.line})" if record.line else ""
     return (
-        f"The mask {record.mask} is {mask[0]} x {mask[1]} pixels, but its image {record.path.name} is {image[0]} x "
+        f"The mask {path} is {mask[0]} x {mask[1]} pixels, but its image {record.path.name} is {image[0]} x "
         f"{image[1]}{line}"
     )
 
@@ -165,9 +174,7 @@ def require_inside(roots: Sequence[Path], records: Iterable[Record], config: Lis
         return os.path.join(os.path.realpath(folder), "").startswith(homes)
 
     for record in records:
-        for kind, path in (("image", record.path), ("mask", record.mask)):
-            if path is None:
-                continue
+        for kind, path in (("image", record.path), *(("mask", mask) for mask in record.masks)):
             # Folders are resolved once each; `realpath` takes a system call for each part of a path.
             if not is_inside(os.path.dirname(path)) or (os.path.islink(path) and not is_inside(os.path.realpath(path))):
                 line = f" ({record.line})" if record.line else ""
@@ -190,8 +197,8 @@ def validated(records: Iterable[Record], config: FilesConfig, reader: Reader = I
 def _warn_of_turned_masks(records: Sequence[Record]) -> None:
     """Warn of masks that are rotated with their images although they may have been drawn on the upright ones."""
     doubtful = []
-    for mask, image in ((record.mask, record.path) for record in records):
-        if mask is not None and is_ambiguous(size := mask_size(mask), mask_turn(mask, size, image)):
+    for mask, image in ((mask, record.path) for record in records for mask in record.masks):
+        if is_ambiguous(size := mask_size(mask), mask_turn(mask, size, image)):
             doubtful.append(mask)
     if doubtful:
         warnings.warn(
@@ -215,9 +222,7 @@ def _is_valid(record: Record, skip: bool, reader: Reader) -> bool:
 def _problem(record: Record, reader: Reader, decode: bool) -> tuple[str, str] | None:
     """What is wrong with a record: a short description, and the beginning of a sentence."""
     line = f" ({record.line})" if record.line else ""
-    kinds = [("image", record.path, reader)]
-    if record.mask is not None:
-        kinds.append(("mask", record.mask, _MASKS))
+    kinds = [("image", record.path, reader), *(("mask", mask, _MASKS) for mask in record.masks)]
     sizes = []
     for kind, path, (load, size_of) in kinds:
         if not is_file(path):
@@ -231,10 +236,10 @@ def _problem(record: Record, reader: Reader, decode: bool) -> tuple[str, str] | 
             short = "it is not a readable image" if kind == "image" else f"its mask {path} cannot be read"
             reason = "" if isinstance(error, IfamError) else f" ({why_unreadable(path, error)})"
             return short, f"{path} is not a readable {kind}{reason}{line}"
-    if len(sizes) == 2 and record.mask is not None and mask_turn(record.mask, sizes[1], record.path) >= 5:
-        sizes[1] = sizes[1][::-1]
-    if len(sizes) == 2 and sizes[0] != sizes[1]:
-        return f"its mask {record.mask} has another size", _sizes_differ(record, sizes[1], sizes[0])
+    for mask, size in zip(record.masks, sizes[1:], strict=True):
+        upright = size[::-1] if mask_turn(mask, size, record.path) >= 5 else size
+        if upright != sizes[0]:
+            return f"its mask {mask} has another size", _sizes_differ(mask, record, upright, sizes[0])
     return None
 
 

@@ -78,7 +78,8 @@ def collect(
         task = bar.add_task(label, total=sum(map(len, batches)))
         for index, (batch, known, parts) in zip(batches, loader, strict=True):
             batch = batch.to(device)
-            if (true_masks or model.needs_masks) and not bool(known.all()):
+            given = batch.given_masks is not None or bool(known.all())
+            if (true_masks or model.needs_masks) and not given:
                 raise IfamError(
                     f"{benchmark.name} has no mask for image {int(index[~known][0])} of its split {split!r}; "
                     f"provide one for each image, or use a selector's mask."
@@ -120,9 +121,10 @@ def _outputs(
         return
     selection = model.select(batch.images)
     if true_masks:
-        assert batch.masks is not None
-        truth = batch.masks if model.masks_pixels else _patches(batch, model.input_backbone.grid)
-        selection = UseMask(truth)(selection)
+        masks = batch.masks_to_give
+        assert masks is not None
+        shown = masks if model.masks_pixels else patch_mask(masks, model.input_backbone.grid)
+        selection = UseMask(shown)(selection)
     for interventions in variants:
         changed = selection
         for intervention in interventions:

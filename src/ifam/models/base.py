@@ -42,7 +42,7 @@ class Classifier(TimmInterface):
     Attributes:
         method: Name in `METHODS`, which is saved in `config.json`.
         variants: Other names in `METHODS` of this class, for models that are trained differently.
-        needs_masks: Whether it needs the true mask of each image.
+        needs_masks: Whether it is given a mask of each image, the true one or another.
         masks_input: Whether its prediction depends on visible patches alone.
         selects_parts: Whether it has a selector, so that its outputs have a selection and a mask.
         takes_interventions: Whether its predictor uses the mask of the selection, so that interventions have an effect.
@@ -132,16 +132,16 @@ class Classifier(TimmInterface):
         Args:
             images: Normalized images [B, 3, S, S].
             interventions: Changes to the selection, applied in order before the mask is made.
-            masks: True where the object is, bool [B, S, S], for methods that need true masks; others ignore it.
+            masks: True where the object is, bool [B, S, S], for methods that are given a mask; others ignore it.
 
         Raises:
-            IfamError: The model does not support interventions, or true masks are needed and missing.
+            IfamError: The model does not support interventions, or masks are needed and missing.
         """
         raise NotImplementedError
 
     def predict_batch(self, batch: Batch) -> Output:
-        """Classify a batch; the true masks are used if the model `needs_masks`."""
-        out: Output = self(batch.images, masks=batch.masks)
+        """Classify a batch; its `masks_to_give` are used if the model `needs_masks`."""
+        out: Output = self(batch.images, masks=batch.masks_to_give)
         return out
 
     def classify_windows(self, images: Tensor, windows: Windows) -> Output:

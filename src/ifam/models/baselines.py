@@ -128,14 +128,14 @@ class AttentivePool(nn.Module):
 
 
 def given_masks(model: Classifier, masks: Tensor | None) -> Bool[Tensor, "..."]:
-    """The true masks of a batch, for a model that needs them.
+    """The masks of a batch, for a model that is given them.
 
     Raises:
         IfamError: There are none, or they are not binary.
     """
     if masks is None:
         raise IfamError(
-            f"{model.method} needs the true mask of each image, but got none, or not for every image of the batch; "
+            f"{model.method} needs a mask of each image, but got none, or not for every image of the batch; "
             f"give them, as in `model(images, masks=masks)`."
         )
     if masks.dtype != torch.bool:
@@ -146,7 +146,7 @@ def given_masks(model: Classifier, masks: Tensor | None) -> Bool[Tensor, "..."]:
 
 
 class GivenMask(OneStage):
-    """The oracle: the predictor alone, given the patches of the data set's true masks, in training and evaluation.
+    """The predictor alone, given the patches of a mask, in training and evaluation; with the true masks, the oracle.
 
     It sees exactly the pixels of these patches, as `IFAM` sees those that the selector chose; parts are never dropped.
     A patch counts as object if the object covers half of it; without such a patch, the predictor's prior is predicted.
@@ -168,7 +168,7 @@ class GivenMask(OneStage):
     def forward(
         self, images: Tensor, interventions: Sequence[Intervention] = (), masks: Tensor | None = None
     ) -> Output:
-        """Classify images by the patches of their true masks.
+        """Classify images by the patches of given masks.
 
         Args:
             images: Normalized images [B, 3, S, S]; pixels of hidden patches may hold anything.

@@ -41,7 +41,7 @@ METHODS: dict[str, Method] = {
     "selector": Method("the selector alone (PDiscoFormer): it sees the whole image", SelectorAlone),
     "late_mask": Method("the predictor sees the whole image, its final tokens are masked", LateMask),
     "soft_mask": Method("probabilities instead of the mask: every patch is seen to some degree", SoftMaskIFAM),
-    "given_mask": Method("the predictor sees the patches of the data set's true masks (the oracle)", GivenMask),
+    "given_mask": Method("the predictor sees the patches of a given mask (the true one: the oracle)", GivenMask),
     "box_crop": Method("a plain ViT that sees the box around the data set's masks", BoxCrop),
     "gray_background": Method("a plain ViT that sees the data set's masks, and gray around them", GrayBackground),
     "foreground_background": Method(

@@ -1,6 +1,6 @@
 """Baselines that segment first and classify then: a given mask chooses what a plain ViT sees (docs/comparisons.md).
 
-The mask is that of the data set, the true one or that of any segmentation (`--data.mask_column`), in training and
+The mask is that of the data set, the true one or that of any segmentation (`--data.given_mask_column`), in training and
 evaluation. `ifam.models.baselines.GivenMask` removes hidden patches instead.
 """
 

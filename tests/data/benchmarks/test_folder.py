@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from ifam.data import BENCHMARKS, FolderConfig, TransformedDataset, collate, load_benchmark, load_folder
+from ifam.data.fingerprints import fingerprint
 from ifam.errors import IfamError
 
 NORMALIZATION = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -735,6 +736,38 @@ def test_columns_can_be_named(listed):
     assert data.group_names == ("a", "b")
     assert data.split("train").labels == [1, 0]
     assert "mask" in data.split("val")[0]
+
+
+def test_other_masks_are_given_beside_the_true_ones(listed):
+    lines = [f"{i}.png,{'ab'[i % 2]},test,mask{i}.png,mask-found{i}.png" for i in range(2)]
+    data = listed(*lines, header="path,label,split,mask,found", given_mask_column="found")
+    first = data.split("test").records[0]
+    Image.new("L", (40, 30), 0).save(first.mask)
+    Image.new("L", (40, 30), 255).save(first.given_mask)
+    batch = collate([TransformedDataset(data.split("test"), (8, 8), ([0.5] * 3, [0.5] * 3))[0]])
+    assert batch.masks_to_give.all()
+    assert not batch.masks.any()
+    assert fingerprint(data, ["test"]) != fingerprint(listed(*lines, header="path,label,split,mask,found"), ["test"])
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["0.png,a,mask0.png", "1.png,b,"], "line 3 has no found; name a mask for each image"),
+        (["0.png,a,mask0.png", "1.png,b,missing-found.png"], r"mask .*missing-found\.png does not exist .*line 3"),
+    ],
+)
+def test_other_masks_are_needed_of_each_image(listed, tmp_path, lines, message):
+    listed(*lines[:1], "1.png,b,mask1.png", header="path,label,found", val_fraction=0.0)
+    (tmp_path / "images.csv").write_text("\n".join(["path,label,found", *lines]))
+    with pytest.raises(IfamError, match=message):
+        load(tmp_path, given_mask_column="found", val_fraction=0.0)
+
+
+def test_class_folders_have_no_other_masks(tmp_path):
+    tree(tmp_path, wren=5, duck=5)
+    with pytest.raises(IfamError, match="no CSV file with a column 'found' of masks"):
+        load(tmp_path, given_mask_column="found", val_fraction=0.0)
 
 
 def test_numbered_labels_are_in_the_order_of_their_values(listed):

@@ -105,6 +105,7 @@ def _list_file(root: Path, config: FolderConfig) -> Path | None:
 
 
 def _load_classes(root: Path, config: FolderConfig) -> Benchmark:
+    _refuse_given_masks(root, config)
     folders = split_folders(root)
     sources = folders or {"train" if config.val_fraction else ALL: root}
     by_class = {split: class_folders(folder) for split, folder in sources.items()}
@@ -218,12 +219,16 @@ def _load_csv(root: Path, path: Path, config: FolderConfig) -> Benchmark:
         group, mask = class_name(row.get(config.group_column, "")), row.get(config.mask_column, "")
         if groups and not group:
             raise IfamError(f"{where} has no {config.group_column}, but other lines have one; fill it in.")
+        given = row.get(config.given_mask_column, "")
+        if config.given_mask_column and not given:
+            raise IfamError(f"{where} has no {config.given_mask_column}; name a mask for each image.")
         record = Record(
             _listed_path(root, row[config.path_column], where),
             classes[class_name(row[config.label_column])],
             groups[group] if groups else None,
             _listed_path(root, mask, where) if mask else None,
             line=where,
+            given_mask=_listed_path(root, given, where) if given else None,
         )
         splits.setdefault(_split_of(row, config, where), []).append(record)
         for name, column in (("swapped", config.swapped_column), ("third", config.third_column)):
@@ -327,10 +332,16 @@ def _needed_columns(config: FolderConfig) -> list[str]:
     defaults = FolderConfig()
     optional = [
         name
-        for field in ("group_column", "split_column", "mask_column", "swapped_column", "third_column")
+        for field in (f"{name}_column" for name in ("group", "split", "mask", "given_mask", "swapped", "third"))
         if (name := getattr(config, field)) != getattr(defaults, field)
     ]
     return [config.path_column, config.label_column, *optional]
+
+
+def _refuse_given_masks(root: Path, config: FolderConfig) -> None:
+    """Images that no CSV file lists have no other masks."""
+    if column := config.given_mask_column:
+        raise IfamError(f"{root} has no CSV file with a column {column!r} of masks; list the images in {LIST}.")
 
 
 def _numbered(names: Iterable[str]) -> dict[str, int]:
@@ -350,6 +361,7 @@ def _split_of(row: Mapping[str, str], config: FolderConfig, where: str) -> str:
 
 
 def _load_shards(root: Path, shards: Sequence[Path], config: FolderConfig) -> Benchmark:
+    _refuse_given_masks(root, config)
     left_out: Counter[str] = Counter()
     found = [
         (shard, one) for shard in reported(shards, "reading shards") for one in read_samples(shard, config, left_out)
