@@ -1,6 +1,7 @@
 """`ifam evaluate` and `thresholds` on the command line."""
 
 import json
+import logging
 import re
 import subprocess
 from pathlib import Path
@@ -17,6 +18,7 @@ from ifam.data import load_benchmark
 from ifam.errors import IfamError
 from ifam.evaluation.accuracy import evaluate
 from ifam.models.interventions import DropParts, DropUnsure, KeepParts
+from ifam.models.token_cache import Place, cached_tokens
 
 DATA = {"num_train": 30, "num_val": 4, "num_test": 12}
 FEW = ["--num_resamples", "50", "--batch_size", "5"]
@@ -90,6 +92,17 @@ def test_everything_that_a_result_depends_on_is_written(model, capsys):
     for words in ("mean over classes", "AUROC", "worst group", "50 resamples"):
         assert words in shown
     assert "without part" not in shown
+
+
+@pytest.mark.parametrize("kept_at", ["tokens", "../tokens"])
+def test_tokens_of_the_run_or_of_its_comparison_are_used(tmp_path, save, caplog, kept_at):
+    caplog.set_level(logging.INFO)
+    where = {"benchmark": "pondbirds", "data": DATA, "root": None}
+    model = save(tmp_path / "models" / "ifam-0", 2, where)
+    with cached_tokens(load(model).selector, Place(model.parent / kept_at, 12)) as cache:
+        cache(torch.zeros(1, 3, *load(model).image_size))
+    result(model)
+    assert "; 1 were known" in caplog.text
 
 
 @pytest.mark.slow

@@ -129,7 +129,10 @@ def evaluate(
             results = evaluate_treatments(net, images, interventions=changes, **settings)
         else:
             settings["keypoint_regression"] = keypoint_regression
-            with reused_tokens(net, folder.parent / TOKENS, len(images.split(split)), computed):
+            # Beside the run, or beside the models of a comparison.
+            beside = [place / TOKENS for place in (folder.parent, folder.parent.parent)]
+            tokens = next((place for place in beside if place.is_dir()), beside[0])
+            with reused_tokens(net, tokens, len(images.split(split)), computed):
                 results = evaluate_variants(net, images, split, variants, **settings)
     if not is_first:
         return
