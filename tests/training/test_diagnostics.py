@@ -11,6 +11,8 @@ from ifam.backbones.vit import TINY
 from ifam.config import LossConfig, ModelConfig
 from ifam.data import load_benchmark
 from ifam.models.ifam import IFAM
+from ifam.models.masking import make_mask
+from ifam.models.selector import show_at_least
 from ifam.training.diagnostics import SelectorFigures, SelectorMetric, above_chance, problems
 from ifam.training.fit import fit, seed_everything
 from ifam.training.module import Training
@@ -65,7 +67,7 @@ def test_parts_that_never_win_are_named_with_the_number_that_is_enough():
 
 def test_where_no_part_wins_only_the_mask_is_mentioned():
     (text,) = found(visible=0.0, images=(0, 0, 100), right=50)
-    assert text.startswith("The mask shows 0.0%")
+    assert text.startswith("The selector's own mask shows 0.0%")
     assert "--loss.enforced_presence" in text
 
 
@@ -141,6 +143,15 @@ def test_figures_of_an_output_by_hand(make_selection):
     assert metric.figures() == replace(COUNTED, images=(4, 0, 6), right=2, labels=(4, 2), answers=(4, 2))
 
 
+def test_patches_that_min_visible_shows_are_not_counted(make_selection):
+    out, labels = outputs(make_selection)
+    forced = show_at_least(0.5, out.selection.assignment_logits)
+    selection = replace(out.selection, assignment_logits=forced, initial_logits=forced)
+    metric = SelectorMetric(2, 2)
+    metric.update(replace(out, mask=make_mask(selection).visible, selection=selection), labels)
+    assert metric.figures() == COUNTED
+
+
 def _process(rank, make_selection):
     """Both devices count the same images."""
     metric = SelectorMetric(2, 2)
@@ -165,10 +176,10 @@ def birds():
     return load_benchmark("pondbirds", options={"num_train": 64, "num_val": 40, "num_test": 8})
 
 
-def trained(birds, caplog, num_parts=3, change=None, train=None, **losses):
+def trained(birds, caplog, change=None, train=None, model=None, **losses):
     """What a short training warns of."""
     seed_everything(0)
-    model = IFAM(ModelConfig(backbone=TINY, image_size=80, num_parts=num_parts))
+    model = IFAM(ModelConfig(**{"backbone": TINY, "image_size": 80, "num_parts": 3, **(model or {})}))
     with torch.no_grad():
         if change is not None:
             change(model.selector.prototypes)
@@ -187,7 +198,7 @@ def test_a_good_training_warns_of_nothing(birds, caplog):
 def test_a_mask_without_background_is_said(birds, caplog):
     result, (text,) = trained(birds, caplog, enforced_presence=0.0)
     shown = result.history[result.best_epoch - 1]["val/visible_fraction"]
-    assert text.startswith(f"a run: The mask shows {shown:.1%} of the patches of 40 validation images")
+    assert text.startswith(f"a run: The selector's own mask shows {shown:.1%} of the patches of 40 validation images")
     assert "raise --loss.enforced_presence (now 0)" in text
 
 
@@ -197,16 +208,18 @@ def test_maps_made_constant_by_total_variation_are_said(birds, caplog):
 
 
 @pytest.mark.slow
-def test_an_empty_mask_is_said(birds, caplog):
+@pytest.mark.parametrize("model", [{}, {"min_visible": 0.05}, {"min_visible": 0.05, "mask_resolution": 2}])
+def test_an_empty_mask_is_said(birds, caplog, model):
     """Prototypes of parts that are far from every patch, and stay there."""
-    train = {"prototype_lr_factor": 0.0}
-    _, (text,) = trained(birds, caplog, change=lambda prototypes: prototypes[:-1].mul_(1000), train=train)
-    assert text.startswith("a run: The mask shows 0.0% of the patches of 40 validation images, nearly nothing")
+    settings = {"train": {"prototype_lr_factor": 0.0}, "model": model}
+    _, (text,) = trained(birds, caplog, change=lambda prototypes: prototypes[:-1].mul_(1000), **settings)
+    start = "a run: The selector's own mask shows 0.0% of the patches of 40 validation images, nearly nothing"
+    assert text.startswith(start)
 
 
 @pytest.mark.slow
 def test_parts_that_are_too_many_are_said(birds, caplog):
-    (text,) = trained(birds, caplog, num_parts=12)[1]
+    (text,) = trained(birds, caplog, model={"num_parts": 12})[1]
     assert "Of the parts 0 to 11, " in text
     assert "--model.num_parts" in text
 

@@ -30,7 +30,8 @@ class SelectorFigures:
     """What a selector does on a split, without noise.
 
     Attributes:
-        visible: Share of the patches that the mask shows, mean over images.
+        visible: Share of the patches that parts win, mean over images: what the mask would show without
+            `ModelConfig.min_visible`.
         patches: For each part, the share of the patches that it wins; the background last.
         images: For each part, the number of images in which it wins any patch; the background last.
         right: Number of images whose class the selector's own classifier predicts.
@@ -60,8 +61,6 @@ class SelectorMetric(Metric):
     """
 
     full_state_update = False
-    visible: Tensor
-    cells: Tensor
     patches: Tensor
     images: Tensor
     right: Tensor
@@ -74,17 +73,15 @@ class SelectorMetric(Metric):
         sizes = {"patches": num_parts + 1, "images": num_parts + 1, "labels": num_classes, "answers": num_classes}
         for name, size in sizes.items():
             self.add_state(name, torch.zeros(size, dtype=torch.long), dist_reduce_fx="sum")
-        for name in ("right", "visible", "cells"):
-            self.add_state(name, torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+        self.add_state("right", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, out: Output, labels: Int[Tensor, " B"]) -> None:
         """Count a batch."""
         assert out.selection is not None
-        assert out.mask is not None
-        won = torch.nn.functional.one_hot(out.selection.winners.flatten(1), self.num_parts + 1)
+        # Not the assignment, in which `min_visible` lets the best patches win against any background.
+        winners = out.selection.part_maps.argmax(dim=1).flatten(1)
+        won = torch.nn.functional.one_hot(winners, self.num_parts + 1)
         answers = out.selection.selector_logits.argmax(dim=1)
-        self.visible += out.mask.sum()
-        self.cells += out.mask.numel()
         self.patches += won.sum(dim=(0, 1))
         self.images += won.any(dim=1).sum(dim=0)
         self.right += (answers == labels).sum()
@@ -99,7 +96,7 @@ class SelectorMetric(Metric):
         """The figures of all images on all devices."""
         with self.sync_context():
             return SelectorFigures(
-                visible=int(self.visible) / int(self.cells),
+                visible=int(self.patches[:-1].sum()) / int(self.patches.sum()),
                 patches=tuple((self.patches / self.patches.sum()).tolist()),
                 images=tuple(self.images.tolist()),
                 right=int(self.right),
@@ -130,7 +127,7 @@ def problems(figures: SelectorFigures, losses: LossConfig, grid: tuple[int, int]
 
 def _mask(figures: SelectorFigures, losses: LossConfig, grid: tuple[int, int], cause: str = "") -> str:
     """A mask that is nearly empty or nearly full."""
-    shown = f"The mask shows {figures.visible:.1%} of the patches of {figures.count} validation images, "
+    shown = f"The selector's own mask shows {figures.visible:.1%} of the patches of {figures.count} validation images, "
     if figures.visible < NEARLY_EMPTY:
         background = "a background that is rewarded too much: lower --loss.enforced_presence"
         return f"{shown}nearly nothing. {_usual_cause(losses, grid, background)}"
