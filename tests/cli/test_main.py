@@ -356,8 +356,9 @@ def stopped(trained, tmp_path):
     return tmp_path / "stopped"
 
 
-def test_a_training_that_was_stopped_is_gone_on_with_by_its_folder(trained, stopped):
+def test_a_training_that_was_stopped_is_gone_on_with_by_its_folder(trained, stopped, capsys):
     main(["train", "--out", str(stopped), "--resume"])
+    assert "Preset laptop, as in the run: " in capsys.readouterr().out
     before, after = contents(trained), contents(stopped)
     for name in ("config.json", "model.safetensors", "train.yaml", "logs/metrics.csv"):
         assert after[name] == before[name], name
@@ -399,6 +400,7 @@ def test_without_its_settings_a_training_does_not_go_on_with_others(stopped, cap
             "has a training with train.epochs 1, but now it is 2; leave it as it was",
         ),
         (["--resume", "--model.num_parts", "2"], "has a training with model.num_parts 4, but now it is 2"),
+        (["--resume", "--preset", "paper"], "has a training with preset 'laptop', but now it is 'paper'; leave it"),
         (["--resume", "--overwrite"], "--resume goes on with what is there, and --overwrite starts over"),
     ],
 )

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from ifam import commands
 from ifam.cli.common import check_resume, ensure_no_model, ensure_no_stopped_training, is_finished
+from ifam.cli.config_files import last_value
 from ifam.config import LossConfig, ModelConfig, TrainConfig
 from ifam.distributed import first_process
 from ifam.errors import IfamError
@@ -62,7 +63,7 @@ def train(
     from ifam.training.batches import augmentation
     from ifam.training.fit import check, fit, seed_everything
     from ifam.training.module import epochs_of_method
-    from ifam.training.resume import find_checkpoint
+    from ifam.training.resume import find_checkpoint, other_setting
     from ifam.training.trainer import on_processes
 
     train, out = presets.apply_method_defaults(method, train, given), out or Path("runs") / method
@@ -87,6 +88,11 @@ def train(
     config = presets.with_classes(model, images, given)
     seed_everything(train.seed)
     chosen, reason = presets.choose(preset, len(images.split("train")), train.accelerator)
+    before = last_value([f"--config={out / 'train.yaml'}"], "preset") if resume else None
+    # All settings are those of the run: another preset would only give them a wrong name in the results.
+    if resumed and before not in (None, chosen):
+        raise other_setting(out, "preset", before, chosen)
+    reason = "as in the run" if chosen == before else reason
     options: dict[str, Any] = {"allow_tiny_backbone": allow_tiny_backbone, "given": given}
     setup = presets.build(config, train, loss, images, method, preset=chosen, **options)
     setup = replace(setup, train=epochs_of_method(setup.train, setup.model))

@@ -240,10 +240,15 @@ def refuse_other_run(checkpoint: Mapping[str, Any], run: Mapping[str, Any], fold
                 f"{folder} has a training on images that have changed since; restore them, or start over with "
                 f"--overwrite."
             )
-        raise IfamError(
-            f"{folder} has a training with {name} {was!r}, but now it is {now!r}; leave it as it was, or start over "
-            f"with --overwrite."
-        )
+        raise other_setting(folder, name, was, now)
+
+
+def other_setting(folder: Path, name: str, was: Any, now: Any) -> IfamError:
+    """The error for a setting that differs from that of the training in a folder."""
+    return IfamError(
+        f"{folder} has a training with {name} {was!r}, but now it is {now!r}; leave it as it was, or start over with "
+        f"--overwrite."
+    )
 
 
 def find_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
