@@ -382,7 +382,9 @@ BAD = {
     "an unknown tag": yaml("seed: !foo 1\n", "cannot be read", "!foo", "line 1"),
     "a word tagged as a number": yaml("seed: !!int x\n", "a number or date in it is not valid; write another"),
     "a word tagged as a date": yaml("seed: !!timestamp x\n", "a number or date in it is not valid; write another"),
-    "a date that does not exist": yaml("seed: 2001-13-45\n", "seed in mine.yaml is 2001-13-45, but int is expected"),
+    "a date that does not exist": yaml(
+        "seed: 2001-13-45\n", "seed in mine.yaml is 2001-13-45, but a whole number from 0"
+    ),
     "a number of 5000 digits": yaml(f"seed: {'9' * 5000}\n", "a number or date in it is not valid; write another"),
     "two documents": yaml("---\nseed: 1\n---\nseed: 2\n", "another document", "line 3); correct it"),
     "a zero byte in settings": yaml("seed: \0\n", "not valid YAML (unacceptable character", "correct it"),
@@ -395,9 +397,9 @@ BAD = {
         {}, "train --config /dev/zero", "/dev/zero does not exist; give a YAML file"
     ),
     "a list for the benchmark": yaml("benchmark: [folder]\n", "benchmark", "is ['folder'], but str", verb="train"),
-    "a seed of infinity": yaml("seed: 1e400\n", "seed in mine.yaml is inf, but int is expected"),
-    "a seed of nothing": yaml("seed: ''\n", "seed in mine.yaml is empty, but int is expected"),
-    "a seed of true": yaml("seed: true\n", "seed in mine.yaml is True, but int is expected"),
+    "a seed of infinity": yaml("seed: 1e400\n", "seed in mine.yaml is inf, but a whole number from 0"),
+    "a seed of nothing": yaml("seed: ''\n", "seed in mine.yaml is empty, but a whole number from 0"),
+    "a seed of true": yaml("seed: true\n", "seed in mine.yaml is True, but a whole number from 0"),
     "a method without a name": case(
         {"mine.yaml": f"methods: {{'': {{method: ifam}}}}\n{NINE}"},
         "compare --config mine.yaml",

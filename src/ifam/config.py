@@ -150,10 +150,21 @@ class LossConfig:
     concentration: float = 0.0
 
     common: ClassVar[tuple[str, ...]] = ()
+    ranges: ClassVar[dict[str, Range]] = {
+        "classification": OFF_OR_POSITIVE,
+        "selector_classification": OFF_OR_POSITIVE,
+        "presence": OFF_OR_POSITIVE,
+        "enforced_presence": OFF_OR_POSITIVE,
+        "total_variation": OFF_OR_POSITIVE,
+        "entropy": OFF_OR_POSITIVE,
+        "orthogonality": OFF_OR_POSITIVE,
+        "equivariance": OFF_OR_POSITIVE,
+        "concentration": OFF_OR_POSITIVE,
+    }
 
     def __post_init__(self) -> None:
         check_types(type(self), vars(self), "loss.")
-        check_ranges(vars(self), dict.fromkeys(vars(self), OFF_OR_POSITIVE), "loss.")
+        check_ranges(vars(self), self.ranges, "loss.")
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ WRONG = {
     "a word for a number of the data": (
         "root: photos\ndata:\n  val_fraction: half\n",
         "train",
-        "data.val_fraction in mine.yaml is half, but float is expected",
+        "data.val_fraction in mine.yaml is half, but a share from 0 (none) to below 1 is expected",
     ),
     "one value for many": ("train: 3\n", "train", "line 1: train is one value"),
     "a list for one": ("train:\n  epochs: [1, 2]\n", "train", "train.epochs in mine.yaml is "),

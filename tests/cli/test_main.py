@@ -536,7 +536,7 @@ BAD = {
     ),
     "one number for a list": (
         ["evaluate", "--drop_parts", "0"],
-        "drop_parts is 0, but list[int] or null is expected (in brackets, such as '[0, 1]'); `ifam evaluate --help`",
+        "drop_parts is 0, but list[int] or null is expected (in brackets, such as '[0, 1]'), each a whole",
     ),
     "a word in a list": (["evaluate", "--drop_parts", "[0, x]"], "drop_parts is [0, 'x'], but list[int] or null"),
     "a word for a truth value": (["train", "--train.flip", "maybe"], "train.flip is maybe, but bool or null is"),
@@ -673,7 +673,7 @@ def test_evaluate_refuses_other_classes(trained, pictures, capsys, tmp_path):
     ("words", "named"),
     [
         (["--train.epoks", "3"], "`ifam train --help`"),
-        (["--data.hue_spread", "wide"], "data.hue_spread is wide, but float is expected"),
+        (["--data.hue_spread", "wide"], "data.hue_spread is wide, but 0 or a positive number is expected"),
     ],
 )
 def test_the_program_itself_prints_one_line_and_no_traceback(tmp_path, words, named):
@@ -850,15 +850,21 @@ def test_flags_stand_alone_or_with_a_value():
         (["evaluate", "--seed=-1"], "seed is -1, but a whole number from 0 to 4294967295 is expected"),
         (["evaluate", "--num_resamples=-5"], "num_resamples is -5"),
         (["evaluate", "--drop_unsure", ".nan"], "drop_unsure is nan, but a share between 0 and 1 is expected"),
+        (["evaluate", "--drop_unsure", "nan"], "drop_unsure is nan, but a share between 0 and 1 is expected"),
         (["evaluate", "--drop_parts", "[-1]"], "drop_parts is -1"),
         (["audit", "--limit", "0"], "limit is 0"),
         (["audit", "--explain=-1"], "explain is -1"),
         (["thresholds", "--quantiles", "[0.5, 1.0]"], "quantiles is 1.0"),
+        (["thresholds", "--quantiles", "[nan]"], "such as '[0, 1]'), each a share between 0 and 1;"),
         (["retrain", "--draws", "0"], "draws is 0"),
         (["compare", "--seeds", "[0, -1]"], "seeds is -1"),
+        (["demo", "--seeds", "nan"], "seeds is nan, but a whole number of at least 1 is expected"),
         (["demo", "--threads", "0"], "threads is 0"),
         (["train", "--train.clip_norm=-1"], "train.clip_norm is -1.0, but 0 (off) or a positive number is expected"),
         (["train", "--loss.entropy=-1"], "loss.entropy is -1.0, but 0 (off) or a positive number is expected"),
+        (["train", "--loss.entropy=nan"], "loss.entropy is nan, but 0 (off) or a positive number is expected"),
+        (["train", "--train.clip_norm", "inf"], "train.clip_norm is inf, but 0 (off) or a positive number is expected"),
+        (["train", "--model.mask_resolution=nan"], "is nan, but 'patch' or a whole number of at least 1 is expected"),
     ],
 )
 def test_numbers_out_of_their_range_are_refused_before_work_begins(words, said, capsys, tmp_path, monkeypatch):

@@ -126,14 +126,17 @@ WRONG = {
         "folder has no setting 'val_fracton' (did you mean 'val_fraction'?); it has skip_bad",
     ),
     "of another data set": (["train", "--data.val_fraction", "0.3"], "pondbirds has no setting 'val_fraction'"),
-    "a word": (["train", "photos", "--data.val_fraction", "x"], "data.val_fraction is x, but float is expected"),
+    "a word": (
+        ["train", "photos", "--data.val_fraction", "x"],
+        "data.val_fraction is x, but a share from 0 (none) to below 1 is expected",
+    ),
     "out of range": (
         ["compare", "photos", "--data.val_fraction", "1"],
         "folder: val_fraction is 1.0, but a share from 0 (none) to below 1 is expected",
     ),
     "no choice": (["train", "--benchmark", "waterbirds", "--data.labels", "x"], "data.labels is x, but"),
     "no flag": (["train", "--root", "photos", "--data.check", "x"], "data.check is x, but bool is expected"),
-    "in braces": (["train", "photos", "--data", "{val_fraction: x}"], "data.val_fraction is x, but float is"),
+    "in braces": (["train", "photos", "--data", "{val_fraction: x}"], "data.val_fraction is x, but a share from 0"),
     "unknown in braces": (
         ["train", "photos", "--data", "{val_fracton: 1}"],
         "no --data.val_fracton (did you mean 'val_fraction'?)",

@@ -317,7 +317,7 @@ WRONG = {
     "one place": ([*WORDS, *PLACED, "plant=land"], "the same place for all classes"),
     "a place in two lists": ([*WORDS, *PLACED, "plant=land,water"], "'land' in two lists that differ"),
     "a share": ([*WORDS, "--correlation", "1.5"], "correlation is 1.5, but a share from 0 to 1"),
-    "no share": ([*WORDS, "--correlation", "nan"], "correlation is nan, but"),
+    "no share": ([*WORDS, "--correlation", "nan"], "correlation is nan, but a share from 0 to 1"),
     "two numbers": ([*WORDS, "--count", "10,20"], "count is 10,20, but three numbers of at least 1"),
     "none to validate with": ([*WORDS, "--count", "10,0,20"], "count is 10,0,20, but three numbers"),
     "words": ([*WORDS, "--count", "a,b,c"], "count is a,b,c, but three numbers"),

@@ -38,7 +38,7 @@ from ifam.distributed import first_process
 from ifam.errors import IfamError, suggestion
 from ifam.importing import names_function
 from ifam.io import local_path, one_line
-from ifam.ranges import COUNT, NATURAL, PORT, POSITIVE, QUANTILE, SEED, SHARE, SIDE, check_ranges
+from ifam.ranges import COUNT, NATURAL, PORT, POSITIVE, QUANTILE, SEED, SHARE, SIDE, Range, check_ranges
 from ifam.yaml_text import loader
 
 VERBS: dict[str, Any] = {
@@ -178,8 +178,7 @@ def parse(args: list[str]) -> tuple[str, dict[str, Any]]:
     if "data" in arguments:
         # Without defaults: a saved model has its own.
         arguments["data"] = given.get("data")
-    # `seeds` is either a number of seeds or a list of them.
-    check_ranges(arguments, RANGES | ({"seeds": COUNT} if isinstance(arguments.get("seeds"), int) else {}))
+    check_ranges(arguments, _ranges(verb))
     if arguments.get("split") == "":
         raise IfamError("split is empty; name a split, or leave the option out.")
     arguments = {name: _expanded(name, value) for name, value in arguments.items()}
@@ -422,13 +421,13 @@ def _sentence(message: str, words: list[str], options: list[str]) -> str:
         message = message.replace(key[0], f"{key[0]} in {named[-1]}" if named else key[0], 1)
     if files:
         message = message.replace("Problems parsing config", f"The settings file {files[-1]} cannot be read")
-    message = _plain_types(" ".join(message.split()))
+    message = _plain_types(" ".join(message.split()), words)
     verb = next((word for word in words[:1] if word in VERBS), "")
     return f"{message.rstrip('.')}; `ifam {verb + ' ' if verb else ''}--help` lists the options."
 
 
-def _plain_types(message: str) -> str:
-    """The message of the parser for a value of the wrong type, with the type names of settings files."""
+def _plain_types(message: str, words: list[str]) -> str:
+    """The message of the parser for a value of the wrong type, with the range or the type that is expected."""
     if config := re.match(r'Parser key "(\w+)": Unable to load config (.*?) - (.*)', message):
         message = config[3]
         if not message.startswith(f'Parser key "{config[1]}.'):
@@ -447,7 +446,24 @@ def _plain_types(message: str) -> str:
     hint = " (in brackets, such as '[0, 1]')" if any(kind.startswith(("list", "tuple")) for kind in kinds) else ""
     # `null` last, independent of the version of the parser.
     expected = " or ".join(sorted(kinds, key="null".__eq__))
+    if (limits := _range(wrong["key"], words)) is not None:
+        # YAML's NaN is `.nan`: `nan` is a word to the parser, and its type alone would say that NaN is no number.
+        expected, hint = (expected, f"{hint}, each {limits.expected}") if hint else (limits.expected, "")
     return f"{wrong['key']}{wrong['where']} is {wrong['value'] or 'empty'}, but {expected} is expected{hint}"
+
+
+def _range(name: str, words: list[str]) -> Range | None:
+    """The range of a setting of a command line, such as "train.epochs"; None where it has none."""
+    first, _, below = name.partition(".")
+    if below:
+        return getattr(known_settings(words).get(first), "ranges", {}).get(below)
+    return _ranges(words[0]).get(first)
+
+
+def _ranges(verb: str) -> dict[str, Range]:
+    """Range of each numeric argument of a verb."""
+    # A demo has a number of seeds, a comparison a list of them.
+    return RANGES | ({"seeds": COUNT} if verb == "demo" else {})
 
 
 def _underscored(words: list[str]) -> list[str]:
