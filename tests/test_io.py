@@ -184,3 +184,15 @@ def test_nothing_is_replaced_unasked(tmp_path):
     with pytest.raises(IfamError, match="b already exists"):
         check_absent([tmp_path / "a", tmp_path / "b"], overwrite=False)
     check_absent([tmp_path / "b"], overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("option", "advice"), [("--out", "choose another --out, or replace"), ("", "replace")], ids=["--out", "no option"]
+)
+def test_only_an_option_that_there_is_is_named(tmp_path, option, advice):
+    path = tmp_path / "x.json"
+    path.touch()
+    with pytest.raises(IfamError, match=rf"already exists; {advice} it with --overwrite\.$"):
+        check_absent([path], overwrite=False, option=option)
+    with pytest.raises(IfamError, match=rf"is not a result of `ifam`; {advice} it with --overwrite\.$"):
+        check_replaceable(path, "run", overwrite=False, option=option)

@@ -241,13 +241,14 @@ def run_digest(conditions: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def check_replaceable(path: Path, run: str, overwrite: bool) -> None:
+def check_replaceable(path: Path, run: str, overwrite: bool, option: str = "--out") -> None:
     """Refuse to replace a JSON file or page that another run wrote, or that is not a result.
 
     Args:
         path: The file, which need not exist.
         run: The `run_digest` of the new run; results have theirs under `conditions`, pages in their head.
         overwrite: Whether to allow the replacement.
+        option: The option that names it, for the message; empty where none does.
 
     Raises:
         IfamError: The file exists and was not written by this run.
@@ -257,7 +258,7 @@ def check_replaceable(path: Path, run: str, overwrite: bool) -> None:
     previous = run_of(path)
     if previous != run:
         what = "is not a result of `ifam`" if previous is None else "is a result under other conditions"
-        raise IfamError(f"{path} exists and {what}; choose another --out, or replace it with --overwrite.")
+        raise IfamError(f"{path} exists and {what}; {_instead(option)}.")
 
 
 def run_of(path: Path) -> str | None:
@@ -272,19 +273,20 @@ def run_of(path: Path) -> str | None:
         return None
 
 
-def check_absent(paths: Iterable[Path], overwrite: bool) -> None:
+def check_absent(paths: Iterable[Path], overwrite: bool, option: str = "--out") -> None:
     """Refuse to replace existing files.
 
     Args:
         paths: The files to write.
         overwrite: Whether to allow the replacement.
+        option: The option that names their place, for the message; empty where none does.
 
     Raises:
         IfamError: One of them exists.
     """
     for path in paths if first_process() and not overwrite else ():
         if os.path.lexists(path) and not _is_device(path):
-            raise IfamError(f"{path} already exists; choose another --out, or replace it with --overwrite.")
+            raise IfamError(f"{path} already exists; {_instead(option)}.")
 
 
 def check_folder(folder: Path, result: str, others: Iterable[str], run: str, overwrite: bool) -> None:
@@ -304,6 +306,11 @@ def check_folder(folder: Path, result: str, others: Iterable[str], run: str, ove
         check_replaceable(folder / result, run, overwrite)
     else:
         check_absent((folder / name for name in others), overwrite)
+
+
+def _instead(option: str) -> str:
+    """What to do in the place of replacing a file unasked."""
+    return f"{f'choose another {option}, or ' if option else ''}replace it with --overwrite"
 
 
 def _is_device(path: Path) -> bool:

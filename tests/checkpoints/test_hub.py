@@ -84,6 +84,8 @@ def test_extra_travels_with_the_model(saved, tiny_model, tmp_path):
     assert (config, extra) == (tiny_model.config, {"thresholds": [0.5, 1.0, 2.0]})
     hub.convert(saved, tmp_path / "copy")
     assert hub.read(tmp_path / "copy").extra == extra
+    with pytest.raises(IfamError, match="choose another folder, or replace it with --overwrite"):
+        hub.convert(saved, tmp_path / "copy")
 
 
 def test_saving_again_replaces_the_model(saved, make_model):

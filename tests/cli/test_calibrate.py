@@ -106,12 +106,13 @@ def test_a_calibration_is_replaced_by_the_same_or_when_asked(model, capsys):
     run("calibrate", model, *ERROR)
     run("calibrate", model, *ERROR)
     other = ["calibrate", model, "--error", "0.2", "--class_conditional"]
-    assert "is a result under other conditions" in fails(capsys, *other)
+    assert "is a result under other conditions; replace it with --overwrite." in fails(capsys, *other)
     assert load_calibration(model).error == 0.1
     run(*other, "--overwrite")
     # One that was stored from Python has no coverage beside it.
     (model / "calibration.json").unlink()
-    assert "calibration.safetensors already exists" in fails(capsys, "calibrate", model, *ERROR)
+    said = fails(capsys, "calibrate", model, *ERROR)
+    assert said.endswith("calibration.safetensors already exists; replace it with --overwrite.")
     assert (load_calibration(model).error, load_calibration(model).class_conditional) == (0.2, True)
 
 

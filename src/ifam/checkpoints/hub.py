@@ -131,8 +131,8 @@ def convert(
         IfamError: The source cannot be read (see `load_official`), or the folder cannot be written or holds a model.
     """
     folder = local_path(folder)
-    ensure_writable(folder, folder=True)
-    check_absent([folder / CONFIG, folder / WEIGHTS], overwrite)
+    ensure_writable(folder, folder=True, option="folder")
+    check_absent([folder / CONFIG, folder / WEIGHTS], overwrite, option="folder")
     path = find(source)
     extra: dict[str, Any] = {}
     if path.is_dir() and "ifam_version" in (read_json(path / CONFIG) or {}):

@@ -59,7 +59,7 @@ def calibrate(
     folder = local_path(model)
     if not folder.is_dir():
         raise IfamError(f"{model} is on the hub, where nothing can be stored; copy it to a folder and give that.")
-    ensure_writable(folder, folder=True)
+    ensure_writable(folder, folder=True, option="--model")
     name, images, options = load_eval_dataset(extra, benchmark, root, data, config.class_names, split)
     check_classes(images, config)
     white, read = ((given or {}).get("white", 0) for given in (options, extra.get("data")))
@@ -83,9 +83,9 @@ def calibrate(
     }
     conditions["run"] = run_digest(conditions)
     target = folder / CALIBRATION.replace(".safetensors", ".json")
-    check_replaceable(target, conditions["run"], overwrite)
+    check_replaceable(target, conditions["run"], overwrite, option="")
     if not target.exists():
-        check_absent([folder / CALIBRATION], overwrite)
+        check_absent([folder / CALIBRATION], overwrite, option="")
     net.to(resolve_device(device))
     settings: dict[str, Any] = {"batch_size": batch_size, "workers": workers}
     calibration = calibrate(net, images, split=split, error=error, class_conditional=class_conditional, **settings)

@@ -45,7 +45,7 @@ def thresholds(
     net = hub.load(saved)
     if not Path(model).expanduser().is_dir():
         raise IfamError(f"{model} is on the hub, where thresholds cannot be stored; copy it to a folder and give that.")
-    ensure_writable(local_path(model), folder=True)
+    ensure_writable(local_path(model), folder=True, option="--model")
     name, images, options = load_eval_dataset(extra, benchmark, root, data, config.class_names, split)
     split = split or default_split(images, "train")
     print(images.describe(split))
