@@ -5,11 +5,15 @@ import json
 import re
 
 import pytest
+import torch
 from PIL import Image
 
+import ifam
+from ifam.checkpoints.hub import read
 from ifam.cli.main import main
 from ifam.evaluation.conformal import load_calibration
 from ifam.evaluation.coverage import CoverageResult
+from ifam.models.registry import build
 from ifam.serialization import from_json
 
 DATA = {"num_train": 30, "num_val": 60, "num_test": 40}
@@ -49,6 +53,7 @@ def photo(tmp_path):
 def test_a_calibration_is_measured_stored_and_used(model, photo, tmp_path, capsys):
     run("calibrate", model, *ERROR)
     said = " ".join(capsys.readouterr().out.split())
+    assert f"The calibration is in {model}: try `ifam predict IMAGES --model {model}`." in said
     assert "60 images of 2 classes, split val" in said
     assert re.search(r"Calibrated on 60 held-out images, at least \d+ of each class\. Of 40 test images, ", said)
     result = from_json(CoverageResult, json.loads((model / "calibration.json").read_text()))
@@ -92,6 +97,17 @@ def test_without_a_calibration_there_are_no_sets(model, photo, tmp_path, capsys)
     said = fails(capsys, "predict", photo, "--model", model, "--out", tmp_path / "x", "--error", 0.1)
     assert "is not calibrated" in said
     assert f"`ifam calibrate --model {model}`" in said
+
+
+def test_the_sets_of_a_model_without_parts_come_from_python(model, make_model, tmp_path, capsys):
+    settings = {"num_classes": 2, "class_names": ("swimmer", "percher")}
+    plain, extra = build("plain_vit", make_model(**settings).config, pretrained=False), read(model).extra
+    plain.save_pretrained(tmp_path / "plain", extra)
+    run("calibrate", tmp_path / "plain", *ERROR)
+    said = capsys.readouterr().out
+    assert "ifam predict" not in said
+    (call,) = re.findall(r"in Python, `(.*)` gives the set of each image\.", said)
+    assert eval(call, {"ifam": ifam, "logits": torch.zeros(3, 2)}).shape == (3, 2)
 
 
 def test_sets_hold_for_the_models_own_masks(model, photo, tmp_path, capsys):

@@ -24,8 +24,8 @@ def calibrate(
 ) -> None:
     """Calibrate a model on held-out images, so that it answers with sets of classes of a stated error.
 
-    The calibration is stored with the model, and `ifam predict` uses it. Its coverage is measured on the test images,
-    if there are some, and written to `calibration.json`.
+    The calibration is stored with the model, and `ifam predict` uses it if the model has parts. Its coverage is
+    measured on the test images, if there are some, and written to `calibration.json`.
 
     Args:
         model: Folder of the model.
@@ -100,4 +100,8 @@ def calibrate(
     calibration.save(folder)
     write_json(target, to_json(result))
     print_section(PlainConsole(), coverage_section(result))
-    print(f"The calibration is in {folder}: try `ifam predict IMAGES --model {model}`.")
+    use = f"try `ifam predict IMAGES --model {model}`"
+    if not net.selects_parts:
+        # `ifam predict` draws parts.
+        use = f"in Python, `ifam.load_calibration({str(folder)!r}).sets(logits)` gives the set of each image"
+    print(f"The calibration is in {folder}: {use}.")
