@@ -6,7 +6,8 @@ Importing a function of a user runs code. Imports no torch.
 import inspect
 import sys
 import types
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -43,6 +44,25 @@ def names_function(name: str) -> bool:
     return function.isidentifier() and all(part.isidentifier() for part in module.split("."))
 
 
+@contextmanager
+def returning(name: str) -> Iterator[None]:
+    """Run code of a user in the block, which must not end the program: its exit status would be taken for ours.
+
+    Args:
+        name: The function whose code it is, for the message.
+
+    Raises:
+        IfamError: It ended the program.
+    """
+    try:
+        yield
+    except SystemExit as ended:
+        raise IfamError(
+            f"The code of {name} ended the program (SystemExit: {ended.code!r}), but is expected to return; take calls "
+            f"such as `sys.exit` out of it."
+        ) from ended
+
+
 def import_function(name: str, option: str) -> Any:
     """A function by name; its module is imported, so that its code is run.
 
@@ -57,11 +77,11 @@ def import_function(name: str, option: str) -> Any:
     # Last, so that nothing in the working directory takes the place of an installed package.
     sys.path.append(str(Path.cwd()))
     try:
-        found = getattr(import_module(module), function)
-    except AttributeError:
-        raise IfamError(
-            f"{module} has no {function!r}; name a function of it with {option} {module}:FUNCTION."
-        ) from None
+        with returning(name):
+            imported = import_module(module)
+            found = getattr(imported, function, None)
+    except IfamError:
+        raise
     except Exception as error:  # whatever its code raises
         raise IfamError(
             f"{name} cannot be imported ({type(error).__name__}: {first_line(error)}); give PACKAGE.MODULE:FUNCTION, "
@@ -69,6 +89,8 @@ def import_function(name: str, option: str) -> Any:
         ) from error
     finally:
         sys.path.remove(str(Path.cwd()))
+    if not hasattr(imported, function):
+        raise IfamError(f"{module} has no {function!r}; name a function of it with {option} {module}:FUNCTION.")
     if not callable(found):
         raise IfamError(f"{name} is a {type(found).__name__}, but a function is expected; name one with {option}.")
     return found

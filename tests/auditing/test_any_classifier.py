@@ -131,6 +131,10 @@ def raises(images):
     raise RuntimeError("the weights are on the moon")
 
 
+def ends(images):
+    sys.exit(0)
+
+
 @pytest.mark.parametrize(
     ("answer", "says"),
     [
@@ -145,12 +149,28 @@ def raises(images):
         (lambda images: {"logits": 1}, "returned a dict"),
         (raises, r"raised RuntimeError for images of shape \[2, 3, 8, 8\] \(the weights are on the moon\)"),
         (Fickle(), "returned scores of 3 classes, but 2 are expected"),
+        (ends, r"ended the program \(SystemExit: 0\), but is expected to return; take calls such as `sys.exit` out"),
     ],
 )
 def test_what_is_no_answer_is_refused_in_a_sentence(answer, says):
     with pytest.raises(IfamError, match=says) as refused:
         compute_scores(AnyClassifier("theirs", answer, (8, 8)), torch.rand(4, 3, 8, 8).split(2))
-    assert str(refused.value).startswith("theirs ")
+    assert str(refused.value).removeprefix("The code of ").startswith("theirs ")
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        ("import torch\ntorch.nothing_here", r"cannot be imported \(AttributeError: .*'nothing_here'\)"),
+        ("import sys\nsys.exit(0)", r"^The code of broken_of_test:f ended the program \(SystemExit: 0\)"),
+        ("raise SystemExit", r"^The code of broken_of_test:f ended the program \(SystemExit: None\)"),
+    ],
+)
+def test_what_a_module_does_on_import_is_named(code, says, tmp_path, monkeypatch):
+    (tmp_path / "broken_of_test.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(IfamError, match=says):
+        load_any_classifier("broken_of_test:f")
 
 
 def test_another_number_of_classes_than_it_names_is_refused():

@@ -43,6 +43,9 @@ def probabilities(images):
 
 def nan(images):
     return corner(images) * float("nan")
+
+def ends(images):
+    raise SystemExit(0)
 """
 OPTIONS = "--root photos --image_size 40 --mean [0,0,0] --std [1,1,1]"
 
@@ -172,6 +175,8 @@ def test_images_in_which_nothing_is_found_are_left_out_and_counted(folder):
 def test_what_cannot_be_measured_is_one_sentence(folder, capsys):
     corner = f"--any theirs_of_test:corner {OPTIONS} --out out"
     assert "NaN or infinity" in refused(capsys, f"--any theirs_of_test:nan {OPTIONS} --out out")
+    ended = refused(capsys, f"--any theirs_of_test:ends {OPTIONS} --out out --max-flips 0.1")
+    assert "The code of theirs_of_test:ends ended the program" in ended
     assert "leave --model and --plain out" in refused(capsys, corner, "--model selector")
     assert "give a folder of them with --root" in refused(capsys, "--any theirs_of_test:corner")
     assert "max_flips is 2" in refused(capsys, corner, "--max-flips 2")

@@ -19,6 +19,7 @@ from ifam.importing import import_extra
 GUIDE = Path(__file__).parents[2] / "docs" / "data.md"
 NAME = "own_of_test:squares"
 CODE = '''
+import sys
 from pathlib import Path
 from typing import Literal
 
@@ -58,6 +59,9 @@ def without_root(seed=0):
 def raises():
     raise RuntimeError("no connection\\nto the server")
 
+def ends():
+    raise SystemExit(0)
+
 def other():
     return {"train": []}
 
@@ -75,6 +79,10 @@ def no_val():
 
 def out_of_range():
     splits = {name: Squares(8, 0, lambda index: index) for name in ("train", "val")}
+    return Benchmark("x", splits, ("dark", "light"), ())
+
+def ends_later():
+    splits = {name: Squares(8, 0, lambda index: sys.exit(0)) for name in ("train", "val")}
     return Benchmark("x", splits, ("dark", "light"), ())
 
 def negative():
@@ -165,6 +173,7 @@ class Shifted:
         ("own_of_test:absent", {}, "own_of_test has no 'absent'; name a function of it with --benchmark"),
         ("own_of_test:number", {}, "own_of_test:number is a int, but a function is expected"),
         ("own_of_test:raises", {}, "own_of_test:raises raised RuntimeError (no connection); correct"),
+        ("own_of_test:ends", {}, "The code of own_of_test:ends ended the program (SystemExit: 0), but is expected to"),
         ("own_of_test:other", {}, "own_of_test:other returned a dict, but an ifam.data.Benchmark"),
         ("own_of_test:one_class", {}, "returned the classes ['dark'], but two or more"),
         ("own_of_test:no_splits", {}, "returned no splits"),
@@ -184,6 +193,12 @@ def test_what_is_no_data_set_is_refused_in_a_sentence(module, function, options,
         load_benchmark(function, options=options)
     assert said in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_reading_an_image_does_not_end_the_program(module):
+    images = load_benchmark("own_of_test:ends_later")
+    with pytest.raises(IfamError, match="The code of own_of_test:ends_later, split 'train' ended the program"):
+        images.split("train")[0]
 
 
 def test_a_root_without_a_parameter_is_refused(module):

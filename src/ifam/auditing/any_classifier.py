@@ -19,7 +19,7 @@ from ifam.backbones.timm_classifier import load_timm_classifier
 from ifam.backbones.vit import IMAGENET
 from ifam.checkpoints.safe_pickle import read_pickle
 from ifam.errors import IfamError, first_line
-from ifam.importing import import_extra, import_function, names_function
+from ifam.importing import import_extra, import_function, names_function, returning
 from ifam.io import foreign_content, local_path
 from ifam.model_files import read_safetensors
 from ifam.ranges import FINITE, POSITIVE, SIDE, check_numbers
@@ -144,13 +144,14 @@ def are_probabilities(scores: Float[Tensor, "N C"]) -> bool:
 def _checked(classifier: AnyClassifier, inputs: Tensor, classes: int | None) -> Float[Tensor, "B C"]:
     """What the classifier returns for a batch, if it is what it should be."""
     name, count = classifier.name, len(inputs)
-    try:
-        returned = classifier.answer(inputs)
-    except Exception as error:  # whatever it is, it is not ours
-        raise IfamError(
-            f"{name} raised {type(error).__name__} for images of shape {list(inputs.shape)} ({first_line(error)}); "
-            f"see that it takes normalized images [B, 3, H, W] of any number."
-        ) from error
+    with returning(name):
+        try:
+            returned = classifier.answer(inputs)
+        except Exception as error:  # whatever it is, it is not ours
+            raise IfamError(
+                f"{name} raised {type(error).__name__} for images of shape {list(inputs.shape)} ({first_line(error)}); "
+                f"see that it takes normalized images [B, 3, H, W] of any number."
+            ) from error
     expected = f"a tensor of {count} rows of class scores"
     try:
         # A copy: the classifier may write its next answers to the same memory.

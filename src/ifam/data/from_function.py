@@ -12,7 +12,7 @@ from ifam._typing import Tensor
 from ifam.data.base import Benchmark, ImageDataset
 from ifam.data_config import DataConfig
 from ifam.errors import IfamError, first_line
-from ifam.importing import import_function
+from ifam.importing import import_function, returning
 
 
 def load_function(name: str, root: Path | None, config: DataConfig) -> Benchmark:
@@ -36,7 +36,8 @@ def load_function(name: str, root: Path | None, config: DataConfig) -> Benchmark
     elif root is not None:
         raise IfamError(f"{name} has no parameter 'root', but --root is {root}; leave it out, or add the parameter.")
     try:
-        returned = function(**arguments)
+        with returning(name):
+            returned = function(**arguments)
     except IfamError:
         raise
     except Exception as error:  # whatever its code raises
@@ -109,7 +110,8 @@ class CheckedExamples:
             IfamError: It cannot be read, or has no image, or a label or group out of range.
         """
         try:
-            example = self.examples[index]
+            with returning(self.where):
+                example = self.examples[index]
         except IfamError:
             raise
         except Exception as error:  # whatever its code raises
