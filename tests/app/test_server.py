@@ -287,7 +287,8 @@ def test_a_person_tries_it(app, model, files, network, tmp_path):
             assert page.get_by_text("Error", exact=True).count() == 0
 
             page.get_by_role("button", name="Learn").click()
-            page.wait_for_selector(".ifam-good")
+            # It trains, which takes its time on a machine that has other work.
+            page.wait_for_selector(".ifam-good", timeout=120_000)
             assert "is saved in" in page.inner_text(".ifam-good")
             page.screenshot(path=tmp_path / f"app-{width}.png", full_page=True)
             page.set_input_files("#upload input[type=file]", __file__)
