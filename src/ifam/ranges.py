@@ -76,19 +76,19 @@ def check_ranges(values: Mapping[str, Any], ranges: Mapping[str, Range], prefix:
                 raise IfamError(f"{prefix}{name} is {value}, but {expected.expected} is expected.")
 
 
-def check_numbers(values: Mapping[str, Any], ranges: Mapping[str, Range]) -> None:
+def check_numbers(expected: Range, **values: Any) -> None:
     """Refuse arguments of a function that are no numbers, or not in their range.
 
     Args:
-        values: Arguments by name.
-        ranges: Range of each that is checked.
+        expected: Their range.
+        **values: Arguments by name.
 
     Raises:
         IfamError: One is of another type, or out of its range.
     """
-    for name, expected in ranges.items():
-        if values[name] not in expected:
-            raise IfamError(f"{name} is {values[name]!r}, but {expected.expected} is expected.")
+    for name, value in values.items():
+        if value not in expected:
+            raise IfamError(f"{name} is {value!r}, but {expected.expected} is expected.")
 
 
 def check_types(kind: type, values: Mapping[str, Any], prefix: str = "") -> None:

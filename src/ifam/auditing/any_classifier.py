@@ -91,8 +91,8 @@ def load_any_classifier(
         IfamError: There is no such classifier, or it cannot be loaded.
     """
     kind, _, rest = name.partition(":")
-    sides = {} if image_size is None else {"image_size": image_size}
-    check_numbers(sides, dict.fromkeys(sides, SIDE))
+    if image_size is not None:
+        check_numbers(SIDE, image_size=image_size)
     for channel, values, each in (("mean", mean, FINITE), ("std", std, POSITIVE)):
         if values is not None and (len(values) != 3 or not all(value in each for value in values)):
             raise IfamError(f"{channel} is {values}, but {each.expected} is expected for each of 3 channels.")

@@ -148,10 +148,9 @@ def audit_any(
         IfamError: There are no masks, nothing is found in any image, there are fewer than two classes, or the
             classifier does not answer as it should.
     """
-    counts = {"backgrounds": backgrounds, "limit": limit, "batch_size": batch_size}
-    check_numbers(counts, dict.fromkeys(counts, COUNT))
+    check_numbers(COUNT, backgrounds=backgrounds, limit=limit, batch_size=batch_size)
     if max_flips is not None:
-        check_numbers({"max_flips": max_flips}, {"max_flips": SHARE})
+        check_numbers(SHARE, max_flips=max_flips)
     split = split or images.default_eval_split
     with ProgressBar() as bar:
         material, left_out = _cut_out(classifier, images, split, selector, limit, batch_size, bar)

@@ -188,9 +188,8 @@ def certify(
         raise IfamError(
             f"The model is a {type(model).__name__}, but an IFAM or a PlainViT of this package is expected."
         )
-    counts = {"limit": limit, "batch_size": batch_size, "steps": steps}
-    check_numbers(counts, dict.fromkeys(counts, COUNT))
-    check_numbers({"attack": attack, "num_resamples": num_resamples}, {"attack": NATURAL, "num_resamples": NATURAL})
+    check_numbers(COUNT, limit=limit, batch_size=batch_size, steps=steps)
+    check_numbers(NATURAL, attack=attack, num_resamples=num_resamples)
     grid, device = model.window_grid, device_of(model)
     windows = all_windows(kind, width, grid).to(device)
     size = region_size(model, kind, region, region_pixels)

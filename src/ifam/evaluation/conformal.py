@@ -221,7 +221,8 @@ def calibrate(
         IfamError: The split is that of the training images or does not exist, its classes are not those of the model,
             or it has fewer than 1 / error images of a class.
     """
-    check_numbers({"batch_size": batch_size, "workers": workers}, {"batch_size": COUNT, "workers": NATURAL})
+    check_numbers(COUNT, batch_size=batch_size)
+    check_numbers(NATURAL, workers=workers)
     _check_classes(model, benchmark)
     if split == "train":
         raise IfamError("The model was trained on the split 'train'; calibrate on held-out images, such as 'val'.")
