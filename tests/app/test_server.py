@@ -289,6 +289,10 @@ def test_a_person_tries_it(app, model, files, network, tmp_path):
             page.get_by_role("button", name="Learn").click()
             # It trains, which takes its time on a machine that has other work.
             page.wait_for_selector(".ifam-good", timeout=120_000)
+            # Another threshold leaves what is said of the training.
+            number.fill("0")
+            number.press("Enter")
+            page.wait_for_selector(".ifam-unsure", state="detached")
             assert "is saved in" in page.inner_text(".ifam-good")
             page.screenshot(path=tmp_path / f"app-{width}.png", full_page=True)
             page.set_input_files("#upload input[type=file]", __file__)

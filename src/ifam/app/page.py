@@ -162,9 +162,11 @@ def _connect(on: _Components, sessions: Sessions, examples: Sequence[tuple[Image
 
         return act(edit, threshold, request)
 
-    def move(threshold: int | float, request: gr.Request) -> _Updates:
-        """The same answer with another threshold."""
-        return act(lambda session: None, threshold, request)
+    def move(threshold: int | float, request: gr.Request) -> Any:
+        """The same answer with another threshold. Nothing else changes, so that a notice that is there stays."""
+        session = sessions.get(str(request.session_hash))
+        one = session.exploration
+        return gr.skip() if one is None else answer_html(session, one.answer(), threshold / 100)
 
     def undo(threshold: int | float, request: gr.Request) -> _Updates:
         """The answer without edits."""
@@ -192,7 +194,7 @@ def _connect(on: _Components, sessions: Sessions, examples: Sequence[tuple[Image
         on.reset.click(undo, [on.unsure], on.shown, api_name="undo", **one),
         on.learn.click(teach, [on.unsure], on.shown, api_name="learn", **one),
     ]
-    on.unsure.input(move, [on.unsure], on.shown, api_name="unsure", trigger_mode="always_last", **one)
+    on.unsure.input(move, [on.unsure], on.answer, api_name="unsure", trigger_mode="always_last", **one)
     if on.gallery is not None:
         done.append(on.gallery.select(open_example, [on.unsure], on.shown, api_visibility="private", **one))
     for event in done:
