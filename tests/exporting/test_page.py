@@ -1,8 +1,10 @@
 """A page with a model in it, driven in a Chromium without a network as a person would use it."""
 
 import json
+import math
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -64,11 +66,18 @@ def page(made):
 
 def state(page):
     """The answer, once all changes are answered."""
+    mask = mask_of(page)
+    found = page.evaluate("[ifam.answer.logits, Array.from(ifam.photo.pixels.data)]")
+    return mask, np.array(found[0]), np.array(found[1]).reshape(80, 80, 4)[..., :3]
+
+
+def mask_of(page):
+    """The mask, once all changes are answered."""
     until = time.monotonic() + 20
     while page.evaluate("!globalThis.ifam.photo || globalThis.ifam.busy") and time.monotonic() < until:
         time.sleep(0.05)
-    found = page.evaluate("[ifam.answer.mask, ifam.answer.logits, Array.from(ifam.photo.pixels.data)]")
-    return np.array(found[0], bool).reshape(10, 10), np.array(found[1]), np.array(found[2]).reshape(80, 80, 4)[..., :3]
+    mask = np.array(page.evaluate("ifam.answer.mask"), bool)
+    return mask.reshape(math.isqrt(mask.size), -1)
 
 
 def choose(page, path):
@@ -183,6 +192,32 @@ def test_a_person_unticks_paints_and_takes_back(made, page):
     for key in ("ArrowRight", "ArrowDown", " "):
         page.keyboard.press(key)
     assert state(page)[0][1, 1] != mask[1, 1]
+
+
+@needs_chromium
+@pytest.mark.slow
+def test_a_stroke_where_four_hidden_patches_meet_is_seen(made, tmp_path):
+    """With a mask finer than patches, of which an eighth must be shown for any of it to be."""
+    model, folder = made
+    fine = wake(ifam.IFAM(replace(model.config, aggregation="joint", mask_resolution=2), pretrained=False)).eval()
+    fine.save_pretrained(tmp_path / "model")
+    words = ["--html", str(tmp_path / "page.html"), "--examples", str(folder / "exact.png")]
+    main(["export", "--model", str(tmp_path / "model"), *words])
+    with chromium() as browser:
+        page = browser.new_page()
+        page.goto((tmp_path / "page.html").as_uri())
+        page.get_by_role("button", name="Example: exact.png").click()
+        page.get_by_text("exact.png: answered").wait_for()
+        for part in page.locator("#list input").all():
+            part.uncheck()
+        assert not mask_of(page).any()
+        page.get_by_role("radio", name="shows").check()
+        page.locator("#parts").scroll_into_view_if_needed()
+        box = page.locator("#parts").bounding_box()
+        page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        shown = mask_of(page)
+    assert shown.any()
+    assert shown[:18].sum() + shown[22:].sum() == 0
 
 
 @needs_chromium

@@ -338,9 +338,12 @@ function draw() {
 
 const brush = () => Number(document.querySelector("input[name=brush]:checked").value);
 
-/** Show or hide the cells around a place, given from 0 to 1: a patch, or half of one where the mask is finer. */
+/**
+ * Show or hide the cells around a place, given from 0 to 1: a patch, or three quarters of its sides where the mask is
+ * finer. With less, a stroke at the corner of four hidden patches would show too little of each to be seen at all.
+ */
 function paint(x, y, value) {
-  const [tall, wide] = [rows / patchRows, columns / patchColumns].map((n) => (n > 1 ? Math.ceil(n / 2) : 1));
+  const [tall, wide] = [rows / patchRows, columns / patchColumns].map((n) => Math.ceil(0.75 * n));
   const [top, left] = [Math.floor(y * rows - (tall - 1) / 2), Math.floor(x * columns - (wide - 1) / 2)];
   for (let row = Math.max(0, top); row < Math.min(rows, top + tall); row++) {
     for (let column = Math.max(0, left); column < Math.min(columns, left + wide); column++) {
