@@ -199,6 +199,7 @@ def test_the_mode_and_the_mask_gradient_are_restored(make_model, images):
         ({"kind": "blocks", "region": 5}, "region is 5 patches wide, but 1 to 4"),
         ({"region_pixels": 13}, "region is 13 pixels wide, but 1 to 12"),
         ({"region_pixels": 0}, "region is 0 pixels wide, but 1 to 12"),
+        ({"region": 1, "region_pixels": 1}, "give region or region_pixels, not both"),
         ({"limit": 0}, "limit is 0"),
         ({"kind": "column"}, "kind is 'column', but 'columns' or 'blocks' is expected"),
         ({"width": 1.5}, "windows are 1.5 patches wide"),
@@ -266,6 +267,7 @@ def test_the_verb_writes_a_result_and_a_page_that_can_be_read_again(saved, tmp_p
         (["--width", "0"], "width is 0"),
         (["--region", "6"], "region is 6 patches wide"),
         (["--region_pixels", "81"], "region is 81 pixels wide"),
+        (["--region", "1", "--region_pixels", "9"], "give region or region_pixels, not both"),
     ],
 )
 def test_the_verb_refuses_what_does_not_fit(saved, tmp_path, capsys, words, said):

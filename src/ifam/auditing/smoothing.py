@@ -147,7 +147,7 @@ def certify(
     *,
     kind: WindowKind = "columns",
     width: int = 1,
-    region: int = 1,
+    region: int | None = None,
     region_pixels: int | None = None,
     split: str | None = None,
     limit: int = 1000,
@@ -169,7 +169,7 @@ def certify(
         images: Normalized images [B, 3, S, S], a batch of them with labels, or a benchmark.
         kind: Bands of "columns" of patches against regions of columns, or "blocks" against squares.
         width: Width of the windows in patches.
-        region: Size of the region in patches.
+        region: Size of the region in patches, 1 without either.
         region_pixels: Its size in pixels, for one that may begin anywhere, in place of `region`.
         split: Split of a benchmark; by default "test", or "val" if there is no test split.
         limit: Largest number of images, evenly spaced in the split.
@@ -238,18 +238,21 @@ def certify(
     )
 
 
-def region_size(model: Classifier, kind: WindowKind, region: int, pixels: int | None) -> int:
+def region_size(model: Classifier, kind: WindowKind, region: int | None, pixels: int | None) -> int:
     """Size of a region in patches.
 
     Args:
         model: The model.
         kind: Kind of the windows.
-        region: The size in patches.
+        region: The size in patches; 1 where neither is given.
         pixels: The size in pixels, for a region that begins anywhere, in place of it.
 
     Raises:
-        IfamError: The region is empty, or larger than the image.
+        IfamError: The region is empty, larger than the image, or given twice.
     """
+    if region is not None and pixels is not None:
+        raise IfamError("The region is given in patches and in pixels; give region or region_pixels, not both.")
+    region = 1 if region is None else region
     largest, (height, width) = widest(kind, model.window_grid), model.image_size
     if pixels is not None:
         most = width if kind == "columns" else min(height, width)

@@ -16,7 +16,7 @@ def certify(
     out: Path = Path("certify"),
     kind: Literal["columns", "blocks"] = "columns",
     width: int = 1,
-    region: int = 1,
+    region: int | None = None,
     region_pixels: int | None = None,
     attack: int = 20,
     steps: int = 200,
@@ -41,7 +41,7 @@ def certify(
         out: Folder for certify.json and certify.html.
         kind: What votes: bands of columns of patches, against regions of columns, or blocks, against squares.
         width: Width of these windows in patches.
-        region: Size of the region in patches.
+        region: Size of the region in patches, 1 without either.
         region_pixels: Its size in pixels, for one that may begin anywhere, in place of `region`.
         attack: Images that are attacked inside of the region, to try the proof; 0 for none.
         steps: Steps of each gradient attack.
