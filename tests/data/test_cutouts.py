@@ -166,16 +166,17 @@ def test_the_benchmark_is_read_with_groups_masks_and_swaps(material):
         assert benchmark.class_names == ("animal", "plant")
         assert benchmark.group_names == ("animal on land", "animal on water", "plant on land", "plant on water")
         assert [len(benchmark.split(split)) for split in SPLITS] == [16, 8, 16]
-    assert benchmark.split("train").swapped is benchmark.split("val").third is None
-    test = benchmark.split("test")
-    for other in (test.swapped(), test.third()):
-        assert other.labels == test.labels
+    train, val, test = map(benchmark.split, SPLITS)
+    assert train.swapped is train.third is val.third is None
+    # The third background has the color of the first.
+    for own, other, between in ((val, val.swapped(), 20), (test, test.swapped(), 20), (test, test.third(), 5)):
+        assert other.labels == own.labels
         for i in (0, 5):
-            one, two = (np.asarray(examples[i]["image"]).astype(int) for examples in (test, other))
-            mask = test[i]["mask"].numpy()
+            one, two = (np.asarray(examples[i]["image"]).astype(int) for examples in (own, other))
+            mask = own[i]["mask"].numpy()
             inner = mask & np.roll(mask, 1, 0) & np.roll(mask, -1, 0) & np.roll(mask, 1, 1) & np.roll(mask, -1, 1)
-            assert np.abs(one - two)[inner].mean() < 5 < np.abs(one - two)[~mask].mean()
-            assert torch.equal(other[i]["mask"], test[i]["mask"])
+            assert np.abs(one - two)[inner].mean() < between < np.abs(one - two)[~mask].mean()
+            assert torch.equal(other[i]["mask"], own[i]["mask"])
 
 
 def test_swaps_show_another_place_and_the_third_is_the_same_place(material):
@@ -183,9 +184,10 @@ def test_swaps_show_another_place_and_the_third_is_the_same_place(material):
     shown = {row["path"]: row["background"] for row in rows(out / "sources.csv")}
     for row in rows(out / "images.csv"):
         assert row["group"].endswith(f"on {Path(shown[row['path']]).parent}")
+        if row["split"] != "train":
+            assert Path(shown[row["swapped"]]).parent != Path(shown[row["path"]]).parent
         if row["split"] == "test":
-            place, swapped, third = (Path(shown[row[name]]) for name in ("path", "swapped", "third"))
-            assert swapped.parent != place.parent == third.parent
+            assert Path(shown[row["third"]]).parent == Path(shown[row["path"]]).parent
     assert json.loads((out / "cutouts.json").read_text())["third"] == "on another picture of the same place"
 
 
@@ -220,7 +222,7 @@ def test_an_audit_swaps_backgrounds_as_the_benchmark_does(material, make_model):
     benchmark = load_benchmark("folder", prepare(material))
     inputs = from_benchmark(benchmark, "test", model, 4)
     assert inputs.swapped.shape == inputs.images.shape
-    assert from_benchmark(benchmark, "val", model, 4).swapped is None
+    assert from_benchmark(benchmark, "train", model, 4).swapped is None
     assert swap_backgrounds(model, inputs, compute_outputs(model, inputs.images), seed=0).source == "benchmark"
 
 
@@ -462,7 +464,7 @@ def test_other_settings_and_other_files_are_refused_by_name(material, capsys):
     assert "was made with other objects" in fails(capsys, material, *WORDS)
     assert contents(out) == before
     prepare(material, overwrite=True, count=(8, 4, 8))
-    assert len(contents(out)) == 8 * 2 + 4 * 2 + 8 * 4 + 3
+    assert len(contents(out)) == 8 * 2 + 4 * 3 + 8 * 4 + 3
     (out / "cutouts.json").unlink()
     assert "images exists, but" in fails(capsys, material, *WORDS, "--overwrite")
 

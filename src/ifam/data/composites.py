@@ -2,7 +2,7 @@
 
     images/train/00000.jpg, masks/train/00000.png, ...
     swapped/test/00000.jpg      the object of images/test/00000.jpg in the same position, on another class's place
-    third/test/00000.jpg        ... and on a third background
+    third/test/00000.jpg        ... and on a third background; only `swapped` has validation images, too
     images.csv                  path,label,group,split,mask,swapped,third, as `--benchmark folder` reads it
     sources.csv                 the object, the background and the part of it in each picture
     cutouts.json                the settings
@@ -92,7 +92,8 @@ class Composite:
         flip: Whether the object is mirrored.
         light: Factor on the object's brightness.
         position: Where the object is in the room that it leaves, from 0 (left, top) to 1.
-        scenes: Backgrounds by column of the list: "path", and for test images "swapped" and "third".
+        scenes: Backgrounds by column of the list: "path", but for training images "swapped", and for test images
+            "third".
     """
 
     split: str
@@ -161,8 +162,9 @@ def _composite(material: Material, config: CutoutsConfig, split: str, index: int
 
     draws, objects, pieces = stream(0), material.objects[split][label], material.pieces[split]
     scenes = {"path": _scene(pieces[place], config.size, stream(1))}
-    if split == "test":
+    if split != "train":
         scenes["swapped"] = _scene(pieces[(place + 1) % len(pieces)], config.size, stream(2))
+    if split == "test":
         shown = scenes["path"].piece
         others = material.third or [piece for piece in pieces[place] if piece.path != shown.path] or pieces[place]
         scenes["third"] = _scene(others, config.size, stream(3))
@@ -282,8 +284,9 @@ def prepare_cutouts(
     roots = {"objects": objects, "backgrounds": backgrounds} | ({"masks": masks} if masks else {})
     _check_folders(out, roots)
     ensure_writable(out, folder=True)
-    # A test image has two more with other backgrounds; a pixel takes about half a byte.
-    ensure_space(out, (sum(config.count) + 2 * config.count[2]) * config.size**2 // 2, "the images")
+    # A validation image has one more with another background, a test image two; a pixel takes about half a byte.
+    pictures = sum(config.count) + config.count[1] + 2 * config.count[2]
+    ensure_space(out, pictures * config.size**2 // 2, "the images")
     material = find_material(objects, backgrounds, config, masks)
     composites = plan(material, config)
     settings = _settings(material, config)
