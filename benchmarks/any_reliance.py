@@ -5,7 +5,7 @@
 For every model in a folder of `ifam compare --save_models`: the share of answers that flip when the benchmark shows
 the same object on another class's background, and that of `ifam audit --any` on the same images, with objects cut out
 by the benchmark's masks and by a selector, and backgrounds from the images themselves. Then the rank correlation
-(Spearman) of either with the first over the models, and the bias: the mean difference.
+(Spearman) of either with the first over the models, and of the last two, and the bias: the mean difference.
 """
 
 import argparse
@@ -64,14 +64,14 @@ def read(examples: ImageDataset, size: tuple[int, int], number: int) -> dict[str
 
 
 def agreement(figures: Float[Tensor, "M 3"]) -> list[str]:
-    """Rank correlation and bias of the masks' and the selector's figures with the benchmark's, as rows."""
+    """Rank correlation and bias of two columns at a time, as rows."""
     rows = []
-    for place in (1, 2):
-        bias = figures[:, place] - figures[:, 0]
-        rank = float(spearmanr(figures[:, place], figures[:, 0]).statistic)
+    for one, other in ((1, 0), (2, 0), (2, 1)):
+        bias = figures[:, one] - figures[:, other]
+        rank = float(spearmanr(figures[:, one], figures[:, other]).statistic)
         rows.append(
-            f"{NAMES[place]}: rank correlation {rank:.2f}, bias {100 * float(bias.mean()):+.1f} points "
-            f"({100 * float(bias.min()):+.1f} to {100 * float(bias.max()):+.1f})"
+            f"{NAMES[one]} against {NAMES[other]}: rank correlation {rank:.2f}, bias {100 * float(bias.mean()):+.1f} "
+            f"points ({100 * float(bias.min()):+.1f} to {100 * float(bias.max()):+.1f})"
         )
     return rows
 

@@ -489,11 +489,13 @@ def test_coverage_is_measured_for_each_saved_model(tmp_path, capsys, monkeypatch
 
 
 def test_agreement_is_rank_correlation_and_mean_difference():
-    """The first column keeps the order with 10 points more, the second turns it round."""
+    """Masks keep the order of the pairs with 10 points more, the selector turns it round."""
     figures = torch.tensor([[0.1, 0.2, 0.3], [0.2, 0.3, 0.2], [0.3, 0.4, 0.1]])
-    masks, selector = any_reliance.agreement(figures)
-    assert masks == "masks: rank correlation 1.00, bias +10.0 points (+10.0 to +10.0)"
-    assert selector == "selector: rank correlation -1.00, bias +0.0 points (-20.0 to +20.0)"
+    assert any_reliance.agreement(figures) == [
+        "masks against benchmark's pairs: rank correlation 1.00, bias +10.0 points (+10.0 to +10.0)",
+        "selector against benchmark's pairs: rank correlation -1.00, bias +0.0 points (-20.0 to +20.0)",
+        "selector against masks: rank correlation -1.00, bias -10.0 points (-30.0 to +10.0)",
+    ]
 
 
 @pytest.mark.slow
