@@ -269,8 +269,8 @@ def _from_timm(name: str, pretrained: bool, kwargs: dict[str, Any]) -> Any:
         if isinstance(error, RuntimeError) and "pretrained" not in str(error).lower():
             raise
         raise WeightsUnavailable(
-            f"The pretrained weights of {name} are unavailable ({_reason(error)}); connect to the network, or choose "
-            f"the embedded backbone {TINY!r}."
+            f"The pretrained weights of {name} are unavailable ({_reason(error)}); connect to the network, name "
+            f"a folder of weights as the backbone, or choose the embedded one, {TINY!r}."
         ) from error
 
 
