@@ -3,7 +3,7 @@
 import re
 from importlib import resources
 
-from ifam.report.html import curve_charts
+from ifam.report.html import curve_charts, with_code
 
 CURVES = {"ifam": {"training loss": [(1, 1.2), (2, 0.8)], "worst group": [(1, 0.2), (2, 0.9)]}}
 
@@ -38,3 +38,8 @@ def luminance(color: str) -> float:
     parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_backticks_are_code_and_everything_else_is_text():
+    assert with_code("`ifam train --out <b>` & more") == "<code>ifam train --out &lt;b&gt;</code> &amp; more"
+    assert with_code("one ` alone") == "one ` alone"

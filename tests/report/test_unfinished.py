@@ -85,7 +85,7 @@ def test_a_training_that_was_stopped_says_why_and_how_to_go_on(tmp_path):
         train(tmp_path / "run", fail)
     text, page = text_of(tmp_path / "run")
     assert "Stopped in epoch 2 of 2" in text
-    assert re.search(r"It was stopped at [\d: -]+: The disk is full; make room. `ifam train --out \S+ --resume`", text)
+    assert re.search(r"It was stopped at [\d: -]+: The disk is full; make room. ifam train --out \S+ --resume", text)
     assert "refresh" not in page
     assert "It was last saved at" in text
 
@@ -126,7 +126,7 @@ def test_a_model_that_is_trained_and_not_evaluated_says_so(running):
     write_json(folder / STATUS, to_json(replace(status, state="stopped", reason="SIGTERM")))
     text, _ = text_of(folder)
     assert "Stopped after its training" in text
-    assert f"SIGTERM. `ifam evaluate --model {folder}` measures the model." in text
+    assert f"SIGTERM. ifam evaluate --model {folder} measures the model." in text
 
 
 def test_a_comparison_is_shown_run_by_run(running):

@@ -2,13 +2,14 @@
 
 import html
 import io
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any, Literal
 
 import matplotlib
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -29,13 +30,18 @@ def environment(folder: str = "report/templates") -> Environment:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    env.filters |= {"percent": percent}
+    env.filters |= {"percent": percent, "with_code": with_code}
     return env
 
 
 def percent(share: float, digits: int = 1) -> str:
     """A share between 0 and 1 in percent, without a line break before the sign."""
     return f"{100 * share:.{digits}f}{_NO_BREAK}%"
+
+
+def with_code(text: str) -> Markup:
+    """Text, escaped, in which what is between backticks is code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def curve_charts(curves: Mapping[str, Mapping[str, Sequence[tuple[int | float, float]]]]) -> list[dict[str, Any]]:
