@@ -119,7 +119,8 @@ def test_bad_requests_are_a_sentence_and_fetch_nothing(app, files, network, tmp_
 
     url = app[0]
     client = Client(url, verbose=False, analytics_enabled=False)
-    # Before there is an image.
+    # Before there is an image; a threshold is no mistake then.
+    client.predict(70, api_name="/unsure")
     assert "drop one first" in client.predict("[[0, 0]]", "this", "small", 70, api_name="/paint")[0]
     (tmp_path / "note.txt").write_text("no image")
     answer = client.predict(handle_file(str(tmp_path / "note.txt")), 70, api_name="/open")
