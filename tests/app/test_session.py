@@ -81,6 +81,45 @@ def test_painting_an_image_again_replaces_what_was_painted(session, photos):
     assert len(session.painted) == 1
 
 
+def test_paint_counts_until_it_is_taken_back(session, photos):
+    """After learning it is not shown any more; it is when its image is opened again, to be erased for example."""
+    session.open_file(photos[0])
+    session.exploration.paint([(0, 0), (0, 1), (0, 2)], "not this")
+    session.learn()
+    assert not session.exploration.painted
+    session.exploration.paint([(0, 2), (3, 3)], "this")
+    session.learn()
+    (one,) = session.painted
+    assert one.hidden.nonzero().tolist() == [[0, 0], [0, 1]]
+    assert one.shown.nonzero().tolist() == [[0, 2], [3, 3]]
+    session.open_file(photos[1])
+    session.open_file(photos[0])
+    assert torch.equal(session.exploration.hidden, one.hidden)
+    assert torch.equal(session.exploration.shown, one.shown)
+    session.exploration.paint([(0, 0), (0, 1), (0, 2), (3, 3)], "as found")
+    session.open_file(photos[1])
+    assert session.painted == []
+    with pytest.raises(IfamError, match="Nothing is painted"):
+        session.learn()
+
+
+def test_images_with_too_little_paint_to_count_are_named(make_model, photos, tmp_path):
+    """Of a mask finer than patches, half of a patch must be painted."""
+    model = make_model(mask_resolution=8)
+    session = Session(Studio(model, corrected=tmp_path))
+    cells = model.mask_grid[0] // model.selector.backbone.grid[0]
+    assert cells > 1
+    for file, side in zip(photos, (cells, 1), strict=False):
+        session.open_file(file)
+        session.exploration.paint([(row, column) for row in range(side) for column in range(side)], "not this")
+    folder = session.learn()
+    assert session.learned == (photos[0].name,)
+    assert session.left_out == (photos[1].name,)
+    record = json.loads((folder / "corrections.json").read_text(encoding="utf-8"))
+    assert [image["name"] for image in record["images"]] == [photos[0].name]
+    assert record["painted"] == {"object": 0, "background": cells * cells}
+
+
 def test_where_nothing_can_be_saved_nothing_is_lost(tiny_model, photos, tmp_path):
     (tmp_path / "file").write_text("")
     session = Session(Studio(tiny_model, corrected=tmp_path / "file"))

@@ -95,6 +95,7 @@ class Exploration:
         """Answer with another model, whose selector has the same tokens (`ifam.correct`); edits are kept."""
         self._model, self._calibration = model, calibration
         self._answer: Answer | None = None
+        self._explained: tuple[Answer, PartContributions | None] | None = None
         with torch.no_grad():
             self._selection = model.selector.select(self.patches)
         own, fine = model.selector.backbone.grid, model.mask_grid
@@ -123,6 +124,10 @@ class Exploration:
         self._answer = None
         self.dropped: tuple[int, ...] = ()
         self.shown, self.hidden = (torch.zeros(self.grid, dtype=torch.bool) for _ in range(2))
+
+    def repaint(self, shown: Bool[Tensor, "R C"], hidden: Bool[Tensor, "R C"]) -> None:
+        """Put paint back that was there before."""
+        self._answer, self.shown, self.hidden = None, shown, hidden
 
     def drop(self, parts: Iterable[int]) -> None:
         """Hide these parts, and no others.
@@ -179,7 +184,10 @@ class Exploration:
     @torch.no_grad()
     def contributions(self, answer: Answer) -> PartContributions | None:
         """What each part adds to the answer; None where the model has too many parts for that."""
-        return explain_output(self._model, self._pixels, answer.output) if can_explain(self._model) else None
+        if self._explained is None or self._explained[0] is not answer:
+            can = can_explain(self._model)
+            self._explained = answer, explain_output(self._model, self._pixels, answer.output) if can else None
+        return self._explained[1]
 
     def _edited_selection(self) -> Selection:
         """The selection with the edits: the parts of the selector, without those that are dropped, then the paint."""

@@ -4,7 +4,7 @@ import hashlib
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +20,7 @@ from ifam.errors import IfamError
 from ifam.evaluation.conformal import Calibration
 from ifam.models.base import Classifier
 from ifam.models.ifam import IFAM
-from ifam.training.corrections import fit_prototypes, save_corrected, with_prototypes
+from ifam.training.corrections import fit_prototypes, has_enough_paint, save_corrected, with_prototypes
 
 # Visitors of whom anything is kept.
 MOST_VISITORS = 100
@@ -89,8 +89,12 @@ class Session:
         exploration: The image on the table; None before the first.
         name: Its name.
         plain: The answer of the plain model to it.
+        notice: What was said last, but for mistakes: it stays while the image is edited.
+        number: How many images were on the table before it, to tell edits of one from edits of the next.
         model: The model that answers: the studio's, or the last that was learned.
         saved: Where that was saved.
+        learned: Names of the images that it was learned from.
+        left_out: Names of those on which less than half of each patch was painted.
     """
 
     def __init__(self, studio: Studio) -> None:
@@ -98,9 +102,15 @@ class Session:
         self.exploration: Exploration | None = None
         self.plain: PlainAnswer | None = None
         self.name = ""
+        self.notice = ""
+        self.number = 0
         self.saved: Path | None = None
+        self.learned: tuple[str, ...] = ()
+        self.left_out: tuple[str, ...] = ()
         self._digest = ""
         self._painted: dict[str, Painted] = {}
+        # Paint on the image on the table that was learned, and is not shown any more.
+        self._below: Painted | None = None
 
     @property
     def calibration(self) -> Calibration | None:
@@ -137,7 +147,7 @@ class Session:
             raise IfamError(f"{name} is not a readable image ({_reason(path, error)}).") from error
 
     def open_image(self, image: Image.Image, name: str, digest: str = "") -> None:
-        """Put an image on the table that was read already.
+        """Put an image on the table that was read already; what was painted on it before is shown again.
 
         Args:
             image: The image.
@@ -150,11 +160,16 @@ class Session:
             plain = PlainAnswer(self.studio.plain, image, self.studio.class_names)
         self._remember()
         self.exploration, self.plain, self.name = exploration, plain, name
+        self.number += 1
         self._digest = digest or hashlib.sha256(image.convert("RGB").tobytes()).hexdigest()
+        self._below = None
+        if before := self._painted.get(self._digest):
+            exploration.repaint(before.shown, before.hidden)
 
     def reset(self) -> None:
         """Take back all edits of the image on the table, and do not learn from it."""
         self._painted.pop(self._digest, None)
+        self._below = None
         if self.exploration is not None:
             self.exploration.reset()
 
@@ -168,7 +183,8 @@ class Session:
         """Fit the prototypes to all that was painted, and save the model beside the one before.
 
         The fit starts from the model of the studio, with everything that was painted in this session, so that nothing
-        drifts. The paint is taken off the image on the table, so that it shows what the new model finds by itself.
+        drifts. The paint is taken off the image on the table, so that it shows what the new model finds by itself; it
+        counts the next time, too, but where something else is painted on it.
 
         Returns:
             The folder of the new model.
@@ -181,16 +197,22 @@ class Session:
         painted = self.painted
         if not painted:
             raise IfamError("Nothing is painted yet; paint “this” or “not this” on the image first.")
-        shown, hidden = (torch.stack([getattr(one, name) for one in painted]) for name in ("shown", "hidden"))
-        patches = torch.cat([one.patches for one in painted])
         base = self.studio.model
+        shown, hidden = _stacked(painted)
+        enough = has_enough_paint(base.selector, shown, hidden).tolist()
+        left_out = tuple(one.name for one, counts in zip(painted, enough, strict=True) if not counts)
+        if any(enough):
+            painted = [one for one, counts in zip(painted, enough, strict=True) if counts]
+            shown, hidden = _stacked(painted)
+        patches = torch.cat([one.patches for one in painted])
         model = with_prototypes(base, fit_prototypes(base.selector, patches, shown, hidden))
         images = [{"name": one.name, "sha256": one.digest} for one in painted]
         known: dict[str, Any] = {"before": base, "source": self.studio.source, "extra": self.studio.extra}
         with _next_folder(self.studio.corrected, self.studio.name) as folder:
             self.saved = save_corrected(model, folder, shown, hidden, images, **known)
-        self.model = model
+        self.model, self.learned, self.left_out = model, tuple(one.name for one in painted), left_out
         if self.exploration is not None:
+            self._below = self._painted.get(self._digest)
             self.exploration.reset()
             self.exploration.use(model)
         return self.saved
@@ -198,10 +220,15 @@ class Session:
     def _remember(self) -> None:
         """Keep what is painted on the image on the table."""
         one = self.exploration
-        if one is None or not one.painted:
+        if one is None:
             return
+        shown, hidden = one.shown, one.hidden
+        if self._below is not None:
+            shown, hidden = shown | (self._below.shown & ~hidden), hidden | (self._below.hidden & ~shown)
         self._painted.pop(self._digest, None)
-        self._painted[self._digest] = Painted(self.name, self._digest, one.patches, one.shown, one.hidden)
+        if not bool((shown | hidden).any()):
+            return
+        self._painted[self._digest] = Painted(self.name, self._digest, one.patches, shown, hidden)
         while len(self._painted) > _MOST_PAINTED:
             self._painted.pop(next(iter(self._painted)))
 
@@ -239,6 +266,11 @@ class Sessions:
         """Forget a visitor."""
         with self._lock:
             self._all.pop(key, None)
+
+
+def _stacked(painted: Sequence[Painted]) -> tuple[Bool[Tensor, "B R C"], Bool[Tensor, "B R C"]]:
+    """What was painted on several images."""
+    return torch.stack([one.shown for one in painted]), torch.stack([one.hidden for one in painted])
 
 
 _saving = threading.Lock()

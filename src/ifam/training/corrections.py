@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ifam._typing import Bool, Float, Tensor
+from ifam._typing import Bool, Float, Int, Tensor
 from ifam.errors import IfamError, first_line
 from ifam.io import local_path, write_json
 from ifam.model_files import weights_digest
@@ -132,6 +132,13 @@ def fit_prototypes(
     return after.detach().to(selector.prototypes.dtype)
 
 
+def has_enough_paint(
+    selector: Selector, shown: Bool[Tensor, "B R C"], hidden: Bool[Tensor, "B R C"]
+) -> Bool[Tensor, " B"]:
+    """Which images have a patch of which enough is painted to count; see `correct`."""
+    return _signs(selector, shown, hidden).any(dim=1)
+
+
 def with_prototypes(model: _PartModel, prototypes: Float[Tensor, "K1 D"]) -> _PartModel:
     """A model with other prototypes, in evaluation mode; all other weights are shared with the given one."""
     replaced = model.selector.prototypes
@@ -223,11 +230,16 @@ def _labels(
         raise IfamError("Some places are painted both as object and as background; give each to one of them.")
     if not (isinstance(keep, int | float) and 0 <= keep < float("inf")):
         raise IfamError(f"keep is {keep!r}, but a weight of at least 0 is expected; 1 counts all patches alike.")
-    positive, negative = (resize_mask(paint, grid).flatten() for paint in (shown, hidden))
-    labels = (positive & ~negative).int() - (negative & ~positive).int()
+    labels = _signs(selector, shown, hidden)
     if not bool(labels.any()):
         raise IfamError("Nothing is painted, or less than half of each patch; paint at least one patch.")
-    return labels.to(patches.device)
+    return labels.flatten().to(patches.device)
+
+
+def _signs(selector: Selector, shown: Tensor, hidden: Tensor) -> Int[Tensor, "B P"]:
+    """The labels of `_labels`, for each image."""
+    positive, negative = (resize_mask(paint, selector.backbone.grid).flatten(1) for paint in (shown, hidden))
+    return (positive & ~negative).int() - (negative & ~positive).int()
 
 
 def _logits(tokens: Float[Tensor, "N D"], prototypes: Float[Tensor, "K1 D"], temperature: float) -> Tensor:
