@@ -132,6 +132,12 @@ def test_bad_requests_are_a_sentence_and_fetch_nothing(app, files, network, tmp_
     for stroke in ('"x"', "[[1]]", "[1, 2]", "{", '[["a", "b"]]', "[[1e999, 0]]"):
         assert "not a list of rows" in client.predict(stroke, "this", "small", 70, api_name="/paint")[0]
     assert "Nothing is painted" in client.predict(70, api_name="/learn")[0]
+    # What was done to an image that another has replaced; this one is the second.
+    client.predict(handle_file(str(files[1])), 70, api_name="/open")
+    late, current = (json.dumps({"image": number, "cells": [[0, 0]]}) for number in (1, 2))
+    assert "came too late" in client.predict(late, "this", "small", 70, api_name="/paint")[0]
+    assert "came too late" in client.predict([], 70, late, api_name="/parts")[0]
+    assert client.predict(current, "this", "small", 70, api_name="/paint")[0] == ""
     # A file that is somewhere else is not fetched, and one of the machine is not read.
     for place in ("https://example.com/bird.png", str(Path(__file__))):
         given = {"path": place, "url": place, "meta": {"_type": "gradio.FileData"}}
@@ -310,6 +316,31 @@ def test_a_person_tries_it(app, model, files, network, tmp_path):
         with np.load(folder / "corrections.npz") as paint:
             assert paint["shown"][0, row, 1:].all()
             assert paint["hidden"][0, row, 0]
+
+
+@pytest.mark.slow
+@needs_chromium
+def test_no_edit_is_lost_that_comes_while_another_is_answered(app, files):
+    """Cells by the keyboard, and boxes, as fast as a machine can press them."""
+    url, _, sessions = app
+    with chromium() as browser:
+        page = browser.new_page()
+        page.goto(url)
+        page.set_input_files("#upload input[type=file]", files[6])
+        page.wait_for_selector(".ifam-rows")
+        session = next(reversed(sessions._all.values()))[0]
+        page.locator("#painter canvas").focus()
+        for _ in range(3):
+            page.keyboard.press("ArrowRight")
+            page.keyboard.press("Space")
+        for part in range(2):
+            page.get_by_label(f"part {part}").uncheck()
+        until = time.monotonic() + 30
+        while session.exploration.hidden.sum() < 3 or len(session.exploration.dropped) < 2:
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        page.wait_for_timeout(500)  # boxes must not be ticked again by answers that are late
+        assert [page.get_by_label(f"part {part}").is_checked() for part in range(3)] == [False, False, True]
 
 
 def test_a_taken_port_is_a_sentence(model):

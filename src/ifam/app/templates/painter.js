@@ -50,7 +50,8 @@ function touch(cell) {
 }
 
 function send(cells) {
-  props.value = JSON.stringify(cells);
+  // With the number of the image, since the next one may be on its way.
+  props.value = JSON.stringify({ image: props.number, cells });
   trigger("paint");
 }
 
