@@ -222,6 +222,49 @@ def test_a_stroke_where_four_hidden_patches_meet_is_seen(made, tmp_path):
 
 @needs_chromium
 @pytest.mark.slow
+def test_strokes_have_no_holes_and_belong_to_the_photo_that_is_seen(made, page, tmp_path):
+    choose(page, made[1] / "exact.png")
+    page.get_by_role("radio", name="shows").check()
+    page.locator("#parts").scroll_into_view_if_needed()
+    box = page.locator("#parts").bounding_box()
+    page.mouse.move(box["x"] + 3, box["y"] + box["height"] - 3)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] - 3, box["y"] + box["height"] - 3, steps=2)
+    page.mouse.up()
+    painted = mask_of(page)
+    assert painted[9].all()
+    # Two presses of a key before the first is answered take back each other.
+    page.locator("#parts").focus()
+    page.keyboard.press("ArrowRight")
+    page.evaluate("""for (let i = 0; i < 2; i++)
+        document.getElementById("parts").dispatchEvent(new KeyboardEvent("keydown", { key: " ", bubbles: true }))""")
+    assert np.array_equal(mask_of(page), painted)
+    # The next photo is as it is found, whatever is painted while it is read and answered, by a slow model.
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (3000, 4000, 3), dtype=np.uint8)).save(
+        tmp_path / "huge.jpg"
+    )
+    page.evaluate("""() => {
+        const model = ort.InferenceSession.prototype, { run } = model;
+        model.run = async function (...given) {
+            await new Promise((done) => setTimeout(done, 300));
+            return run.apply(this, given);
+        };
+    }""")
+    page.set_input_files("#file", tmp_path / "huge.jpg")
+    page.mouse.down()
+    until = time.monotonic() + 60
+    while "huge.jpg: answered" not in page.inner_text("#status"):
+        assert time.monotonic() < until
+        for share in (0.2, 0.8):
+            page.mouse.move(box["x"] + share * box["width"], box["y"] + share * box["height"])
+    page.mouse.up()
+    assert "with your changes" not in page.inner_text("#status")
+    mask_of(page)
+    assert page.evaluate("ifam.answer.mask.join() === ifam.photo.own.mask.join()")
+
+
+@needs_chromium
+@pytest.mark.slow
 def test_the_page_fits_a_phone_and_says_what_is_no_image(made, page):
     page.set_input_files("#file", made[1] / "text.jpg")
     page.get_by_text("text.jpg is not an image that this browser can read").wait_for()

@@ -10,7 +10,7 @@ const LONGEST = 8;
 // Side of the drawings in pixels, and of their squares in the place of hidden pixels.
 const SIDE = 480, SQUARE = 12;
 
-let session, photo, answer, edits, dropped, cursor = -1, busy = false, waiting = false, loads = 0;
+let session, photo, answer, edits, dropped, stroke = null, cursor = -1, busy = false, waiting = false, loads = 0;
 
 // ---------------------------------------------------------------------------------------------- from photo to input
 
@@ -169,6 +169,8 @@ async function load(blob, name) {
   }
   const pixels = crop({ data: whole.data, w: whole.canvas.width, h: whole.canvas.height });
   photo = { canvas: whole.canvas, pixels, images: normalized(pixels), name, own: null };
+  // Until it is answered the page shows the photo before, and what is done to that must not be done to this one.
+  answer = stroke = null;
   reset();
   await update();
 }
@@ -279,7 +281,11 @@ function listParts(best, percent) {
     const swatch = element("span", "swatch");
     swatch.style.background = `rgb(${color})`;
     Object.assign(box, { type: "checkbox", checked: !dropped.has(k), disabled: !held[k] });
-    box.addEventListener("change", () => { dropped[box.checked ? "delete" : "add"](k); update(); });
+    box.addEventListener("change", () => {
+      if (!answer) return;
+      dropped[box.checked ? "delete" : "add"](k);
+      update();
+    });
     label.append(box, swatch, `part ${k}`);
     const shown = values[k] === null ? percent(held[k] / photo.own.mask.length) : values[k].toFixed(2);
     row.append(label, values[k] === null ? bar(held[k], photo.own.mask.length) : bar(values[k], largest, true));
@@ -342,7 +348,7 @@ const brush = () => Number(document.querySelector("input[name=brush]:checked").v
  * Show or hide the cells around a place, given from 0 to 1: a patch, or three quarters of its sides where the mask is
  * finer. With less, a stroke at the corner of four hidden patches would show too little of each to be seen at all.
  */
-function paint(x, y, value) {
+function paint([x, y], value) {
   const [tall, wide] = [rows / patchRows, columns / patchColumns].map((n) => Math.ceil(0.75 * n));
   const [top, left] = [Math.floor(y * rows - (tall - 1) / 2), Math.floor(x * columns - (wide - 1) / 2)];
   for (let row = Math.max(0, top); row < Math.min(rows, top + tall); row++) {
@@ -350,21 +356,35 @@ function paint(x, y, value) {
       edits[row * columns + column] = value;
     }
   }
+}
+
+function placeOf(event) {
+  const box = byId("parts").getBoundingClientRect();
+  return [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height];
+}
+
+/** Go on with a stroke to a place, along the line from the one before: a quick pointer skips some. */
+function strokeTo(place) {
+  const from = stroke, length = Math.max(...place.map((to, axis) => Math.abs(to - from[axis])));
+  const steps = Math.max(1, Math.ceil(2 * length * Math.max(rows, columns)));
+  stroke = place;
+  for (let step = 1; step <= steps; step++) {
+    const [x, y] = place.map((to, axis) => from[axis] + ((to - from[axis]) * step) / steps);
+    if (x >= 0 && x < 1 && y >= 0 && y < 1) paint([x, y], brush());
+  }
   update();
 }
 
-function paintAt(event) {
-  const box = byId("parts").getBoundingClientRect();
-  const [x, y] = [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height];
-  if (answer && x >= 0 && x < 1 && y >= 0 && y < 1) paint(x, y, brush());
-}
-
 byId("parts").addEventListener("pointerdown", (event) => {
+  if (!answer) return;
   byId("parts").setPointerCapture(event.pointerId);
   cursor = -1;
-  paintAt(event);
+  stroke = placeOf(event);
+  strokeTo(stroke);
 });
-byId("parts").addEventListener("pointermove", (event) => event.buttons && paintAt(event));
+byId("parts").addEventListener("pointermove", (event) => stroke && event.buttons && strokeTo(placeOf(event)));
+byId("parts").addEventListener("pointerup", () => { stroke = null; });
+byId("parts").addEventListener("pointercancel", () => { stroke = null; });
 byId("parts").addEventListener("keydown", (event) => {
   const [row, column] = [Math.floor(Math.max(cursor, 0) / patchColumns), Math.max(cursor, 0) % patchColumns];
   const moved = {
@@ -379,7 +399,9 @@ byId("parts").addEventListener("keydown", (event) => {
   cursor = moved[0] * patchColumns + moved[1];
   if (event.key !== " ") return draw();
   const inPatch = (_, cell) => patchOf(cell) === cursor;
-  const value = answer.mask.filter(inPatch).some(Boolean) ? 0 : 1;
+  // While it is being answered, what was done last is in the edits alone.
+  const shown = answer.mask.map((on, index) => (busy && edits[index] >= 0 ? edits[index] : on));
+  const value = shown.filter(inPatch).some(Boolean) ? 0 : 1;
   edits = edits.map((edit, cell) => (inPatch(edit, cell) ? value : edit));
   update();
 });
