@@ -350,7 +350,8 @@ BAD = {
     "a mask of another size": case(
         masked(np.zeros((41, 50), np.uint8)),
         LIST,
-        "mask.png is 50 x 41 pixels, but its image 0.jpg is 50 x 40",
+        "mask.png is 50 x 41 pixels, but its image ",
+        "0.jpg is 50 x 40",
         "remove",
     ),
     "a mask that is not there": case(

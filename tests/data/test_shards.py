@@ -185,13 +185,16 @@ def huge_png():
         ({"0003.jpg": b"no image"}, "/0003.jpg is not a readable image (cannot identify image file)"),
         ({"0003.jpg": b""}, "/0003.jpg is not a readable image (the file is empty"),
         ({"0003.jpg": huge_png()}, "/0003.jpg is not a readable image (it has more than 178,956,970 pixels"),
-        ({"0003.mask.png": picture(3, (9, 9))}, "/0003.mask.png is 9 x 9 pixels, but its image 0003.jpg is 40 x 30"),
+        (
+            {"0003.mask.png": picture(3, (9, 9))},
+            "/0003.mask.png is 9 x 9 pixels, but its image {shard}/0003.jpg is 40 x 30",
+        ),
     ],
 )
 def test_what_is_wrong_names_the_shard_and_the_member(changes, said, tmp_path):
     members = {name: content for name, content in {**samples(range(8)), **changes}.items() if content is not None}
     shard = write_shard(tmp_path / "train-000.tar", members)
-    with pytest.raises(IfamError, match=re.escape(f"{shard}{said}")):
+    with pytest.raises(IfamError, match=re.escape(f"{shard}{said.format(shard=shard)}")):
         load(tmp_path)
 
 

@@ -144,8 +144,7 @@ class ImageFiles:
 def _sizes_differ(path: Path, record: Record, mask: tuple[int, int], image: tuple[int, int]) -> str:
     line = f" ({record.line})" if record.line else ""
     return (
-        f"The mask {path} is {mask[0]} x {mask[1]} pixels, but its image {record.path.name} is {image[0]} x "
-        f"{image[1]}{line}"
+        f"The mask {path} is {mask[0]} x {mask[1]} pixels, but its image {record.path} is {image[0]} x {image[1]}{line}"
     )
 
 
