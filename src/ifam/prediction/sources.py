@@ -9,10 +9,12 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
 
+from ifam.data.benchmarks.folder import find_list
 from ifam.data.dicom import DICOM
 from ifam.data.files import choose_images, list_images, readable_extensions
 from ifam.data.members import is_file
 from ifam.data.source_files import iter_csv, listed_path
+from ifam.data_config import FolderConfig
 from ifam.errors import IfamError
 from ifam.io import local_path
 
@@ -120,6 +122,8 @@ def _source(given: str | Path, path_column: str, outside: Sequence[Path]) -> _So
             raise IfamError(f"There is no standard input to read a list from; {EXPECTED}.")
         return _Lines(getattr(sys.stdin, "buffer", sys.stdin))
     path = local_path(given)
+    if path.is_dir() and (listed := find_list(path, path_column, FolderConfig().label_column)):
+        return _Csv(listed, path_column)
     if path.is_dir():
         listing = list_images(path, outside=outside, extensions=readable_extensions() | DICOM)
         listing.require_images(path)

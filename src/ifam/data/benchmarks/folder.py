@@ -80,21 +80,30 @@ def load_folder(root: Path | None, config: FolderConfig) -> Benchmark:
     return _load_classes(root, config) if path is None else _load_csv(root, path, config)
 
 
+def find_list(root: Path, path_column: str, label_column: str) -> Path | None:
+    """The file `images.csv` of a folder if it is a list of images, which has these columns."""
+    path = root / LIST
+    if not path.is_file():
+        return None
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        header = {name.strip('" ') for name in re.split("[,;\t]", file.readline().strip())}
+    if not {path_column, label_column} <= header:
+        return None
+    logger.info("Images are taken from the list %s.", path)
+    return path
+
+
 def _list_file(root: Path, config: FolderConfig) -> Path | None:
     """The CSV file that is named, or else `images.csv` if it is a list of images; None for class folders."""
     if config.csv:
         return root / local_path(config.csv)
-    path = root / LIST
-    if path.is_file():
-        with path.open(encoding="utf-8-sig", errors="replace") as file:
-            header = {name.strip('" ') for name in re.split("[,;\t]", file.readline().strip())}
-        if {config.path_column, config.label_column} <= header:
-            logger.info("Images are taken from the list %s.", path)
-            return path
+    if found := find_list(root, config.path_column, config.label_column):
+        return found
+    if (root / LIST).is_file():
         logger.warning(
             "%s is not used: its first line names no columns %r and %r; name them with --data.path_column and "
             "--data.label_column, or move the file.",
-            *(path, config.path_column, config.label_column),
+            *(root / LIST, config.path_column, config.label_column),
         )
     if (root / SETTINGS).exists():
         raise IfamError(f"{root} has no {LIST}: `ifam prepare` was stopped before its end; run the same command again.")
