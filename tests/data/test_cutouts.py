@@ -19,8 +19,10 @@ from ifam.cli.parser import parse
 from ifam.data import load_benchmark
 from ifam.data.composites import prepare_cutouts
 from ifam.data.cutouts import SPLITS
+from ifam.data.fingerprints import fingerprint
 from ifam.data_config import CutoutsConfig
 from ifam.errors import IfamError
+from ifam.prediction.sources import ImageSources
 
 PHOTOGRAPHS = Path(__file__).parents[3] / "shared" / "photographs"
 KINDS = {"bird": (200, 40, 40), "cat": (200, 120, 40), "rose": (40, 40, 200)}
@@ -215,6 +217,35 @@ def test_names_are_found_in_either_encoding_of_accents(material):
     classes = {"V\u00f6gel": ("V\u00f6gel",), "plant": ("rose",)}
     out = prepare(material, classes=classes, places={"Vo\u0308gel": ("Gr\u00fcn",), "plant": ("water",)})
     assert load_benchmark("folder", out).class_names == ("V\u00f6gel", "plant")
+
+
+def test_a_changed_picture_on_another_background_is_noticed(material):
+    out = prepare(material)
+    seen = {fingerprint(load_benchmark("folder", out))}
+    for name in ("swapped/test/00003.jpg", "swapped/val/00001.jpg", "third/test/00000.jpg"):
+        with (out / name).open("ab") as file:
+            file.write(b"\0")
+        seen.add(fingerprint(load_benchmark("folder", out)))
+    text = (out / "images.csv").read_text()
+    (out / "images.csv").write_text(re.sub(r"swapped/test/\d+\.jpg", "", text))
+    seen.add(fingerprint(load_benchmark("folder", out)))
+    assert len(seen) == 5
+
+
+def test_predict_sees_the_images_of_the_list_alone(material):
+    out = prepare(material)
+    found = [one.path.relative_to(out).as_posix() for one in ImageSources(out)]
+    assert found == [row["path"] for row in rows(out / "images.csv")]
+    # A list of something else changes nothing.
+    (out / "images.csv").write_text("path,score\nx,1\n")
+    assert len(list(ImageSources(out))) > len(found)
+
+
+def test_a_picture_of_another_size_than_its_mask_is_named(material):
+    out = prepare(material)
+    Image.new("RGB", (50, 40)).save(out / "swapped" / "test" / "00003.jpg")
+    with pytest.raises(IfamError, match=r"its image \S+swapped/test/00003\.jpg is 50 x 40"):
+        load_benchmark("folder", out)
 
 
 def test_an_audit_swaps_backgrounds_as_the_benchmark_does(material, make_model):

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ def fingerprint(benchmark: Benchmark, splits: Iterable[str] | None = None) -> st
         digest.update(f"{name} {len(examples)}".encode())
         if hasattr(examples, "records"):
             _add_files(digest, examples.records)
+            _add_elsewhere(digest, examples.records, getattr(examples, "others", {}))
         elif isinstance(getattr(examples, "images", None), Tensor):
             for values in (examples.images.mul(255).round().to(torch.uint8), examples.labels, examples.groups):
                 digest.update(values.contiguous().numpy().tobytes())
@@ -85,6 +86,14 @@ def _add_files(digest: Any, records: Sequence[Record]) -> None:
             digest.update(sample(path))
         for name, values in sorted((record.extra or {}).items()):
             digest.update(name.encode() + values.tobytes())
+
+
+def _add_elsewhere(digest: Any, records: Sequence[Record], others: Mapping[str, Mapping[Path, Record]]) -> None:
+    """Hash pictures of the same objects on other backgrounds, by which answers that flip are counted."""
+    for name, known in sorted(others.items()):
+        for number, record in enumerate(records):
+            if other := known.get(record.path):
+                digest.update(f"{name}|{number}|".encode() + sample(other.path))
 
 
 def _add_others(digest: Any, examples: Any) -> None:
