@@ -171,7 +171,7 @@ def test_a_fault_is_found(bright, monkeypatch):
 
 
 def test_pixels_of_a_region_are_counted_from_anywhere(bright):
-    sizes = {pixels: region_size(bright, "columns", 1, pixels) for pixels in (1, 2, 3, 4, 5, 12)}
+    sizes = {pixels: region_size(bright, "columns", None, pixels) for pixels in (1, 2, 3, 4, 5, 12)}
     assert sizes == {1: 1, 2: 2, 3: 2, 4: 3, 5: 3, 12: 6}
     images = torch.randn(4, 3, 8, 12)
     result = certify(bright, images, width=1, region_pixels=2, attack=2, steps=2)

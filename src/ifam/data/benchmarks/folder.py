@@ -23,6 +23,7 @@ order of their names, whole numbers in the order of their values.
 """
 
 import logging
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -83,7 +84,7 @@ def load_folder(root: Path | None, config: FolderConfig) -> Benchmark:
 def find_list(root: Path, path_column: str, label_column: str) -> Path | None:
     """The file `images.csv` of a folder if it is a list of images, which has these columns."""
     path = root / LIST
-    if not path.is_file():
+    if not os.path.isfile(path):  # also where the folder may not be read, which is said by those who list it
         return None
     with path.open(encoding="utf-8-sig", errors="replace") as file:
         header = {name.strip('" ') for name in re.split("[,;\t]", file.readline().strip())}
