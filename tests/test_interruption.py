@@ -204,6 +204,25 @@ def test_the_sentence_and_the_status(number, capsys, monkeypatch, tmp_path):
     assert capsys.readouterr().err == f"ifam: Stopped by {name}: nothing was written; the same command starts over.\n"
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="systems without fork")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_loader_that_does_not_answer_ends_when_its_parent_has_waited():
+    """Its group was interrupted before, so that the later signal is its parent's."""
+    child = os.fork()
+    if child == 0:
+        follow_parent()
+        while True:
+            time.sleep(60)
+    time.sleep(0.5)
+    started = time.monotonic()
+    os.kill(child, signal.SIGINT)
+    time.sleep(2.2)
+    os.kill(child, signal.SIGTERM)
+    _, status = os.waitpid(child, 0)
+    assert os.WTERMSIG(status) == signal.SIGTERM
+    assert time.monotonic() - started < 10
+
+
 def installed(words):
     """The installed program, in a session of its own."""
     words = [sys.executable, "-m", "ifam.cli", *map(str, words)]

@@ -118,11 +118,20 @@ def _silence_threads() -> None:
     sys.excepthook = threading.excepthook = _show_nothing
 
 
+# When a process that loads images got its first signal.
+_first_in_child: list[float] = []
+
+
 def _in_child(number: int, deferred: bool = False) -> None:
-    """Handle a signal in a fork of the process, such as a loader of images: its parent ends it, but for SIGTERM."""
+    """Handle a signal in a fork of the process, such as a loader of images: its parent ends it, but for SIGTERM.
+
+    A SIGTERM that comes a while after a signal is the parent's, which has waited for the end of this process.
+    """
+    now = time.monotonic()
+    _first_in_child.append(now)
     if number != signal.SIGTERM:
         return
-    if deferred or _deferred:
+    if (deferred or _deferred) and now - _first_in_child[0] < _REPEATED:
         signal.alarm(_GRACE)
     else:
         signal.signal(number, signal.SIG_DFL)
