@@ -90,7 +90,7 @@ class Session:
         name: Its name.
         plain: The answer of the plain model to it.
         notice: What was said last, but for mistakes: it stays while the image is edited.
-        number: How many images were on the table before it, to tell edits of one from edits of the next.
+        number: Which image of the visit it is, from 1, to tell edits of one from edits of the next.
         model: The model that answers: the studio's, or the last that was learned.
         saved: Where that was saved.
         learned: Names of the images that it was learned from.
